@@ -1,0 +1,202 @@
+"""Images from .npy and .npz files."""
+
+import contextlib
+import io
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vae_jax.config import DataConfig
+from vae_jax.data import load
+from vae_jax.errors import UserError
+
+IMAGES = np.random.RandomState(0).randint(0, 256, (10, 6, 6)).astype(np.uint8)
+
+
+@pytest.fixture
+def config(tmp_path):
+    def make(name: str = "data.npz", **options) -> DataConfig:
+        options = {"image_size": 6, "test": 2.0, **options}
+        return DataConfig(source="array", path=str(tmp_path / name), cache_dir=str(tmp_path / "cache"), **options)
+
+    return make
+
+
+def refused(config: DataConfig) -> str:
+    with pytest.raises(UserError) as error:
+        load(config)
+    assert "\n" not in str(error.value)
+    assert config.path in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("shape", [(10, 6, 6), (10, 6, 6, 1), (5, 6, 6, 3), (4, 6, 6, 4)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_npy(config, shape, channels):
+    images = np.random.RandomState(1).randint(0, 256, shape).astype(np.uint8)
+    np.save(config("data.npy").path, images)
+    data = load(config("data.npy", channels=channels))
+    assert (data.name, len(data.train), data.image_shape) == ("data", shape[0] - 2, (6, 6, channels))
+    assert data.train.labels is None
+    if channels == 1 and shape[3:] in ((), (1,)):
+        everything = np.sort(np.concatenate([data.train.images, data.test.images]), axis=0)
+        np.testing.assert_array_equal(everything, np.sort(images.reshape(-1, 6, 6, 1), axis=0))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
+def test_floats_are_scaled_and_rounded(config, dtype):
+    levels = (IMAGES / 255).astype(dtype)
+    np.savez(config().path, images=levels)
+    np.savez(config("bytes.npz").path, images=IMAGES)
+    expected = load(config("bytes.npz"))
+    data = load(config())
+    tolerance = 0 if np.dtype(dtype).itemsize > 2 else 1
+    assert np.abs(data.train.images.astype(int) - expected.train.images).max() <= tolerance
+    np.savez(config().path, images=np.full((5, 6, 6), 0.5 / 255 + 1e-6, dtype))
+    if tolerance == 0:
+        assert (load(config()).train.images == 1).all()
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_as_keras_names_it(config, save):
+    labels = np.arange(10, dtype=np.uint8)[:, None]
+    save(config().path, x_train=IMAGES, y_train=labels, x_test=IMAGES[:3], y_test=labels[:3])
+    data = load(config())
+    np.testing.assert_array_equal(data.train.images[..., 0], IMAGES)
+    np.testing.assert_array_equal(data.train.labels, np.arange(10))
+    np.testing.assert_array_equal(data.test.images[..., 0], IMAGES[:3])
+    np.testing.assert_array_equal(data.test.labels, np.arange(3))
+    assert data.test.labels.dtype == np.int64
+
+
+def test_npz_with_other_names(config):
+    np.savez(config().path, train=IMAGES, test=IMAGES[:4])
+    assert (len(load(config()).train), len(load(config()).test)) == (10, 4)
+    np.savez(config().path, images=IMAGES, labels=np.arange(10), more=np.zeros(3))
+    lines = []
+    data = load(config(), report=lines.append)
+    assert (len(data.train), len(data.test)) == (8, 2)
+    assert any(line.endswith("ignoring more") for line in lines)
+
+
+def test_only_what_is_resized_is_cached(config, tmp_path):
+    np.savez(config().path, images=IMAGES)
+    load(config())
+    assert not (tmp_path / "cache").exists()
+    load(config(image_size=8))
+    assert (tmp_path / "cache").exists()
+
+
+def test_fortran_order(config):
+    np.save(config("data.npy").path, np.asfortranarray(IMAGES))
+    data = load(config("data.npy", test=1.0))
+    np.testing.assert_array_equal(
+        data.train.images[..., 0], IMAGES[np.sort(np.random.RandomState(0).permutation(10)[1:])]
+    )
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (IMAGES.astype(np.int64), "found int64"),
+        (IMAGES > 9, "found bool"),
+        (IMAGES.astype(complex), "found complex"),
+        (IMAGES / 128, "levels from"),
+        (IMAGES / 255 - 0.5, "levels from"),
+        (np.full((4, 6, 6), np.nan), "levels from nan"),
+        (np.full((4, 6, 6), np.inf), "levels from inf"),
+        (IMAGES[0], "found shape"),
+        (np.zeros((4, 3, 6, 6), np.uint8), "found shape"),
+        (np.zeros((2, 2, 6, 6, 3), np.uint8), "found shape"),
+        (np.zeros((0, 6, 6), np.uint8), "does not fit"),
+        (np.zeros((4, 6, 0), np.uint8), "does not fit"),
+        (np.array([[["a"]]], object), "does not fit"),
+        (np.array([[["a"]]]), "found <U1"),
+    ],
+)
+@pytest.mark.parametrize("name", ["data.npy", "data.npz"])
+def test_other_arrays_are_refused(config, images, reason, name):
+    np.save(config(name).path, images) if name == "data.npy" else np.savez(config(name).path, images=images)
+    assert reason in refused(config(name))
+
+
+@pytest.mark.parametrize("labels", [np.arange(9), np.arange(10.0), np.arange(20).reshape(10, 2), np.int64(1)])
+def test_other_labels_are_refused(config, labels):
+    np.savez(config().path, images=IMAGES, labels=labels)
+    assert "expected 10 integer labels" in refused(config())
+
+
+def test_other_files_are_refused(config, tmp_path):
+    assert "found nothing" in refused(config("missing.npz"))
+    (tmp_path / "folder.npz").mkdir()
+    assert "found a folder" in refused(config("folder.npz"))
+    (tmp_path / "text.txt").write_text("text")
+    assert "found another file" in refused(config("text.txt"))
+    np.savez(config().path, pictures=IMAGES)
+    assert "found pictures" in refused(config())
+
+
+def test_nothing_is_unpickled(config):
+    class Trap:
+        def __reduce__(self):
+            return (pytest.fail, ("unpickled",))
+
+    array = np.empty((1, 1, 1), object)
+    array[0, 0, 0] = Trap()
+    np.savez(config().path, images=array)
+    refused(config())
+    np.save(config("data.npy").path, array)
+    refused(config("data.npy"))
+
+
+def npy_header(shape: str, descr: str = "|u1") -> bytes:
+    header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
+
+
+@pytest.mark.parametrize(
+    "shape", ["(1000000, 1000, 1000)", f"({10**30}, 6, 6)", "(-1, 6, 6)", "(4, 6, 6)", "(2, 6, 6)"]
+)
+@pytest.mark.parametrize("name", ["data.npy", "data.npz"])
+def test_lying_headers_are_refused(config, shape, name):
+    content = npy_header(shape) + bytes(3 * 36)
+    with open(config(name).path, "wb") as file:
+        if name == "data.npy":
+            file.write(content)
+        else:
+            with zipfile.ZipFile(file, "w") as archive:
+                archive.writestr("images.npy", content)
+    assert "does not fit" in refused(config(name))
+
+
+def test_a_zip_bomb_is_refused(config, monkeypatch):
+    monkeypatch.setattr("vae_jax.data.array.UNPACKED_LIMIT", 1 << 20)
+    np.savez_compressed(config().path, images=np.zeros((2048, 32, 32), np.uint8))
+    assert "expected at most 1,048,576 bytes" in refused(config())
+    np.savez(config().path, images=np.zeros((2048, 32, 32), np.uint8))
+    assert len(load(config()).test) == 2
+
+
+def saved(compressed: bool) -> bytes:
+    buffer = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(buffer, images=IMAGES, labels=np.arange(10))
+    return buffer.getvalue()
+
+
+@settings(deadline=None)
+@given(data=st.data(), compressed=st.booleans())
+def test_damage_is_refused_or_harmless(tmp_path_factory, data, compressed):
+    content = bytearray(saved(compressed))
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= data.draw(st.integers(1, 255))
+    if data.draw(st.booleans()):
+        del content[data.draw(st.integers(0, len(content) - 1)) :]
+    path = tmp_path_factory.mktemp("array") / "data.npz"
+    path.write_bytes(content)
+    config = DataConfig(source="array", path=str(path), image_size=6, test=2.0)
+    with contextlib.suppress(UserError):
+        assert len(load(config).train) == 8

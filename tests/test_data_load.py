@@ -1,0 +1,284 @@
+"""What all sources share: the registry, resizing, holding out, the cache."""
+
+import math
+import multiprocessing
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vae_jax.config import DataConfig
+from vae_jax.data import SOURCES, Dataset, Split, load
+from vae_jax.data.cache import cache_folder
+from vae_jax.data.load import hold_out
+from vae_jax.data.resize import Resizer
+from vae_jax.errors import UserError
+
+RANDOM = np.random.RandomState(0)
+GREY = RANDOM.randint(0, 256, (30, 8, 8)).astype(np.uint8)
+
+
+@pytest.fixture
+def array_config(tmp_path):
+    """Thirty grey images in a file, resized and cached."""
+    path = tmp_path / "images.npz"
+    np.savez(path, images=GREY, labels=np.arange(30))
+    return DataConfig(source="array", path=str(path), image_size=16, test=0.1, cache_dir=str(tmp_path / "cache"))
+
+
+def same(first: Dataset, second: Dataset) -> None:
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(getattr(first, split).images, getattr(second, split).images)
+        np.testing.assert_array_equal(getattr(first, split).labels, getattr(second, split).labels)
+
+
+# The registry
+
+
+def test_importing_the_package_is_light():
+    code = (
+        "import sys, vae_jax.data; "
+        "heavy = {'tensorflow_datasets', 'tensorflow', 'sklearn', 'scipy', 'jax', 'requests', 'matplotlib'}; "
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_an_unknown_source_is_refused_with_the_nearest_one():
+    with pytest.raises(UserError, match=r"data\.source: .* found 'mnst' \(did you mean mnist\?\)"):
+        load(DataConfig(source="mnst"))
+
+
+@pytest.mark.parametrize(
+    ("config", "option"),
+    [
+        (DataConfig(source="folder"), "data.path"),
+        (DataConfig(source="array"), "data.path"),
+        (DataConfig(source="tfds"), "data.name"),
+    ],
+)
+def test_an_impossible_option_is_refused(config, option):
+    with pytest.raises(UserError, match=option):
+        load(config)
+
+
+# The digits
+
+
+def test_digits():
+    from sklearn.datasets import load_digits
+
+    data = load(DataConfig(image_size=8))
+    assert (data.name, len(data.train), len(data.test), data.validation) == ("digits", 1437, 360, None)
+    assert data.class_names == tuple("0123456789")
+    order = np.random.RandomState(0).permutation(1797)
+    expected = np.round(load_digits().images * 255 / 16)
+    np.testing.assert_array_equal(data.test.images[..., 0], expected[order[:360]])
+    np.testing.assert_array_equal(data.test.labels, load_digits().target[order[:360]])
+    np.testing.assert_array_equal(data.train.images[..., 0], expected[np.sort(order[360:])])
+    assert data.train.images.max() == 255
+
+
+def test_digits_are_not_cached(tmp_path):
+    load(DataConfig(cache_dir=str(tmp_path / "cache")))
+    assert not (tmp_path / "cache").exists()
+
+
+# Resizing
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (5, 9), (5, 9, 3), (8, 8, 3), (8, 8, 4)])
+def test_arrays_are_resized_as_pillow_does(shape, channels):
+    images = RANDOM.randint(0, 256, (3, *shape)).astype(np.uint8)
+    if shape[-1] == 4:
+        images[..., 3] = 255  # opaque
+    result = Resizer(8, channels).stack(images, 3)
+    assert (result.shape, result.dtype) == ((3, 8, 8, channels), np.uint8)
+    for image, row in zip(images, result, strict=True):
+        picture = Image.fromarray(image[..., 0] if image.shape[-1:] == (1,) else image)
+        picture = picture.convert("L" if channels == 1 else "RGB").resize((8, 8), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(row, np.asarray(picture).reshape(8, 8, channels))
+
+
+def test_what_has_the_right_size_and_mode_is_not_touched():
+    images = GREY[..., None]
+    assert np.shares_memory(Resizer(8, 1).stack(images, 30), images)
+    assert np.shares_memory(Resizer(8, 1).stack(GREY, 30), GREY)
+
+
+def test_the_number_of_images_is_checked():
+    with pytest.raises(ValueError, match="zip"):
+        Resizer(8, 1).stack(iter(GREY), 31)
+
+
+# Holding out
+
+
+@settings(deadline=None)
+@given(st.integers(2, 300), st.floats(0.01, 0.99))
+def test_a_fraction_is_held_out_rounded_up(total, fraction):
+    split = Split(np.arange(total).astype(np.uint8).reshape(-1, 1, 1, 1), np.arange(total))
+    count = math.ceil(round(fraction * total, 6))
+    if count == total:
+        with pytest.raises(UserError):
+            hold_out(split, fraction, "data.test")
+        return
+    kept, held = hold_out(split, fraction, "data.test")
+    assert (len(kept), len(held)) == (total - count, count)
+    assert sorted([*kept.labels, *held.labels]) == list(range(total))
+    assert (np.diff(kept.labels) > 0).all()
+    np.testing.assert_array_equal(held.labels, np.random.RandomState(0).permutation(total)[:count])
+    np.testing.assert_array_equal(held.images.ravel(), held.labels.astype(np.uint8))
+
+
+def test_a_fraction_that_is_whole_but_for_rounding():
+    assert 0.07 * 100 > 7
+    assert len(hold_out(Split(np.zeros((100, 1, 1, 1), np.uint8)), 0.07, "data.test")[1]) == 7
+
+
+@pytest.mark.parametrize("amount", [-1, -0.1, 0, 1.5, math.nan, math.inf, 30, 31, 0.999])
+def test_an_impossible_amount_is_refused(amount):
+    with pytest.raises(UserError, match=r"data\.test: expected"):
+        hold_out(Split(GREY[..., None]), amount, "data.test")
+
+
+def test_holding_out_everything_is_refused(array_config):
+    for option in ("test", "validation"):
+        with pytest.raises(UserError, match=rf"data\.{option}: "):
+            load(replace(array_config, **{option: 30.0}))
+
+
+def test_validation_and_test_are_disjoint(array_config):
+    data = load(replace(array_config, test=5.0, validation=0.2))
+    assert (len(data.train), len(data.validation), len(data.test)) == (20, 5, 5)
+    assert sorted([*data.train.labels, *data.validation.labels, *data.test.labels]) == list(range(30))
+
+
+def test_a_source_without_a_test_split_needs_one(array_config):
+    with pytest.raises(UserError, match=r"data\.test: .* images has no test split"):
+        load(replace(array_config, test=0.0))
+
+
+# The cache
+
+
+def cached_files(config):
+    return sorted((cache_folder(config) / "images").iterdir())
+
+
+def test_the_cache_gives_the_same(array_config, monkeypatch):
+    lines = []
+    first = load(array_config, report=lines.append)
+    assert any("cached in" in line for line in lines)
+    monkeypatch.setattr(Resizer, "stack", None)  # a second time nothing is resized
+    same(first, load(array_config))
+    other_split = load(replace(array_config, test=0.5))  # holding out comes after the cache
+    assert len(other_split.test) == 15
+    assert len(cached_files(array_config)) == 1
+
+
+@pytest.mark.parametrize("change", [{"image_size": 12}, {"channels": 3}])
+def test_the_key_holds_size_and_channels(array_config, change):
+    load(array_config)
+    data = load(replace(array_config, **change))
+    assert data.image_shape[::2] == (change.get("image_size", 16), change.get("channels", 1))
+    assert len(cached_files(array_config)) == 2
+
+
+def test_a_changed_file_is_read_anew(array_config):
+    first = load(array_config)
+    np.savez(array_config.path, images=255 - GREY, labels=np.arange(30))
+    assert (first.train.images != load(array_config).train.images).any()
+
+
+def test_damage_anywhere_is_found(array_config):
+    first = load(array_config)
+    (file,) = cached_files(array_config)
+    content = file.read_bytes()
+    places = [*range(0, len(content), 97), *range(len(content) - 60, len(content), 7)]
+    anew = 0
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place] ^= 0xFF
+        file.write_bytes(damaged)
+        lines = []
+        same(first, load(array_config, report=lines.append))
+        anew += any("making it anew" in line for line in lines)
+    assert anew > 0.8 * len(places)  # the rest is padding and file times in the zip format
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, -1])
+def test_a_truncated_cache_file_is_made_anew(array_config, size):
+    first = load(array_config)
+    (file,) = cached_files(array_config)
+    content = file.read_bytes()
+    file.write_bytes(content[:size])
+    lines = []
+    same(first, load(array_config, report=lines.append))
+    assert any("making it anew" in line for line in lines)
+    assert len(file.read_bytes()) == len(content)
+
+
+def test_other_arrays_in_the_cache_are_made_anew(array_config):
+    first = load(array_config)
+    (file,) = cached_files(array_config)
+    np.savez(file, train_images=np.zeros((30, 8, 8, 1), np.uint8))
+    same(first, load(array_config))
+
+
+def test_an_unwritable_cache_is_reported(array_config, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    lines = []
+    data = load(replace(array_config, cache_dir=str(tmp_path / "file")), report=lines.append)
+    assert len(data.train) == 27
+    assert any("not cached" in line for line in lines)
+
+
+def test_a_failed_write_leaves_nothing(array_config, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    lines = []
+    load(array_config, report=lines.append)
+    assert any("no space left" in line for line in lines)
+    assert cached_files(array_config) == []
+
+
+def _load_in_process(config, answers):
+    answers.put(load(config).train.images.sum())
+
+
+def test_two_processes_at_once(array_config):
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    processes = [context.Process(target=_load_in_process, args=(array_config, answers)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    sums = [answers.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert sums[0] == sums[1] == load(array_config).train.images.sum()
+    assert len(cached_files(array_config)) == 1
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache_folder(DataConfig()) == tmp_path / "xdg" / "vae_jax"
+    assert cache_folder(DataConfig(cache_dir="~/mine")) == tmp_path / "mine"
+    for unset in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unset)
+        assert cache_folder(DataConfig()) == tmp_path / ".cache" / "vae_jax"
+
+
+def test_every_source_is_registered_under_its_documented_name():
+    for name in SOURCES:
+        assert name in DataConfig.__doc__

@@ -1,0 +1,63 @@
+"""vae_jax: variational autoencoders in JAX and Flax.
+
+The public names; each is imported when it is first used, so that importing vae_jax costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vae_jax.config import Config, load_config
+    from vae_jax.data import Dataset, Split
+    from vae_jax.data import load as load_data
+    from vae_jax.errors import UserError
+    from vae_jax.evaluate import Model
+    from vae_jax.run import load as load_run
+    from vae_jax.run import train as train_run
+    from vae_jax.run import use
+    from vae_jax.train import Trained, TrainState, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "Dataset",
+    "Model",
+    "Split",
+    "TrainState",
+    "Trained",
+    "UserError",
+    "fit",
+    "load_config",
+    "load_data",
+    "load_run",
+    "train_run",
+    "use",
+]
+
+_PLACES = {
+    "Config": "config:Config",
+    "Dataset": "data:Dataset",
+    "Model": "evaluate:Model",
+    "Split": "data:Split",
+    "TrainState": "train:TrainState",
+    "Trained": "train:Trained",
+    "UserError": "errors:UserError",
+    "fit": "train:fit",
+    "load_config": "config:load_config",
+    "load_data": "data:load",
+    "load_run": "run:load",
+    "train_run": "run:train",
+    "use": "run:use",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'vae_jax' has no attribute {name!r}")
+    module, attribute = _PLACES[name].split(":")
+    return getattr(import_module(f"vae_jax.{module}"), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

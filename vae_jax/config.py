@@ -1,0 +1,346 @@
+"""What a run is made of: frozen dataclasses, filled from a YAML file in `configs/` and from overrides.
+
+Nothing here imports jax, so the command line can teach and refuse without waiting for it.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+
+def _require(section: Any, **expectations: str) -> None:
+    """Checks numbers against a range, written as in mathematics: "[0, 1)".
+
+    Raises:
+        UserError: naming the option, what was expected and what was found.
+    """
+    for name, interval in expectations.items():
+        found = getattr(section, name)
+        low, high = (float(end) for end in interval[1:-1].split(","))
+        for value in found if isinstance(found, tuple) else (found,):
+            if value is None:
+                continue
+            above = value > low if interval[0] == "(" else value >= low
+            below = value < high if interval[-1] == ")" else value <= high
+            if not (above and below and math.isfinite(value)):
+                option = f"{type(section).__name__.removesuffix('Config').lower()}.{name}".removeprefix(".")
+                raise UserError(f"{option}: expected a number in {interval}; found {value}")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and what is done to them before training.
+
+    Attributes:
+        source: digits (bundled, no download), mnist, fashion_mnist, kmnist, tfds (any other image data set of
+            tensorflow-datasets, see data.name), folder (PNG and JPEG files) or array (an .npy or .npz file).
+        name: the data set's name where data.source is tfds, for example cifar10 or svhn_cropped.
+        path: the folder, or the .npy or .npz file, where data.source is folder or array.
+        manual_dir: a folder with files downloaded by hand; for the MNIST family manual_dir/<data set>/ is looked at
+            first, then manual_dir itself. Checksums are verified.
+        cache_dir: where downloads and resized images are kept; by default vae_jax in the user's cache folder.
+        image_size: images are resized to image_size x image_size (bilinear).
+        channels: 1 for grey, 3 for RGB.
+        validation: held out of the training images; below 1 a fraction, from 1 on a number of images.
+        test: held out for testing where the source has no test split of its own; below 1 a fraction, from 1 on a
+            number of images.
+    """
+
+    source: str = "digits"
+    name: str | None = None
+    path: str | None = None
+    manual_dir: str | None = None
+    cache_dir: str | None = None
+    image_size: int = 32
+    channels: int = 1
+    validation: float = 0.0
+    test: float = 0.2
+
+    def __post_init__(self):
+        _require(self, image_size="[1, 1024]", channels="[1, 3]", validation="[0, inf)", test="[0, inf)")
+        if self.channels == 2:
+            raise UserError("data.channels: expected 1 (grey) or 3 (RGB); found 2")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The encoder and the decoder. The defaults are the article's network, quirks included.
+
+    Attributes:
+        network: which pair of networks (vae_jax/models).
+        latent: dimensions of the latent space z.
+        channels: feature maps of the encoder's convolutions, first to last; the decoder mirrors them.
+        kernel: side of every convolution's kernel.
+        strides: of the encoder's convolutions, one for all or one each; the decoder mirrors them.
+        paddings: of the encoder's convolutions, one each; null derives them from the image size.
+        hidden: units of the linear layer between the convolutions and the heads.
+        activation: after every layer but the last: leaky_relu (slope 0.01), relu, elu, gelu, silu or tanh.
+        batch_norm: BatchNorm after every convolution but the last.
+        batch_norm_momentum: weight of the newest batch in the running statistics (PyTorch's convention).
+        unbiased_running_variance: as PyTorch keeps it; false keeps the biased variance, as Flax does.
+        hidden_activation: an activation after the hidden linear layer (the article has none).
+        head_activation: an activation after the heads for mean and log-variance (the article has it).
+        head_dropout: dropout rate after the heads (the article has 0.2; 0 for none).
+        decoder_dropout: dropout rate after the decoder's linear layer.
+        initialization: pytorch (uniform in ±1/√fan_in, biases too) or lecun (Flax's: LeCun normal, biases 0).
+        convolution: auto (matmul on a CPU, native elsewhere), native (XLA's) or matmul (im2col + matrix product).
+    """
+
+    network: str = "convolutional"
+    latent: int = 20
+    channels: tuple[int, ...] = (8, 16, 32, 64)
+    kernel: int = 4
+    strides: int | tuple[int, ...] = 2
+    paddings: tuple[int, ...] | None = None
+    hidden: int = 128
+    activation: str = "leaky_relu"
+    batch_norm: bool = True
+    batch_norm_momentum: float = 0.1
+    unbiased_running_variance: bool = True
+    hidden_activation: bool = False
+    head_activation: bool = True
+    head_dropout: float = 0.2
+    decoder_dropout: float = 0.2
+    initialization: str = "pytorch"
+    convolution: str = "auto"
+
+    def __post_init__(self):
+        _require(
+            self,
+            latent="[1, 65536]",
+            channels="[1, 65536]",
+            kernel="[1, 64]",
+            strides="[1, 64]",
+            paddings="[0, 64]",
+            hidden="[1, 65536]",
+            batch_norm_momentum="(0, 1]",
+            head_dropout="[0, 1)",
+            decoder_dropout="[0, 1)",
+        )
+        if not self.channels:
+            raise UserError("model.channels: expected at least one convolution; found none")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised.
+
+    Attributes:
+        name: vae (Bernoulli reconstruction + KL, nats per image), autoencoder (squared error, no sampling) or
+            denoising_autoencoder (the same from a corrupted input), see vae_jax/objectives.
+        beta: weight of the KL term in nats; 1 is the ELBO, others the β-VAE.
+        corruption: of a denoising autoencoder's input: gaussian (added noise) or masking (pixels set to 0).
+        corruption_level: the noise's standard deviation (grey levels are 0 to 1), or the fraction masked.
+    """
+
+    name: str = "vae"
+    beta: float = 1.0
+    corruption: str = "gaussian"
+    corruption_level: float = 0.3
+
+    def __post_init__(self):
+        _require(self, beta="[0, inf)", corruption_level="[0, 1]")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How it is minimised: Adam on shuffled batches.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images in a batch; the last, smaller batch of an epoch is used too.
+        learning_rate: Adam's, at its highest.
+        adam_b1: decay of Adam's first moment.
+        adam_b2: decay of Adam's second moment.
+        adam_eps: Adam's ε.
+        schedule: of the learning rate: constant, cosine or linear (both down to 0 at the end), or exponential.
+        warmup_steps: steps in which the learning rate first rises linearly from 0.
+        decay_rate: with schedule exponential, the factor per epoch.
+        gradient_clip: largest global norm of a gradient, or null for no clipping.
+        reduction: of a batch's losses before the gradient: sum (the article's) or mean. Reported figures are per
+            image either way.
+        chunk_steps: steps compiled into one call, between which progress shows; 0 measures about a second. The
+            results do not depend on it.
+    """
+
+    epochs: int = 5
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    adam_b1: float = 0.9
+    adam_b2: float = 0.999
+    adam_eps: float = 1e-8
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    decay_rate: float = 0.95
+    gradient_clip: float | None = None
+    reduction: str = "sum"
+    chunk_steps: int = 0
+
+    def __post_init__(self):
+        _require(
+            self,
+            epochs="[1, inf)",
+            batch_size="[1, inf)",
+            learning_rate="(0, inf)",
+            adam_b1="[0, 1)",
+            adam_b2="[0, 1)",
+            adam_eps="(0, inf)",
+            warmup_steps="[0, inf)",
+            decay_rate="(0, 1]",
+            gradient_clip="(0, inf)",
+            chunk_steps="[0, inf)",
+        )
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """What a run keeps in its folder.
+
+    Attributes:
+        keep_checkpoints: newest checkpoints kept, besides the best one.
+        checkpoint_minutes: an epoch longer than this is checkpointed inside as well.
+        figure_every: epochs between pictures of reconstructions; the last epoch always gets one.
+        figure_images: images in a picture of reconstructions or samples.
+    """
+
+    keep_checkpoints: int = 2
+    checkpoint_minutes: float = 10.0
+    figure_every: int = 1
+    figure_images: int = 64
+
+    def __post_init__(self):
+        _require(
+            self,
+            keep_checkpoints="[1, inf)",
+            checkpoint_minutes="(0, inf)",
+            figure_every="[1, inf)",
+            figure_images="[1, 1024]",
+        )
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run, whole.
+
+    Attributes:
+        seed: of everything random: initialisation, shuffling, noise and dropout.
+        data: the images.
+        model: the networks.
+        objective: what is minimised.
+        train: how it is minimised.
+        output: what is kept.
+    """
+
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self):
+        _require(self, seed="[0, 4294967295]")
+
+
+def shipped() -> dict[str, Path]:
+    """The configurations that come with the package, by name."""
+    package = Path(__file__).parent
+    # In the wheel they lie inside the package, in a checkout beside it.
+    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def find(name: str | Path) -> Path:
+    """The YAML file called `name`: a path, or the name of a shipped configuration.
+
+    Raises:
+        UserError: if there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if str(name) in shipped():
+        return shipped()[str(name)]
+    kind = "a folder" if path.is_dir() else "no such file"
+    raise UserError(f"--config {name}: expected a YAML file or one of {', '.join(shipped())}; found {kind}")
+
+
+def add_options(parser: "ArgumentParser") -> None:
+    """Adds every option of a configuration to a jsonargparse parser, with its help from the docstrings above."""
+    parser.add_argument("--config", action="config", metavar="FILE", help="a YAML file, or the name of a shipped one")
+    parser.add_class_arguments(Config)
+
+
+def read(parser: "ArgumentParser", arguments: Sequence[str]) -> Any:
+    """Parses options into a namespace whose fields include those of `Config`; flags win over the file.
+
+    Raises:
+        UserError: one line for whatever is wrong.
+    """
+    from argparse import ArgumentError
+
+    file, rest = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == "--config":
+            file = [f"--config={find(next(remaining, ''))}"]
+        elif argument.startswith("--config="):
+            file = [f"--config={find(argument.removeprefix('--config='))}"]
+        else:
+            rest.append(argument)
+    try:
+        # jsonargparse lets the later one win, so the file goes first.
+        return parser.instantiate(parser.parse_args([*file, *rest]))
+    except (ArgumentError, ValueError, TypeError, OSError) as error:
+        if isinstance(error, UserError):
+            raise
+        where = f"{file[0].removeprefix('--config=')}: " if file else ""
+        raise UserError(where + " ".join(str(getattr(error, "message", error)).split())) from error
+
+
+def load_config(name: str | Path | None = None, **overrides: Any) -> Config:
+    """A configuration from a YAML file or a shipped name, with overrides by dotted option.
+
+    `load_config("article", **{"train.epochs": 2})`; without a name, the defaults.
+
+    Raises:
+        UserError: for a missing file, an unknown option, a wrong type or a value out of range.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    add_options(parser)
+    arguments = [f"--{option}={_to_yaml(value)}" for option, value in overrides.items()]
+    found = read(parser, [*(["--config", str(name)] if name is not None else []), *arguments])
+    return from_namespace(found)
+
+
+def from_namespace(found: Any) -> Config:
+    """The configuration in a parsed namespace."""
+    return Config(found.seed, found.data, found.model, found.objective, found.train, found.output)
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration in full, as `load_config` reads it."""
+    import yaml
+
+    plain = _plain(asdict(config))
+    return yaml.safe_dump(plain, sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _to_yaml(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(_plain(value), default=str)

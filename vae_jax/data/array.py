@@ -1,0 +1,170 @@
+"""Images from an .npy or .npz file.
+
+Nothing is unpickled, and no size that a header claims is believed before it is compared with the file's.
+"""
+
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from vae_jax.config import DataConfig
+from vae_jax.data.dataset import Split
+from vae_jax.data.resize import Resizer
+from vae_jax.data.source import Opened, Report, Splits, file_state, required
+from vae_jax.errors import UserError
+
+LAYOUTS = (  # names of the train images, train labels, test images and test labels in an .npz file
+    ("x_train", "y_train", "x_test", "y_test"),  # Keras's
+    ("train", "", "test", ""),
+    ("images", "labels", "", ""),
+)
+UNPACKED_LIMIT = 4 << 30  # bytes; a compressed array can claim any size, and a zip bomb does
+
+
+def array(config: DataConfig, report: Report) -> Opened:
+    """Images (n, h, w[, c]), uint8 or floats in [0, 1]; an .npz file may add labels and a test split.
+
+    Raises:
+        UserError: the file is missing or damaged, or its arrays are of another kind.
+    """
+    path = Path(required(config.path, "data.path", "array")).expanduser()
+    if path.suffix.lower() not in (".npy", ".npz") or not path.is_file():
+        found = "a folder" if path.is_dir() else "another file" if path.exists() else "nothing"
+        raise UserError(f"data.path {path}: expected an .npy or .npz file, found {found}")
+    with _damage_named(path):
+        names = _names(path)
+        layout = next((layout for layout in LAYOUTS if layout[0] in names), None)
+        if layout is None:
+            expected = " or ".join(layout[0] for layout in LAYOUTS)
+            raise UserError(f"{path}: expected an array named {expected}, found {', '.join(names) or 'none'}")
+        headers = [_checked(path, name) for name in (layout[0], layout[2]) if name in names]
+    if ignored := sorted(set(names) - set(layout)):
+        report(f"{path}: ignoring {', '.join(ignored)}")
+
+    def split(image_name: str, label_name: str, resizer: Resizer) -> Split:
+        images = _images(path, image_name)
+        labels = _labels(path, label_name, len(images)) if label_name in names else None
+        return Split(resizer.stack(images, len(images)), labels)
+
+    def read(resizer: Resizer) -> Splits:
+        with _damage_named(path):
+            train = split(layout[0], layout[1], resizer)
+            return Splits(train, split(layout[2], layout[3], resizer) if layout[2] in names else None)
+
+    size, channels = config.image_size, config.channels
+    shapes = [(size, size, channels)] + [(size, size)] * (channels == 1)
+    ready = all(header.shape[1:] in shapes and header.dtype == np.uint8 for header in headers)
+    return Opened(path.stem, read, None if ready else file_state(path))
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What an .npy header says, and where (for messages)."""
+
+    where: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Turns what a damaged file raises into a UserError; numpy's and zipfile's parsers raise many kinds."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: expected a whole {path.suffix} file, found a damaged one ({reason})") from error
+
+
+def _names(path: Path) -> list[str]:
+    """The names of the arrays in a file; an .npy file's one array is called images."""
+    if path.suffix.lower() == ".npy":
+        return ["images"]
+    with zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+@contextmanager
+def _member(path: Path, name: str) -> Iterator[tuple[Any, _Header]]:
+    """Opens one array's .npy stream and reads its header, which must agree with the stream's size."""
+    if path.suffix.lower() == ".npy":
+        with path.open("rb") as file:
+            yield file, _header(file, os.fstat(file.fileno()).st_size, str(path))
+        return
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo(f"{name}.npy")
+        if info.compress_type != zipfile.ZIP_STORED and info.file_size > UNPACKED_LIMIT:
+            raise UserError(
+                f"{path}, {name}: expected at most {UNPACKED_LIMIT:,} bytes of compressed data, found "
+                f"{info.file_size:,}; save it uncompressed (np.savez) and as uint8"
+            )
+        if info.compress_type == zipfile.ZIP_STORED and info.file_size > path.stat().st_size:
+            raise UserError(f"{path}, {name}: expected at most the file's size, found a claim of {info.file_size:,}")
+        with archive.open(info) as file:
+            yield file, _header(file, info.file_size, f"{path}, {name}")
+
+
+def _header(file: Any, size: int, where: str) -> _Header:
+    """Reads the .npy header of a binary file of `size` bytes."""
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise UserError(f"{where}: expected .npy format 1.0 or 2.0, found {version[0]}.{version[1]}")
+    parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = parse(file)
+    body = size - file.tell()
+    if dtype.hasobject or min(shape, default=1) < 1 or prod(shape) * dtype.itemsize != body:
+        raise UserError(f"{where}: the header says {dtype} {shape}, which does not fit {body:,} bytes of data")
+    return _Header(where, shape, dtype)
+
+
+def _checked(path: Path, name: str) -> _Header:
+    """The header of an array of images."""
+    with _member(path, name) as (_, header):
+        shape, dtype = header.shape, header.dtype
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
+        raise UserError(f"{header.where}: expected images (n, h, w) or (n, h, w, 1, 3 or 4), found shape {shape}")
+    if dtype != np.uint8 and dtype.kind != "f":
+        raise UserError(f"{header.where}: expected uint8 or floats in [0, 1], found {dtype}")
+    return header
+
+
+def _array(path: Path, name: str) -> tuple[_Header, np.ndarray]:
+    with _member(path, name) as (file, header):
+        file.seek(0)
+        return header, np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _images(path: Path, name: str) -> UInt8[np.ndarray, "n h w *c"]:
+    """Reads images; floats are scaled by 255 and rounded, some images at a time."""
+    header, images = _array(path, name)
+    if images.dtype == np.uint8:
+        return images
+    out = np.empty(images.shape, np.uint8)
+    step = max(1, (1 << 24) // prod(images.shape[1:]))
+    for start in range(0, len(images), step):
+        part = images[start : start + step]
+        low, high = part.min(), part.max()  # NaN if any level is NaN
+        if not (low >= 0 and high <= 1):
+            raise UserError(f"{header.where}: expected floats in [0, 1], found levels from {low} to {high}")
+        np.rint(part * 255.0, out=out[start : start + step], casting="unsafe")
+    return out
+
+
+def _labels(path: Path, name: str, count: int) -> Int64[np.ndarray, " n"]:
+    """Reads labels, one integer an image, (n,) or Keras's (n, 1)."""
+    header, labels = _array(path, name)
+    if header.shape not in ((count,), (count, 1)) or header.dtype.kind not in "iu":
+        raise UserError(
+            f"{header.where}: expected {count:,} integer labels, found {header.dtype} of shape {header.shape}"
+        )
+    return labels.reshape(count).astype(np.int64)

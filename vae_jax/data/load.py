@@ -1,0 +1,105 @@
+"""From the configuration to a data set: open the source, read or cache it, hold out test and validation."""
+
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vae_jax.config import DataConfig
+from vae_jax.data.array import array
+from vae_jax.data.cache import cache_folder, cached
+from vae_jax.data.dataset import Dataset, Split
+from vae_jax.data.digits import digits
+from vae_jax.data.folder import folder
+from vae_jax.data.idx import FASHION_MNIST, KMNIST, MNIST
+from vae_jax.data.resize import Resizer, decode
+from vae_jax.data.source import Report, Source
+from vae_jax.data.tfds import tfds
+from vae_jax.errors import UserError
+from vae_jax.registry import lookup
+
+SOURCES: dict[str, Source] = {
+    "digits": digits,
+    "mnist": MNIST,
+    "fashion_mnist": FASHION_MNIST,
+    "kmnist": KMNIST,
+    "tfds": tfds,
+    "folder": folder,
+    "array": array,
+}
+
+
+def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
+    """Loads a data set into memory.
+
+    Args:
+        config: which one, and what is done to its images.
+        report: is told in short lines what takes time and what goes another way than usual.
+
+    Returns:
+        The data set, its images uint8, (images, image_size, image_size, channels). Which ones are held
+        out depends on their number alone, not on a run's seed. Training images stay in the source's order.
+
+    Raises:
+        UserError: an option, a file or the network does not let it.
+    """
+    report = report or (lambda line: None)
+    opened = lookup(SOURCES, config.source, "data.source")(config, report)
+    resizer = Resizer(config.image_size, config.channels, report)
+    if opened.fingerprint is None:
+        splits = opened.read(resizer)
+    else:
+        key = (config.source, opened.name, *opened.fingerprint)
+        splits = cached(cache_folder(config), config.source, key, resizer.shape, lambda: opened.read(resizer), report)
+    train, test = splits.train, splits.test
+    if test is None:
+        if config.test == 0:
+            raise UserError(f"data.test: expected more than 0, found 0, and {opened.name} has no test split of its own")
+        train, test = hold_out(train, config.test, "data.test")
+    validation = None
+    if config.validation != 0:
+        train, validation = hold_out(train, config.validation, "data.validation")
+    return Dataset(opened.name, train, test, validation, splits.class_names)
+
+
+def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.ndarray, "images size size channels"]:
+    """PNG and JPEG files as a data set of this configuration would hold them.
+
+    Raises:
+        UserError: one of them cannot be read; names it.
+    """
+    return Resizer(config.image_size, config.channels).stack(
+        (decode(Path(path), str(path)) for path in paths), len(paths)
+    )
+
+
+def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Split]:
+    """Takes images out of a split at random, always the same ones.
+
+    Args:
+        split: the images to take from.
+        amount: below 1 a fraction, rounded up; from 1 on a number of images.
+        option: the option that asks for it, for error messages.
+
+    Returns:
+        What is left, in order, and what was taken out, shuffled (a source may be sorted by class).
+
+    Raises:
+        UserError: the amount is negative or not a whole number, or leaves no image.
+    """
+    if not (0 < amount < 1 or (amount >= 1 and float(amount).is_integer())):
+        raise UserError(f"{option}: expected a fraction below 1 or a whole number of images, found {amount}")
+    total = len(split)
+    # rounded first: 0.07 * 100 is 7.000000000000001 in floating point
+    count = ceil(round(amount * total, 6)) if amount < 1 else int(amount)
+    if count >= total:
+        raise UserError(f"{option}: expected to leave images for training, found {count:,} to hold out of {total:,}")
+    order = np.random.RandomState(0).permutation(total)  # the legacy generator's stream is frozen for good
+    kept, held = np.sort(order[count:]), order[:count]
+
+    def take(indices: np.ndarray) -> Split:
+        return Split(split.images[indices], None if split.labels is None else split.labels[indices])
+
+    return take(kept), take(held)

@@ -1,0 +1,69 @@
+"""What a data source is: one function from the configuration to an `Opened` data set."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from vae_jax.config import DataConfig
+from vae_jax.data.dataset import Split
+from vae_jax.data.resize import Resizer
+from vae_jax.errors import UserError
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """All images of a source, resized, before anything is held out.
+
+    Attributes:
+        train: the training images.
+        test: the test images, or None where the source has no test split of its own.
+        class_names: the labels' names, or None.
+    """
+
+    train: Split
+    test: Split | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source that has been looked at, but not read.
+
+    Attributes:
+        name: the data set's name in reports.
+        read: reads all of it, with every image passed through the `Resizer`.
+        fingerprint: what determines the content (file names, sizes, times): the key of the resized images in
+            the cache. None where reading again is as fast as reading a cache.
+    """
+
+    name: str
+    read: Callable[[Resizer], Splits]
+    fingerprint: tuple[str, ...] | None = None
+
+
+class Source(Protocol):
+    """A data source. Opening is cheap (no decoding, no slow import); all work is in `Opened.read`."""
+
+    def __call__(self, config: DataConfig, report: Report, /) -> Opened:
+        """Raises UserError for what is missing or not readable."""
+        ...
+
+
+def required(value: str | None, option: str, source: str) -> str:
+    """The value of an option that a source cannot do without.
+
+    Raises:
+        UserError: it is not set.
+    """
+    if not value:
+        raise UserError(f"--{option} is not set: --data.source {source} needs it")
+    return value
+
+
+def file_state(path: Path) -> tuple[str, ...]:
+    """A file's place, size and time of change: as long as they stay, its content is taken to be the same."""
+    stat = path.stat()
+    return str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)

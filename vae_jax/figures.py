@@ -1,0 +1,129 @@
+"""Arrays in, pictures out."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int64
+from PIL import Image
+
+Pictures = Float[np.ndarray, "n height width channels"]
+
+# One colour for each class, told apart by colour-blind readers too (Tableau's ten).
+COLORMAP = "tab10"
+
+
+def _save(path: Path, write: Any) -> Path:
+    """Writes a PNG so that no half-written file is ever seen."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def grid(path: Path, pictures: Pictures, columns: int, gap_after_rows: int = 0) -> Path:
+    """Saves pictures in [0, 1] as a grid, row by row; small ones are enlarged by a whole factor.
+
+    Args:
+        path: of the PNG.
+        pictures: grey or RGB.
+        columns: pictures in a row.
+        gap_after_rows: leaves a wider gap after so many rows; 0 for none.
+    """
+    count, height, width, channels = pictures.shape
+    rows = -(-count // columns)
+    scale = max(1, 768 // (columns * width))
+    line, gap = 2, 8
+    tops = [
+        row * (height * scale + line) + (row // gap_after_rows * gap if gap_after_rows else 0) for row in range(rows)
+    ]
+    canvas = np.full(
+        (tops[-1] + height * scale + line, columns * (width * scale + line) + line, channels), 255, np.uint8
+    )
+    levels = np.rint(np.clip(pictures, 0, 1) * 255).astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
+    for i, picture in enumerate(levels):
+        top, left = tops[i // columns] + line, i % columns * (width * scale + line) + line
+        canvas[top : top + height * scale, left : left + width * scale] = picture
+    image = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
+    return _save(path, lambda temporary: image.save(temporary, "PNG"))
+
+
+def pairs(path: Path, above: Pictures, below: Pictures, columns: int = 16) -> Path:
+    """Saves rows of originals, each row above the row of its reconstructions."""
+    columns = min(columns, len(above))
+    rows = []
+    for start in range(0, len(above), columns):
+        for pictures in (above[start : start + columns], below[start : start + columns]):
+            missing = columns - len(pictures)
+            rows.append(np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=1.0))
+    return grid(path, np.concatenate(rows), columns, gap_after_rows=2)
+
+
+def loss_curve(path: Path, history: list[dict[str, Any]], unit: str) -> Path:
+    """Saves the loss and its parts by epoch."""
+    figure = _figure(9, 3.6)
+    epochs = [figures["epoch"] for figures in history]
+    marker = "o" if len(epochs) < 20 else None
+    parts = ["loss", "reconstruction", "kl"] if any(figures["train_kl"] for figures in history) else ["loss"]
+    for i, part in enumerate(parts):
+        axes = figure.add_subplot(1, len(parts), i + 1)
+        for split, style in (("train", "--"), ("validation", ":"), ("test", "-")):
+            if f"{split}_{part}" in history[0]:
+                axes.plot(
+                    epochs, [figures[f"{split}_{part}"] for figures in history], style, marker=marker, label=split
+                )
+        axes.set(title={"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}[part], xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        if i == 0:
+            axes.set_ylabel(unit)
+            axes.legend()
+    return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+def latent_plane(
+    path: Path,
+    means: Float[np.ndarray, "n 2"],
+    labels: Int64[np.ndarray, " n"] | None,
+    decoded: Pictures,
+    extent: float,
+) -> Path:
+    """Saves a two-dimensional latent space: where test images lie, and what its points decode to.
+
+    Args:
+        path: of the PNG.
+        means: the posterior's means of test images.
+        labels: their classes, or None.
+        decoded: pictures of a square grid over [−extent, extent]², row by row from the top left.
+        extent: half the side of the square shown.
+    """
+    figure = _figure(11, 5.4)
+    scatter = figure.add_subplot(1, 2, 1)
+    points = scatter.scatter(means[:, 0], means[:, 1], s=4, c=labels, cmap=COLORMAP if labels is not None else None)
+    if labels is not None:
+        figure.colorbar(points, ax=scatter, ticks=np.unique(labels), label="class")
+    scatter.set(title="test images", xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    side = math.isqrt(len(decoded))
+    _, height, width, channels = decoded.shape
+    tiles = decoded.reshape(side, side, height, width, channels).transpose(0, 2, 1, 3, 4)
+    tiles = tiles.reshape(side * height, side * width, channels)
+    plane = figure.add_subplot(1, 2, 2)
+    plane.imshow(tiles.squeeze(), cmap="gray", vmin=0, vmax=1, extent=(-extent, extent, -extent, extent))
+    plane.set(title="decoded", xlabel="$z_1$", ylabel="$z_2$")
+    return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+def _figure(width: float, height: float) -> Any:
+    """A matplotlib figure outside pyplot's global state, so no display is needed and nothing is left open."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

@@ -1,0 +1,148 @@
+"""The same model in PyTorch, from the same configuration: the reference for tests, benchmarks and comparisons.
+
+It needs the extra `torch`. Its state_dict has the article's names; `torch_weights.to_state_dict` fills it.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vae_jax.config import ModelConfig, ObjectiveConfig
+from vae_jax.errors import UserError
+from vae_jax.models.convolutional import plan
+
+ACTIVATIONS = {
+    "leaky_relu": functional.leaky_relu,  # its default slope is 0.01
+    "relu": functional.relu,
+    "elu": functional.elu,
+    "gelu": functional.gelu,
+    "silu": functional.silu,
+    "tanh": torch.tanh,
+}
+
+
+class TorchTwin(nn.Module):
+    """The convolutional encoder and decoder in PyTorch, with PyTorch's own initialisation."""
+
+    def __init__(self, config: ModelConfig, image_shape: tuple[int, int, int], heads: tuple[str, ...]):
+        """Builds the network for images of (height, width, channels) and these heads of the posterior.
+
+        Raises:
+            UserError: if PyTorch has no layer for what the configuration asks, or its sizes do not fit.
+        """
+        super().__init__()
+        if config.batch_norm and not config.unbiased_running_variance:
+            raise UserError("model.unbiased_running_variance: PyTorch's BatchNorm knows only true; found false")
+        sizes = plan(config, image_shape)
+        self.config, self.plan, self.heads = config, sizes, heads
+        self.activation = ACTIVATIONS[config.activation]
+        channels = (image_shape[2], *config.channels)
+        layers = len(config.channels)
+        for i in range(layers):
+            conv = nn.Conv2d(channels[i], channels[i + 1], config.kernel, sizes.strides[i], sizes.paddings[i])
+            self.add_module(f"conv{i + 1}", conv)
+            self._add_norm(f"BN{i + 1}", channels[i + 1])
+        side = sizes.sizes[-1]
+        self.fc1 = nn.Linear(channels[-1] * side * side, config.hidden)
+        for head in heads:
+            self.add_module(f"fc_{head}", nn.Linear(config.hidden, config.latent))
+        self.fc2 = nn.Linear(config.latent, sizes.widths[0] * side * side)
+        for i in range(layers):
+            mirrored = layers - 1 - i
+            stride, padding = sizes.strides[mirrored], sizes.paddings[mirrored]
+            reached = (sizes.sizes[mirrored + 1] - 1) * stride - 2 * padding + config.kernel
+            dec = nn.ConvTranspose2d(
+                sizes.widths[i],
+                sizes.widths[i + 1],
+                config.kernel,
+                stride,
+                padding,
+                output_padding=sizes.sizes[mirrored] - reached,
+            )
+            self.add_module(f"dec{i + 1}", dec)
+            if i < layers - 1:
+                self._add_norm(f"deb{i + 1}", sizes.widths[i + 1])
+
+    def _add_norm(self, name: str, channels: int) -> None:
+        if self.config.batch_norm:
+            self.add_module(name, nn.BatchNorm2d(channels, momentum=self.config.batch_norm_momentum))
+
+    def _layer(self, name: str, x: Tensor) -> Tensor:
+        return self.get_submodule(name)(x)
+
+    def _drop(self, name: str, x: Tensor, rate: float, masks: Mapping[str, Tensor] | None) -> Tensor:
+        if not self.training or rate == 0:
+            return x
+        if masks is None:
+            return functional.dropout(x, rate)
+        return x * masks[name] / (1 - rate)
+
+    def encode(self, x: Tensor, masks: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Images (batch, channels, height, width) to the heads, each (batch, latent).
+
+        Args:
+            x: images in [0, 1].
+            masks: dropout's, (batch, latent) for each "dropout_<head>"; by default PyTorch draws them.
+        """
+        config = self.config
+        for i in range(len(config.channels)):
+            x = self._layer(f"conv{i + 1}", x)
+            if config.batch_norm:
+                x = self._layer(f"BN{i + 1}", x)
+            x = self.activation(x)
+        x = self.fc1(x.flatten(1))
+        if config.hidden_activation:
+            x = self.activation(x)
+        heads = {}
+        for head in self.heads:
+            h = self._layer(f"fc_{head}", x)
+            if config.head_activation:
+                h = self.activation(h)
+            heads[head] = self._drop(f"dropout_{head}", h, config.head_dropout, masks)
+        return heads
+
+    def decode(self, z: Tensor, masks: Mapping[str, Tensor] | None = None) -> Tensor:
+        """z (batch, latent) to logits (batch, channels, height, width); `masks` may hold "dropout_fc2"."""
+        x = self.activation(self.fc2(z))
+        x = self._drop("dropout_fc2", x, self.config.decoder_dropout, masks)
+        side = self.plan.sizes[-1]
+        x = x.view(-1, self.plan.widths[0], side, side)
+        layers = len(self.config.channels)
+        for i in range(layers):
+            x = self._layer(f"dec{i + 1}", x)
+            if i < layers - 1:
+                if self.config.batch_norm:
+                    x = self._layer(f"deb{i + 1}", x)
+                x = self.activation(x)
+        return x
+
+    def forward(
+        self,
+        images: Tensor,
+        config: ObjectiveConfig,
+        noise: Tensor | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, reconstruction and KL per image, each (batch,), as `vae_jax.objectives` defines them.
+
+        Args:
+            images: (batch, channels, height, width) in [0, 1].
+            config: of the objective: vae or autoencoder.
+            noise: the reparameterization's ε, (batch, latent); by default PyTorch draws it.
+            masks: dropout's; by default PyTorch draws them.
+        """
+        heads = self.encode(images, masks)
+        mu = heads["mu"]
+        if config.name == "autoencoder":
+            error = (images - torch.sigmoid(self.decode(mu, masks))).square().sum((1, 2, 3))
+            return error, error, torch.zeros_like(error)
+        if config.name != "vae":
+            raise UserError(f"objective.name: the PyTorch twin knows vae and autoencoder; found {config.name}")
+        log_var = heads["log_var"]
+        noise = torch.randn_like(mu) if noise is None else noise
+        logits = self.decode(mu + noise * torch.exp(log_var / 2), masks)
+        reconstruction = functional.binary_cross_entropy_with_logits(logits, images, reduction="none").sum((1, 2, 3))
+        kl = -0.5 * (1 + log_var - mu.square() - log_var.exp()).sum(1)
+        return reconstruction + config.beta * kl, reconstruction, kl

@@ -1,0 +1,29 @@
+"""Likelihoods p(x|z), as pure functions of the decoder's output and the image."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Images = Float[Array, "batch height width channels"]
+
+
+def bernoulli_log_prob(logits: Images, images: Images) -> Float[Array, " batch"]:
+    """log p(x|z) of independent Bernoulli pixels, in nats per image, summed over pixels.
+
+    Grey levels in [0, 1] count as probabilities: minus the binary cross-entropy, which is not a normalised
+    likelihood then and has a floor above 0 (the entropy of the grey levels). Computed from logits
+    (Kingma & Welling 2013, appendix C.1), so value and gradient stay finite at any logit.
+    """
+    # x·l − softplus(l), in the form that never takes the exponential of a positive number.
+    log_prob = images * logits - jnp.maximum(logits, 0) - jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    return log_prob.sum((1, 2, 3))
+
+
+def squared_error(logits: Images, images: Images) -> Float[Array, " batch"]:
+    """‖x − σ(logits)‖² per image, summed over pixels: the L2 loss of a plain autoencoder, whose last layer is σ."""
+    return jnp.square(images - pixel_mean(logits)).sum((1, 2, 3))
+
+
+def pixel_mean(logits: Images) -> Images:
+    """E[x|z]: the picture a decoder's logits stand for, in [0, 1]."""
+    return jax.nn.sigmoid(logits)

@@ -1,0 +1,111 @@
+"""Networks. The only package that imports flax: everything else sees `Network`, two pure functions."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+
+from vae_jax.config import ModelConfig
+from vae_jax.models.convolutional import convolutional
+from vae_jax.models.initialization import INITIALIZATIONS, initialize
+from vae_jax.registry import lookup
+
+NETWORKS = {"convolutional": convolutional}
+
+
+class Variables(NamedTuple):
+    """A network's state.
+
+    Attributes:
+        params: what is trained.
+        batch_stats: BatchNorm's running statistics.
+    """
+
+    params: PyTree
+    batch_stats: PyTree
+
+
+class Autoencoder(NamedTuple):
+    """A network with its variables bound, as an objective sees it.
+
+    Attributes:
+        encode: images (batch, height, width, channels) in [0, 1] -> the posterior's heads, each (batch, latent).
+        decode: z (batch, latent) -> logits (batch, height, width, channels).
+    """
+
+    encode: Callable[[Float[Array, "batch h w c"]], dict[str, Float[Array, "batch latent"]]]
+    decode: Callable[[Float[Array, "batch latent"]], Float[Array, "batch h w c"]]
+
+
+class Network(NamedTuple):
+    """Encoder and decoder as pure functions.
+
+    Attributes:
+        init: key -> Variables.
+        apply: (variables, function, key=None, train=False) -> (function(Autoencoder), updated Variables). The key
+            feeds dropout and is needed in training only; out of training the variables come back as they are.
+    """
+
+    init: Callable[[Key[Array, ""]], Variables]
+    apply: Callable[..., tuple[Any, Variables]]
+
+
+def build(config: ModelConfig, image_shape: tuple[int, int, int], heads: tuple[str, ...]) -> Network:
+    """The configured network for images of (height, width, channels), with these heads of the posterior.
+
+    Raises:
+        UserError: if the name is unknown or the sizes do not fit.
+    """
+    lookup(INITIALIZATIONS, config.initialization, "model.initialization")
+    module = lookup(NETWORKS, config.network, "model.network")(config, image_shape, heads)
+
+    def bind(module: nn.Module, train: bool) -> Autoencoder:
+        def encode(x):
+            return module.encode(x, train=train)  # type: ignore[attr-defined]
+
+        def decode(z):
+            return module.decode(z, train=train)  # type: ignore[attr-defined]
+
+        return Autoencoder(encode, decode)
+
+    def init(key: Key[Array, ""]) -> Variables:
+        def both(module: nn.Module, images: Array, z: Array) -> None:
+            autoencoder = bind(module, train=False)
+            autoencoder.encode(images)
+            autoencoder.decode(z)
+
+        def make(key: Key[Array, ""], images: Array, z: Array) -> PyTree:
+            # Layers start as zeros, so the first key is not used.
+            variables = nn.init(both, module)(jax.random.key(0), images, z)
+            return {**variables, "params": initialize(config.initialization, key, variables["params"])}
+
+        # The inputs are arguments: as constants the compiler would evaluate the network on them.
+        variables = jax.jit(make)(key, jnp.zeros((1, *image_shape)), jnp.zeros((1, config.latent)))
+        return Variables(variables["params"], variables.get("batch_stats", {}))
+
+    def apply(
+        variables: Variables,
+        function: Callable[[Autoencoder], Any],
+        key: Key[Array, ""] | None = None,
+        train: bool = False,
+    ) -> tuple[Any, Variables]:
+        collections = {"params": variables.params, "batch_stats": variables.batch_stats}
+        rngs = {} if key is None else {"dropout": key}
+
+        def run(module: nn.Module) -> Any:
+            return function(bind(module, train))
+
+        if not train:
+            return nn.apply(run, module)(collections, rngs=rngs), variables
+        result, updated = nn.apply(run, module, mutable=["batch_stats"])(collections, rngs=rngs)
+        return result, variables._replace(batch_stats=updated.get("batch_stats", {}))
+
+    return Network(init, apply)
+
+
+def count_parameters(params: PyTree) -> int:
+    """Trainable numbers in `params`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,63 @@
+"""How kernels and biases start.
+
+All numbers are drawn at once and cut into parameters: with a draw for each, compiling took 15 s instead of 1.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+from jaxtyping import Array, Float, Key, PyTree
+
+from vae_jax.registry import lookup
+
+Draw = Float[Array, " numbers"]
+
+# The standard deviation of a unit normal truncated at ±2.
+TRUNCATED_DEVIATION = 0.87962566103423978
+
+
+def _uniform(key: Key[Array, ""], count: int) -> Draw:
+    return jax.random.uniform(key, (count,), minval=-1.0, maxval=1.0)
+
+
+def _normal(key: Key[Array, ""], count: int) -> Draw:
+    return jax.random.truncated_normal(key, -2.0, 2.0, (count,)) / TRUNCATED_DEVIATION
+
+
+# Each entry: how to draw, and the factors of a kernel's and of a bias's numbers, given the kernel's fan-in.
+INITIALIZATIONS: dict[str, tuple[Callable[..., Draw], Callable[[int], tuple[float, float]]]] = {
+    # PyTorch's default for Linear, Conv2d and ConvTranspose2d: uniform in ±1/√fan_in, biases too.
+    "pytorch": (_uniform, lambda fan_in: (fan_in**-0.5, fan_in**-0.5)),
+    # Flax's default (LeCun et al. 1998): a truncated normal of variance 1/fan_in, biases 0.
+    "lecun": (_normal, lambda fan_in: (fan_in**-0.5, 0.0)),
+}
+
+
+def initialize(name: str, key: Key[Array, ""], params: PyTree) -> PyTree:
+    """Fills every layer that has a kernel; BatchNorm's parameters stay as they are.
+
+    A kernel's last axis is not counted in its fan-in: that is the inputs of a Linear, inputs x side² of a Conv and,
+    as in PyTorch, *outputs* x side² of a ConvTranspose.
+
+    Raises:
+        UserError: if the name is unknown.
+    """
+    draw, factors = lookup(INITIALIZATIONS, name, "model.initialization")
+    numbers = draw(key, sum(leaf.size for leaf in jax.tree.leaves(params)))
+    used = 0
+
+    def take(parameter: Array, factor: float) -> Array:
+        nonlocal used
+        used += parameter.size
+        return factor * numbers[used - parameter.size : used].reshape(parameter.shape)
+
+    def fill(node: PyTree) -> PyTree:
+        if not isinstance(node, dict):
+            return node
+        if "kernel" not in node:
+            return {name: fill(child) for name, child in node.items()}
+        kernel_factor, bias_factor = factors(math.prod(node["kernel"].shape[:-1]))
+        return {"kernel": take(node["kernel"], kernel_factor), "bias": take(node["bias"], bias_factor)}
+
+    return fill(params)

@@ -1,0 +1,165 @@
+"""The layers the networks are made of, with PyTorch's arithmetic.
+
+Activations are feature-major, (features, …, batch), see convolution.py. Kernels are in Flax's layouts: Linear
+(in, out), Conv (side, side, in, out) and ConvTranspose (side, side, out, in).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from vae_jax.models.convolution import Convolution
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "leaky_relu": partial(jax.nn.leaky_relu, negative_slope=0.01),
+    "relu": jax.nn.relu,
+    "elu": jax.nn.elu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+def _zeros(key: Array, shape: tuple[int, ...]) -> Array:
+    """Kernels and biases start as zeros; initialization.py then fills all of them at once."""
+    return jnp.zeros(shape)
+
+
+class Linear(nn.Module):
+    """y = Wᵀx + b over (features, batch)."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "inputs batch"]) -> Float[Array, "outputs batch"]:
+        kernel = self.param("kernel", _zeros, (x.shape[0], self.features))
+        bias = self.param("bias", _zeros, (self.features,))
+        return kernel.T @ x + bias[:, None]
+
+
+class Conv(nn.Module):
+    """PyTorch's Conv2d over (channels, height, width, batch)."""
+
+    features: int
+    kernel: int
+    stride: int
+    padding: int
+    convolution: Convolution
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "c h w batch"]) -> Float[Array, "d p q batch"]:
+        shape = (self.kernel, self.kernel, x.shape[0], self.features)
+        kernel = self.param("kernel", _zeros, shape)
+        bias = self.param("bias", _zeros, (self.features,))
+        return self.convolution.forward(x, kernel, self.stride, self.padding) + bias[:, None, None, None]
+
+
+class ConvTranspose(nn.Module):
+    """PyTorch's ConvTranspose2d over (channels, height, width, batch), to images of size x size."""
+
+    features: int
+    size: int
+    kernel: int
+    stride: int
+    padding: int
+    convolution: Convolution
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "c h w batch"]) -> Float[Array, "d p q batch"]:
+        shape = (self.kernel, self.kernel, self.features, x.shape[0])
+        kernel = self.param("kernel", _zeros, shape)
+        bias = self.param("bias", _zeros, (self.features,))
+        size = (self.size, self.size)
+        return self.convolution.transpose(x, kernel, self.stride, self.padding, size) + bias[:, None, None, None]
+
+
+def _columns(vector: Float[Array, " channels"]) -> Float[Array, "channels 1 1 1"]:
+    return vector[:, None, None, None]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalize(
+    x: Float[Array, "c h w batch"], scale: Float[Array, " c"], offset: Float[Array, " c"], epsilon: float
+) -> tuple[Float[Array, "c h w batch"], Float[Array, " c"], Float[Array, " c"]]:
+    """BatchNorm over a batch (Ioffe & Szegedy 2015, algorithm 1): the result, the batch's mean and biased variance.
+
+    The gradient is the paper's closed form, which is faster on a CPU than differentiating the sums. The mean and
+    the variance are for the running statistics: no gradient flows through them.
+    """
+    return _normalize(x, scale, offset, epsilon)[0]
+
+
+def _normalize(x, scale, offset, epsilon):
+    mean = x.mean((1, 2, 3))
+    variance = jnp.square(x - _columns(mean)).mean((1, 2, 3))
+    inverse = lax.rsqrt(variance + epsilon)
+    y = (x - _columns(mean)) * _columns(inverse * scale) + _columns(offset)
+    return (y, mean, variance), (x, mean, inverse, scale)
+
+
+def _normalize_bwd(epsilon, residuals, cotangents):
+    x, mean, inverse, scale = residuals
+    dy, _, _ = cotangents
+    count = x.size // x.shape[0]
+    normal = (x - _columns(mean)) * _columns(inverse)
+    doffset = dy.sum((1, 2, 3))
+    dscale = (dy * normal).sum((1, 2, 3))
+    dx = _columns(scale * inverse) * (dy - _columns(doffset / count) - normal * _columns(dscale / count))
+    return dx, dscale, doffset
+
+
+normalize.defvjp(_normalize, _normalize_bwd)
+
+
+class BatchNorm(nn.Module):
+    """PyTorch's BatchNorm2d over (channels, height, width, batch).
+
+    In training it normalises by the batch and moves the running statistics by `momentum` (PyTorch's convention:
+    the weight of the newest batch); otherwise it normalises by the running statistics.
+    """
+
+    momentum: float
+    unbiased: bool
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "c h w batch"], *, train: bool) -> Float[Array, "c h w batch"]:
+        channels = x.shape[0]
+        scale = self.param("scale", lambda key, shape: jnp.ones(shape), (channels,))
+        offset = self.param("bias", lambda key, shape: jnp.zeros(shape), (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
+        if not train:
+            factor = lax.rsqrt(running_variance.value + self.epsilon) * scale
+            return (x - _columns(running_mean.value)) * _columns(factor) + _columns(offset)
+        y, mean, variance = cast(tuple[Array, Array, Array], normalize(x, scale, offset, self.epsilon))
+        if not self.is_initializing():
+            count = x.size // channels
+            if self.unbiased:
+                variance = variance * (count / (count - 1))
+            running_mean.value += self.momentum * (lax.stop_gradient(mean) - running_mean.value)
+            running_variance.value += self.momentum * (lax.stop_gradient(variance) - running_variance.value)
+        return y
+
+
+class Dropout(nn.Module):
+    """PyTorch's Dropout: in training each value is kept with probability 1 − rate and divided by it.
+
+    The mask is sown into the collection "masks", for comparisons that need the same one elsewhere.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
+        if not train or self.rate == 0:
+            return x
+        mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
+        self.sow("masks", "mask", mask)
+        return jnp.where(mask, x / (1 - self.rate), 0)

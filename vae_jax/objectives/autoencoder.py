@@ -1,0 +1,35 @@
+"""The plain autoencoder's objective, and the denoising autoencoder's."""
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax.likelihoods import squared_error
+from vae_jax.objectives.base import Terms
+
+
+def autoencoder(key, model, images, config) -> Terms:
+    """‖x − x̂‖² per image, summed over pixels (the L2 loss); the code is not sampled."""
+    return _reconstruct(key, model, images, images)
+
+
+def denoising_autoencoder(key, model, images, config) -> Terms:
+    """‖x − x̂‖² per image, where x̂ is made from a corrupted x (Vincent et al. 2008, section 2.3)."""
+    noise_key, key = jax.random.split(key)
+    corrupted = CORRUPTIONS[config.corruption](noise_key, images, config.corruption_level)
+    return _reconstruct(key, model, corrupted, images)
+
+
+def _reconstruct(key, model, inputs, targets) -> Terms:
+    error = squared_error(model.decode(model.sample(key, model.encode(inputs))), targets)
+    return Terms(error, error, jnp.zeros_like(error))
+
+
+def _gaussian(key, images, level):
+    return jnp.clip(images + level * jax.random.normal(key, images.shape, images.dtype), 0, 1)
+
+
+def _masking(key, images, level):
+    return jnp.where(jax.random.bernoulli(key, level, images.shape), 0, images)
+
+
+CORRUPTIONS = {"gaussian": _gaussian, "masking": _masking}

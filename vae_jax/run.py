@@ -1,0 +1,292 @@
+"""A run folder: training that leaves its configuration, figures, checkpoints and pictures, and reading them back.
+
+RUN/config.yaml     the configuration in full
+RUN/metrics.jsonl   one JSON object for each epoch
+RUN/summary.json    the final figures, the versions and the device
+RUN/checkpoints/    orbax checkpoints, named by the step: the newest ones and the best
+RUN/figures/        pictures
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax import figures, models
+from vae_jax.config import Config, load_config, to_yaml
+from vae_jax.data import Dataset
+from vae_jax.errors import UserError
+from vae_jax.evaluate import Model, make_model
+from vae_jax.train import Progress, Trained, TrainState, build, check_batches, fit, make_keys, start
+
+SUMMARY_SPLITS = ("train", "validation", "test")
+# What may differ when a run is continued: how far it goes, where its data lie and what it keeps.
+CHANGEABLE = ("train.epochs", "train.chunk_steps", "data.manual_dir", "data.cache_dir", "data.path", "output.")
+
+
+def train(
+    config: Config,
+    data: Dataset,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[dict[str, Any], TrainState], None] | None = None,
+) -> Trained:
+    """Trains into a run folder.
+
+    Args:
+        config: of the run.
+        data: the images.
+        folder: of the run; created.
+        resume: continue the run in it, or start one where there is none.
+        overwrite: delete the run in it first.
+        report: called with a line of text now and then.
+        on_progress: see `vae_jax.train.fit`.
+        on_epoch: see `vae_jax.train.fit`.
+
+    Raises:
+        UserError: if the folder is in the way or cannot be written, or anything of `fit`.
+    """
+    folder = Path(folder)
+    check_folder(folder, resume, overwrite)
+    check_batches(config, len(data.train))
+    build(config, data.image_shape)
+    if overwrite and folder.exists():
+        shutil.rmtree(folder)
+    earlier = None
+    continued = resume and (folder / "config.yaml").exists()
+    if continued:
+        _check_same(config, read_config(folder), folder)
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        _write(folder / "config.yaml", to_yaml(config))
+        checkpoints = _checkpoints(folder, config.output.keep_checkpoints)
+    except OSError as error:
+        raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
+    if continued and checkpoints.latest_step() is not None:
+        earlier = checkpoints.restore("latest", lambda images: start(config, data.image_shape, images))
+        if earlier.images != len(data.train):
+            raise UserError(
+                f"{folder}: the run was trained on {earlier.images} images, found {len(data.train)}; a run continues "
+                f"on the same data only"
+            )
+        report(f"continuing {folder} after epoch {len(earlier.history)}, step {int(earlier.state.step)}")
+
+    recorder = _Recorder(config, data, folder, checkpoints)
+    if earlier:
+        recorder.write_metrics(earlier.history)
+
+    def record_epoch(epoch: dict[str, Any], state: TrainState) -> None:
+        recorder.epoch(epoch, state)
+        if on_epoch:
+            on_epoch(epoch, state)
+
+    began = time.perf_counter()
+    try:
+        trained = fit(
+            config,
+            data,
+            resume=(earlier.state, earlier.history) if earlier else None,
+            on_progress=on_progress,
+            on_chunk=recorder.chunk,
+            on_epoch=record_epoch,
+        )
+    finally:
+        checkpoints.close()
+    recorder.finish(trained, time.perf_counter() - began)
+    return trained
+
+
+def load(folder: str | Path, checkpoint: str = "latest") -> Trained:
+    """The model in a run folder; `checkpoint` is "latest" or "best".
+
+    Raises:
+        UserError: if it is no run folder or has no such checkpoint.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder}: expected a run with checkpoints, found none; has its first epoch finished?")
+    checkpoints = _checkpoints(folder)
+    try:
+        saved = checkpoints.restore(checkpoint, lambda images: start(config, shape, images))
+    finally:
+        checkpoints.close()
+    return Trained(config, shape, saved.state, saved.history)
+
+
+def use(trained: Trained) -> Model:
+    """The trained model ready for use: encode, decode, reconstruct and sample, compiled."""
+    network, objective = build(trained.config, trained.image_shape)
+    return make_model(trained.config, network, objective, trained.state.variables)
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of a run.
+
+    Raises:
+        UserError: if the folder is not one of a run.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: expected a run folder, found {'a file' if folder.exists() else 'no such folder'}")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: expected a run folder with a config.yaml in it, found none")
+    return load_config(folder / "config.yaml")
+
+
+def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Refuses to write where something is already, before any long work.
+
+    Raises:
+        UserError: if the folder is in use and neither option says what to do, or it is not a run's.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: expected a folder for the run, found a file")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: expected a new or empty folder or a run's; found other files, which are left alone")
+    if resume == overwrite:
+        raise UserError(f"{folder}: there is a run already; --resume continues it, --overwrite deletes it first")
+
+
+def _check_same(config: Config, earlier: Config, folder: Path) -> None:
+    """Refuses to continue a run as something else."""
+    now, then = _options(config), _options(earlier)
+    changed = [
+        f"{option} (the run has {then[option]}, found {value})"
+        for option, value in now.items()
+        if value != then[option] and not option.startswith(CHANGEABLE)
+    ]
+    if changed:
+        raise UserError(f"{folder}: --resume continues a run as it began; changed: {', '.join(changed)}")
+
+
+def _options(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every option's value by its dotted name."""
+    options = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            options |= _options(value, f"{prefix}{field.name}.")
+        else:
+            options[prefix + field.name] = value
+    return options
+
+
+def _checkpoints(folder: Path, keep: int = 1_000_000) -> Any:
+    from vae_jax.checkpoint import Checkpoints  # orbax takes a second to import
+
+    return Checkpoints(folder / "checkpoints", keep)
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file so that no half-written one is ever seen."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class _Recorder:
+    """Keeps what a run's callbacks bring."""
+
+    def __init__(self, config: Config, data: Dataset, folder: Path, checkpoints: Any):
+        self.config, self.data, self.folder, self.checkpoints = config, data, folder, checkpoints
+        self.history: list[dict[str, Any]] = []
+        self.saved_at = time.monotonic()
+        self.network, self.objective = build(config, data.image_shape)
+        self.best_by = "test_loss" if data.validation is None else "validation_loss"
+
+        @jax.jit
+        def reconstruct(variables, images):
+            return make_model(config, self.network, self.objective, variables).reconstruct(images)
+
+        self._reconstruct = reconstruct
+
+    def chunk(self, state: TrainState, history: list[dict[str, Any]]) -> None:
+        if time.monotonic() - self.saved_at > 60 * self.config.output.checkpoint_minutes:
+            self._save(state, history)
+
+    def epoch(self, epoch: dict[str, Any], state: TrainState) -> None:
+        self.history.append(epoch)
+        self._save(state, self.history, epoch[self.best_by])
+        self.write_metrics(self.history)
+        number, output = epoch["epoch"], self.config.output
+        if number % output.figure_every == 0 or number == self.config.train.epochs:
+            shown = self.data.test.images[: output.figure_images]
+            below = np.asarray(self._reconstruct(state.variables, jnp.asarray(shown)))
+            figures.pairs(self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png", shown / 255, below)
+
+    def _save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
+        from vae_jax.checkpoint import Saved
+
+        self.checkpoints.save(Saved(state, history, len(self.data.train)), loss)
+        self.saved_at = time.monotonic()
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        self.history = list(history)
+        _write(self.folder / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in history))
+
+    def finish(self, trained: Trained, seconds: float) -> None:
+        config, history = trained.config, trained.history
+        use = make_model(config, self.network, self.objective, trained.state.variables)
+        folder = self.folder / "figures"
+        figures.loss_curve(folder / "loss.png", history, self.objective.unit)
+        if use.sample:
+            count = config.output.figure_images
+            pictures = np.asarray(use.sample(make_keys(config.seed).samples, count))
+            figures.grid(folder / "samples.png", pictures, columns=max(1, int(count**0.5)))
+        if config.model.latent == 2:
+            draw_latent_plane(folder / "latent_plane.png", use, self.data)
+        _write(self.folder / "summary.json", json.dumps(self._summary(trained, seconds), indent=2) + "\n")
+
+    def _summary(self, trained: Trained, seconds: float) -> dict[str, Any]:
+        history = trained.history
+        best = min(history, key=lambda epoch: epoch[self.best_by])
+        timed = history[1:] or history  # the first epoch's first calls are still warming up
+        last = {name: value for name, value in history[-1].items() if name.split("_")[0] in SUMMARY_SPLITS}
+        last.pop("train_seconds")
+        device = jax.devices()[0]
+        packages = ("vae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+        return {
+            **last,
+            "unit": self.objective.unit,
+            "epochs": len(history),
+            "best_epoch": best["epoch"],
+            "best_loss": best[self.best_by],
+            "best_by": self.best_by,
+            "images_per_second": len(self.data.train) * len(timed) / sum(epoch["train_seconds"] for epoch in timed),
+            "chunk_steps": history[-1]["chunk_steps"],
+            "seconds": seconds,
+            "parameters": models.count_parameters(trained.state.variables.params),
+            "seed": trained.config.seed,
+            "data": self.data.name,
+            "train_images": len(self.data.train),
+            "test_images": len(self.data.test),
+            "device": f"{device.platform} ({device.device_kind})",
+            "cores": os.cpu_count(),
+            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        }
+
+
+def draw_latent_plane(path: Path, use: Model, data: Dataset, side: int = 20) -> Path:
+    """The picture of a two-dimensional latent space: where test images lie and what each point decodes to."""
+    means = np.asarray(use.encode(jnp.asarray(data.test.images))["mu"])
+    extent = 3.0
+    line = np.linspace(-extent, extent, side)
+    points = np.stack(np.meshgrid(line, line[::-1]), -1).reshape(-1, 2)  # the first row is the plane's top
+    return figures.latent_plane(path, means, data.test.labels, np.asarray(use.decode(jnp.asarray(points))), extent)

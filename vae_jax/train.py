@@ -1,0 +1,320 @@
+"""Training: one step, one chunk of steps, one run. No files, no printing: what happens is handed to callbacks.
+
+The epoch is a loop compiled once. A call runs as many steps of it as asked, so progress can be shown and the run can be
+saved between calls; which step belongs to which call changes nothing, since every step's loss has its own place in
+the state and every step's key is folded from the step's number.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+
+from vae_jax import models, objectives, optimizer
+from vae_jax.config import Config
+from vae_jax.data.dataset import Dataset
+from vae_jax.errors import UserError
+from vae_jax.evaluate import make_evaluator, means, pixels
+from vae_jax.models import Network, Variables
+from vae_jax.objectives import Objective, Terms
+from vae_jax.registry import lookup
+
+REDUCTIONS = {"sum": jnp.sum, "mean": jnp.mean}
+FIRST_CHUNK = 8  # steps of a run's first call; from then on a call takes about a second
+
+
+class TrainState(NamedTuple):
+    """All that changes in a run, and all that a checkpoint needs.
+
+    Attributes:
+        step: steps taken.
+        variables: parameters and running statistics.
+        opt_state: the optimiser's.
+        sums: of each step of the current epoch, the batch's summed loss, reconstruction and KL, (steps, 3).
+    """
+
+    step: Int[Array, ""]
+    variables: Variables
+    opt_state: PyTree
+    sums: Float[Array, "steps 3"]
+
+
+class Keys(NamedTuple):
+    """The run's keys, one for each purpose, all from the seed."""
+
+    init: Key[Array, ""]
+    shuffle: Key[Array, ""]
+    steps: Key[Array, ""]
+    evaluate: Key[Array, ""]
+    samples: Key[Array, ""]
+
+
+def make_keys(seed: int) -> Keys:
+    """The keys of a run with this seed."""
+    return Keys(*jax.random.split(jax.random.key(seed), 5))
+
+
+class Progress(NamedTuple):
+    """Where a run stands, between two calls of the compiled loop.
+
+    Attributes:
+        epoch: the current one, from 1.
+        step: steps taken in it.
+        steps: steps an epoch has.
+        loss: mean loss per image over the epoch so far.
+        images_per_second: of training in this epoch, compilation and evaluation excluded.
+    """
+
+    epoch: int
+    step: int
+    steps: int
+    loss: float
+    images_per_second: float
+
+
+class Trained(NamedTuple):
+    """A trained model with everything needed to use it.
+
+    Attributes:
+        config: of the run.
+        image_shape: (height, width, channels).
+        state: the final state.
+        history: figures of every epoch, see `fit`.
+    """
+
+    config: Config
+    image_shape: tuple[int, int, int]
+    state: TrainState
+    history: list[dict[str, Any]]
+
+
+def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Network, Objective]:
+    """The configured network and objective.
+
+    Raises:
+        UserError: if the configuration does not fit together.
+    """
+    objective = objectives.get(config.objective)
+    return models.build(config.model, image_shape, objective.posterior.heads), objective
+
+
+def make_step(
+    config: Config, network: Network, objective: Objective, transformation: optax.GradientTransformation
+) -> Callable[..., tuple[Variables, PyTree, Float[Array, "3"]]]:
+    """One pure update: (variables, opt_state, images, key) -> (variables, opt_state, sums of loss, parts).
+
+    `images` is uint8, (batch, height, width, channels); the step's sums are over the batch.
+    """
+    reduce = lookup(REDUCTIONS, config.train.reduction, "train.reduction")
+
+    def step(
+        variables: Variables, opt_state: PyTree, images: UInt8[Array, "batch h w c"], key: Key[Array, ""]
+    ) -> tuple[Variables, PyTree, Float[Array, "3"]]:
+        objective_key, dropout_key = jax.random.split(key)
+        targets = pixels(images)
+
+        def loss(params: PyTree) -> tuple[Array, tuple[Variables, Terms]]:
+            def terms(autoencoder: models.Autoencoder) -> Terms:
+                model = objectives.bind(autoencoder, objective.posterior.sample)
+                return objective.terms(objective_key, model, targets, config.objective)
+
+            found, updated = network.apply(variables._replace(params=params), terms, dropout_key, train=True)
+            return reduce(found.loss), (updated, found)
+
+        gradient, (updated, found) = jax.grad(loss, has_aux=True)(variables.params)
+        change, opt_state = transformation.update(gradient, opt_state, variables.params)
+        params = optax.apply_updates(variables.params, change)
+        return updated._replace(params=params), opt_state, jnp.stack([part.sum() for part in found])
+
+    return step
+
+
+def make_loop(step: Callable[..., Any], stride: int, size: int) -> Any:
+    """Steps first … last−1 of an epoch as one compiled call: (state, images, order, key, first, last) -> state.
+
+    Step i takes the `size` images from place i·stride on of `order`, the epoch's permutation. The bounds are
+    arguments, so one compilation serves calls of any length (lax.scan would need one for each; the steps are
+    the same, bit for bit).
+    """
+
+    def loop(
+        state: TrainState,
+        images: UInt8[Array, "images h w c"],
+        order: Int[Array, " images"],
+        key: Key[Array, ""],
+        first: Int[Array, ""],
+        last: Int[Array, ""],
+    ) -> TrainState:
+        def body(i: Int[Array, ""], state: TrainState) -> TrainState:
+            batch = images[lax.dynamic_slice_in_dim(order, i * stride, size)]
+            step_key = jax.random.fold_in(key, state.step)
+            variables, opt_state, sums = step(state.variables, state.opt_state, batch, step_key)
+            return TrainState(state.step + 1, variables, opt_state, state.sums.at[i].set(sums))
+
+        return lax.fori_loop(first, last, body, state)
+
+    return jax.jit(loop, donate_argnums=0)
+
+
+def check_batches(config: Config, images: int) -> None:
+    """Refuses batches that BatchNorm cannot normalise.
+
+    Raises:
+        UserError: if a batch of the epoch would hold one image only.
+    """
+    size = config.train.batch_size
+    if not config.model.batch_norm or (size > 1 and images % size != 1):
+        return
+    found = "a batch of one image" if size == 1 else f"a last batch of one image ({images} images in batches of {size})"
+    raise UserError(
+        f"train.batch_size: BatchNorm needs at least two images to normalise by, found {found}; change "
+        f"train.batch_size or data.validation, or set model.batch_norm to false"
+    )
+
+
+def start(config: Config, image_shape: tuple[int, int, int], images: int) -> TrainState:
+    """The state before the first step of a run on this many training images.
+
+    Raises:
+        UserError: if the configuration does not fit together.
+    """
+    network, _ = build(config, image_shape)
+    steps = -(-images // config.train.batch_size)
+    variables = network.init(make_keys(config.seed).init)
+    opt_state = optimizer.build(config.train, config.train.epochs * steps).init(variables.params)
+    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, jnp.zeros((steps, 3)))
+
+
+def fit(
+    config: Config,
+    data: Dataset,
+    *,
+    resume: tuple[TrainState, list[dict[str, Any]]] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_chunk: Callable[[TrainState, list[dict[str, Any]]], None] | None = None,
+    on_epoch: Callable[[dict[str, Any], TrainState], None] | None = None,
+) -> Trained:
+    """Trains the configured model.
+
+    Args:
+        config: of the run.
+        data: the images.
+        resume: a state and its history to go on from, instead of starting anew.
+        on_progress: called about once a second with where the run stands.
+        on_chunk: called as often inside an epoch, with the state and the history so far: the place to save.
+        on_epoch: called after each epoch with its figures and the state: the place for W&B or TensorBoard. The
+            state's buffers are used again after a callback returns; copy what you keep.
+
+    Returns:
+        The trained model. Its history has one dict per epoch: "epoch"; "train_loss", "train_reconstruction" and
+        "train_kl" (means over the epoch's images as it trained); the same of "test_" and, with a validation split,
+        "validation_" (z sampled); "article_train_loss" and "article_test_loss" (the figure the article prints: the
+        mean over batches of the batch's sum); "images_per_second" and "train_seconds" (compilation and evaluation
+        excluded), "compile_seconds" and "chunk_steps". Losses are per image, in the objective's unit.
+
+    Raises:
+        UserError: if the configuration does not fit the data, or the loss becomes infinite or NaN.
+    """
+    count, batch_size = len(data.train), config.train.batch_size
+    check_batches(config, count)
+    full, remainder = divmod(count, batch_size)
+    steps = full + (remainder > 0)
+    network, objective = build(config, data.image_shape)
+    step = make_step(config, network, objective, optimizer.build(config.train, config.train.epochs * steps))
+    keys = make_keys(config.seed)
+
+    state, history = resume or (start(config, data.image_shape, count), [])
+    # Copied, since the loop takes its argument's buffers over: the caller's state survives, and so does his list.
+    state, history = jax.tree.map(jnp.copy, state), list(history)
+    images = jnp.asarray(data.train.images)
+    evaluators = {"test": make_evaluator(config, network, objective, data.test.images)}
+    if data.validation is not None:
+        evaluators["validation"] = make_evaluator(config, network, objective, data.validation.images)
+
+    began = time.perf_counter()
+    shuffle = jax.jit(lambda key, epoch: jax.random.permutation(jax.random.fold_in(key, epoch), count))
+    arguments = (state, images, shuffle(keys.shuffle, jnp.int32(0)), keys.steps, jnp.int32(0), jnp.int32(0))
+    # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled loop).
+    parts = [
+        (end, size, make_loop(step, batch_size, size).lower(*arguments).compile())
+        for end, size in ((full, batch_size if full else 0), (steps, remainder))
+        if size
+    ]
+    compile_seconds = time.perf_counter() - began
+
+    chunk = config.train.chunk_steps or (history[-1]["chunk_steps"] if history else FIRST_CHUNK)
+    done = int(state.step) % steps
+    for epoch in range(int(state.step) // steps, config.train.epochs):
+        order = shuffle(keys.shuffle, jnp.int32(epoch))
+        first, seconds = done, 0.0
+        for end, _, loop in parts:
+            while done < end:
+                length = min(chunk, end - done)
+                began = time.perf_counter()
+                state = loop(state, images, order, keys.steps, jnp.int32(done), jnp.int32(done + length))
+                jax.block_until_ready(state)
+                elapsed = time.perf_counter() - began
+                if not config.train.chunk_steps and length == chunk:
+                    chunk = max(1, round(length / elapsed))
+                done, seconds = done + length, seconds + elapsed
+                if done < steps:
+                    if on_progress:
+                        loss = float(np.asarray(state.sums[:done, 0], np.float64).sum()) / (done * batch_size)
+                        speed = (done - first) * batch_size / seconds
+                        on_progress(Progress(epoch + 1, done, steps, loss, speed))
+                    if on_chunk:
+                        on_chunk(state, history)
+        figures = {"epoch": epoch + 1, **_train_figures(np.asarray(state.sums, np.float64), count)}
+        for split, evaluate in evaluators.items():
+            figures |= _split_figures(split, evaluate(state.variables, keys.evaluate), batch_size)
+        trained = count - first * batch_size
+        figures |= {
+            "images_per_second": trained / seconds,
+            "train_seconds": seconds,
+            "compile_seconds": compile_seconds,
+            "chunk_steps": chunk,
+        }
+        history.append(figures)
+        done = 0
+        if on_epoch:
+            on_epoch(figures, state)
+    return Trained(config, data.image_shape, state, history)
+
+
+def _train_figures(sums: Float[np.ndarray, "steps 3"], count: int) -> dict[str, float]:
+    """Means per image over the epoch's steps, and the article's figure.
+
+    Raises:
+        UserError: if a step's loss is not finite.
+    """
+    broken = np.flatnonzero(~np.isfinite(sums[:, 0]))
+    if len(broken):
+        raise UserError(
+            f"training diverged: the loss of step {broken[0] + 1} of {len(sums)} is {sums[broken[0], 0]}; lower "
+            f"train.learning_rate or set train.gradient_clip"
+        )
+    loss, reconstruction, kl = sums.sum(0) / count
+    return {
+        "train_loss": float(loss),
+        "train_reconstruction": float(reconstruction),
+        "train_kl": float(kl),
+        "article_train_loss": float(sums[:, 0].sum()) / len(sums),
+    }
+
+
+def _split_figures(split: str, terms: Terms, batch_size: int) -> dict[str, float]:
+    """Means per image of a split's terms, and the article's figure for it."""
+    loss, reconstruction, kl = means(terms)
+    count = len(terms.loss)
+    return {
+        f"{split}_loss": loss,
+        f"{split}_reconstruction": reconstruction,
+        f"{split}_kl": kl,
+        f"article_{split}_loss": loss * count / -(-count // batch_size),
+    }
