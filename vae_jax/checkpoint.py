@@ -27,10 +27,10 @@ class Saved(NamedTuple):
     images: int
 
 
-def _rank(metrics: dict[str, float] | None) -> float:
+def _rank(metrics: dict[str, float | None] | None) -> float:
     """Higher is better; what has no finite loss comes last."""
-    loss = (metrics or {}).get("loss", math.nan)
-    return -loss if math.isfinite(loss) else -math.inf
+    loss = (metrics or {}).get("loss")
+    return -loss if loss is not None and math.isfinite(loss) else -math.inf
 
 
 class Checkpoints:
@@ -41,11 +41,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             # orbax's own `best_fn` with `max_to_keep` can delete the newest step; two policies side by side do not.
             preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(n=keep),
-                    policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
-                ]
+                [policies.LatestN(n=keep), policies.BestN(get_metric_fn=_rank, n=1)]
             ),
+            best_fn=_rank,  # without it orbax does not write the metrics, and the next process knows no best
             # An asynchronous save reports its failure only at the next call, and there is little to wait for.
             enable_async_checkpointing=False,
         )
@@ -64,7 +62,7 @@ class Checkpoints:
                 state=ocp.args.StandardSave(saved.state),
                 run=ocp.args.JsonSave({"history": saved.history, "images": saved.images}),
             ),
-            metrics=None if loss is None else {"loss": loss},
+            metrics={"loss": loss},
             force=True,
         )
 
@@ -88,20 +86,22 @@ class Checkpoints:
         step = (
             max(steps) if which == "latest" else max(steps, key=lambda step: (_rank(self._manager.metrics(step)), step))
         )
-        run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shapes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-            jax.eval_shape(lambda: template(run["images"])),
-        )
         try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))
-        except (ValueError, KeyError, TypeError) as error:
+            run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            shapes = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+                jax.eval_shape(lambda: template(run["images"])),
+            )
+            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))
+            return Saved(state["state"], run["history"], run["images"])
+        except UserError:
+            raise
+        except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(
                 f"{self._folder / str(step)}: expected a checkpoint of the model in config.yaml; found another's, or a "
                 f"damaged one ({str(error).splitlines()[0]})"
             ) from error
-        return Saved(restored["state"], run["history"], run["images"])
 
     def close(self) -> None:
         """Waits for what is being written."""

@@ -53,11 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vae-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("vae-jax: interrupted; `vae-jax train … --resume` goes on from the last checkpoint", file=sys.stderr)
+        hint = "; `vae-jax train … --resume` goes on from the last checkpoint" if arguments[0] == "train" else ""
+        print(f"vae-jax: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as in `vae-jax … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:  # a full disk, a folder that may not be read, …
+        what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        print(f"vae-jax: error: {what}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -79,20 +84,24 @@ def _overview(arguments: Sequence[str]) -> None:
         "the article's model on MNIST:\n"
         "  vae-jax train --config article --out runs/article [--data.manual_dir DIR]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vae_jax {__version__}")
     if not arguments:
         parser.print_help()
     elif arguments[0].startswith("-"):
-        _, unknown = parser.parse_known_args(arguments)
+        try:
+            _, unknown = parser.parse_known_args(arguments)
+        except argparse.ArgumentError as error:
+            raise UserError(str(error)) from error
         raise UserError(f"expected a command ({', '.join(VERBS)}), found {unknown[0] if unknown else arguments[0]}")
     else:
         lookup(VERBS, arguments[0], "command")
 
 
 def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
-    from jsonargparse import ArgumentParser
-    from jsonargparse._formatters import DefaultHelpFormatter
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
     class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
         """jsonargparse's help, with the examples' lines kept."""
@@ -158,8 +167,9 @@ def _set_device(name: str | None) -> str:
             f"--device {name or ''}: jax finds no such device here ({str(error).splitlines()[0]}); the extras cuda "
             f"and tpu bring jax's support for them"
         ) from error
-    cores = f", {len(os.sched_getaffinity(0))} cores" if device.platform == "cpu" else ""
-    return f"{device.platform} ({device.device_kind}{cores})"
+    from vae_jax.run import cores
+
+    return f"{device.platform} ({device.device_kind}{f', {cores()} cores' if device.platform == 'cpu' else ''})"
 
 
 def _open(options: Any) -> "tuple[Trained, Model]":
@@ -189,15 +199,12 @@ def _target(options: Any, default: str) -> Path:
     Raises:
         UserError: if its folder cannot be written.
     """
+    from vae_jax.run import check_writable
+
     path = Path(options.out) if options.out else Path(options.run) / default
     if path.is_dir():
         raise UserError(f"--out {path}: expected a file, found a folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path.parent}: expected a folder that can be written; {error.strerror}") from error
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{path.parent}: expected a folder that can be written; permission denied")
+    check_writable(path.parent)
     return path
 
 
@@ -205,6 +212,12 @@ def _positive(value: int, option: str) -> int:
     if value < 1:
         raise UserError(f"{option}: expected a number from 1 on; found {value}")
     return value
+
+
+def _seed(options: Any) -> int:
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed: expected a number from 0 to {2**32 - 1}; found {options.seed}")
+    return options.seed
 
 
 # --- train -----------------------------------------------------------------------------------------------------------
@@ -292,12 +305,12 @@ def _progress(config: Config) -> Iterator[Callable[..., None] | None]:
     columns = (
         TextColumn("epoch {task.fields[epoch]}/" + str(config.train.epochs)),
         BarColumn(),
-        TextColumn("loss {task.fields[loss]:.2f}  {task.fields[speed]:,.0f} images/s"),
+        TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
     # Standard output passes through the bar's console only where both are the same terminal.
     bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
-    task = bar.add_task("", total=None, epoch=1, loss=float("nan"), speed=0.0)
+    task = bar.add_task("", total=None, epoch=1, figures="compiling …")
 
     def show(progress: Any) -> None:
         bar.update(
@@ -305,8 +318,7 @@ def _progress(config: Config) -> Iterator[Callable[..., None] | None]:
             total=config.train.epochs * progress.steps,
             completed=(progress.epoch - 1) * progress.steps + progress.step,
             epoch=progress.epoch,
-            loss=progress.loss,
-            speed=progress.images_per_second,
+            figures=f"loss {progress.loss:.2f}  {progress.images_per_second:,.0f} images/s",
         )
 
     with bar:
@@ -395,7 +407,7 @@ def _sample(options: Any) -> None:
     import numpy as np
 
     path = _target(options, f"figures/samples_seed{options.seed}.png")
-    count = _positive(options.n, "-n")
+    count, seed = _positive(options.n, "-n"), _seed(options)
     trained, model = _open(options)
     import jax
 
@@ -406,8 +418,9 @@ def _sample(options: Any) -> None:
             f"{options.run}: expected a model with a prior to sample from; found objective "
             f"{trained.config.objective.name}"
         )
-    pictures = np.asarray(model.sample(jax.random.key(options.seed), count))
+    pictures = np.asarray(model.sample(jax.random.key(seed), count))
     if path.suffix == ".npz":
+        path.parent.mkdir(parents=True, exist_ok=True)
         np.savez(path, images=pictures)
         print(path)
     else:
@@ -429,8 +442,9 @@ def _encode(options: Any) -> None:
     arrays = {name: np.asarray(head) for name, head in model.encode(split.images).items()}
     if split.labels is not None:
         arrays["labels"] = split.labels
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:  # np.savez would add .npz to a name without it
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     print(f"{path}: {', '.join(f'{name} {array.shape}' for name, array in arrays.items())}")
 
 
@@ -446,12 +460,12 @@ def _interpolate(options: Any) -> None:
     import numpy as np
 
     path = _target(options, "figures/interpolation.png")
-    rows, steps = _positive(options.n, "-n"), _positive(options.steps, "--steps")
+    rows, steps, seed = _positive(options.n, "-n"), _positive(options.steps, "--steps"), _seed(options)
     trained, model = _open(options)
     from vae_jax import figures
 
     images = _data(options, trained).test.images
-    chosen = np.random.RandomState(options.seed).choice(len(images), 2 * rows, replace=2 * rows > len(images))
+    chosen = np.random.RandomState(seed).choice(len(images), 2 * rows, replace=2 * rows > len(images))
     ends = np.asarray(model.encode(images[chosen])["mu"]).reshape(2, rows, 1, -1)
     weights = np.linspace(0, 1, steps)[None, :, None]
     z = (1 - weights) * ends[0] + weights * ends[1]
@@ -472,6 +486,8 @@ def _traverse(options: Any) -> None:
 
     path = _target(options, "figures/traversal.png")
     steps = _positive(options.steps, "--steps")
+    if not 0 < options.extent <= 1000:
+        raise UserError(f"--extent: expected a number in (0, 1000]; found {options.extent}")
     trained, model = _open(options)
     from vae_jax import figures
 

@@ -4,16 +4,18 @@ Nothing here imports jax, so the command line can teach and refuse without waiti
 """
 
 import json
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae_jax.errors import UserError
+from vae_jax.registry import lookup
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
+
+SIZE_LIMIT = 1 << 20  # bytes of a YAML file; parsing more takes minutes
 
 
 def _require(section: Any, **expectations: str) -> None:
@@ -30,9 +32,9 @@ def _require(section: Any, **expectations: str) -> None:
                 continue
             above = value > low if interval[0] == "(" else value >= low
             below = value < high if interval[-1] == ")" else value <= high
-            if not (above and below and math.isfinite(value)):
+            if not (above and below):  # neither holds for NaN
                 option = f"{type(section).__name__.removesuffix('Config').lower()}.{name}".removeprefix(".")
-                raise UserError(f"{option}: expected a number in {interval}; found {value}")
+                raise UserError(f"{option}: expected a number in {interval}; found {value!s:.40}")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class DataConfig:
     Attributes:
         source: digits (bundled, no download), mnist, fashion_mnist, kmnist, tfds (any other image data set of
             tensorflow-datasets, see data.name), folder (PNG and JPEG files) or array (an .npy or .npz file).
-        name: the data set's name where data.source is tfds, for example cifar10 or svhn_cropped.
+        name: the data set's name where data.source is tfds, for example cifar10 or emnist/letters.
         path: the folder, or the .npy or .npz file, where data.source is folder or array.
         manual_dir: a folder with files downloaded by hand; for the MNIST family manual_dir/<data set>/ is looked at
             first, then manual_dir itself. Checksums are verified.
@@ -187,16 +189,16 @@ class TrainConfig:
     def __post_init__(self):
         _require(
             self,
-            epochs="[1, inf)",
-            batch_size="[1, inf)",
+            epochs="[1, 1000000]",  # steps are counted in 32 bits
+            batch_size="[1, 1000000]",
             learning_rate="(0, inf)",
             adam_b1="[0, 1)",
             adam_b2="[0, 1)",
             adam_eps="(0, inf)",
-            warmup_steps="[0, inf)",
+            warmup_steps="[0, 1000000000]",
             decay_rate="(0, 1]",
             gradient_clip="(0, inf)",
-            chunk_steps="[0, inf)",
+            chunk_steps="[0, 1000000000]",
         )
 
 
@@ -219,9 +221,9 @@ class OutputConfig:
     def __post_init__(self):
         _require(
             self,
-            keep_checkpoints="[1, inf)",
+            keep_checkpoints="[1, 1000000]",
             checkpoint_minutes="(0, inf)",
-            figure_every="[1, inf)",
+            figure_every="[1, 1000000]",
             figure_images="[1, 1024]",
         )
 
@@ -279,31 +281,83 @@ def add_options(parser: "ArgumentParser") -> None:
     parser.add_class_arguments(Config)
 
 
+def _check_file(path: Path) -> None:
+    """Refuses a file that is not options by section, in words that jsonargparse has not.
+
+    Only options of a configuration may stand in it: a file from elsewhere must not say `overwrite: true`.
+
+    Raises:
+        UserError: naming the file, what was expected and what was found.
+    """
+    import yaml
+
+    try:
+        with path.open("rb") as file:
+            text = file.read(SIZE_LIMIT + 1).decode()
+        if len(text) > SIZE_LIMIT:
+            raise UserError(f"{path}: expected a YAML file of at most {SIZE_LIMIT:,} bytes; found a longer one")
+        depth = 0
+        # Looked at before anything is built from it: aliases and depth can make a short file a large structure.
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > 3 or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+                line = event.start_mark.line + 1
+                raise UserError(f"{path}: expected plain options by section; found more than that in line {line}")
+        found = yaml.safe_load(text)
+    except UserError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: expected a YAML file; {' '.join(str(error).split())}") from error
+    if not isinstance(found, dict):
+        kind = "nothing" if found is None else type(found).__name__
+        raise UserError(f"{path}: expected options by section, as in `train: {{epochs: 5}}`; found {kind}")
+    sections = {section.name: section.type for section in fields(Config)}
+    for name, options in found.items():
+        section = lookup(sections, str(name), str(path))
+        if not is_dataclass(section):
+            continue
+        if not isinstance(options, dict):
+            raise UserError(f"{path}: {name}: expected a section of options; found {options!r:.60}")
+        for option in options:
+            lookup({field.name: field for field in fields(section)}, str(option), f"{path}: {name}")
+
+
 def read(parser: "ArgumentParser", arguments: Sequence[str]) -> Any:
     """Parses options into a namespace whose fields include those of `Config`; flags win over the file.
 
     Raises:
         UserError: one line for whatever is wrong.
     """
-    from argparse import ArgumentError
-
-    file, rest = [], []
+    file, rest, where = None, [], ""
     remaining = iter(arguments)
-    for argument in remaining:
-        if argument == "--config":
-            file = [f"--config={find(next(remaining, ''))}"]
-        elif argument.startswith("--config="):
-            file = [f"--config={find(argument.removeprefix('--config='))}"]
-        else:
-            rest.append(argument)
     try:
+        for argument in remaining:
+            if argument == "--config":
+                file = find(next(remaining, ""))
+            elif argument.startswith("--config="):
+                file = find(argument.removeprefix("--config="))
+            else:
+                rest.append(argument)
+        if file is None:
+            return _instantiate(parser, rest)
+        _check_file(file)
+        where = f"{file}: "
+        parser.parse_args([f"--config={file}"])  # alone first, so that it is not blamed for a flag's fault
+        where = ""
         # jsonargparse lets the later one win, so the file goes first.
-        return parser.instantiate(parser.parse_args([*file, *rest]))
-    except (ArgumentError, ValueError, TypeError, OSError) as error:
-        if isinstance(error, UserError):
-            raise
-        where = f"{file[0].removeprefix('--config=')}: " if file else ""
+        return _instantiate(parser, [f"--config={file}", *rest])
+    except UserError:
+        raise
+    except Exception as error:  # jsonargparse raises many kinds for strange values
         raise UserError(where + " ".join(str(getattr(error, "message", error)).split())) from error
+
+
+def _instantiate(parser: "ArgumentParser", arguments: Sequence[str]) -> Any:
+    found, defaults = parser.parse_args(arguments), parser.get_defaults()
+    for option, value in found.items():
+        if value is None and defaults.get(option) is not None:  # jsonargparse takes null for any option
+            raise UserError(f"{option}: expected a value; found null")
+    return parser.instantiate(found)
 
 
 def load_config(name: str | Path | None = None, **overrides: Any) -> Config:
@@ -343,4 +397,4 @@ def _plain(value: Any) -> Any:
 
 
 def _to_yaml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(_plain(value), default=str)
+    return str(value) if isinstance(value, str | Path) else json.dumps(_plain(value), default=str)

@@ -44,7 +44,7 @@ def grid(path: Path, pictures: Pictures, columns: int, gap_after_rows: int = 0) 
         row * (height * scale + line) + (row // gap_after_rows * gap if gap_after_rows else 0) for row in range(rows)
     ]
     canvas = np.full(
-        (tops[-1] + height * scale + line, columns * (width * scale + line) + line, channels), 255, np.uint8
+        (tops[-1] + height * scale + 2 * line, columns * (width * scale + line) + line, channels), 255, np.uint8
     )
     levels = np.rint(np.clip(pictures, 0, 1) * 255).astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
     for i, picture in enumerate(levels):
@@ -67,7 +67,7 @@ def pairs(path: Path, above: Pictures, below: Pictures, columns: int = 16) -> Pa
 
 def loss_curve(path: Path, history: list[dict[str, Any]], unit: str) -> Path:
     """Saves the loss and its parts by epoch."""
-    figure = _figure(9, 3.6)
+    figure = _figure(9.0, 3.6)
     epochs = [figures["epoch"] for figures in history]
     marker = "o" if len(epochs) < 20 else None
     parts = ["loss", "reconstruction", "kl"] if any(figures["train_kl"] for figures in history) else ["loss"]
@@ -91,7 +91,7 @@ def latent_plane(
     path: Path,
     means: Float[np.ndarray, "n 2"],
     labels: Int64[np.ndarray, " n"] | None,
-    decoded: Pictures,
+    decoded: Float[np.ndarray, "tiles height width channels"],
     extent: float,
 ) -> Path:
     """Saves a two-dimensional latent space: where test images lie, and what its points decode to.
@@ -103,7 +103,7 @@ def latent_plane(
         decoded: pictures of a square grid over [−extent, extent]², row by row from the top left.
         extent: half the side of the square shown.
     """
-    figure = _figure(11, 5.4)
+    figure = _figure(11.0, 5.4)
     scatter = figure.add_subplot(1, 2, 1)
     points = scatter.scatter(means[:, 0], means[:, 1], s=4, c=labels, cmap=COLORMAP if labels is not None else None)
     if labels is not None:

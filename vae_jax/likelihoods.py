@@ -14,8 +14,11 @@ def bernoulli_log_prob(logits: Images, images: Images) -> Float[Array, " batch"]
     likelihood then and has a floor above 0 (the entropy of the grey levels). Computed from logits
     (Kingma & Welling 2013, appendix C.1), so value and gradient stay finite at any logit.
     """
-    # x·l − softplus(l), in the form that never takes the exponential of a positive number.
-    log_prob = images * logits - jnp.maximum(logits, 0) - jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    # x·l − softplus(l), in the form that never takes the exponential of a positive number. The same condition chooses
+    # both parts, so that the gradient is right at l = 0 too, where max and abs would each go their own way.
+    positive = logits > 0
+    softplus = jnp.where(positive, logits, 0) + jnp.log1p(jnp.exp(jnp.where(positive, -logits, logits)))
+    log_prob = images * logits - softplus
     return log_prob.sum((1, 2, 3))
 
 

@@ -9,6 +9,7 @@ RUN/figures/        pictures
 
 import dataclasses
 import json
+import math
 import os
 import platform
 import shutil
@@ -16,20 +17,24 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import figures, models
+from vae_jax import figures, models, optimizer
 from vae_jax.config import Config, load_config, to_yaml
 from vae_jax.data import Dataset
 from vae_jax.errors import UserError
 from vae_jax.evaluate import Model, make_model
-from vae_jax.train import Progress, Trained, TrainState, build, check_batches, fit, make_keys, start
+from vae_jax.train import Progress, Trained, TrainState, build, check_batches, fit, make_keys, make_step, start
+
+if TYPE_CHECKING:
+    from vae_jax.checkpoint import Saved
 
 SUMMARY_SPLITS = ("train", "validation", "test")
+CONTENTS = ("config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "figures", "latents_*.npz")
 # What may differ when a run is continued: how far it goes, where its data lie and what it keeps.
 CHANGEABLE = ("train.epochs", "train.chunk_steps", "data.manual_dir", "data.cache_dir", "data.path", "output.")
 
@@ -63,26 +68,21 @@ def train(
     folder = Path(folder)
     check_folder(folder, resume, overwrite)
     check_batches(config, len(data.train))
-    build(config, data.image_shape)
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    earlier = None
+    # Whatever does not fit together is refused before anything is deleted or written.
+    make_step(config, *build(config, data.image_shape), optimizer.build(config.train, 1))
     continued = resume and (folder / "config.yaml").exists()
+    earlier = None
     if continued:
-        _check_same(config, read_config(folder), folder)
+        earlier = _earlier(config, data, folder)
+    if overwrite:
+        _delete(folder)
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
         _write(folder / "config.yaml", to_yaml(config))
         checkpoints = _checkpoints(folder, config.output.keep_checkpoints)
     except OSError as error:
         raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
-    if continued and checkpoints.latest_step() is not None:
-        earlier = checkpoints.restore("latest", lambda images: start(config, data.image_shape, images))
-        if earlier.images != len(data.train):
-            raise UserError(
-                f"{folder}: the run was trained on {earlier.images} images, found {len(data.train)}; a run continues "
-                f"on the same data only"
-            )
+    if earlier:
         report(f"continuing {folder} after epoch {len(earlier.history)}, step {int(earlier.state.step)}")
 
     recorder = _Recorder(config, data, folder, checkpoints)
@@ -149,19 +149,68 @@ def read_config(folder: Path) -> Config:
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Refuses to write where something is already, before any long work.
+    """Refuses to write where something is already or nothing can be, before any long work.
 
     Raises:
-        UserError: if the folder is in use and neither option says what to do, or it is not a run's.
+        UserError: if the folder is in use and neither option says what to do, it is not a run's, or it cannot be
+            written.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: expected a folder for the run, found a file")
+    check_writable(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: expected a new or empty folder or a run's; found other files, which are left alone")
     if resume == overwrite:
         raise UserError(f"{folder}: there is a run already; --resume continues it, --overwrite deletes it first")
+    read_config(folder)  # other programs have a config.yaml too
+
+
+def check_writable(folder: Path) -> None:
+    """Refuses a folder that cannot be written, or made, without making it.
+
+    Raises:
+        UserError: naming what is in the way.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{folder}: expected a folder that can be written; {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: expected a folder that can be written; permission denied in {there}")
+
+
+def _delete(folder: Path) -> None:
+    """Deletes a run, and nothing else that lies in its folder."""
+    for path in [path for pattern in CONTENTS for path in folder.glob(pattern)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _earlier(config: Config, data: Dataset, folder: Path) -> "Saved | None":
+    """Where the run in a folder stands, or None if it has no checkpoint yet.
+
+    Raises:
+        UserError: if the run is not continued as it began.
+    """
+    _check_same(config, read_config(folder), folder)
+    if not (folder / "checkpoints").is_dir():
+        return None
+    checkpoints = _checkpoints(folder)
+    try:
+        if checkpoints.latest_step() is None:
+            return None
+        earlier = checkpoints.restore("latest", lambda images: start(config, data.image_shape, images))
+    finally:
+        checkpoints.close()
+    if earlier.images != len(data.train):
+        raise UserError(
+            f"{folder}: the run was trained on {earlier.images} images, found {len(data.train)}; a run continues "
+            f"on the same data only"
+        )
+    return earlier
 
 
 def _check_same(config: Config, earlier: Config, folder: Path) -> None:
@@ -256,7 +305,8 @@ class _Recorder:
 
     def _summary(self, trained: Trained, seconds: float) -> dict[str, Any]:
         history = trained.history
-        best = min(history, key=lambda epoch: epoch[self.best_by])
+        # Ranked as the checkpoints are: what is not finite comes last, and of equals the newest is best.
+        best = min(reversed(history), key=lambda epoch: (not math.isfinite(epoch[self.best_by]), epoch[self.best_by]))
         timed = history[1:] or history  # the first epoch's first calls are still warming up
         last = {name: value for name, value in history[-1].items() if name.split("_")[0] in SUMMARY_SPLITS}
         last.pop("train_seconds")
@@ -278,9 +328,14 @@ class _Recorder:
             "train_images": len(self.data.train),
             "test_images": len(self.data.test),
             "device": f"{device.platform} ({device.device_kind})",
-            "cores": os.cpu_count(),
+            "cores": cores(),
             "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         }
+
+
+def cores() -> int:
+    """The CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def draw_latent_plane(path: Path, use: Model, data: Dataset, side: int = 20) -> Path:

@@ -45,8 +45,9 @@ class Network(NamedTuple):
 
     Attributes:
         init: key -> Variables.
-        apply: (variables, function, key=None, train=False) -> (function(Autoencoder), updated Variables). The key
-            feeds dropout and is needed in training only; out of training the variables come back as they are.
+        apply: (variables, function, key=None, train=False, masks=None) -> (function(Autoencoder), updated Variables).
+            The key feeds dropout and is needed in training only; out of training the variables come back as they are.
+            `masks` are dropout's, if they are not to be drawn: {part: {layer: {"mask": (features, batch)}}}.
     """
 
     init: Callable[[Key[Array, ""]], Variables]
@@ -91,8 +92,9 @@ def build(config: ModelConfig, image_shape: tuple[int, int, int], heads: tuple[s
         function: Callable[[Autoencoder], Any],
         key: Key[Array, ""] | None = None,
         train: bool = False,
+        masks: PyTree = None,
     ) -> tuple[Any, Variables]:
-        collections = {"params": variables.params, "batch_stats": variables.batch_stats}
+        collections = {"params": variables.params, "batch_stats": variables.batch_stats, "masks": masks or {}}
         rngs = {} if key is None else {"dropout": key}
 
         def run(module: nn.Module) -> Any:

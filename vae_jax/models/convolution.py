@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from vae_jax.registry import lookup
 
-Features = Float[Array, "channels height width batch"]
+Features = Float[Array, "_channels _height _width batch"]
 Kernel = Float[Array, "side side inner outer"]
 
 

@@ -151,7 +151,7 @@ class BatchNorm(nn.Module):
 class Dropout(nn.Module):
     """PyTorch's Dropout: in training each value is kept with probability 1 − rate and divided by it.
 
-    The mask is sown into the collection "masks", for comparisons that need the same one elsewhere.
+    A mask given in the collection "masks" is used instead of drawing one: comparisons need the same one elsewhere.
     """
 
     rate: float
@@ -160,6 +160,8 @@ class Dropout(nn.Module):
     def __call__(self, x: Float[Array, "*shape"], *, train: bool) -> Float[Array, "*shape"]:
         if not train or self.rate == 0:
             return x
-        mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
-        self.sow("masks", "mask", mask)
+        if self.has_variable("masks", "mask"):
+            mask = self.get_variable("masks", "mask")
+        else:
+            mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
         return jnp.where(mask, x / (1 - self.rate), 0)

@@ -1,0 +1,48 @@
+"""What every test shares: strict settings of jax, small data, and MNIST where it is at hand."""
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vae_jax.data import Dataset, Split
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Many tests train the same small model: it is compiled once for all of them, in all of pytest-xdist's workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def mnist_dir() -> Path:
+    """The folder with MNIST's four files."""
+    folder = os.environ.get("VAE_JAX_MNIST_DIR")
+    if not folder:
+        pytest.skip("needs MNIST's four files: set VAE_JAX_MNIST_DIR to the folder that holds them")
+    return Path(folder)
+
+
+@pytest.fixture
+def float64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_data() -> Dataset:
+    """Random 8x8 images: 70 to train on, 20 to test on, 10 for validation."""
+    levels = np.random.RandomState(0).randint(0, 256, (100, 8, 8, 1), np.uint8)
+    labels = np.arange(100) % 10
+    return Dataset(
+        "noise", Split(levels[:70], labels[:70]), Split(levels[70:90], labels[70:90]), Split(levels[90:], labels[90:])
+    )

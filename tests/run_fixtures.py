@@ -1,0 +1,50 @@
+"""What the tests of run folders and of the command line share: a tiny configuration, each network compiled once."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+# 1,200 digits in 12 batches, 597 to test on.
+TINY = {
+    "data.image_size": 8,
+    "data.test": 597,
+    "model.channels": [4, 8],
+    "model.latent": 3,
+    "model.hidden": 16,
+    "train.epochs": 2,
+    "train.batch_size": 100,
+    "train.chunk_steps": 4,
+    "output.figure_images": 9,
+}
+
+
+def flags(**options) -> list[str]:
+    """Options as the command line takes them."""
+    return [f"--{name}={str(value).replace(' ', '')}" for name, value in options.items()]
+
+
+@contextmanager
+def compiled_once(folder: Path) -> Iterator[None]:
+    """Keeps compiled programs in a folder, where the next run with the same network finds them."""
+    settings = {"jax_compilation_cache_dir": str(folder), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def snapshot(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Everything below a folder: each file's bytes and time of change, each folder's name."""
+    return {
+        path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else (b"", 0)
+        for path in sorted(folder.rglob("*"))
+    }

@@ -1,0 +1,339 @@
+"""Configurations: what a YAML file and flags give, and that whatever is wrong with them is said in one line."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from vae_jax import config as module
+from vae_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OutputConfig,
+    TrainConfig,
+    load_config,
+    shipped,
+    to_yaml,
+)
+from vae_jax.errors import UserError
+
+SECTIONS = {
+    "data": DataConfig,
+    "model": ModelConfig,
+    "objective": ObjectiveConfig,
+    "train": TrainConfig,
+    "output": OutputConfig,
+}
+OPTIONS = [f"{name}.{field.name}" for name, section in SECTIONS.items() for field in dataclasses.fields(section)]
+CHANGED = {"seed": 7, "data.source": "folder", "data.path": "a b", "model.strides": [1, 2], "model.channels": [4, 8]}
+
+
+def refused(*arguments, **options) -> str:
+    """The message that refuses a configuration."""
+    with pytest.raises(UserError) as caught:
+        load_config(*arguments, **options)
+    message = str(caught.value)
+    assert message
+    assert message.splitlines() == [message]
+    return message
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes a YAML file."""
+
+    def write(content: str | bytes) -> Path:
+        path = tmp_path / "some.yaml"
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+# --- What is read ----------------------------------------------------------------------------------------------------
+
+
+def test_without_anything_the_defaults():
+    assert load_config() == Config()
+
+
+def test_configurations_are_shipped():
+    assert {"article", "digits", "ae", "denoising_ae"} <= set(shipped())
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_configuration_loads(name):
+    path = shipped()[name]
+    assert load_config(name) == load_config(path)
+    said = yaml.safe_load(path.read_text())
+    found = load_config(name)
+    for section, options in said.items():
+        if section == "seed":
+            assert found.seed == options
+            continue
+        for option, value in options.items():
+            value = tuple(value) if isinstance(value, list) else value
+            assert getattr(getattr(found, section), option) == value
+    assert "vae-jax train --config" in path.read_text()
+
+
+@pytest.mark.parametrize("options", [{}, CHANGED])
+def test_yaml_round_trip(options, file):
+    config = load_config(**options)
+    assert load_config(file(to_yaml(config))) == config
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_yaml_round_trip_of_shipped(name, file):
+    assert load_config(file(to_yaml(load_config(name)))) == load_config(name)
+
+
+def test_yaml_holds_every_option():
+    written = yaml.safe_load(to_yaml(Config()))
+    assert [f"{section}.{option}" for section in SECTIONS for option in written[section]] == OPTIONS
+
+
+def test_overrides_win_over_the_file(file):
+    path = file("train: {epochs: 3, batch_size: 7}")
+    found = load_config(path, **{"train.epochs": 4})
+    assert (found.train.epochs, found.train.batch_size) == (4, 7)
+
+
+def test_override_may_be_a_path(tmp_path):
+    assert load_config(**{"data.path": tmp_path}).data.path == str(tmp_path)
+
+
+def test_shipped_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config("digits").train.epochs == load_config(shipped()["digits"]).train.epochs
+
+
+# --- What is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("train.epochs", "ten"),
+        ("train.epochs", True),
+        ("train.epochs", 2.5),
+        ("train.epochs", 2.0),
+        ("train.epochs", [1]),
+        ("train.learning_rate", "fast"),
+        ("train.learning_rate", True),
+        ("model.batch_norm", 1),
+        ("model.batch_norm", "maybe"),
+        ("model.channels", 4),
+        ("model.channels", [4, True]),
+        ("model.channels", [4, 2.5]),
+        ("model.strides", "two"),
+        ("model.strides", 2.0),
+        ("data.image_size", {"a": 1}),
+        ("seed", "x\ny"),
+    ],
+)
+def test_wrong_type(option, value, file):
+    assert option in refused(**{option: value})
+    section, _, name = option.partition(".")
+    path = file(yaml.safe_dump({section: {name: value} if name else value}))
+    message = refused(path)
+    assert str(path) in message
+    assert section in message
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**32),
+        ("data.image_size", 0),
+        ("data.image_size", 1025),
+        ("data.channels", 2),
+        ("data.channels", 4),
+        ("data.validation", -0.1),
+        ("data.test", -1),
+        ("model.latent", 0),
+        ("model.channels", []),
+        ("model.channels", [4, 0]),
+        ("model.kernel", 0),
+        ("model.strides", 0),
+        ("model.strides", [2, 0]),
+        ("model.paddings", [0, -1]),
+        ("model.hidden", 0),
+        ("model.batch_norm_momentum", 0),
+        ("model.batch_norm_momentum", 1.5),
+        ("model.head_dropout", 1),
+        ("model.decoder_dropout", -0.1),
+        ("objective.beta", -1),
+        ("objective.corruption_level", 1.1),
+        ("train.epochs", 0),
+        ("train.epochs", int("9" * 400)),
+        ("train.batch_size", 0),
+        ("train.batch_size", int("9" * 30)),
+        ("train.learning_rate", 0),
+        ("train.learning_rate", -1e-3),
+        ("train.adam_b1", 1),
+        ("train.adam_b2", -0.1),
+        ("train.adam_eps", 0),
+        ("train.warmup_steps", -1),
+        ("train.warmup_steps", int("9" * 30)),
+        ("train.decay_rate", 1.5),
+        ("train.gradient_clip", 0),
+        ("train.chunk_steps", -1),
+        ("output.keep_checkpoints", 0),
+        ("output.checkpoint_minutes", 0),
+        ("output.figure_every", 0),
+        ("output.figure_images", 1025),
+    ],
+)
+def test_out_of_range(option, value):
+    message = refused(**{option: value})
+    assert message.startswith(f"{option}: expected ")
+    assert len(message) < 200
+
+
+NUMBERS = [
+    f"{name}.{field.name}"
+    for name, section in SECTIONS.items()
+    for field in dataclasses.fields(section)
+    if "float" in str(field.type)
+]
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+@pytest.mark.parametrize("option", NUMBERS)
+def test_every_number_must_be_finite(option, value, file):
+    section, name = option.split(".")
+    assert option in refused(file(f"{section}:\n  {name}: {value}"))
+
+
+@pytest.mark.parametrize("option", ["seed", *OPTIONS])
+def test_null_is_taken_only_where_it_means_something(option, file):
+    section, _, name = option.partition(".")
+    path = file(f"{section}:\n  {name}: null" if name else f"{section}: null")
+    default = getattr(getattr(Config(), section), name) if name else 0
+    if default is None:
+        assert load_config(path) == Config()
+    else:
+        assert refused(path) == f"{option}: expected a value; found null"
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("model:\n  latnt: 3", "model: expected one of .* found 'latnt' .did you mean latent"),
+        ("modl: 3", "did you mean model"),
+        ("train: {epochs: [1, 2", "expected a YAML file"),
+        ("train:\n\tepochs: 3", "expected a YAML file"),
+        ("seed: 1\n---\nseed: 2", "expected a YAML file"),
+        ("", "found nothing"),
+        ("# only a comment", "found nothing"),
+        ("- seed", "found list"),
+        ("hello", "found str"),
+        ("3", "found int"),
+        ("data: null", "data: expected a section"),
+        ("data: [1]", "data: expected a section"),
+        ("data: digits", "data: expected a section"),
+        ("1: 2", "found '1'"),
+        ("data: {1: 2}", "found '1'"),
+        ("data.source: digits", "found 'data.source'"),
+        # Not a configuration's to say.
+        ("overwrite: true", "found 'overwrite'"),
+        ("out: elsewhere", "found 'out'"),
+        ("config: article", "found 'config'"),
+        ("data: {class_path: os.system}", "found 'class_path'"),
+        # YAML that builds more than it says.
+        ("seed: !!python/object/apply:os.getcwd []", "plain options"),
+        ("seed: !!bool x", "plain options"),
+        ("seed: &a 1\ntrain: {epochs: *a}", "plain options"),
+        ("a: &a [*a]", "plain options"),
+        ("a: " + "[" * 100_000, "plain options"),
+        ("a: " + "{b: " * 1000 + "1" + "}" * 1000, "plain options"),
+        # Binary, huge.
+        (b"\xff\xfe\x00\x01", "expected a YAML file"),
+        (bytes(range(256)), "expected a YAML file"),
+        (b"\0" * 10, "expected a YAML file"),
+        ("seed: " + "9" * 5000, "expected a YAML file"),
+        ("train: {learning_rate: " + "9" * 400 + "}", "too large"),
+        (" " * (module.SIZE_LIMIT + 1), "found a longer one"),
+    ],
+    ids=lambda value: repr(value[:25]),
+)
+def test_broken_file(content, named, file):
+    path = file(content)
+    message = refused(path)
+    assert message.startswith(str(path))
+    assert re.search(named, message)
+
+
+def test_no_such_file(tmp_path):
+    assert "no such file" in refused(tmp_path / "none.yaml")
+    assert "article" in refused("artcle")
+    assert "a folder" in refused(tmp_path)
+    assert "too long" in refused("a" * 5000)
+    refused("")
+
+
+@pytest.mark.parametrize("option", ["train.epoch", "train.nope", "nope", "overwrite", "config "])
+def test_unknown_option(option):
+    assert option in refused(**{option: 1})
+
+
+# --- Whatever it is, it is a configuration or a UserError ------------------------------------------------------------
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+)
+several = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def read(path: Path) -> None:
+    try:
+        found = load_config(path)
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+    else:
+        assert load_config(path) == found
+
+
+@several
+@given(st.dictionaries(st.sampled_from(OPTIONS), values, min_size=1, max_size=3))
+def test_any_values(file, options):
+    nested = {}
+    for option, value in options.items():
+        section, name = option.split(".")
+        nested.setdefault(section, {})[name] = value
+    read(file(yaml.safe_dump(nested)))
+
+
+@several
+@given(st.text(alphabet="abé01 \n\t:-[]{}&*!|>'\"%@`#,?.~<=\0\u2028", max_size=40) | st.binary(max_size=40))
+def test_any_text(file, content):
+    read(file(content))
+
+
+@several
+@given(st.sampled_from(OPTIONS), values)
+def test_any_override(option, value):
+    try:
+        load_config(**{option: value})
+    except UserError as error:
+        assert len(str(error).splitlines()) == 1
+
+
+# --- Help ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("section", [Config, *SECTIONS.values()])
+def test_docstring_tells_every_field(section):
+    attributes = section.__doc__.split("Attributes:")[1]
+    told = re.findall(r"^ {8}(\w+): \S", attributes, re.MULTILINE)
+    assert told == [field.name for field in dataclasses.fields(section)]

@@ -1,0 +1,105 @@
+"""The matrix-product convolution against XLA's own, and the laws the pair obeys."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vae_jax.errors import UserError
+from vae_jax.models.convolution import CONVOLUTIONS, choose, output_size
+
+MATMUL, NATIVE = CONVOLUTIONS["matmul"], CONVOLUTIONS["native"]
+
+
+@st.composite
+def cases(draw):
+    side, stride = draw(st.integers(1, 5)), draw(st.integers(1, 4))
+    padding = draw(st.integers(0, side - 1))
+    height, width = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    sizes = [output_size(size, side, stride, padding) for size in (height, width)]
+    if min(sizes) < 1:
+        height, width = height + side, width + side
+        sizes = [output_size(size, side, stride, padding) for size in (height, width)]
+    inner, outer, batch = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    random = np.random.RandomState(draw(st.integers(0, 1000)))
+    x = random.randn(inner, height, width, batch)
+    y = random.randn(outer, *sizes, batch)
+    kernel = random.randn(side, side, inner, outer)
+    return jnp.array(x), jnp.array(y), jnp.array(kernel), stride, padding, (height, width)
+
+
+def close(found, expected):
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+@settings(deadline=None, max_examples=15, database=None)
+@given(st.data())
+def test_equals_xlas_convolution_with_its_gradients(data):
+    x, y, kernel, stride, padding, size = data.draw(cases())
+    for map_of, argument in (("forward", x), ("transpose", y)):
+        extra = () if map_of == "forward" else (size,)
+        results = []
+        for pair in (MATMUL, NATIVE):
+
+            def out_and_gradients(argument, kernel, pair=pair, name=map_of, extra=extra):
+                function = getattr(pair, name)
+                out, pull = jax.vjp(lambda a, k: function(a, k, stride, padding, *extra), argument, kernel)
+                return out, *pull(jnp.sin(out))
+
+            results.append(jax.jit(out_and_gradients)(argument, kernel))
+        for found, expected in zip(*results, strict=True):
+            close(found, expected)
+
+
+@pytest.mark.usefixtures("float64")
+@settings(deadline=None, max_examples=15, database=None)
+@given(st.data())
+def test_each_is_the_others_adjoint(data):
+    x, y, kernel, stride, padding, size = data.draw(cases())
+
+    @jax.jit
+    def products(x, y, kernel):
+        transposed = MATMUL.transpose(y, kernel, stride, padding, size)
+        return jnp.vdot(y, MATMUL.forward(x, kernel, stride, padding)), jnp.vdot(transposed, x)
+
+    forward, transpose = products(x, y, kernel)
+    np.testing.assert_allclose(forward, transpose, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.usefixtures("float64")
+def test_under_vmap_scan_and_a_second_gradient():
+    random = np.random.RandomState(0)
+    xs, kernel = jnp.array(random.randn(3, 2, 6, 6, 4)), jnp.array(random.randn(4, 4, 2, 3))
+
+    def energy(pair, x, kernel):
+        y = jnp.tanh(pair.forward(x, kernel, 2, 1))
+        return jnp.square(pair.transpose(y, kernel, 2, 1, (6, 6))).sum()
+
+    for transform in (
+        lambda f: jax.vmap(lambda x: f(x, kernel))(xs),
+        lambda f: jax.lax.scan(lambda carry, x: (carry, f(x, kernel)), 0, xs)[1],
+        lambda f: jax.jit(jax.grad(lambda k: jnp.square(jax.grad(f, 1)(xs[0], k)).sum()))(kernel),
+    ):
+        close(transform(lambda x, k: energy(MATMUL, x, k)), transform(lambda x, k: energy(NATIVE, x, k)))
+
+
+def test_forward_mode_is_refused_by_the_custom_rule_and_given_by_native():
+    x, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((2, 2, 1, 1))
+
+    def derivative(pair):
+        return jax.jvp(lambda x: pair.forward(x, kernel, 2, 0), (x,), (x,))[1]
+
+    with pytest.raises(TypeError, match="forward-mode"):
+        derivative(MATMUL)
+    assert float(derivative(NATIVE).sum()) == 16
+
+
+def test_the_choice():
+    assert choose("matmul") is MATMUL
+    assert choose("auto") is (MATMUL if jax.default_backend() == "cpu" else NATIVE)
+    with pytest.raises(UserError, match=r"model\.convolution: .*matmul.*found 'winograd'"):
+        choose("winograd")

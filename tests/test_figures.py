@@ -1,0 +1,168 @@
+"""Pictures: each array lands where it should, with its grey level or its colour."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vae_jax import figures, run
+from vae_jax.data import Dataset, Split
+from vae_jax.evaluate import Model
+
+LINE, GAP = 2, 8  # pixels between pictures, and the wider gap below a row of reconstructions
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def levels(count, side=4, channels=1):
+    """Pictures of one level each, all different."""
+    level = np.linspace(0.1, 0.9, count * channels).reshape(count, 1, 1, channels)
+    return np.broadcast_to(level, (count, side, side, channels))
+
+
+def cell(image, row, column, side, scale, gaps=0):
+    """The pixels of one picture in a grid."""
+    pitch = side * scale + LINE
+    top, left = LINE + row * pitch + gaps * GAP, LINE + column * pitch
+    return image[top : top + side * scale, left : left + side * scale]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_holds_each_picture_in_its_cell(tmp_path, channels):
+    pictures = levels(5, channels=channels)
+    path = figures.grid(tmp_path / "new" / "grid.png", pictures, columns=3)
+    image = read(path)
+    scale = 768 // (3 * 4)
+    size = (2 * (4 * scale + LINE) + LINE, 3 * (4 * scale + LINE) + LINE)
+    assert image.shape == (size if channels == 1 else (*size, 3))
+    for i, picture in enumerate(pictures):
+        expected = np.rint(picture[0, 0] * 255).astype(np.uint8)
+        assert (cell(image, i // 3, i % 3, 4, scale) == expected).all()
+    assert (cell(image, 1, 2, 4, scale) == 255).all()  # no sixth picture
+    assert (image[:LINE] == 255).all()
+    assert [file.name for file in path.parent.iterdir()] == ["grid.png"]  # nothing temporary is left
+
+
+def test_grid_keeps_a_picture_as_it_is(tmp_path):
+    picture = np.arange(16).reshape(1, 4, 4, 1) / 255
+    image = read(figures.grid(tmp_path / "one.png", picture, columns=1))
+    assert (cell(image, 0, 0, 4, 192)[::192, ::192] == np.arange(16).reshape(4, 4)).all()
+
+
+def test_grid_clips_what_is_outside(tmp_path):
+    pictures = np.stack([np.full((4, 4, 1), -0.5), np.full((4, 4, 1), 1.5)])
+    image = read(figures.grid(tmp_path / "grid.png", pictures, columns=2))
+    assert (cell(image, 0, 0, 4, 96) == 0).all()
+    assert (cell(image, 0, 1, 4, 96) == 255).all()
+
+
+def test_grid_of_large_pictures_is_not_enlarged(tmp_path):
+    image = read(figures.grid(tmp_path / "grid.png", np.zeros((2, 500, 500, 1)), columns=2))
+    assert image.shape == (504, 1006)
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    def fail(path):
+        path.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        figures._save(tmp_path / "some.png", fail)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pairs_are_above_each_other(tmp_path, channels):
+    pictures = levels(10, channels=channels)
+    above, below = pictures[:5], pictures[5:]
+    image = read(figures.pairs(tmp_path / "pairs.png", above, below, columns=3))
+    scale = 64
+    for i in range(5):
+        row, column = 2 * (i // 3), i % 3
+        for pictures, line in ((above, row), (below, row + 1)):
+            expected = np.rint(pictures[i, 0, 0] * 255).astype(np.uint8)
+            assert (cell(image, line, column, 4, scale, gaps=i // 3) == expected).all()
+    assert (cell(image, 2, 2, 4, scale, gaps=1) == 255).all()
+    assert (cell(image, 3, 2, 4, scale, gaps=1) == 255).all()
+
+
+def test_fewer_pairs_than_columns(tmp_path):
+    image = read(figures.pairs(tmp_path / "pairs.png", np.zeros((2, 4, 4, 1)), np.ones((2, 4, 4, 1))))
+    assert image.shape == (2 * (4 * 96 + LINE) + LINE, 2 * (4 * 96 + LINE) + LINE)
+
+
+def history(epochs, splits, kl):
+    parts = {"loss": 2.0, "reconstruction": 2.0 - kl, "kl": kl}
+    return [
+        {"epoch": epoch + 1, **{f"{split}_{part}": value for split in splits for part, value in parts.items()}}
+        for epoch in range(epochs)
+    ]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The matplotlib figures that are drawn."""
+    made = []
+    figure = figures._figure
+    monkeypatch.setattr(figures, "_figure", lambda *size: made.append(figure(*size)) or made[-1])
+    return made
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 30])
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "validation", "test")])
+def test_loss_curve(tmp_path, drawn, epochs, splits):
+    path = figures.loss_curve(tmp_path / "loss.png", history(epochs, splits, 0.5), "nats per image")
+    assert read(path).ndim == 3
+    panels = drawn[0].axes
+    assert [panel.get_title() for panel in panels] == ["loss", "reconstruction", "KL"]
+    for panel, value in zip(panels, (2.0, 1.5, 0.5), strict=True):
+        assert tuple(line.get_label() for line in panel.lines) == splits
+        for line in panel.lines:
+            assert list(line.get_xdata()) == list(range(1, epochs + 1))
+            assert list(line.get_ydata()) == [value] * epochs
+    assert panels[0].get_ylabel() == "nats per image"
+
+
+def test_loss_curve_of_an_autoencoder_has_one_panel(tmp_path, drawn):
+    figures.loss_curve(tmp_path / "loss.png", history(2, ("train", "test"), 0.0), "squared error per image")
+    assert [panel.get_title() for panel in drawn[0].axes] == ["loss"]
+
+
+@pytest.mark.parametrize("labels", [None, np.array([0, 1, 1])])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_latent_plane(tmp_path, drawn, labels, channels):
+    means = np.array([[-1.0, 0.0], [0.5, 2.0], [1.0, 1.0]])
+    decoded = np.zeros((9, 4, 4, channels))
+    decoded[:3] = 1.0  # the first row: white
+    decoded[3] = 0.5  # the second row's first picture: grey
+    path = figures.latent_plane(tmp_path / "plane.png", means, labels, decoded, extent=3.0)
+    assert read(path).ndim == 3
+    scatter, plane = drawn[0].axes[:2]
+    np.testing.assert_array_equal(scatter.collections[0].get_offsets(), means)
+    assert len(drawn[0].axes) == (2 if labels is None else 3)  # the classes' colours
+    shown = plane.images[0]
+    assert (shown.origin, shown.get_extent()) == ("upper", [-3, 3, -3, 3])
+    tiles = np.asarray(shown.get_array())
+    assert tiles.shape[:2] == (12, 12)
+    assert (tiles[:4] == 1).all()  # at z2 = 3
+    assert (tiles[4:8, :4] == 0.5).all()
+    assert (tiles[4:8, 4:] == 0).all()
+    assert (tiles[8:] == 0).all()
+
+
+def test_the_decoded_plane_has_z2_upwards_and_z1_to_the_right(tmp_path, drawn):
+    """A decoder that shows z1 as red and z2 as green: red grows to the right, green upwards."""
+
+    def decode(z):
+        z = np.asarray(z)
+        colours = np.stack([(z[:, 0] + 3) / 6, (z[:, 1] + 3) / 6, np.zeros(len(z))], -1)
+        return np.broadcast_to(colours[:, None, None], (len(z), 4, 4, 3))
+
+    model = Model(lambda images: {"mu": np.zeros((len(images), 2))}, decode, decode, None, 2)
+    split = Split(np.zeros((5, 4, 4, 3), np.uint8), np.arange(5))
+    run.draw_latent_plane(tmp_path / "plane.png", model, Dataset("some", split, split), side=4)
+    tiles = np.asarray(drawn[0].axes[1].images[0].get_array())[::4, ::4]
+    np.testing.assert_allclose(tiles[:, :, 0], np.tile(np.linspace(0, 1, 4), (4, 1)), atol=1e-6)
+    np.testing.assert_allclose(tiles[:, :, 1], np.tile(np.linspace(1, 0, 4)[:, None], (1, 4)), atol=1e-6)

@@ -1,0 +1,455 @@
+"""Run folders: what they hold, that an interrupted run goes on as if nothing had happened, what is left alone."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import yaml
+from run_fixtures import compiled_once, snapshot
+
+from vae_jax import run
+from vae_jax.checkpoint import Checkpoints, Saved
+from vae_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainConfig, load_config
+from vae_jax.data import Dataset, Split, load
+from vae_jax.errors import UserError
+from vae_jax.evaluate import make_evaluator, means
+from vae_jax.train import build, make_keys, start
+
+CONFIG = Config(
+    data=DataConfig(image_size=8),
+    model=ModelConfig(channels=(4, 8), latent=3, hidden=16),
+    train=TrainConfig(epochs=3, batch_size=20, chunk_steps=2),
+    output=OutputConfig(keep_checkpoints=1, figure_images=4),
+)
+STEPS = 6
+TIMING = {"images_per_second", "train_seconds", "compile_seconds", "chunk_steps"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data():
+    digits = load(CONFIG.data)
+
+    def take(first, last):
+        return Split(digits.train.images[first:last], digits.train.labels[first:last])
+
+    return Dataset("digits", take(0, 20 * STEPS), take(200, 240), class_names=digits.class_names)
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """The folder of an undisturbed run, and what it gave."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, run.train(CONFIG, data, folder)
+
+
+@pytest.fixture
+def copied(whole, tmp_path):
+    """A copy of the undisturbed run's folder."""
+    return shutil.copytree(whole[0], tmp_path / "run")
+
+
+def with_train(**changes):
+    return replace(CONFIG, train=replace(CONFIG.train, **changes))
+
+
+def same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def metrics(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in TIMING} for line in lines]
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def refused(call, *arguments, **options) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments, **options)
+    return str(caught.value)
+
+
+class Killed(Exception):
+    """Ends a run as a kill would."""
+
+
+def killed(folder, data, config, *, epoch, step):
+    """Trains until so many steps of an epoch are done; 0 ends it after the epoch before.
+
+    Each call of the loop, a third of an epoch, is followed by a checkpoint.
+    """
+    config = replace(config, output=replace(config.output, checkpoint_minutes=1e-9))
+
+    def on_progress(progress):
+        if (progress.epoch, progress.step) == (epoch, step):
+            raise Killed
+
+    def on_epoch(figures, state):
+        if step == 0 and figures["epoch"] == epoch - 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run.train(config, data, folder, on_progress=on_progress, on_epoch=on_epoch)
+
+
+# --- What a run leaves -----------------------------------------------------------------------------------------------
+
+
+def test_contents(whole, data):
+    folder, trained = whole
+    assert load_config(folder / "config.yaml") == CONFIG
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert lines == trained.history
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    found = summary(folder)
+    for name in ("train_loss", "test_loss", "test_reconstruction", "test_kl"):
+        assert found[name] == lines[-1][name]
+    assert found["test_loss"] == pytest.approx(found["test_reconstruction"] + found["test_kl"], rel=1e-6)
+    assert found["best_loss"] == min(line["test_loss"] for line in lines)
+    assert found["best_by"] == "test_loss"
+    assert found["seed"] == 0
+    assert found["epochs"] == 3
+    assert found["train_images"] == 120
+    assert found["test_images"] == 40
+    assert found["images_per_second"] > 0
+    assert found["parameters"] == sum(leaf.size for leaf in jax.tree.leaves(trained.state.variables.params))
+    assert found["versions"]["jax"] == jax.__version__
+    assert found["device"].startswith("cpu")
+    names = {path.name for path in (folder / "figures").iterdir()}
+    assert names == {"loss.png", "samples.png", *(f"reconstructions_epoch_000{epoch}.png" for epoch in (1, 2, 3))}
+    assert not list(folder.rglob("*.tmp"))
+
+
+def test_loads_what_was_trained(whole):
+    folder, trained = whole
+    loaded = run.load(folder)
+    same(loaded.state, trained.state)
+    assert loaded.history == trained.history
+    assert loaded.config == CONFIG
+    assert loaded.image_shape == (8, 8, 1)
+
+
+def test_use(whole, data):
+    model = run.use(whole[1])
+    heads = model.encode(data.test.images)
+    assert {name: head.shape for name, head in heads.items()} == {"mu": (40, 3), "log_var": (40, 3)}
+    pictures = np.asarray(model.decode(heads["mu"]))
+    np.testing.assert_array_equal(pictures, model.reconstruct(data.test.images))
+    assert pictures.shape == (40, 8, 8, 1)
+    assert pictures.min() >= 0
+    assert pictures.max() <= 1
+    assert model.sample is not None
+    assert model.sample(jax.random.key(0), 5).shape == (5, 8, 8, 1)
+
+
+def test_figures_every_few_epochs_and_at_the_end(data, tmp_path):
+    run.train(replace(CONFIG, output=replace(CONFIG.output, figure_every=2)), data, tmp_path / "run")
+    found = sorted(path.name for path in (tmp_path / "run" / "figures").glob("recon*"))
+    assert found == ["reconstructions_epoch_0002.png", "reconstructions_epoch_0003.png"]
+
+
+def test_two_latent_dimensions_are_drawn(data, tmp_path):
+    config = replace(with_train(epochs=1), model=replace(CONFIG.model, latent=2))
+    run.train(config, data, tmp_path / "run")
+    assert (tmp_path / "run" / "figures" / "latent_plane.png").is_file()
+
+
+def test_validation_split_decides_what_is_best(data, tmp_path):
+    split = replace(data, validation=Split(data.test.images[:10], None))
+    run.train(with_train(epochs=2), split, tmp_path / "run")
+    found, lines = summary(tmp_path / "run"), metrics(tmp_path / "run")
+    assert found["best_by"] == "validation_loss"
+    assert found["best_loss"] == min(line["validation_loss"] for line in lines)
+    assert found["validation_loss"] == lines[-1]["validation_loss"] != lines[-1]["test_loss"]
+
+
+# --- Going on --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step"), [(1, 4), (2, 0), (3, 4)], ids=str
+)
+def test_killed_and_resumed_equals_undisturbed(whole, data, tmp_path, epoch, step):
+    folder = tmp_path / "run"
+    killed(folder, data, CONFIG, epoch=epoch, step=step)
+    assert not (folder / "summary.json").exists()
+    seen = []
+    run.train(CONFIG, data, folder, resume=True, on_progress=seen.append)
+    # A kill at step 4 comes before the checkpoint of that step, so that the last one is of step 2.
+    assert (seen[0].epoch, seen[0].step) == (epoch, step if step else 2)
+    same(run.load(folder).state, whole[1].state)
+    assert metrics(folder) == metrics(whole[0])
+    both = [
+        {name: value for name, value in summary(path).items() if name not in TIMING | {"seconds"}}
+        for path in (folder, whole[0])
+    ]
+    assert both[0] == both[1]
+
+
+def test_killed_before_the_first_checkpoint_starts_anew(whole, data, tmp_path):
+    killed(tmp_path / "run", data, CONFIG, epoch=1, step=2)
+    run.train(CONFIG, data, tmp_path / "run", resume=True)
+    assert metrics(tmp_path / "run") == metrics(whole[0])
+
+
+def test_metrics_ahead_of_the_checkpoint_are_taken_back(whole, data, tmp_path):
+    folder = tmp_path / "run"
+    killed(folder, data, CONFIG, epoch=2, step=4)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "half')
+    run.train(CONFIG, data, folder, resume=True)
+    assert metrics(folder) == metrics(whole[0])
+
+
+def test_more_epochs(whole, data, tmp_path):
+    run.train(with_train(epochs=2), data, tmp_path / "run")
+    trained = run.train(CONFIG, data, tmp_path / "run", resume=True)
+    same(trained.state, whole[1].state)
+    assert metrics(tmp_path / "run") == metrics(whole[0])
+    assert run.read_config(tmp_path / "run").train.epochs == 3
+
+
+def test_resuming_a_finished_run_changes_nothing(whole, data, copied):
+    steps = sorted(path.name for path in (copied / "checkpoints").iterdir())
+    trained = run.train(CONFIG, data, copied, resume=True)
+    same(trained.state, whole[1].state)
+    assert metrics(copied) == metrics(whole[0])
+    assert sorted(path.name for path in (copied / "checkpoints").iterdir()) == steps
+    before, after = summary(whole[0]), summary(copied)
+    assert {**before, "seconds": 0} == {**after, "seconds": 0}
+
+
+def test_resume_without_a_run_starts_one(data, tmp_path):
+    run.train(with_train(epochs=1), data, tmp_path / "run", resume=True)
+    assert len(metrics(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        (replace(CONFIG, seed=1), "seed"),
+        (replace(CONFIG, model=replace(CONFIG.model, latent=4)), "model.latent"),
+        (with_train(learning_rate=1e-2), "train.learning_rate"),
+        (with_train(batch_size=30), "train.batch_size"),
+        (replace(CONFIG, data=replace(CONFIG.data, validation=0.1)), "data.validation"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_resuming_as_something_else_is_refused(data, copied, changed, named):
+    before = snapshot(copied)
+    assert named in refused(run.train, changed, data, copied, resume=True)
+    assert snapshot(copied) == before
+
+
+def test_resuming_on_other_data_is_refused(data, copied):
+    before = snapshot(copied)
+    fewer = replace(data, train=Split(data.train.images[:100], None))
+    # A change of epochs is allowed, but not written where the rest is refused.
+    assert "100" in refused(run.train, with_train(epochs=9), fewer, copied, resume=True)
+    assert snapshot(copied) == before
+
+
+# --- What is in the way ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_not_trained_over(data, copied):
+    before = snapshot(copied)
+    assert "--resume" in refused(run.train, CONFIG, data, copied)
+    assert "--overwrite" in refused(run.train, CONFIG, data, copied, resume=True, overwrite=True)
+    assert snapshot(copied) == before
+
+
+def test_overwrite_deletes_the_run_and_nothing_else(data, copied):
+    (copied / "notes.txt").write_text("mine")
+    (copied / "latents_test.npz").write_text("of the old run")
+    run.train(with_train(epochs=1), data, copied, overwrite=True)
+    assert len(metrics(copied)) == 1
+    assert (copied / "notes.txt").read_text() == "mine"
+    assert not (copied / "latents_test.npz").exists()
+    assert not (copied / "figures" / "reconstructions_epoch_0002.png").exists()
+    assert max(int(path.name) for path in (copied / "checkpoints").iterdir() if path.is_dir()) == STEPS
+
+
+def test_overwrite_through_a_link(data, copied, tmp_path):
+    (tmp_path / "link").symlink_to(copied)
+    run.train(with_train(epochs=1), data, tmp_path / "link", overwrite=True)
+    assert len(metrics(copied)) == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        with_train(schedule="cosin"),
+        with_train(reduction="max"),
+        replace(CONFIG, model=replace(CONFIG.model, activation="rleu")),
+        replace(CONFIG, model=replace(CONFIG.model, channels=(4, 8, 16, 32, 64))),
+        replace(CONFIG, objective=replace(CONFIG.objective, name="gan")),
+        with_train(batch_size=17),
+    ],
+    ids=["schedule", "reduction", "activation", "channels", "objective", "batch_size"],
+)
+def test_nothing_is_deleted_or_written_for_what_cannot_be_trained(data, copied, changed, tmp_path):
+    before = snapshot(copied)
+    refused(run.train, changed, data, copied, overwrite=True)
+    assert snapshot(copied) == before
+    refused(run.train, changed, data, tmp_path / "new" / "run")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("content", ["hydra: {job: 1}", "not ours", ""], ids=["section", "text", "empty"])
+@pytest.mark.parametrize("option", ["resume", "overwrite"])
+def test_another_programs_folder_is_left_alone(data, tmp_path, content, option):
+    (tmp_path / "config.yaml").write_text(content)
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "mine.png").write_text("mine")
+    before = snapshot(tmp_path)
+    assert "config.yaml" in refused(run.train, CONFIG, data, tmp_path, **{option: True})
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"overwrite": True}], ids=str)
+def test_a_folder_with_other_files_is_left_alone(data, tmp_path, options):
+    (tmp_path / "thesis.tex").write_text("mine")
+    before = snapshot(tmp_path)
+    assert "left alone" in refused(run.train, CONFIG, data, tmp_path, **options)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_file_in_the_way(data, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for folder in (file, file / "run", file / "deep" / "run"):
+        assert str(folder) in refused(run.train, CONFIG, data, folder)
+    assert file.read_text() == "mine"
+
+
+def test_diverging_training_says_so(data, tmp_path):
+    assert "diverged" in refused(run.train, with_train(learning_rate=1e30), data, tmp_path / "run")
+
+
+# --- Loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_loading_what_is_no_run(whole, tmp_path):
+    assert "no such folder" in refused(run.load, tmp_path / "none")
+    assert "a file" in refused(run.load, whole[0] / "config.yaml")
+    assert "config.yaml" in refused(run.load, tmp_path)
+    shutil.copy(whole[0] / "config.yaml", tmp_path)
+    assert "checkpoints" in refused(run.load, tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    assert "checkpoint" in refused(run.load, tmp_path)
+
+
+def test_loading_another_models_checkpoint(copied):
+    options = yaml.safe_load((copied / "config.yaml").read_text())
+    options["model"]["latent"] = 5
+    (copied / "config.yaml").write_text(yaml.safe_dump(options))
+    assert "config.yaml" in refused(run.load, copied)
+
+
+def damages(step):
+    """Ways to damage a checkpoint: a name, and what is done to its folder."""
+    arrays = max((path for path in (step / "state").rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    return {
+        "no state": lambda: shutil.rmtree(step / "state"),
+        "no history": lambda: shutil.rmtree(step / "run"),
+        "no arrays": lambda: shutil.rmtree(step / "state" / "d"),
+        "half the largest file": lambda: arrays.write_bytes(arrays.read_bytes()[: arrays.stat().st_size // 2]),
+        "history is no JSON": lambda: (step / "run" / "metadata").write_text("{"),
+        "history is empty": lambda: (step / "run" / "metadata").write_text("{}"),
+    }
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["no state", "no history", "no arrays", "half the largest file", "history is no JSON", "history is empty"],
+)
+def test_a_damaged_checkpoint_is_named(copied, damage):
+    step = copied / "checkpoints" / str(3 * STEPS)
+    damages(step)[damage]()
+    message = refused(run.load, copied)
+    assert str(step) in message
+    assert len(message.splitlines()) == 1
+
+
+# --- Checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def saved(step, loss=0.0):
+    state = start(CONFIG, (8, 8, 1), 120)
+    return Saved(state._replace(step=state.step + step), [{"epoch": 1, "test_loss": loss}], 120)
+
+
+def template(images):
+    return start(CONFIG, (8, 8, 1), images)
+
+
+def kept(folder, losses, keep=1):
+    """The steps kept after checkpoints 1, 2, … with these losses, and the best one's."""
+    checkpoints = Checkpoints(folder / "checkpoints", keep)
+    for step, loss in enumerate(losses, 1):
+        checkpoints.save(saved(step), loss)
+    best = checkpoints.restore("best", template)
+    latest = checkpoints.restore("latest", template)
+    checkpoints.close()
+    assert int(latest.state.step) == len(losses)
+    steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+    return steps, int(best.state.step)
+
+
+def test_the_best_is_kept_besides_the_newest(tmp_path):
+    assert kept(tmp_path / "a", [3.0, 1.0, 2.0, 4.0]) == ([2, 4], 2)
+    assert kept(tmp_path / "b", [3.0, 1.0, 2.0, 4.0, 5.0], keep=2) == ([2, 4, 5], 2)
+
+
+def test_the_best_may_be_the_newest(tmp_path):
+    assert kept(tmp_path, [3.0, 2.0, 1.0]) == ([3], 3)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_is_not_finite_is_never_the_best(tmp_path, broken):
+    assert kept(tmp_path / "a", [broken, 2.0, 3.0]) == ([2, 3], 2)
+    assert kept(tmp_path / "b", [2.0, broken, 3.0]) == ([1, 3], 1)
+
+
+def test_checkpoints_inside_an_epoch_are_not_ranked(tmp_path):
+    assert kept(tmp_path, [None, 2.0, None, 3.0, None]) == ([2, 5], 2)
+
+
+def test_without_a_rank_the_best_is_the_newest(tmp_path):
+    assert kept(tmp_path, [None, None])[1] == 2
+
+
+def test_the_summarys_best_is_what_the_best_checkpoint_gives(data, tmp_path):
+    """A learning rate so high that later epochs are worse than the first."""
+    folder = tmp_path / "run"
+    run.train(with_train(learning_rate=3.0), data, folder)
+    found, lines = summary(folder), metrics(folder)
+    assert found["best_epoch"] < found["epochs"]
+    assert found["best_loss"] == lines[found["best_epoch"] - 1]["test_loss"]
+    best = run.load(folder, "best")
+    assert int(best.state.step) == found["best_epoch"] * STEPS
+    assert len(best.history) == found["best_epoch"]
+    network, objective = build(best.config, best.image_shape)
+    evaluate = make_evaluator(best.config, network, objective, data.test.images)
+    assert means(evaluate(best.state.variables, make_keys(0).evaluate))[0] == found["best_loss"]
+
+
+def test_the_summarys_best_is_finite_where_one_is(whole):
+    folder, trained = whole
+    recorder = run._Recorder(CONFIG, Dataset("some", *[Split(np.zeros((4, 8, 8, 1), np.uint8))] * 2), folder, None)
+    history = [{**epoch, "test_loss": loss} for epoch, loss in zip(trained.history, [math.nan, 2.0, 3.0], strict=True)]
+    found = recorder._summary(trained._replace(history=history), 1.0)
+    assert (found["best_epoch"], found["best_loss"]) == (2, 2.0)

@@ -1,0 +1,257 @@
+"""The training loop: what a step does, that chunks change nothing, that nothing recompiles, what is refused."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vae_jax import optimizer, train
+from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from vae_jax.data import Dataset, Split
+from vae_jax.errors import UserError
+
+# 70 images in batches of 16: four full batches and one of 6.
+CONFIG = Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(epochs=2, batch_size=16))
+
+
+def same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def with_train(**changes):
+    return replace(CONFIG, train=replace(CONFIG.train, **changes))
+
+
+@pytest.fixture(scope="module")
+def trained(small_data):
+    return train.fit(CONFIG, small_data)
+
+
+def parts(config, data):
+    """The step, the initial state, the images and the keys of a run."""
+    network, objective = train.build(config, data.image_shape)
+    steps = config.train.epochs * -(-len(data.train) // config.train.batch_size)
+    step = train.make_step(config, network, objective, optimizer.build(config.train, steps))
+    return step, train.start(config, data.image_shape, len(data.train)), jnp.asarray(data.train.images)
+
+
+def test_history_and_state(trained, small_data):
+    assert [figures["epoch"] for figures in trained.history] == [1, 2]
+    assert int(trained.state.step) == 2 * 5
+    assert trained.state.sums.shape == (5, 3)
+    for figures in trained.history:
+        for split in ("train", "validation", "test"):
+            loss, reconstruction, kl = (figures[f"{split}_{part}"] for part in ("loss", "reconstruction", "kl"))
+            assert loss == pytest.approx(reconstruction + kl, rel=1e-6)
+            assert kl > 0
+        # The article prints the mean over batches of the batch's sum.
+        assert figures["article_train_loss"] == pytest.approx(figures["train_loss"] * 70 / 5)
+        assert figures["article_test_loss"] == pytest.approx(figures["test_loss"] * 20 / 2)
+        assert figures["images_per_second"] > 0
+    assert trained.history[1]["train_loss"] < trained.history[0]["train_loss"]
+
+
+def test_one_epoch_equals_steps_taken_one_by_one(small_data):
+    """Every image once, the last partial batch too, each step with a key folded from its number."""
+    config = with_train(epochs=1)
+    step, state, images = parts(config, small_data)
+    keys = train.make_keys(config.seed)
+    order = jax.random.permutation(jax.random.fold_in(keys.shuffle, 0), 70)
+    np.testing.assert_array_equal(np.sort(order), np.arange(70))
+    variables, opt_state, total = state.variables, state.opt_state, np.zeros(3)
+    one = jax.jit(step)
+    for i in range(5):
+        batch = images[order[16 * i : 16 * i + 16]]
+        assert len(batch) == (16 if i < 4 else 6)
+        variables, opt_state, sums = one(variables, opt_state, batch, jax.random.fold_in(keys.steps, i))
+        total += np.asarray(sums)
+    found = train.fit(config, small_data)
+    assert found.history[0]["train_loss"] == pytest.approx(total[0] / 70, rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found.state.variables, variables)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_chunks_change_no_bit(trained, small_data, chunk):
+    found = train.fit(with_train(chunk_steps=chunk), small_data)
+    same(found.state, trained.state)
+    assert [figures["test_loss"] for figures in found.history] == [figures["test_loss"] for figures in trained.history]
+
+
+def test_chunks_equal_one_scan_bit_for_bit(small_data):
+    step, state, images = parts(CONFIG, small_data)
+    keys = train.make_keys(CONFIG.seed)
+    order = jax.random.permutation(jax.random.fold_in(keys.shuffle, 0), 70)
+
+    def body(state, i):
+        batch = images[jax.lax.dynamic_slice_in_dim(order, i * 16, 16)]
+        key = jax.random.fold_in(keys.steps, state.step)
+        variables, opt_state, sums = step(state.variables, state.opt_state, batch, key)
+        return train.TrainState(state.step + 1, variables, opt_state, state.sums.at[i].set(sums)), None
+
+    scanned, _ = jax.jit(lambda state: jax.lax.scan(body, state, jnp.arange(4)))(state)
+    loop = train.make_loop(step, 16, 16)
+    chunked = jax.tree.map(jnp.copy, state)
+    for first, last in ((0, 1), (1, 4)):
+        chunked = loop(chunked, images, order, keys.steps, jnp.int32(first), jnp.int32(last))
+    same(chunked, scanned)
+
+
+def test_seeds(trained, small_data):
+    same(train.fit(CONFIG, small_data).state, trained.state)
+    other = train.fit(replace(CONFIG, seed=1), small_data)
+    assert other.history[0]["train_loss"] != trained.history[0]["train_loss"]
+
+
+def test_resuming_changes_no_bit(trained, small_data):
+    kept = []
+
+    def stop(state, history):
+        if int(state.step) == 7:
+            kept.append((jax.tree.map(np.asarray, state), list(history)))
+
+    train.fit(with_train(chunk_steps=1), small_data, on_chunk=stop)
+    (state, history) = kept[0]
+    assert len(history) == 1
+    resumed = train.fit(CONFIG, small_data, resume=(state, history))
+    same(resumed.state, trained.state)
+    assert resumed.history[1]["train_loss"] == trained.history[1]["train_loss"]
+    assert resumed.history[1]["test_loss"] == trained.history[1]["test_loss"]
+    assert len(history) == 1  # the caller's list stays as it was
+
+
+def test_nothing_recompiles_after_the_first_epoch(small_data):
+    compiled, epochs = [], []
+    counting = "/jax/core/compile/backend_compile_duration"
+
+    def count(event, duration, **kwargs):
+        if event == counting:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        train.fit(
+            with_train(epochs=4, chunk_steps=3),
+            small_data,
+            on_progress=lambda progress: None,
+            on_epoch=lambda figures, state: epochs.append(len(compiled)),
+        )
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+    assert epochs[0] > 0
+    assert epochs[1:] == [epochs[0]] * 3
+
+
+def test_the_loop_moves_nothing_to_or_from_the_device(small_data):
+    step, state, images = parts(CONFIG, small_data)
+    keys = train.make_keys(0)
+    order = jnp.arange(70)
+    bounds = jnp.int32(0), jnp.int32(3)
+    loop = train.make_loop(step, 16, 16).lower(state, images, order, keys.steps, *bounds).compile()
+    with jax.transfer_guard("disallow"):
+        state = loop(state, images, order, keys.steps, *bounds)
+    assert int(state.step) == 3
+
+
+def test_a_step_leaks_no_tracer(small_data):
+    step, state, images = parts(CONFIG, small_data)
+    with jax.checking_leaks():
+        jax.jit(step)(state.variables, state.opt_state, images[:16], jax.random.key(0))
+
+
+def test_progress(small_data):
+    seen = []
+    train.fit(with_train(chunk_steps=2), small_data, on_progress=seen.append)
+    assert [(p.epoch, p.step) for p in seen] == [(1, 2), (1, 4), (2, 2), (2, 4)]
+    assert all(p.steps == 5 and np.isfinite(p.loss) and p.images_per_second > 0 for p in seen)
+
+
+def batches(data, images):
+    return replace(data, train=Split(data.train.images[:images]))
+
+
+@pytest.mark.parametrize(("images", "size"), [(65, 16), (17, 16), (70, 1), (70, 69)])
+def test_a_batch_of_one_image_with_batch_norm_is_refused_with_the_reason(small_data, images, size):
+    with pytest.raises(UserError, match=r"train\.batch_size: BatchNorm needs at least two images .*model\.batch_norm"):
+        train.fit(with_train(batch_size=size), batches(small_data, images))
+
+
+def test_a_batch_of_one_image_without_batch_norm(small_data):
+    config = replace(with_train(epochs=1), model=replace(CONFIG.model, batch_norm=False))
+    found = train.fit(config, batches(small_data, 17))
+    assert np.isfinite(found.history[0]["train_loss"])
+
+
+def test_fewer_images_than_a_batch(small_data):
+    found = train.fit(with_train(epochs=1, batch_size=64), batches(small_data, 10))
+    assert int(found.state.step) == 1
+    assert found.history[0]["article_train_loss"] == pytest.approx(10 * found.history[0]["train_loss"])
+
+
+def test_divergence_is_told(small_data):
+    with pytest.raises(UserError, match=r"diverged: the loss of step \d of 5 is .*train\.learning_rate"):
+        train.fit(with_train(learning_rate=1e30, epochs=5), small_data)
+
+
+def test_sum_and_mean(small_data):
+    """The sum over a batch of 16 has 16 times the mean's gradient, which a clipping threshold shows."""
+    found = {}
+    for reduction in ("sum", "mean"):
+        step, state, images = parts(with_train(reduction=reduction), small_data)
+        network, objective = train.build(CONFIG, small_data.image_shape)
+        step = train.make_step(with_train(reduction=reduction), network, objective, optax.sgd(1.0))
+        opt_state = optax.sgd(1.0).init(state.variables.params)
+        moved, _, sums = jax.jit(step)(state.variables, opt_state, images[:16], jax.random.key(0))
+        found[reduction] = jax.tree.map(jnp.subtract, moved.params, state.variables.params), sums
+    np.testing.assert_array_equal(found["sum"][1], found["mean"][1])  # figures do not depend on it
+    for a, b in zip(jax.tree.leaves(found["sum"][0]), jax.tree.leaves(found["mean"][0]), strict=True):
+        np.testing.assert_allclose(a, 16 * b, rtol=1e-3, atol=1e-3)
+    with pytest.raises(UserError, match=r"train\.reduction: .*found 'median'"):
+        train.fit(with_train(reduction="median"), small_data)
+
+
+def rate(config, steps, step):
+    """The learning rate of a step, read off Adam's first update of a constant gradient."""
+    transformation = optimizer.build(config, steps)
+    state = transformation.init(jnp.zeros(1))
+    update = jax.jit(transformation.update)
+    for _ in range(step + 1):
+        change, state = update(jnp.ones(1), state)
+    return -float(change[0])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "first", "middle", "last"),
+    [("constant", 1, 1, 1), ("cosine", 1, 0.5, 0), ("linear", 1, 0.5, 0), ("exponential", 1, 0.81, 0.6561)],
+)
+def test_schedules(schedule, first, middle, last):
+    config = TrainConfig(epochs=4, learning_rate=0.01, schedule=schedule, decay_rate=0.9)
+    for step, factor in ((0, first), (10, middle), (20, last)):
+        assert rate(config, 20, step) == pytest.approx(0.01 * factor, rel=1e-3, abs=1e-6)
+
+
+def test_warmup_and_clipping():
+    config = TrainConfig(learning_rate=0.01, warmup_steps=10, schedule="linear")
+    assert rate(config, 30, 5) == pytest.approx(0.005, rel=1e-3)
+    assert rate(config, 30, 10) == pytest.approx(0.01, rel=1e-3)
+    assert rate(config, 30, 20) == pytest.approx(0.005, rel=1e-3)
+    clipped = optimizer.build(TrainConfig(gradient_clip=0.5, adam_eps=1e9, learning_rate=1e9), 10)
+    change, _ = clipped.update(jnp.array([3.0, 4.0]), clipped.init(jnp.zeros(2)))
+    np.testing.assert_allclose(change, [-0.3, -0.4], rtol=1e-4)  # with a huge ε Adam passes the gradient on
+    with pytest.raises(UserError, match=r"train\.schedule: .*found 'step'"):
+        optimizer.build(TrainConfig(schedule="step"), 10)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "denoising_autoencoder"])
+def test_autoencoders_train(small_data, name):
+    found = train.fit(replace(with_train(epochs=3), objective=ObjectiveConfig(name=name)), small_data)
+    assert found.history[-1]["train_loss"] < found.history[0]["train_loss"]
+    assert found.history[-1]["test_kl"] == 0
+    assert set(found.state.variables.params["encoder"]) & {"fc_mu", "fc_log_var"} == {"fc_mu"}
+
+
+def test_a_dataset_without_labels_or_validation(small_data):
+    data = Dataset("plain", Split(small_data.train.images), Split(small_data.test.images))
+    assert "validation_loss" not in train.fit(with_train(epochs=1), data).history[0]
