@@ -1,5 +1,6 @@
 # make train   create .venv, install, train and show where the pictures are
 # make test    create .venv, install, check style and types, run the test suite
+# make bench   training speed beside PyTorch's
 #
 # PYTHON chooses the interpreter (3.11 or newer), CONFIG the configuration, ARGS further options of `vae-jax train`.
 
@@ -14,13 +15,13 @@ BIN := $(VENV)/bin
 # elsewhere pip would fetch gigabytes of CUDA, so there those tests are skipped unless torch is installed already.
 TORCH := $(shell $(PYTHON) -c 'import sys; print(",torch" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: train test lint clean
+.PHONY: train test lint bench clean
 
 train: $(BIN)/.installed
 	$(BIN)/vae-jax train --config $(CONFIG) --out $(RUN) $(if $(wildcard $(RUN)/config.yaml),--overwrite) $(ARGS)
 
 test: $(BIN)/.installed-test lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .
@@ -36,6 +37,9 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 $(BIN)/.installed-test: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint$(TORCH)]'
 	touch $@
+
+bench: $(BIN)/.installed-test
+	$(BIN)/python benchmarks/train_speed.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

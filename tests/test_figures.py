@@ -130,6 +130,10 @@ def test_loss_curve_of_an_autoencoder_has_one_panel(tmp_path, drawn):
     assert [panel.get_title() for panel in drawn[0].axes] == ["loss"]
 
 
+def panels(figure):
+    return {panel.get_title(): panel for panel in figure.axes}
+
+
 @pytest.mark.parametrize("labels", [None, np.array([0, 1, 1])])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_latent_plane(tmp_path, drawn, labels, channels):
@@ -139,7 +143,7 @@ def test_latent_plane(tmp_path, drawn, labels, channels):
     decoded[3] = 0.5  # the second row's first picture: grey
     path = figures.latent_plane(tmp_path / "plane.png", means, labels, decoded, extent=3.0)
     assert read(path).ndim == 3
-    scatter, plane = drawn[0].axes[:2]
+    scatter, plane = (panels(drawn[0])[title] for title in ("test images", "decoded"))
     np.testing.assert_array_equal(scatter.collections[0].get_offsets(), means)
     assert len(drawn[0].axes) == (2 if labels is None else 3)  # the classes' colours
     shown = plane.images[0]
@@ -163,6 +167,6 @@ def test_the_decoded_plane_has_z2_upwards_and_z1_to_the_right(tmp_path, drawn):
     model = Model(lambda images: {"mu": np.zeros((len(images), 2))}, decode, decode, None, 2)
     split = Split(np.zeros((5, 4, 4, 3), np.uint8), np.arange(5))
     run.draw_latent_plane(tmp_path / "plane.png", model, Dataset("some", split, split), side=4)
-    tiles = np.asarray(drawn[0].axes[1].images[0].get_array())[::4, ::4]
+    tiles = np.asarray(panels(drawn[0])["decoded"].images[0].get_array())[::4, ::4]
     np.testing.assert_allclose(tiles[:, :, 0], np.tile(np.linspace(0, 1, 4), (4, 1)), atol=1e-6)
     np.testing.assert_allclose(tiles[:, :, 1], np.tile(np.linspace(1, 0, 4)[:, None], (1, 4)), atol=1e-6)
