@@ -28,7 +28,9 @@ def test_the_code_runs(capsys):
 
 
 def test_what_it_names_exists():
-    for path in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"`(vae_jax/[\w/]*(?:\.py)?|tests/\w+\.py)`", README):
+    for path in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(
+        r"`(vae_jax/[\w/]*(?:\.py)?|tests/\w+\.py)`", README
+    ):
         assert (ROOT / path).exists(), path
     for option in re.findall(r"`((?:data|model|objective|train|output)\.\w+)`", README):
         assert option in _options(Config()), option

@@ -1,16 +1,22 @@
 """Checkpoints: a thin adapter to orbax that saves, ranks and restores a training state with its history."""
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vae_jax.errors import UserError
 from vae_jax.train import TrainState
+
+CHECKSUMS = "sha256.json"  # in a checkpoint's folder; orbax restores a flipped byte without a word
 
 
 class Saved(NamedTuple):
@@ -31,6 +37,53 @@ def _rank(metrics: dict[str, float | None] | None) -> float:
     """Higher is better; what has no finite loss comes last."""
     loss = (metrics or {}).get("loss")
     return -loss if loss is not None and math.isfinite(loss) else -math.inf
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file below a folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CHECKSUMS)
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _check(folder: Path) -> None:
+    """Refuses a checkpoint whose files are not as they were saved.
+
+    Raises:
+        UserError: naming the first such file.
+    """
+    path = folder / CHECKSUMS
+    try:
+        saved, found = json.loads(path.read_bytes()), _checksums(folder)
+        changed = [name for name in sorted({*saved, *found}) if saved.get(name) != found.get(name)]
+    except FileNotFoundError:  # a kill may come between the checkpoint and its checksums
+        return
+    except (ValueError, AttributeError):
+        changed = [CHECKSUMS]
+    if changed:
+        raise UserError(
+            f"{folder / changed[0]}: damaged, the file is not as it was saved; delete {folder} to use the checkpoint "
+            f"before it"
+        )
+
+
+def _shapes(state: TrainState) -> dict[str, str]:
+    """Every array's type and shape, by its name."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+
+
+def _check_shapes(saved: dict[str, str], expected: dict[str, str], folder: Path) -> None:
+    """Refuses another model's checkpoint.
+
+    Raises:
+        UserError: naming the first array that differs.
+    """
+    for name in [*expected, *saved]:
+        if saved.get(name) != expected.get(name):
+            raise UserError(
+                f"{folder}: expected a checkpoint of the model in config.yaml, with {name} {expected.get(name)}; "
+                f"found {saved.get(name)}"
+            )
 
 
 class Checkpoints:
@@ -60,11 +113,15 @@ class Checkpoints:
             int(saved.state.step),
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(saved.state),
-                run=ocp.args.JsonSave({"history": saved.history, "images": saved.images}),
+                run=ocp.args.JsonSave(
+                    {"history": saved.history, "images": saved.images, "shapes": _shapes(saved.state)}
+                ),
             ),
             metrics={"loss": loss},
             force=True,
         )
+        folder = self._folder / str(int(saved.state.step))
+        (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder)), encoding="utf-8")
 
     def latest_step(self) -> int | None:
         """The newest checkpoint's step, or None without checkpoints."""
@@ -78,7 +135,7 @@ class Checkpoints:
             template: training images -> a state of the same structure, shapes and types; only its shapes are used.
 
         Raises:
-            UserError: if there is none, or it does not have the template's structure.
+            UserError: if there is none, it is damaged, or it does not have the template's structure.
         """
         steps = self._manager.all_steps()
         if not steps:
@@ -86,22 +143,24 @@ class Checkpoints:
         step = (
             max(steps) if which == "latest" else max(steps, key=lambda step: (_rank(self._manager.metrics(step)), step))
         )
+        folder = self._folder / str(step)
+        _check(folder)
         try:
             run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
             device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            shapes = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-                jax.eval_shape(lambda: template(run["images"])),
-            )
-            state = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))
-            return Saved(state["state"], run["history"], run["images"])
+            expected = jax.eval_shape(lambda: template(run["images"]))
+            _check_shapes(run["shapes"], _shapes(expected), folder)
+            shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), expected)
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))
+            # Through numpy, since orbax binds arrays to a device, for which another program would be compiled than for
+            # a state that was never saved.
+            state = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored["state"])
+            return Saved(state, run["history"], run["images"])
         except UserError:
             raise
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UserError(
-                f"{self._folder / str(step)}: expected a checkpoint of the model in config.yaml; found another's, or a "
-                f"damaged one ({str(error).splitlines()[0]})"
-            ) from error
+        except Exception as error:  # orbax and tensorstore raise many kinds
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder}: expected a whole checkpoint; {reason}") from error
 
     def close(self) -> None:
         """Waits for what is being written."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vae_jax.config import Config, add_options, from_namespace, read
 from vae_jax.errors import UserError
+from vae_jax.folder import check_folder, check_writable, read_config
 
 if TYPE_CHECKING:
     from vae_jax.data import Dataset
@@ -108,6 +109,7 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
 
     parser = ArgumentParser(
         prog=f"vae-jax {name}",
+        usage=f"vae-jax {name} {'--out RUN [--config FILE]' if name == 'train' else 'RUN'} [options]",
         description=verb.summary[0].upper() + verb.summary[1:] + ".",
         epilog=verb.epilog,
         formatter_class=Formatter,
@@ -174,7 +176,7 @@ def _set_device(name: str | None) -> str:
 
 def _open(options: Any) -> "tuple[Trained, Model]":
     """The model of the run named by a command's options."""
-    from vae_jax.run import load, read_config, use
+    from vae_jax.run import load, use
 
     if options.checkpoint not in ("latest", "best"):
         raise UserError(f"--checkpoint: expected latest or best; found {options.checkpoint!r}")
@@ -197,10 +199,9 @@ def _target(options: Any, default: str) -> Path:
     """The file a command writes.
 
     Raises:
-        UserError: if its folder cannot be written.
+        UserError: if there is no such run, or the file's folder cannot be written.
     """
-    from vae_jax.run import check_writable
-
+    read_config(Path(options.run))  # a folder that is no run's stays as it is
     path = Path(options.out) if options.out else Path(options.run) / default
     if path.is_dir():
         raise UserError(f"--out {path}: expected a file, found a folder")
@@ -232,8 +233,6 @@ def _train_options(parser: Any) -> None:
 
 
 def _train(options: Any) -> None:
-    from vae_jax.run import check_folder
-
     if options.out is None:
         raise UserError("--out: expected the run folder to make, found none; for example --out runs/first")
     folder = Path(options.out)

@@ -105,7 +105,8 @@ def latent_plane(
     """
     figure = _figure(11.0, 5.4)
     scatter = figure.add_subplot(1, 2, 1)
-    points = scatter.scatter(means[:, 0], means[:, 1], s=4, c=labels, cmap=COLORMAP if labels is not None else None)
+    shades = {} if labels is None else {"cmap": COLORMAP, "vmin": labels.min() - 0.5, "vmax": labels.max() + 0.5}
+    points = scatter.scatter(means[:, 0], means[:, 1], s=4, c=labels, **shades)
     if labels is not None:
         figure.colorbar(points, ax=scatter, ticks=np.unique(labels), label="class")
     scatter.set(title="test images", xlabel="$z_1$", ylabel="$z_2$", aspect="equal")

@@ -24,11 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import figures, models, optimizer
-from vae_jax.config import Config, load_config, to_yaml
+from vae_jax.config import Config, to_yaml
 from vae_jax.data import Dataset
 from vae_jax.errors import UserError
 from vae_jax.evaluate import Model, make_model
+from vae_jax.folder import check_folder, read_config
 from vae_jax.train import Progress, Trained, TrainState, build, check_batches, fit, make_keys, make_step, start
+
+if TYPE_CHECKING:
+    pass
 
 if TYPE_CHECKING:
     from vae_jax.checkpoint import Saved
@@ -133,51 +137,6 @@ def use(trained: Trained) -> Model:
     """The trained model ready for use: encode, decode, reconstruct and sample, compiled."""
     network, objective = build(trained.config, trained.image_shape)
     return make_model(trained.config, network, objective, trained.state.variables)
-
-
-def read_config(folder: Path) -> Config:
-    """The configuration of a run.
-
-    Raises:
-        UserError: if the folder is not one of a run.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: expected a run folder, found {'a file' if folder.exists() else 'no such folder'}")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: expected a run folder with a config.yaml in it, found none")
-    return load_config(folder / "config.yaml")
-
-
-def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Refuses to write where something is already or nothing can be, before any long work.
-
-    Raises:
-        UserError: if the folder is in use and neither option says what to do, it is not a run's, or it cannot be
-            written.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder}: expected a folder for the run, found a file")
-    check_writable(folder)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder}: expected a new or empty folder or a run's; found other files, which are left alone")
-    if resume == overwrite:
-        raise UserError(f"{folder}: there is a run already; --resume continues it, --overwrite deletes it first")
-    read_config(folder)  # other programs have a config.yaml too
-
-
-def check_writable(folder: Path) -> None:
-    """Refuses a folder that cannot be written, or made, without making it.
-
-    Raises:
-        UserError: naming what is in the way.
-    """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"{folder}: expected a folder that can be written; {there} is a file")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"{folder}: expected a folder that can be written; permission denied in {there}")
 
 
 def _delete(folder: Path) -> None:

@@ -1,0 +1,738 @@
+"""The command line: what its commands write and print, and that bad input ends in one line and exit code 2."""
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from run_fixtures import TINY, compiled_once, flags, snapshot
+
+import vae_jax
+from vae_jax.cli import VERBS, main
+from vae_jax.config import load_config, shipped
+from vae_jax.evaluate import BATCH
+
+TIMING = re.compile(r"\d[\d,]* images/s")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.getbasetemp() / "compiled"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(cache):
+    with compiled_once(cache):
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A run with two latent dimensions, trained once; what is printed comes from `test_train` itself."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    assert main(["train", "--out", str(folder), *flags(**TINY, **{"data.validation": 200, "model.latent": 2})]) == 0
+    return folder
+
+
+@pytest.fixture
+def copied(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "run")
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a command that must succeed; gives its lines on standard output."""
+
+    def run(*arguments) -> list[str]:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must be refused in one line; gives the line."""
+
+    def run(*arguments) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        printed = capsys.readouterr()
+        *before, line = printed.err.splitlines()
+        assert line.startswith("vae-jax: error: ")
+        assert "Traceback" not in printed.err
+        assert not any("error" in line for line in before)
+        return line
+
+    return run
+
+
+def summary(folder):
+    return json.loads((folder / "summary.json").read_text())
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def python(*arguments, **options):
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, **options)
+
+
+# --- Help ------------------------------------------------------------------------------------------------------------
+
+
+def help_of(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as ended:
+        main([*arguments, "--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    return printed.out
+
+
+def test_help(capsys):
+    text = help_of(capsys)
+    for name, verb in VERBS.items():
+        assert re.search(rf"^  {name} +{re.escape(verb.summary)}$", text, re.MULTILINE)
+    assert "vae-jax train --config digits --out runs/digits" in text
+
+
+def test_without_arguments_the_help(capsys):
+    assert main([]) == 0
+    assert capsys.readouterr().out == help_of(capsys)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_a_command(capsys, verb):
+    text = help_of(capsys, verb)
+    assert VERBS[verb].summary[1:] in text
+    examples = [line for line in text.splitlines() if line.startswith(f"  vae-jax {verb} ")]
+    assert examples
+    assert VERBS[verb].epilog in text
+    # Each option's entry begins a line with it, and says more than its name and type.
+    entries = re.split(r"\n  (?=-)", text.split("\noptions:")[1].split("\nexample")[0])[1:]
+    assert len(entries) == len(set(entries)) > 3
+    for entry in entries:
+        option, _, told = " ".join(entry.split("\n\n")[0].split()).partition(" ")
+        told = re.sub(r"\(?(type|default):.*", "", told)
+        assert len(re.findall(r"[a-z]{2,}", told)) >= 2, f"{option} has no help"
+
+
+def test_help_of_train_tells_every_option(capsys):
+    text = help_of(capsys, "train")
+    for option in ("--out", "--resume", "--overwrite", "--device", "--config", "--seed", "--model.latent"):
+        assert re.search(rf"^  {option}\b", text, re.MULTILINE)
+    assert "dimensions of the latent space" in text
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_examples_parse(verb, monkeypatch):
+    """Every example of the help has options that there are."""
+    from vae_jax.cli import _parse
+
+    for line in VERBS[verb].epilog.splitlines()[1:]:
+        arguments = re.split(r" {3,}", line.strip())[0].split()
+        assert arguments[:2] == ["vae-jax", verb]
+        _parse(verb, VERBS[verb], arguments[2:])
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"vae_jax {vae_jax.__version__}\n"
+
+
+def test_as_a_module():
+    found = python("-m", "vae_jax", "--version")
+    assert (found.returncode, found.stdout) == (0, f"vae_jax {vae_jax.__version__}\n")
+    found = python("-m", "vae_jax", "nonsense")
+    assert found.returncode == 2
+    assert len(found.stderr.splitlines()) == 1
+
+
+HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "tensorflow_datasets", "matplotlib", "sklearn", "numpy", "rich")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import vae_jax",
+        "import vae_jax.cli; vae_jax.cli.main([])",
+        "import vae_jax.cli; vae_jax.cli.main(['trian'])",
+        "import vae_jax.cli; vae_jax.cli.main(['train', '--train.epochs', 'ten', '--out', 'x'])",
+        "import vae_jax.cli\ntry: vae_jax.cli.main(['train', '--help'])\nexcept SystemExit: pass",
+    ],
+)
+def test_nothing_heavy_is_imported_for_it(code):
+    found = python("-c", f"{code}\nimport sys; print('\\n', [name for name in {HEAVY} if name in sys.modules])")
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.splitlines()[-1].strip() == "[]"
+
+
+def test_help_is_there_at_once():
+    def seconds(*arguments):
+        began = time.perf_counter()
+        assert python(*arguments).returncode == 0
+        return time.perf_counter() - began
+
+    assert min(seconds("-m", "vae_jax", "--help") for _ in range(3)) < 0.5
+
+
+def test_every_public_name_is_there():
+    for name in vae_jax.__all__:
+        assert getattr(vae_jax, name) is not None
+    assert set(vae_jax.__all__) <= set(dir(vae_jax))
+    with pytest.raises(AttributeError, match="nonsense"):
+        vae_jax.nonsense  # noqa: B018
+
+
+# --- What is refused before anything is done -------------------------------------------------------------------------
+
+
+def test_unknown_command(refused):
+    assert "did you mean train?" in refused("trian")
+    assert "expected a command" in refused("-x")
+    assert "version" in refused("--version=3")
+    assert "expected a command" in refused("--versio")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_unknown_option(refused, verb, tmp_path):
+    assert "--nonsense" in refused(verb, tmp_path, "--nonsense", "3")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--train.epoch", "2"], "--train.epoch"),  # no abbreviations
+        (["--train.epochs", "ten"], "train.epochs"),
+        (["--train.epochs", "0"], "train.epochs"),
+        (["--train.epochs", "null"], "train.epochs"),
+        (["--train.learning_rate", "nan"], "train.learning_rate"),
+        (["--train.epochs"], "train.epochs"),
+        (["--config", "nonsense"], "digits"),
+        (["--config"], "--config"),
+        (["--device", "abacus"], "--device"),
+        (["--data.source", "minst"], "did you mean mnist"),
+        (["--train.schedule", "cosin"], "did you mean cosine"),
+        (["--train.reduction", "max"], "train.reduction"),
+        (["--model.activation", "rleu"], "did you mean relu"),
+        (["--model.network", "resnet"], "model.network"),
+        (["--model.initialization", "zeros"], "model.initialization"),
+        (["--objective.name", "gan"], "objective.name"),
+        (["--objective.corruption", "blur"], "objective.corruption"),
+        (["--model.channels", "[4,8,16,32,64,128]"], "model"),
+        (["--train.batch_size", "1"], "train.batch_size"),
+        (["--data.test", "5000"], "data.test"),
+        (["--data.source", "folder"], "data.path"),
+        (["--data.source", "folder", "--data.path", "nowhere"], "nowhere"),
+        (["--data.source", "array", "--data.path", "nowhere.npz"], "nowhere.npz"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_train_refuses(refused, tmp_path, arguments, named):
+    folder = tmp_path / "new" / "run"
+    assert named in refused("train", *flags(**{"data.image_size": 16}), "--out", folder, *arguments)
+    assert not folder.parent.exists()
+
+
+def test_train_needs_a_folder(refused):
+    assert "--out" in refused("train")
+
+
+def test_a_flags_fault_is_not_the_files(refused, tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text("train: {epochs: 3}")
+    assert str(path) not in refused("train", "--config", path, "--out", tmp_path / "run", "--train.epochs", "ten")
+    path.write_text("train: {epochs: ten}")
+    assert str(path) in refused("train", "--config", path, "--out", tmp_path / "run", "--seed", "3")
+
+
+def test_a_file_may_not_overwrite(refused, copied, tmp_path):
+    path = tmp_path / "some.yaml"
+    path.write_text(f"overwrite: true\nout: {copied}")
+    before = snapshot(copied)
+    assert "overwrite" in refused("train", "--config", path, "--out", copied)
+    assert snapshot(copied) == before
+
+
+@pytest.mark.parametrize("order", ["before", "after", "equals"])
+def test_flags_win_whatever_the_order(capsys, order, tmp_path):
+    from vae_jax.cli import _parse
+
+    path = tmp_path / "some.yaml"
+    path.write_text("train: {epochs: 3, batch_size: 7}")
+    config, flag = ["--config", str(path)], ["--train.epochs", "4"]
+    arguments = {"before": flag + config, "after": config + flag, "equals": [*flag, f"--config={path}"]}[order]
+    train = _parse("train", VERBS["train"], arguments).train
+    assert (train.epochs, train.batch_size) == (4, 7)
+
+
+@pytest.mark.parametrize("below", ["run", "a/b/run"])
+def test_a_folder_that_cannot_be_made(refused, tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert str(file) in refused("train", "--out", file / below, *flags(**TINY))
+    assert "/dev/null" in refused("train", "--out", f"/dev/null/{below}", *flags(**TINY))
+    refused("train", "--out", tmp_path / ("a" * 300), *flags(**TINY))
+
+
+def test_no_such_device(tmp_path):
+    """In a process of its own, since jax chooses its device once."""
+    environment = {**os.environ, "JAX_PLATFORMS": ""}
+    arguments = ["train", "--out", str(tmp_path / "run"), "--device", "tpu"]
+    found = python("-m", "vae_jax", *arguments, env=environment)
+    assert found.returncode == 2
+    assert "--device tpu" in found.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+# --- Data that are not there -----------------------------------------------------------------------------------------
+
+
+def test_data_that_cannot_be_read(refused, tmp_path):
+    folder, out = tmp_path / "images", tmp_path / "run"
+    options = ["train", "--out", out, *flags(**{**TINY, "data.source": "folder", "data.path": folder})]
+    options += [f"--data.cache_dir={tmp_path / 'cache'}"]
+    folder.mkdir()
+    assert str(folder) in refused(*options)
+    for i in range(4):
+        Image.fromarray(np.full((8, 8), i * 60, np.uint8)).save(folder / f"{i}.png")
+    whole = (folder / "2.png").read_bytes()
+    (folder / "2.png").write_bytes(whole[: len(whole) // 2])
+    assert str(folder / "2.png") in refused(*options, "--data.test=1")
+    (folder / "2.png").write_text("no image")
+    assert str(folder / "2.png") in refused(*options, "--data.test=1")
+    assert not out.exists()
+
+
+def test_truncated_mnist(refused, tmp_path):
+    folder = tmp_path / "mnist"
+    folder.mkdir()
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (folder / f"{name}-ubyte.gz").write_bytes(b"\x1f\x8b\x08\0 half")
+    line = refused(
+        "train", "--config", "article", "--out", tmp_path / "run", "--data.manual_dir", folder,
+        "--data.cache_dir", tmp_path / "cache",
+    )  # fmt: skip
+    assert str(folder) in line
+    assert not (tmp_path / "run").exists()
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def test_train(command, capsys, tmp_path):
+    folder = tmp_path / "run"
+    lines = command("train", "--out", folder, *flags(**TINY, **{"data.validation": 200, "model.latent": 2}))
+    assert "\x1b" not in "".join(lines)
+    assert lines[0].startswith("device: cpu")
+    assert re.search("digits, 1,000 training, 200 validation and 597 test images of 8x8x1", lines[1])
+    found = summary(folder)
+    assert f"{found['parameters']:,} parameters, 2 latent" in lines[1]
+    epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2]
+    for epoch, line in zip(epochs, lines[2:4], strict=True):
+        assert line.startswith(f"epoch {epoch['epoch']}/2: train {epoch['train_loss']:.2f}")
+        assert f"test {epoch['test_loss']:.2f} (reconstruction {epoch['test_reconstruction']:.2f}" in line
+        assert f"validation {epoch['validation_loss']:.2f}" in line
+        assert f"test {epoch['article_test_loss']:.2f}" in line
+        assert TIMING.search(line)
+    assert f"test loss {found['test_loss']:.2f} nats per image after 2 epochs" in lines
+    assert f"run folder: {folder}" in lines
+    pictures = [Path(line.removeprefix("  picture: ")) for line in lines if line.startswith("  picture: ")]
+    assert {path.name for path in pictures} == {
+        "loss.png",
+        "samples.png",
+        "latent_plane.png",
+        "reconstructions_epoch_0001.png",
+        "reconstructions_epoch_0002.png",
+    }
+    assert all(pixels(path).size for path in pictures)
+    assert found["best_by"] == "validation_loss"
+    config = load_config(folder / "config.yaml")
+    assert (config.train.epochs, config.model.channels, config.data.validation) == (2, (4, 8), 200)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_same_seed_gives_the_same_model(made, command, tmp_path):
+    again = tmp_path / "run"
+    command("train", "--out", again, *flags(**TINY, **{"data.validation": 200, "model.latent": 2}))
+    assert summary(again)["test_loss"] == summary(made)["test_loss"]
+    command("sample", made, "--out", tmp_path / "a.npz")
+    command("sample", again, "--out", tmp_path / "b.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+def test_a_run_is_not_trained_over(refused, copied, tmp_path):
+    before = snapshot(copied)
+    assert "--resume" in refused("train", "--out", copied, *flags(**TINY))
+    assert "--overwrite" in refused("train", "--out", copied, "--resume", "--overwrite")
+    assert "model.hidden" in refused("train", "--out", copied, "--resume", "--model.hidden=17")
+    # What is refused is refused before the old run is deleted.
+    assert "cosine" in refused("train", "--out", copied, "--overwrite", "--train.schedule=cosin")
+    assert "nowhere" in refused("train", "--out", copied, "--overwrite", "--data.source=folder", "--data.path=nowhere")
+    assert snapshot(copied) == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("mine")
+    for option in ("--resume", "--overwrite"):
+        assert "left alone" in refused("train", "--out", tmp_path / "mine", option, *flags(**TINY))
+    assert (tmp_path / "mine" / "thesis.tex").read_text() == "mine"
+
+
+def test_resume_needs_no_configuration(command, copied):
+    lines = command("train", "--out", copied, "--resume", "--train.epochs", "3")
+    assert any(line.startswith(f"continuing {copied} after epoch 2") for line in lines)
+    assert [line[:11] for line in lines if line.startswith("epoch ")] == ["epoch 3/3: "]
+    assert summary(copied)["epochs"] == 3
+    assert load_config(copied / "config.yaml").train.epochs == 3
+
+
+def test_overwrite(command, copied):
+    command("train", "--out", copied, "--overwrite", *flags(**{**TINY, "train.epochs": 1, "model.latent": 2}))
+    assert summary(copied)["epochs"] == 1
+    assert not (copied / "figures" / "reconstructions_epoch_0002.png").exists()
+
+
+def test_a_relative_path_is_kept_absolute(command, made, tmp_path, monkeypatch):
+    """The run finds its data from another folder."""
+    monkeypatch.chdir(tmp_path)
+    images = np.random.RandomState(0).randint(0, 256, (1797, 8, 8), np.uint8)
+    np.savez("mine.npz", images=images)
+    options = flags(**{**TINY, "train.epochs": 1, "model.latent": 2, "data.validation": 200})
+    command("train", "--out", "run", *options, "--data.source=array", "--data.path=mine.npz")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert "597 images" in command("evaluate", tmp_path / "run")[0]
+    (tmp_path / "mine.npz").rename(tmp_path / "moved.npz")
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert "597 images" in command("evaluate", tmp_path / "run", "--data.path", tmp_path / "moved.npz")[0]
+
+
+# --- On a terminal ---------------------------------------------------------------------------------------------------
+
+
+def test_on_a_terminal_a_bar_shows_and_ctrl_c_ends_it(tmp_path, cache):
+    """One run on a pseudo-terminal, interrupted from its keyboard."""
+    folder = tmp_path / "run"
+    options = flags(**{**TINY, "train.epochs": 100_000, "train.chunk_steps": 1, "model.latent": 2})
+    options += flags(**{"data.validation": 200})
+    pid, terminal = pty.fork()
+    if pid == 0:  # the child
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "JAX_COMPILATION_CACHE_DIR": str(cache)}
+        command = [sys.executable, "-m", "vae_jax", "train", "--out", str(folder), *options]
+        os.execve(sys.executable, command, environment)
+    shown, interrupted, deadline = "", False, time.monotonic() + 120
+    try:
+        while time.monotonic() < deadline:
+            if select.select([terminal], [], [], 1)[0]:
+                try:
+                    shown += os.read(terminal, 65536).decode(errors="replace")
+                except OSError:  # the child has closed it
+                    break
+            if not interrupted and "images/s" in shown and "epoch 2/" in shown:
+                os.write(terminal, b"\x03")
+                interrupted = True
+        _, status = os.waitpid(pid, 0)
+    finally:
+        os.close(terminal)
+    assert interrupted, shown[-2000:]
+    assert os.waitstatus_to_exitcode(status) == 130, shown[-2000:]
+    assert "\x1b[" in shown  # the bar
+    assert "loss" in shown
+    assert "--resume" in shown.splitlines()[-1]
+    assert "Traceback" not in shown
+    assert (folder / "checkpoints").is_dir()
+    assert not (folder / "summary.json").exists()
+
+
+@pytest.mark.parametrize(("verb", "hint"), [("train", True), ("sample", False)])
+def test_ctrl_c_in_a_command(monkeypatch, capsys, verb, hint):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(VERBS, verb, VERBS[verb]._replace(run=interrupt))
+    assert main([verb, *(["some"] if verb == "sample" else [])]) == 130
+    printed = capsys.readouterr().err
+    assert len(printed.splitlines()) == 1
+    assert ("--resume" in printed) == hint
+
+
+def test_a_full_disk_is_one_line(monkeypatch, refused):
+    def fill(options):
+        raise OSError(28, "No space left on device", "some/file")
+
+    monkeypatch.setitem(VERBS, "sample", VERBS["sample"]._replace(run=fill))
+    assert refused("sample", "some") == "vae-jax: error: some/file: No space left on device"
+
+
+def test_into_a_closed_pipe():
+    code = "import vae_jax.cli, sys; sys.exit(vae_jax.cli.main([]))"
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    child.stdout.close()
+    printed = child.stderr.read()
+    child.stderr.close()
+    child.wait(60)
+    assert printed == b""
+
+
+# --- evaluate --------------------------------------------------------------------------------------------------------
+
+
+def evaluated(command, *arguments):
+    (line,) = command("evaluate", *arguments, "--json")
+    return json.loads(line)
+
+
+def test_evaluate_repeats_the_summary(command, made):
+    found, expected = evaluated(command, made), summary(made)
+    assert {name: found[name] for name in ("loss", "reconstruction", "kl", "images")} == {
+        "loss": expected["test_loss"],
+        "reconstruction": expected["test_reconstruction"],
+        "kl": expected["test_kl"],
+        "images": 597,
+    }
+    assert (found["unit"], found["split"], found["latent"]) == ("nats per image", "test", "sample")
+    assert found == evaluated(command, made, "--latent", "sample", "--split", "test", "--checkpoint", "latest")
+    (line,) = command("evaluate", made)
+    assert f"test loss {found['loss']:.3f} = reconstruction {found['reconstruction']:.3f} + KL" in line
+
+
+def test_evaluate_at_the_mean(command, made):
+    mean, sample = evaluated(command, made, "--latent", "mean"), evaluated(command, made)
+    assert mean["kl"] == sample["kl"]
+    assert mean["reconstruction"] < sample["reconstruction"]
+
+
+def test_evaluate_other_splits(command, made):
+    validation = evaluated(command, made, "--split", "validation")
+    assert (validation["loss"], validation["images"]) == (summary(made)["validation_loss"], 200)
+    train = evaluated(command, made, "--split", "train")
+    assert train["images"] == 1000
+    assert train["loss"] != summary(made)["train_loss"]  # that one is of the model as it trained
+
+
+def test_evaluate_the_best(command, made):
+    found = evaluated(command, made, "--checkpoint", "best", "--split", "validation")
+    assert found["loss"] == summary(made)["best_loss"]
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "train"])
+def test_what_is_no_run(refused, made, verb, tmp_path):
+    for run in (tmp_path / "none", tmp_path, made / "config.yaml"):
+        assert str(run) in refused(verb, run)
+        assert not list(tmp_path.iterdir())
+    assert "--checkpoint" in refused(verb, made, "--checkpoint", "newest")
+    assert "--device" in refused(verb, made, "--device", "abacus")
+    assert "run" in refused(verb)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["evaluate", "--latent", "mode"], "--latent"),
+        (["evaluate", "--split", "tset"], "--split"),
+        (["encode", "--split", "tset"], "--split"),
+        (["encode", "--split", "../up/down"], "--split"),
+        (["sample", "-n", "0"], "-n"),
+        (["sample", "-n", "few"], "n"),
+        (["sample", "-n", "null"], "n"),
+        (["sample", "--seed", "-1"], "--seed"),
+        (["sample", "--seed", "9" * 30], "--seed"),
+        (["interpolate", "--seed", "-1"], "--seed"),
+        (["interpolate", "-n", "0"], "-n"),
+        (["interpolate", "--steps", "0"], "--steps"),
+        (["traverse", "--steps", "-1"], "--steps"),
+        (["traverse", "--image", "597"], "--image"),
+        (["traverse", "--image", "-1"], "--image"),
+        (["traverse", "--extent", "0"], "--extent"),
+        (["traverse", "--extent", "1e300"], "--extent"),
+        (["reconstruct", "-n", "-3"], "-n"),
+        (["reconstruct", "nowhere.png"], "nowhere.png"),
+        (["reconstruct", "--out", "/dev/null/x/y.png"], "/dev/null"),
+        (["sample", "--out", "/dev/null/x/y.npz"], "/dev/null"),
+        (["sample", "--out", "/tmp"], "--out /tmp"),
+        (["encode", "--data.cache_dir", "null", "--split", "x"], "--split"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else "",
+)
+def test_options_of_the_other_commands(refused, made, arguments, named):
+    before = snapshot(made)
+    verb, *rest = arguments
+    assert named in refused(verb, made, *rest)
+    assert snapshot(made) == before
+
+
+def test_data_that_have_gone(refused, copied, tmp_path):
+    options = (copied / "config.yaml").read_text().replace("source: digits", "source: folder")
+    (copied / "config.yaml").write_text(options.replace("path: null", f"path: {tmp_path / 'gone'}"))
+    before = snapshot(copied)
+    for verb in ("evaluate", "reconstruct", "encode", "interpolate", "traverse"):
+        assert str(tmp_path / "gone") in refused(verb, copied)
+    assert snapshot(copied) == before
+
+
+# --- reconstruct, sample, encode, interpolate, traverse --------------------------------------------------------------
+
+
+def written(command, *arguments) -> Path:
+    """The one file that a command says it has written."""
+    (line,) = command(*arguments)
+    path = Path(line.split(": ")[0])
+    assert path.is_file()
+    assert not list(path.parent.glob(".*"))
+    return path
+
+
+def test_reconstruct_test_images(command, copied, tmp_path):
+    path = written(command, "reconstruct", copied)
+    assert path == copied / "figures" / "reconstructions.png"
+    assert (
+        path.read_bytes() != written(command, "reconstruct", copied, "-n", 4, "--out", tmp_path / "a.png").read_bytes()
+    )
+
+
+def test_reconstruct_files(command, refused, made, tmp_path):
+    level = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    for name, size in (("a.png", 8), ("b.png", 40)):
+        Image.fromarray(level.repeat(size // 8, 0).repeat(size // 8, 1)).save(tmp_path / name)
+    out = tmp_path / "deep" / "er" / "pairs.png"
+    path = written(command, "reconstruct", made, tmp_path / "a.png", tmp_path / "b.png", "--out", out)
+    assert path == out
+    image, scale = pixels(path), 768 // 16
+    assert image.shape == (2 * (8 * scale + 2) + 2, 2 * (8 * scale + 2) + 2)
+    assert (image[2 : 2 + 8 * scale : scale, 2 : 2 + 8 * scale : scale] == level).all()
+    (tmp_path / "bad.png").write_bytes((tmp_path / "b.png").read_bytes()[:60])
+    before = snapshot(tmp_path)
+    for bad in ("bad.png", "none.png", "deep"):
+        line = refused("reconstruct", made, tmp_path / "a.png", tmp_path / bad, "--out", tmp_path / "new" / "x.png")
+        assert str(tmp_path / bad) in line
+    assert snapshot(tmp_path) == before
+
+
+def test_sample(command, copied, tmp_path):
+    path = written(command, "sample", copied, "-n", 9)
+    assert path == copied / "figures" / "samples_seed0.png"
+    first = path.read_bytes()
+    path.unlink()
+    assert written(command, "sample", copied, "-n", 9).read_bytes() == first
+    other = written(command, "sample", copied, "-n", 9, "--seed", 1)
+    assert other == copied / "figures" / "samples_seed1.png"
+    assert other.read_bytes() != first
+
+
+def test_sample_arrays(command, made, tmp_path):
+    arrays = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        path = written(
+            command, "sample", made, "-n", BATCH + 1, "--seed", seed, "--out", tmp_path / "new" / f"{name}.npz"
+        )
+        with np.load(path) as file:
+            assert list(file) == ["images"]
+            arrays.append(file["images"])
+    assert arrays[0].shape == (BATCH + 1, 8, 8, 1)
+    assert arrays[0].min() >= 0
+    assert arrays[0].max() <= 1
+    np.testing.assert_array_equal(arrays[0], arrays[1])
+    assert (arrays[0] != arrays[2]).any()
+    assert (tmp_path / "new" / "a.npz").read_bytes() == (tmp_path / "new" / "b.npz").read_bytes()
+
+
+@pytest.mark.parametrize(("split", "count"), [("test", 597), ("validation", 200), ("train", 1000)])
+def test_encode(command, copied, split, count):
+    from vae_jax import load_data
+
+    path = written(command, "encode", copied, "--split", split)
+    assert path == copied / f"latents_{split}.npz"
+    data = getattr(load_data(load_config(copied / "config.yaml").data), split)
+    with np.load(path) as file:
+        assert {name: file[name].shape for name in file} == {
+            "mu": (count, 2),
+            "log_var": (count, 2),
+            "labels": (count,),
+        }
+        np.testing.assert_array_equal(file["labels"], data.labels)
+        from vae_jax import load_run, use
+
+        np.testing.assert_array_equal(file["mu"], use(load_run(copied)).encode(data.images)["mu"])
+
+
+def test_encode_to_a_name_without_ending(command, made, tmp_path):
+    path = written(command, "encode", made, "--out", tmp_path / "latents")
+    assert path == tmp_path / "latents"
+
+
+def test_interpolate(command, made, copied, tmp_path):
+    path = written(command, "interpolate", copied, "-n", 2, "--steps", 5)
+    assert path == copied / "figures" / "interpolation.png"
+    scale = 768 // 40
+    assert pixels(path).shape == (2 * (8 * scale + 2) + 2, 5 * (8 * scale + 2) + 2)
+    again = written(command, "interpolate", made, "-n", 2, "--steps", 5, "--out", tmp_path / "again.png")
+    assert again.read_bytes() == path.read_bytes()
+    other = written(command, "interpolate", made, "-n", 2, "--steps", 5, "--seed", 1, "--out", tmp_path / "other.png")
+    assert other.read_bytes() != path.read_bytes()
+
+
+def test_interpolate_more_pairs_than_images(command, made, tmp_path):
+    written(command, "interpolate", made, "-n", 300, "--steps", 1, "--out", tmp_path / "many.png")
+
+
+def test_traverse(command, copied, tmp_path):
+    """Each row varies one dimension alone: at the middle, where z is 0 there, they differ by the others only."""
+    path = written(command, "traverse", copied, "--image", 3, "--steps", 5, "--extent", 2)
+    assert path == copied / "figures" / "traversal.png"
+    from vae_jax import load_data, load_run, use
+
+    trained = load_run(copied)
+    model = use(trained)
+    mean = np.asarray(model.encode(load_data(trained.config.data).test.images[3:4])["mu"])
+    image, scale = pixels(path), 768 // 40
+    assert image.shape == (2 * (8 * scale + 2) + 2, 5 * (8 * scale + 2) + 2)
+    for dimension in range(2):
+        for step, value in enumerate(np.linspace(-2, 2, 5)):
+            z = mean.copy()
+            z[0, dimension] = value
+            expected = np.rint(np.asarray(model.decode(z))[0, :, :, 0] * 255)
+            top, left = 2 + dimension * (8 * scale + 2), 2 + step * (8 * scale + 2)
+            found = image[top : top + 8 * scale : scale, left : left + 8 * scale : scale].astype(float)
+            assert np.abs(found - expected).max() <= 1  # a level may fall on either side of a half
+
+
+# --- An autoencoder --------------------------------------------------------------------------------------------------
+
+
+def test_an_autoencoder(command, refused, tmp_path):
+    folder = tmp_path / "run"
+    options = flags(**{**TINY, "train.epochs": 1, "objective.name": "autoencoder"})
+    lines = command("train", "--out", folder, *options)
+    assert not any("KL" in line for line in lines)
+    assert not (folder / "figures" / "samples.png").exists()
+    found = evaluated(command, folder)
+    assert (found["kl"], found["unit"]) == (0, "squared error per image")
+    assert found["loss"] == found["reconstruction"] == summary(folder)["test_loss"]
+    before = snapshot(folder)
+    line = refused("sample", folder)
+    assert "autoencoder" in line
+    assert snapshot(folder) == before
+    with np.load(written(command, "encode", folder)) as file:
+        assert set(file) == {"mu", "labels"}
+    written(command, "reconstruct", folder)
+    assert "KL" not in command("evaluate", folder)[0]
+
+
+def test_shipped_configurations_say_their_command():
+    for name, path in shipped().items():
+        assert f"vae-jax train --config {name} --out runs/{name}" in path.read_text()
