@@ -21,7 +21,7 @@ train: $(BIN)/.installed
 	$(BIN)/vae-jax train --config $(CONFIG) --out $(RUN) $(if $(wildcard $(RUN)/config.yaml),--overwrite) $(ARGS)
 
 test: $(BIN)/.installed-test lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 from dataclasses import replace
 
 import jax
@@ -364,6 +365,15 @@ def test_damaged_checksums_are_named(copied, content):
     assert str(step) in refused(run.load, copied)
 
 
+@pytest.mark.parametrize("checksums", [True, False])
+def test_damaged_metrics_are_named(copied, checksums):
+    step = copied / "checkpoints" / str(3 * STEPS)
+    (step / "metrics" / "metrics").write_text("{")
+    if not checksums:
+        (step / CHECKSUMS).unlink()
+    assert str(step if checksums else copied) in refused(run.load, copied)
+
+
 def test_a_kill_before_the_checksums_loses_no_checkpoint(whole, copied):
     (copied / "checkpoints" / str(3 * STEPS) / CHECKSUMS).unlink()
     same(run.load(copied).state, whole[1].state)
@@ -426,6 +436,23 @@ def test_the_best_may_be_the_newest(tmp_path):
 def test_what_is_not_finite_is_never_the_best(tmp_path, broken):
     assert kept(tmp_path / "a", [broken, 2.0, 3.0]) == ([2, 3], 2)
     assert kept(tmp_path / "b", [2.0, broken, 3.0]) == ([1, 3], 1)
+
+
+def test_ctrl_c_waits_until_a_checkpoint_is_whole(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    save = checkpoints._manager.save
+
+    def interrupted(*arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(checkpoints._manager, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(saved(1), 2.0)
+    assert int(checkpoints.restore("latest", template).state.step) == 1
+    assert (tmp_path / "checkpoints" / "1" / CHECKSUMS).is_file()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    checkpoints.close()
 
 
 def test_checkpoints_inside_an_epoch_are_not_ranked(tmp_path):

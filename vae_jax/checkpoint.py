@@ -3,7 +3,10 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +58,7 @@ def _check(folder: Path) -> None:
     try:
         saved, found = json.loads(path.read_bytes()), _checksums(folder)
         changed = [name for name in sorted({*saved, *found}) if saved.get(name) != found.get(name)]
-    except FileNotFoundError:  # a kill may come between the checkpoint and its checksums
+    except (FileNotFoundError, NotADirectoryError):  # a kill may come between the checkpoint and its checksums
         return
     except (ValueError, AttributeError):
         changed = [CHECKSUMS]
@@ -86,6 +89,27 @@ def _check_shapes(saved: dict[str, str], expected: dict[str, str], folder: Path)
             )
 
 
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Puts Ctrl-C off until the block ends: orbax, interrupted, leaves half a checkpoint and threads that complain."""
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C goes to the main thread only
+        yield
+        return
+    pressed = False
+
+    def remember(*_: Any) -> None:
+        nonlocal pressed
+        pressed = True
+
+    handler = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
+
+
 class Checkpoints:
     """The checkpoints in one folder, named by the step: the newest few, and the one with the lowest loss."""
 
@@ -101,27 +125,34 @@ class Checkpoints:
             enable_async_checkpointing=False,
         )
         self._folder = folder
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=options,
-            item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
-        )
+        try:
+            self._manager = ocp.CheckpointManager(
+                folder.absolute(),
+                options=options,
+                item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
+            )
+            self._manager.all_steps()
+        except ValueError as error:  # it reads every checkpoint's metrics
+            for path in sorted(folder.iterdir()):
+                _check(path)
+            raise UserError(f"{folder}: expected whole checkpoints; {error}") from error
 
     def save(self, saved: Saved, loss: float | None = None) -> None:
         """Writes a checkpoint; `loss` ranks it, None (inside an epoch) leaves it unranked."""
-        self._manager.save(
-            int(saved.state.step),
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(saved.state),
-                run=ocp.args.JsonSave(
-                    {"history": saved.history, "images": saved.images, "shapes": _shapes(saved.state)}
+        with _uninterrupted():
+            self._manager.save(
+                int(saved.state.step),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(saved.state),
+                    run=ocp.args.JsonSave(
+                        {"history": saved.history, "images": saved.images, "shapes": _shapes(saved.state)}
+                    ),
                 ),
-            ),
-            metrics={"loss": loss},
-            force=True,
-        )
-        folder = self._folder / str(int(saved.state.step))
-        (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder)), encoding="utf-8")
+                metrics={"loss": loss},
+                force=True,
+            )
+            folder = self._folder / str(int(saved.state.step))
+            (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder)), encoding="utf-8")
 
     def latest_step(self) -> int | None:
         """The newest checkpoint's step, or None without checkpoints."""

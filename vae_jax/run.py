@@ -32,9 +32,6 @@ from vae_jax.folder import check_folder, read_config
 from vae_jax.train import Progress, Trained, TrainState, build, check_batches, fit, make_keys, make_step, start
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from vae_jax.checkpoint import Saved
 
 SUMMARY_SPLITS = ("train", "validation", "test")
