@@ -2,6 +2,7 @@
 # make test    create .venv, install, check style and types, run the test suite
 # make bench   training speed beside PyTorch's
 #
+# A run that is there already is left alone: ARGS=--overwrite deletes it first, ARGS=--resume continues it.
 # PYTHON chooses the interpreter (3.11 or newer), CONFIG the configuration, ARGS further options of `vae-jax train`.
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ TORCH := $(shell $(PYTHON) -c 'import sys; print(",torch" if sys.version_info[:2
 .PHONY: train test lint bench clean
 
 train: $(BIN)/.installed
-	$(BIN)/vae-jax train --config $(CONFIG) --out $(RUN) $(if $(wildcard $(RUN)/config.yaml),--overwrite) $(ARGS)
+	$(BIN)/vae-jax train --config $(CONFIG) --out $(RUN) $(ARGS)
 
 test: $(BIN)/.installed-test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -26,7 +27,7 @@ test: $(BIN)/.installed-test lint
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 $(BIN)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or newer is needed; found {sys.version}")'

@@ -3,6 +3,8 @@
 It needs the extra `torch`. Its state_dict has the article's names; `torch_weights.to_state_dict` fills it.
 """
 
+# pyright: reportMissingImports=false
+
 from collections.abc import Mapping
 
 import torch
