@@ -83,6 +83,11 @@ def test_a_model_in_use(trained, small_data):
     assert not np.array_equal(samples[0], samples[1])
 
 
+def test_pictures_in_0_to_1_are_not_taken_for_levels(trained, small_data):
+    with pytest.raises(UserError, match="expected uint8 levels 0 to 255; found float32"):
+        vae_jax.use(trained).encode(np.float32(small_data.test.images / 255))
+
+
 def test_an_autoencoder_has_no_prior_to_sample_from(small_data):
     config = replace(CONFIG, objective=replace(CONFIG.objective, name="autoencoder"))
     model = vae_jax.use(train.fit(config, small_data))

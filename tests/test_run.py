@@ -485,3 +485,20 @@ def test_the_summarys_best_is_finite_where_one_is(whole):
     history = [{**epoch, "test_loss": loss} for epoch, loss in zip(trained.history, [math.nan, 2.0, 3.0], strict=True)]
     found = recorder._summary(trained._replace(history=history), 1.0)
     assert (found["best_epoch"], found["best_loss"]) == (2, 2.0)
+
+
+def test_a_schedule_that_ends_is_not_prolonged_and_no_run_is_shortened(data, tmp_path):
+    ending = with_train(epochs=1, schedule="cosine")
+    run.train(ending, data, tmp_path / "ending")
+    with pytest.raises(UserError, match=r"train\.epochs \(the run has 1, found 2\)"):
+        run.train(with_train(epochs=2, schedule="cosine"), data, tmp_path / "ending", resume=True)
+    run.train(with_train(epochs=2), data, tmp_path / "whole")
+    with pytest.raises(UserError, match=r"train\.epochs: expected at least the 2 epochs the run has; found 1"):
+        run.train(with_train(epochs=1), data, tmp_path / "whole", resume=True)
+
+
+def test_resuming_on_as_many_other_images_is_refused(data, tmp_path):
+    run.train(with_train(epochs=1), data, tmp_path / "run")
+    other = replace(data, train=replace(data.train, images=255 - data.train.images))
+    with pytest.raises(UserError, match="trained on other images"):
+        run.train(with_train(epochs=2), other, tmp_path / "run", resume=True)

@@ -33,7 +33,7 @@ def trained(small_data):
 def parts(config, data):
     """The step, the initial state, the images and the keys of a run."""
     network, objective = train.build(config, data.image_shape)
-    steps = config.train.epochs * -(-len(data.train) // config.train.batch_size)
+    steps = -(-len(data.train) // config.train.batch_size)
     step = train.make_step(config, network, objective, optimizer.build(config.train, steps))
     return step, train.start(config, data.image_shape, len(data.train)), jnp.asarray(data.train.images)
 
@@ -195,6 +195,11 @@ def test_divergence_is_told(small_data):
         train.fit(with_train(learning_rate=1e30, epochs=5), small_data)
 
 
+def test_divergence_in_the_last_step_is_told(small_data):
+    with pytest.raises(UserError, match=r"diverged: the (test|validation) loss is (nan|inf)"):
+        train.fit(with_train(learning_rate=1e30, epochs=1, batch_size=70), small_data)
+
+
 def test_sum_and_mean(small_data):
     """The sum over a batch of 16 has 16 times the mean's gradient, which a clipping threshold shows."""
     found = {}
@@ -212,9 +217,9 @@ def test_sum_and_mean(small_data):
         train.fit(with_train(reduction="median"), small_data)
 
 
-def rate(config, steps, step):
+def rate(config, epoch, step):
     """The learning rate of a step, read off Adam's first update of a constant gradient."""
-    transformation = optimizer.build(config, steps)
+    transformation = optimizer.build(config, epoch)
     state = transformation.init(jnp.zeros(1))
     update = jax.jit(transformation.update)
     for _ in range(step + 1):
@@ -229,14 +234,16 @@ def rate(config, steps, step):
 def test_schedules(schedule, first, middle, last):
     config = TrainConfig(epochs=4, learning_rate=0.01, schedule=schedule, decay_rate=0.9)
     for step, factor in ((0, first), (10, middle), (20, last)):
-        assert rate(config, 20, step) == pytest.approx(0.01 * factor, rel=1e-3, abs=1e-6)
+        assert rate(config, 5, step) == pytest.approx(0.01 * factor, rel=1e-3, abs=1e-6)
 
 
 def test_warmup_and_clipping():
-    config = TrainConfig(learning_rate=0.01, warmup_steps=10, schedule="linear")
-    assert rate(config, 30, 5) == pytest.approx(0.005, rel=1e-3)
-    assert rate(config, 30, 10) == pytest.approx(0.01, rel=1e-3)
-    assert rate(config, 30, 20) == pytest.approx(0.005, rel=1e-3)
+    config = TrainConfig(epochs=3, learning_rate=0.01, warmup_steps=10, schedule="linear")
+    assert rate(config, 10, 5) == pytest.approx(0.005, rel=1e-3)
+    assert rate(config, 10, 10) == pytest.approx(0.01, rel=1e-3)
+    assert rate(config, 10, 20) == pytest.approx(0.005, rel=1e-3)
+    decaying = replace(config, schedule="exponential", decay_rate=0.9)  # a factor per epoch, from the warm-up's end on
+    assert rate(decaying, 10, 20) == pytest.approx(0.009, rel=1e-3)
     clipped = optimizer.build(TrainConfig(gradient_clip=0.5, adam_eps=1e9, learning_rate=1e9), 10)
     change, _ = clipped.update(jnp.array([3.0, 4.0]), clipped.init(jnp.zeros(2)))
     np.testing.assert_allclose(change, [-0.3, -0.4], rtol=1e-4)  # with a huge ε Adam passes the gradient on

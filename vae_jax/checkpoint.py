@@ -29,11 +29,13 @@ class Saved(NamedTuple):
         state: the training state.
         history: figures of the epochs finished before it.
         images: training images of the run.
+        digest: of these images.
     """
 
     state: TrainState
     history: list[dict[str, Any]]
     images: int
+    digest: str = ""
 
 
 def _rank(metrics: dict[str, float | None] | None) -> float:
@@ -145,7 +147,12 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(saved.state),
                     run=ocp.args.JsonSave(
-                        {"history": saved.history, "images": saved.images, "shapes": _shapes(saved.state)}
+                        {
+                            "history": saved.history,
+                            "images": saved.images,
+                            "digest": saved.digest,
+                            "shapes": _shapes(saved.state),
+                        }
                     ),
                 ),
                 metrics={"loss": loss},
@@ -186,7 +193,7 @@ class Checkpoints:
             # Through numpy, since orbax binds arrays to a device, for which another program would be compiled than for
             # a state that was never saved.
             state = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored["state"])
-            return Saved(state, run["history"], run["images"])
+            return Saved(state, run["history"], run["images"], run["digest"])
         except UserError:
             raise
         except Exception as error:  # orbax and tensorstore raise many kinds

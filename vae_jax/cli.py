@@ -54,12 +54,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vae-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        hint = "; `vae-jax train … --resume` goes on from the last checkpoint" if arguments[0] == "train" else ""
+        hint = "; `vae-jax train … --resume` goes on from the last checkpoint" if arguments[:1] == ["train"] else ""
         print(f"vae-jax: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as in `vae-jax … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except MemoryError as error:
+        print(f"vae-jax: error: not enough memory: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
     except OSError as error:  # a full disk, a folder that may not be read, …
         what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         print(f"vae-jax: error: {what}", file=sys.stderr)
@@ -210,8 +213,8 @@ def _target(options: Any, default: str) -> Path:
 
 
 def _positive(value: int, option: str) -> int:
-    if value < 1:
-        raise UserError(f"{option}: expected a number from 1 on; found {value}")
+    if not 1 <= value <= 1_000_000:
+        raise UserError(f"{option}: expected a number from 1 to 1,000,000; found {value}")
     return value
 
 

@@ -85,7 +85,7 @@ class ModelConfig:
         paddings: of the encoder's convolutions, one each; null derives them from the image size.
         hidden: units of the linear layer between the convolutions and the heads.
         activation: after every layer but the last: leaky_relu (slope 0.01), relu, elu, gelu, silu or tanh.
-        batch_norm: BatchNorm after every convolution but the last.
+        batch_norm: BatchNorm after every convolution but the decoder's last.
         batch_norm_momentum: weight of the newest batch in the running statistics (PyTorch's convention).
         unbiased_running_variance: as PyTorch keeps it; false keeps the biased variance, as Flax does.
         hidden_activation: an activation after the hidden linear layer (the article has none).

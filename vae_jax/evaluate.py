@@ -90,7 +90,8 @@ class Model(NamedTuple):
     """A trained model in use: pure, compiled functions of arrays.
 
     Attributes:
-        encode: uint8 images (n, height, width, channels) -> {"mu", and "log_var" for a VAE}, each (n, latent).
+        encode: uint8 images (n, height, width, channels) -> {"mu", and "log_var" for a VAE}, each (n, latent);
+            a UserError for images of another type.
         decode: z (n, latent) -> pictures (n, height, width, channels) in [0, 1].
         reconstruct: uint8 images -> pictures decoded from the posterior's mean.
         sample: (key, n) -> pictures decoded from the prior; None for an autoencoder, which has no prior.
@@ -109,6 +110,9 @@ def make_model(config: Config, network: Network, objective: Objective, variables
 
     @jax.jit
     def encode(images):
+        if images.dtype != jnp.uint8:
+            raise UserError(f"images: expected uint8 levels 0 to 255; found {images.dtype}")
+
         def batch(_, images):
             return network.apply(variables, lambda autoencoder: autoencoder.encode(pixels(images)))[0]
 

@@ -8,26 +8,28 @@ from vae_jax.config import TrainConfig
 from vae_jax.registry import lookup
 
 
-def _exponential(config: TrainConfig, steps: int) -> optax.Schedule:
-    return optax.exponential_decay(config.learning_rate, max(1, steps // config.epochs), config.decay_rate)
+def _steps(config: TrainConfig, epoch: int) -> int:
+    """Steps left after the warm-up in a run whose epochs have `epoch` steps."""
+    return max(1, config.epochs * epoch - config.warmup_steps)
 
 
-# Each gives the schedule after the warm-up, which takes `steps` steps.
+# Each gives the schedule after the warm-up, from the configuration and the steps in an epoch.
 SCHEDULES: dict[str, Callable[[TrainConfig, int], optax.Schedule]] = {
-    "constant": lambda config, steps: optax.constant_schedule(config.learning_rate),
-    "cosine": lambda config, steps: optax.cosine_decay_schedule(config.learning_rate, max(1, steps)),
-    "linear": lambda config, steps: optax.linear_schedule(config.learning_rate, 0.0, max(1, steps)),
-    "exponential": _exponential,
+    "constant": lambda config, epoch: optax.constant_schedule(config.learning_rate),
+    "cosine": lambda config, epoch: optax.cosine_decay_schedule(config.learning_rate, _steps(config, epoch)),
+    "linear": lambda config, epoch: optax.linear_schedule(config.learning_rate, 0.0, _steps(config, epoch)),
+    "exponential": lambda config, epoch: optax.exponential_decay(config.learning_rate, epoch, config.decay_rate),
 }
+ENDING = ("cosine", "linear")  # these depend on how many epochs there will be
 
 
-def build(config: TrainConfig, steps: int) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015) as configured, for a run of `steps` steps.
+def build(config: TrainConfig, epoch: int) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015) as configured, for a run whose epochs have `epoch` steps.
 
     Raises:
         UserError: if the schedule is unknown.
     """
-    schedule = lookup(SCHEDULES, config.schedule, "train.schedule")(config, steps - config.warmup_steps)
+    schedule = lookup(SCHEDULES, config.schedule, "train.schedule")(config, epoch)
     if config.warmup_steps:
         warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
         schedule = optax.join_schedules([warmup, schedule], [config.warmup_steps])

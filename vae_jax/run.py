@@ -8,6 +8,7 @@ RUN/figures/        pictures
 """
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import vae_jax
 from vae_jax import figures, models, optimizer
 from vae_jax.config import Config, to_yaml
 from vae_jax.data import Dataset
@@ -166,16 +168,31 @@ def _earlier(config: Config, data: Dataset, folder: Path) -> "Saved | None":
             f"{folder}: the run was trained on {earlier.images} images, found {len(data.train)}; a run continues "
             f"on the same data only"
         )
+    if earlier.digest != _digest(data):
+        raise UserError(f"{folder}: the run was trained on other images; a run continues on the same data only")
+    if len(earlier.history) > config.train.epochs:
+        raise UserError(
+            f"train.epochs: expected at least the {len(earlier.history)} epochs the run has; "
+            f"found {config.train.epochs}"
+        )
     return earlier
+
+
+def _digest(data: Dataset) -> str:
+    """Tells one set of training images from another."""
+    return hashlib.sha256(data.train.images.tobytes()).hexdigest()
 
 
 def _check_same(config: Config, earlier: Config, folder: Path) -> None:
     """Refuses to continue a run as something else."""
     now, then = _options(config), _options(earlier)
+    changeable = tuple(
+        option for option in CHANGEABLE if option != "train.epochs" or config.train.schedule not in optimizer.ENDING
+    )
     changed = [
         f"{option} (the run has {then[option]}, found {value})"
         for option, value in now.items()
-        if value != then[option] and not option.startswith(CHANGEABLE)
+        if value != then[option] and not option.startswith(changeable)
     ]
     if changed:
         raise UserError(f"{folder}: --resume continues a run as it began; changed: {', '.join(changed)}")
@@ -214,6 +231,7 @@ class _Recorder:
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         self.network, self.objective = build(config, data.image_shape)
+        self.digest = _digest(data)
         self.best_by = "test_loss" if data.validation is None else "validation_loss"
 
         @jax.jit
@@ -239,7 +257,7 @@ class _Recorder:
     def _save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
         from vae_jax.checkpoint import Saved
 
-        self.checkpoints.save(Saved(state, history, len(self.data.train)), loss)
+        self.checkpoints.save(Saved(state, history, len(self.data.train), self.digest), loss)
         self.saved_at = time.monotonic()
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
@@ -264,10 +282,12 @@ class _Recorder:
         # Ranked as the checkpoints are: what is not finite comes last, and of equals the newest is best.
         best = min(reversed(history), key=lambda epoch: (not math.isfinite(epoch[self.best_by]), epoch[self.best_by]))
         timed = history[1:] or history  # the first epoch's first calls are still warming up
+        # A resumed epoch counts only what it trained itself.
+        trained_images = sum(epoch["images_per_second"] * epoch["train_seconds"] for epoch in timed)
         last = {name: value for name, value in history[-1].items() if name.split("_")[0] in SUMMARY_SPLITS}
         last.pop("train_seconds")
         device = jax.devices()[0]
-        packages = ("vae_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+        packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
         return {
             **last,
             "unit": self.objective.unit,
@@ -275,7 +295,7 @@ class _Recorder:
             "best_epoch": best["epoch"],
             "best_loss": best[self.best_by],
             "best_by": self.best_by,
-            "images_per_second": len(self.data.train) * len(timed) / sum(epoch["train_seconds"] for epoch in timed),
+            "images_per_second": trained_images / sum(epoch["train_seconds"] for epoch in timed),
             "chunk_steps": history[-1]["chunk_steps"],
             "seconds": seconds,
             "parameters": models.count_parameters(trained.state.variables.params),
@@ -285,7 +305,11 @@ class _Recorder:
             "test_images": len(self.data.test),
             "device": f"{device.platform} ({device.device_kind})",
             "cores": cores(),
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+            "versions": {
+                "python": platform.python_version(),
+                "vae_jax": vae_jax.__version__,
+                **{name: version(name) for name in packages},
+            },
         }
 
 

@@ -26,6 +26,7 @@ from vae_jax.objectives import Objective, Terms
 from vae_jax.registry import lookup
 
 REDUCTIONS = {"sum": jnp.sum, "mean": jnp.mean}
+REMEDIES = "lower train.learning_rate or set train.gradient_clip"
 FIRST_CHUNK = 8  # steps of a run's first call; from then on a call takes about a second
 
 
@@ -187,7 +188,7 @@ def start(config: Config, image_shape: tuple[int, int, int], images: int) -> Tra
     network, _ = build(config, image_shape)
     steps = -(-images // config.train.batch_size)
     variables = network.init(make_keys(config.seed).init)
-    opt_state = optimizer.build(config.train, config.train.epochs * steps).init(variables.params)
+    opt_state = optimizer.build(config.train, steps).init(variables.params)
     return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, jnp.zeros((steps, 3)))
 
 
@@ -226,7 +227,7 @@ def fit(
     full, remainder = divmod(count, batch_size)
     steps = full + (remainder > 0)
     network, objective = build(config, data.image_shape)
-    step = make_step(config, network, objective, optimizer.build(config.train, config.train.epochs * steps))
+    step = make_step(config, network, objective, optimizer.build(config.train, steps))
     keys = make_keys(config.seed)
 
     state, history = resume or (start(config, data.image_shape, count), [])
@@ -253,26 +254,29 @@ def fit(
     for epoch in range(int(state.step) // steps, config.train.epochs):
         order = shuffle(keys.shuffle, jnp.int32(epoch))
         first, seconds = done, 0.0
-        for end, _, loop in parts:
+        for end, size, loop in parts:
             while done < end:
                 length = min(chunk, end - done)
                 began = time.perf_counter()
                 state = loop(state, images, order, keys.steps, jnp.int32(done), jnp.int32(done + length))
                 jax.block_until_ready(state)
                 elapsed = time.perf_counter() - began
-                if not config.train.chunk_steps and length == chunk:
+                if not config.train.chunk_steps and length == chunk and size == batch_size:
                     chunk = max(1, round(length / elapsed))
                 done, seconds = done + length, seconds + elapsed
+                losses = np.asarray(state.sums, np.float64)[:done, 0]
+                _check_finite(losses, steps)
                 if done < steps:
                     if on_progress:
-                        loss = float(np.asarray(state.sums[:done, 0], np.float64).sum()) / (done * batch_size)
                         speed = (done - first) * batch_size / seconds
-                        on_progress(Progress(epoch + 1, done, steps, loss, speed))
+                        on_progress(Progress(epoch + 1, done, steps, losses.sum() / (done * batch_size), speed))
                     if on_chunk:
                         on_chunk(state, history)
         figures = {"epoch": epoch + 1, **_train_figures(np.asarray(state.sums, np.float64), count)}
         for split, evaluate in evaluators.items():
             figures |= _split_figures(split, evaluate(state.variables, keys.evaluate), batch_size)
+            if not np.isfinite(figures[f"{split}_loss"]):
+                raise UserError(f"training diverged: the {split} loss is {figures[f'{split}_loss']}; {REMEDIES}")
         trained = count - first * batch_size
         figures |= {
             "images_per_second": trained / seconds,
@@ -287,18 +291,21 @@ def fit(
     return Trained(config, data.image_shape, state, history)
 
 
-def _train_figures(sums: Float[np.ndarray, "steps 3"], count: int) -> dict[str, float]:
-    """Means per image over the epoch's steps, and the article's figure.
+def _check_finite(losses: Float[np.ndarray, " done"], steps: int) -> None:
+    """Stops a run whose loss is no number any more.
 
     Raises:
-        UserError: if a step's loss is not finite.
+        UserError: naming the first such step of the epoch.
     """
-    broken = np.flatnonzero(~np.isfinite(sums[:, 0]))
+    broken = np.flatnonzero(~np.isfinite(losses))
     if len(broken):
         raise UserError(
-            f"training diverged: the loss of step {broken[0] + 1} of {len(sums)} is {sums[broken[0], 0]}; lower "
-            f"train.learning_rate or set train.gradient_clip"
+            f"training diverged: the loss of step {broken[0] + 1} of {steps} is {losses[broken[0]]}; {REMEDIES}"
         )
+
+
+def _train_figures(sums: Float[np.ndarray, "steps 3"], count: int) -> dict[str, float]:
+    """Means per image over the epoch's steps, and the article's figure."""
     loss, reconstruction, kl = sums.sum(0) / count
     return {
         "train_loss": float(loss),

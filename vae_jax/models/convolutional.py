@@ -42,8 +42,9 @@ class Plan(NamedTuple):
 def plan(config: ModelConfig, image_shape: tuple[int, int, int]) -> Plan:
     """Derives the network's sizes.
 
-    Where `model.paddings` is null, each convolution is padded so that it divides the size by its stride, and the last
-    one is not padded if the kernel fits without, as in the article (32 → 16 → 8 → 4 → 1).
+    Where `model.paddings` is null, each convolution is padded by half of what its kernel exceeds its stride, rounded
+    up: for strides from 2 on this divides the size by the stride. The last one is not padded if the kernel fits
+    without, as in the article (32 → 16 → 8 → 4 → 1).
 
     Raises:
         UserError: if the image is not square, or a convolution does not fit; the message gives the reason.
