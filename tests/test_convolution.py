@@ -22,10 +22,11 @@ def cases(draw):
     if min(sizes) < 1:
         height, width = height + side, width + side
         sizes = [output_size(size, side, stride, padding) for size in (height, width)]
-    inner, outer, batch = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    inner, outer, tile = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    tiles = draw(st.integers(1, 2))
     random = np.random.RandomState(draw(st.integers(0, 1000)))
-    x = random.randn(inner, height, width, batch)
-    y = random.randn(outer, *sizes, batch)
+    x = random.randn(tiles, inner, height, width, tile)
+    y = random.randn(tiles, outer, *sizes, tile)
     kernel = random.randn(side, side, inner, outer)
     return jnp.array(x), jnp.array(y), jnp.array(kernel), stride, padding, (height, width)
 
@@ -73,7 +74,7 @@ def test_each_is_the_others_adjoint(data):
 @pytest.mark.usefixtures("float64")
 def test_under_vmap_scan_and_a_second_gradient():
     random = np.random.RandomState(0)
-    xs, kernel = jnp.array(random.randn(3, 2, 6, 6, 4)), jnp.array(random.randn(4, 4, 2, 3))
+    xs, kernel = jnp.array(random.randn(3, 2, 2, 6, 6, 4)), jnp.array(random.randn(4, 4, 2, 3))
 
     def energy(pair, x, kernel):
         y = jnp.tanh(pair.forward(x, kernel, 2, 1))
@@ -88,7 +89,7 @@ def test_under_vmap_scan_and_a_second_gradient():
 
 
 def test_forward_mode_is_refused_by_the_custom_rule_and_given_by_native():
-    x, kernel = jnp.ones((1, 4, 4, 1)), jnp.ones((2, 2, 1, 1))
+    x, kernel = jnp.ones((1, 1, 4, 4, 1)), jnp.ones((2, 2, 1, 1))
 
     def derivative(pair):
         return jax.jvp(lambda x: pair.forward(x, kernel, 2, 0), (x,), (x,))[1]

@@ -4,7 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Images = Float[Array, "batch height width channels"]
+from vae_jax.layout import Features, Images, to_features
+
+
+def _sum(features: Features) -> Float[Array, " batch"]:
+    """The sum over each image's pixels."""
+    return features.sum((1, 2, 3)).reshape(-1)
 
 
 def bernoulli_log_prob(logits: Images, images: Images) -> Float[Array, " batch"]:
@@ -14,19 +19,20 @@ def bernoulli_log_prob(logits: Images, images: Images) -> Float[Array, " batch"]
     likelihood then and has a floor above 0 (the entropy of the grey levels). Computed from logits
     (Kingma & Welling 2013, appendix C.1), so value and gradient stay finite at any logit.
     """
+    logits, images = to_features(logits), to_features(images)
     # x·l − softplus(l), in the form that never takes the exponential of a positive number. The same condition chooses
     # both parts, so that the gradient is right at l = 0 too, where max and abs would each go their own way.
     positive = logits > 0
     softplus = jnp.where(positive, logits, 0) + jnp.log1p(jnp.exp(jnp.where(positive, -logits, logits)))
     log_prob = images * logits - softplus
-    return log_prob.sum((1, 2, 3))
+    return _sum(log_prob)
 
 
 def squared_error(logits: Images, images: Images) -> Float[Array, " batch"]:
     """‖x − σ(logits)‖² per image, summed over pixels: the L2 loss of a plain autoencoder, whose last layer is σ."""
-    return jnp.square(images - pixel_mean(logits)).sum((1, 2, 3))
+    return _sum(jnp.square(to_features(images) - pixel_mean(to_features(logits))))
 
 
-def pixel_mean(logits: Images) -> Images:
+def pixel_mean(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """E[x|z]: the picture a decoder's logits stand for, in [0, 1]."""
     return jax.nn.sigmoid(logits)

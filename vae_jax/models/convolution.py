@@ -1,7 +1,6 @@
 """Convolution and transposed convolution, each the other's adjoint, as matrix products or as XLA's own.
 
-Arrays are feature-major, (channels, height, width, batch). On a CPU that makes every copy and every reduction run
-over long contiguous rows, which XLA vectorises; on GPU and TPU the compiler chooses the physical layout itself.
+Arrays are features, (tiles, channels, height, width, tile), as layout.py has them.
 
 XLA's own convolution is several times slower inside a compiled loop on a CPU than outside it, so there the same sum
 is written as im2col and one matrix product. Strides are removed first by space-to-depth: a convolution of stride s
@@ -19,7 +18,8 @@ from jaxtyping import Array, Float
 
 from vae_jax.registry import lookup
 
-Features = Float[Array, "_channels _height _width batch"]
+Tile = Float[Array, "_channels _height _width tile"]
+Features = Float[Array, "tiles _channels _height _width tile"]
 Kernel = Float[Array, "side side inner outer"]
 
 
@@ -60,7 +60,7 @@ def _join_kernel(blocks: Float[Array, "taps taps stride stride inner outer"], si
     return kernel[:side, :side]
 
 
-def _shifts(x: Features, taps: int) -> Float[Array, "columns positions"]:
+def _shifts(x: Tile, taps: int) -> Float[Array, "columns positions"]:
     """Every window of taps x taps positions, as columns ordered (tap, tap, channel)."""
     channels, height, width, batch = x.shape
     rows, columns = height - taps + 1, width - taps + 1
@@ -68,7 +68,7 @@ def _shifts(x: Features, taps: int) -> Float[Array, "columns positions"]:
     return jnp.concatenate(windows).reshape(taps * taps * channels, rows * columns * batch)
 
 
-def _im2col(x: Features, side: int, stride: int, padding: int) -> Float[Array, "columns positions"]:
+def _im2col(x: Tile, side: int, stride: int, padding: int) -> Float[Array, "columns positions"]:
     """The pixels under each position of the kernel, as columns ordered (tap, tap, phase, phase, channel)."""
     channels, height, width, batch = x.shape
     taps = -(-side // stride)
@@ -81,7 +81,7 @@ def _im2col(x: Features, side: int, stride: int, padding: int) -> Float[Array, "
     return _shifts(x.reshape(stride * stride * channels, rows, columns, batch), taps)
 
 
-def _forward(x: Features, kernel: Kernel, stride: int, padding: int) -> Features:
+def _forward(x: Tile, kernel: Kernel, stride: int, padding: int) -> Tile:
     side, _, _, outer = kernel.shape
     _, height, width, batch = x.shape
     columns = _im2col(x, side, stride, padding)
@@ -90,7 +90,7 @@ def _forward(x: Features, kernel: Kernel, stride: int, padding: int) -> Features
     return (blocks.T @ columns).reshape(outer, *size, batch)
 
 
-def _kernel_gradient(x: Features, y: Features, side: int, stride: int, padding: int) -> Kernel:
+def _kernel_gradient(x: Tile, y: Tile, side: int, stride: int, padding: int) -> Kernel:
     """The gradient of <y, forward(x, kernel)> with respect to the kernel."""
     inner, outer = x.shape[0], y.shape[0]
     taps = -(-side // stride)
@@ -98,7 +98,7 @@ def _kernel_gradient(x: Features, y: Features, side: int, stride: int, padding: 
     return _join_kernel(blocks.reshape(taps, taps, stride, stride, inner, outer), side)
 
 
-def _transpose(y: Features, kernel: Kernel, stride: int, padding: int, size: tuple[int, int]) -> Features:
+def _transpose(y: Tile, kernel: Kernel, stride: int, padding: int, size: tuple[int, int]) -> Tile:
     side, _, inner, outer = kernel.shape
     _, height, width, batch = y.shape
     if height == width == 1:
@@ -120,22 +120,42 @@ def _transpose(y: Features, kernel: Kernel, stride: int, padding: int, size: tup
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *around, (0, 0, 0)])
 
 
+def _for_tiles(function: Callable[..., tuple[Tile, Any]], *arrays: Features) -> tuple[Features, Any]:
+    """`function` of each tile in turn; its first result for all tiles, its second summed over them."""
+    if len(arrays[0]) == 1:
+        result, total = function(*(array[0] for array in arrays))
+        return result[None], total
+    _, parts = jax.eval_shape(function, *(array[0] for array in arrays))
+    zeros = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), parts)
+
+    def body(total: Any, tile: tuple[Tile, ...]) -> tuple[Any, Tile]:
+        result, part = function(*tile)
+        return jax.tree.map(jnp.add, total, part), result
+
+    total, results = lax.scan(body, zeros, arrays)
+    return results, total
+
+
 # One rule serves both: the gradient with respect to the input of each is the other.
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _matmul_forward(x: Features, kernel: Kernel, stride: int, padding: int) -> Features:
-    return _forward(x, kernel, stride, padding)
+    return _for_tiles(lambda x: (_forward(x, kernel, stride, padding), ()), x)[0]
 
 
 def _matmul_forward_fwd(x, kernel, stride, padding):
-    return _forward(x, kernel, stride, padding), (x, kernel)
+    return _matmul_forward(x, kernel, stride, padding), (x, kernel)
 
 
 def _matmul_forward_bwd(stride, padding, residuals, dy):
     x, kernel = residuals
-    dx = _transpose(dy, kernel, stride, padding, x.shape[1:3])
-    return dx, _kernel_gradient(x, dy, kernel.shape[0], stride, padding)
+
+    def gradients(x, dy):
+        dx = _transpose(dy, kernel, stride, padding, x.shape[1:3])
+        return dx, _kernel_gradient(x, dy, kernel.shape[0], stride, padding)
+
+    return _for_tiles(gradients, x, dy)
 
 
 _matmul_forward.defvjp(_matmul_forward_fwd, _matmul_forward_bwd)
@@ -143,17 +163,20 @@ _matmul_forward.defvjp(_matmul_forward_fwd, _matmul_forward_bwd)
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _matmul_transpose(y: Features, kernel: Kernel, stride: int, padding: int, size: tuple[int, int]) -> Features:
-    return _transpose(y, kernel, stride, padding, size)
+    return _for_tiles(lambda y: (_transpose(y, kernel, stride, padding, size), ()), y)[0]
 
 
 def _matmul_transpose_fwd(y, kernel, stride, padding, size):
-    return _transpose(y, kernel, stride, padding, size), (y, kernel)
+    return _matmul_transpose(y, kernel, stride, padding, size), (y, kernel)
 
 
 def _matmul_transpose_bwd(stride, padding, size, residuals, dx):
     y, kernel = residuals
-    dy = _forward(dx, kernel, stride, padding)
-    return dy, _kernel_gradient(dx, y, kernel.shape[0], stride, padding)
+
+    def gradients(y, dx):
+        return _forward(dx, kernel, stride, padding), _kernel_gradient(dx, y, kernel.shape[0], stride, padding)
+
+    return _for_tiles(gradients, y, dx)
 
 
 _matmul_transpose.defvjp(_matmul_transpose_fwd, _matmul_transpose_bwd)
@@ -165,19 +188,27 @@ _DIMENSIONS = ("CHWN", "HWIO", "CHWN")
 
 def _native_forward(x: Features, kernel: Kernel, stride: int, padding: int) -> Features:
     around = [(padding, padding)] * 2
-    return lax.conv_general_dilated(x, kernel, (stride, stride), around, dimension_numbers=_DIMENSIONS)
+
+    def forward(x: Tile) -> Tile:
+        return lax.conv_general_dilated(x, kernel, (stride, stride), around, dimension_numbers=_DIMENSIONS)
+
+    return jax.vmap(forward)(x)
 
 
 def _native_transpose(y: Features, kernel: Kernel, stride: int, padding: int, size: tuple[int, int]) -> Features:
     side = kernel.shape[0]
     around = []
     for i in range(2):
-        reached = (y.shape[1 + i] - 1) * stride + side - 2 * padding
+        reached = (y.shape[2 + i] - 1) * stride + side - 2 * padding
         around.append((side - 1 - padding, side - 1 - padding + size[i] - reached))
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
-    return lax.conv_general_dilated(
-        y, flipped, (1, 1), around, lhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS
-    )
+
+    def transpose(y: Tile) -> Tile:
+        return lax.conv_general_dilated(
+            y, flipped, (1, 1), around, lhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS
+        )
+
+    return jax.vmap(transpose)(y)
 
 
 CONVOLUTIONS = {

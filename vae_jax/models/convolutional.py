@@ -6,11 +6,11 @@ Layers carry the names of the PyTorch original's state_dict: conv1, BN1, …, fc
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vae_jax.config import ModelConfig
 from vae_jax.errors import UserError
+from vae_jax.layout import Features, tiles, to_features, to_images
 from vae_jax.models.convolution import choose, output_size
 from vae_jax.models.layers import (
     ACTIVATIONS,
@@ -101,7 +101,7 @@ class Encoder(nn.Module):
     heads: tuple[str, ...]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "c h w batch"], *, train: bool) -> dict[str, Float[Array, "latent batch"]]:
+    def __call__(self, x: Features, *, train: bool) -> dict[str, Float[Array, "latent batch"]]:
         config = self.config
         activation = ACTIVATIONS[config.activation]
         convolution = choose(config.convolution)
@@ -114,7 +114,7 @@ class Encoder(nn.Module):
                 x = norm(x, train=train)
             x = activation(x)
         # (channels, height, width) flattened in this order is PyTorch's order too.
-        x = Linear(config.hidden, name="fc1")(x.reshape(-1, x.shape[-1]))
+        x = Linear(config.hidden, name="fc1")(x.transpose(1, 2, 3, 0, 4).reshape(-1, x.shape[0] * x.shape[-1]))
         if config.hidden_activation:
             x = activation(x)
         heads = {}
@@ -138,14 +138,14 @@ class Decoder(nn.Module):
     plan: Plan
 
     @nn.compact
-    def __call__(self, z: Float[Array, "latent batch"], *, train: bool) -> Float[Array, "c h w batch"]:
+    def __call__(self, z: Float[Array, "latent batch"], *, train: bool) -> Features:
         config, plan = self.config, self.plan
         activation = ACTIVATIONS[config.activation]
         convolution = choose(config.convolution)
         side = plan.sizes[-1]
         x = activation(Linear(plan.widths[0] * side * side, name="fc2")(z))
         x = Dropout(config.decoder_dropout, name="dropout_fc2")(x, train=train)
-        x = x.reshape(plan.widths[0], side, side, z.shape[-1])
+        x = x.reshape(plan.widths[0], side, side, tiles(z.shape[-1]), -1).transpose(3, 0, 1, 2, 4)
         layers = len(plan.strides)
         for i, features in enumerate(plan.widths[1:]):
             mirrored = layers - 1 - i
@@ -179,11 +179,11 @@ class ConvolutionalAutoencoder(nn.Module):
         self.decoder = Decoder(self.config, sizes)
 
     def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch latent"]]:
-        heads = self.encoder(jnp.transpose(x, (3, 1, 2, 0)), train=train)
+        heads = self.encoder(to_features(x), train=train)
         return {name: head.T for name, head in heads.items()}
 
     def decode(self, z: Float[Array, "batch latent"], *, train: bool) -> Float[Array, "batch h w c"]:
-        return jnp.transpose(self.decoder(z.T, train=train), (3, 1, 2, 0))
+        return to_images(self.decoder(z.T, train=train))
 
 
 def convolutional(

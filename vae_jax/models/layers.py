@@ -1,6 +1,6 @@
 """The layers the networks are made of, with PyTorch's arithmetic.
 
-Activations are feature-major, (features, …, batch), see convolution.py. Kernels are in Flax's layouts: Linear
+Convolutional layers work on features, see layout.py; Linear on (features, batch). Kernels are in Flax's layouts: Linear
 (in, out), Conv (side, side, in, out) and ConvTranspose (side, side, out, in).
 """
 
@@ -44,7 +44,7 @@ class Linear(nn.Module):
 
 
 class Conv(nn.Module):
-    """PyTorch's Conv2d over (channels, height, width, batch)."""
+    """PyTorch's Conv2d over features."""
 
     features: int
     kernel: int
@@ -53,15 +53,15 @@ class Conv(nn.Module):
     convolution: Convolution
 
     @nn.compact
-    def __call__(self, x: Float[Array, "c h w batch"]) -> Float[Array, "d p q batch"]:
-        shape = (self.kernel, self.kernel, x.shape[0], self.features)
+    def __call__(self, x: Float[Array, "tiles c h w tile"]) -> Float[Array, "tiles d p q tile"]:
+        shape = (self.kernel, self.kernel, x.shape[1], self.features)
         kernel = self.param("kernel", _zeros, shape)
         bias = self.param("bias", _zeros, (self.features,))
-        return self.convolution.forward(x, kernel, self.stride, self.padding) + bias[:, None, None, None]
+        return self.convolution.forward(x, kernel, self.stride, self.padding) + _columns(bias)
 
 
 class ConvTranspose(nn.Module):
-    """PyTorch's ConvTranspose2d over (channels, height, width, batch), to images of size x size."""
+    """PyTorch's ConvTranspose2d over features, to images of size x size."""
 
     features: int
     size: int
@@ -71,22 +71,25 @@ class ConvTranspose(nn.Module):
     convolution: Convolution
 
     @nn.compact
-    def __call__(self, x: Float[Array, "c h w batch"]) -> Float[Array, "d p q batch"]:
-        shape = (self.kernel, self.kernel, self.features, x.shape[0])
+    def __call__(self, x: Float[Array, "tiles c h w tile"]) -> Float[Array, "tiles d p q tile"]:
+        shape = (self.kernel, self.kernel, self.features, x.shape[1])
         kernel = self.param("kernel", _zeros, shape)
         bias = self.param("bias", _zeros, (self.features,))
         size = (self.size, self.size)
-        return self.convolution.transpose(x, kernel, self.stride, self.padding, size) + bias[:, None, None, None]
+        return self.convolution.transpose(x, kernel, self.stride, self.padding, size) + _columns(bias)
 
 
-def _columns(vector: Float[Array, " channels"]) -> Float[Array, "channels 1 1 1"]:
-    return vector[:, None, None, None]
+def _columns(vector: Float[Array, " channels"]) -> Float[Array, "1 channels 1 1 1"]:
+    return vector[None, :, None, None, None]
+
+
+BATCH_AXES = (0, 2, 3, 4)  # all but the channels
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def normalize(
-    x: Float[Array, "c h w batch"], scale: Float[Array, " c"], offset: Float[Array, " c"], epsilon: float
-) -> tuple[Float[Array, "c h w batch"], Float[Array, " c"], Float[Array, " c"]]:
+    x: Float[Array, "tiles c h w tile"], scale: Float[Array, " c"], offset: Float[Array, " c"], epsilon: float
+) -> tuple[Float[Array, "tiles c h w tile"], Float[Array, " c"], Float[Array, " c"]]:
     """BatchNorm over a batch (Ioffe & Szegedy 2015, algorithm 1): the result, the batch's mean and biased variance.
 
     The gradient is the paper's closed form, which is faster on a CPU than differentiating the sums. The mean and
@@ -96,8 +99,8 @@ def normalize(
 
 
 def _normalize(x, scale, offset, epsilon):
-    mean = x.mean((1, 2, 3))
-    variance = jnp.square(x - _columns(mean)).mean((1, 2, 3))
+    mean = x.mean(BATCH_AXES)
+    variance = jnp.square(x - _columns(mean)).mean(BATCH_AXES)
     inverse = lax.rsqrt(variance + epsilon)
     y = (x - _columns(mean)) * _columns(inverse * scale) + _columns(offset)
     return (y, mean, variance), (x, mean, inverse, scale)
@@ -106,10 +109,10 @@ def _normalize(x, scale, offset, epsilon):
 def _normalize_bwd(epsilon, residuals, cotangents):
     x, mean, inverse, scale = residuals
     dy, _, _ = cotangents
-    count = x.size // x.shape[0]
+    count = x.size // x.shape[1]
     normal = (x - _columns(mean)) * _columns(inverse)
-    doffset = dy.sum((1, 2, 3))
-    dscale = (dy * normal).sum((1, 2, 3))
+    doffset = dy.sum(BATCH_AXES)
+    dscale = (dy * normal).sum(BATCH_AXES)
     dx = _columns(scale * inverse) * (dy - _columns(doffset / count) - normal * _columns(dscale / count))
     return dx, dscale, doffset
 
@@ -118,7 +121,7 @@ normalize.defvjp(_normalize, _normalize_bwd)
 
 
 class BatchNorm(nn.Module):
-    """PyTorch's BatchNorm2d over (channels, height, width, batch).
+    """PyTorch's BatchNorm2d over features.
 
     In training it normalises by the batch and moves the running statistics by `momentum` (PyTorch's convention:
     the weight of the newest batch); otherwise it normalises by the running statistics.
@@ -129,8 +132,8 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x: Float[Array, "c h w batch"], *, train: bool) -> Float[Array, "c h w batch"]:
-        channels = x.shape[0]
+    def __call__(self, x: Float[Array, "tiles c h w tile"], *, train: bool) -> Float[Array, "tiles c h w tile"]:
+        channels = x.shape[1]
         scale = self.param("scale", lambda key, shape: jnp.ones(shape), (channels,))
         offset = self.param("bias", lambda key, shape: jnp.zeros(shape), (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
