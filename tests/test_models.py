@@ -98,6 +98,7 @@ def test_everything_is_switchable(changes):
         ({"activation": "swich"}, (32, 32, 1), r"model\.activation: .*found 'swich'"),
         ({"initialization": "zeros"}, (32, 32, 1), r"model\.initialization: .*found 'zeros'"),
         ({"network": "resnet"}, (32, 32, 1), r"model\.network: .*found 'resnet'"),
+        ({"precision": "float16"}, (32, 32, 1), r"model\.precision: .*bfloat16.*found 'float16'"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_the_reason(changes, shape, reason):
@@ -181,3 +182,35 @@ def test_given_masks_replace_drawn_ones():
     heads, _ = jax.jit(encode)(variables, key=jax.random.key(2))
     np.testing.assert_array_equal(np.asarray(heads["mu"] != 0), mask.T)
     np.testing.assert_array_equal(np.asarray(heads["log_var"] != 0), ~mask.T)
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_bfloat16_is_near_float32_and_keeps_its_state_in_float32(train):
+    config = replace(ARTICLE, head_dropout=0.0, decoder_dropout=0.0)
+    results = {}
+    for precision in ("float32", "tensorfloat32", "bfloat16"):
+        _, heads, logits, updated = run(
+            replace(config, precision=precision), (32, 32, 1), batch=16, train=train, key=jax.random.key(2)
+        )
+        assert {array.dtype.name for array in jax.tree.leaves((heads, logits, updated))} == {"float32"}
+        results[precision] = logits, updated.batch_stats["encoder"]["BN2"]["var"]
+    for exact, rounded in zip(results["float32"], results["bfloat16"], strict=True):
+        error = np.abs(np.asarray(exact - rounded)).max() / np.abs(np.asarray(exact)).max()
+        assert error < 0.05  # 8 bits of mantissa through eight layers
+    assert not np.array_equal(results["float32"][0], results["bfloat16"][0])
+    if jax.default_backend() == "cpu":
+        np.testing.assert_array_equal(results["float32"][0], results["tensorfloat32"][0])
+
+
+def test_bfloat16_products_are_in_the_compiled_program_and_others_are_exact():
+    def program(precision):
+        network = build(replace(ARTICLE, precision=precision), (32, 32, 1), HEADS)
+        variables = jax.eval_shape(network.init, jax.random.key(0))
+        images = jax.ShapeDtypeStruct((4, 32, 32, 1), jnp.float32)
+        encode = jax.jit(lambda v, x: network.apply(v, lambda autoencoder: autoencoder.encode(x))[0])
+        return encode.lower(variables, images).as_text()
+
+    assert "bf16" in program("bfloat16")
+    assert "bf16" not in program("float32")
+    assert "HIGHEST" in program("float32")
+    assert "HIGHEST" not in program("tensorfloat32")

@@ -2,6 +2,8 @@
 
 Convolutional layers work on features, see layout.py; Linear on (features, batch). Kernels are in Flax's layouts: Linear
 (in, out), Conv (side, side, in, out) and ConvTranspose (side, side, out, in).
+
+Parameters are float32; a layer computes in the type of its input, BatchNorm's sums in float32 at least.
 """
 
 from collections.abc import Callable
@@ -40,7 +42,7 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "inputs batch"]) -> Float[Array, "outputs batch"]:
         kernel = self.param("kernel", _zeros, (x.shape[0], self.features))
         bias = self.param("bias", _zeros, (self.features,))
-        return kernel.T @ x + bias[:, None]
+        return kernel.astype(x.dtype).T @ x + bias.astype(x.dtype)[:, None]
 
 
 class Conv(nn.Module):
@@ -57,7 +59,8 @@ class Conv(nn.Module):
         shape = (self.kernel, self.kernel, x.shape[1], self.features)
         kernel = self.param("kernel", _zeros, shape)
         bias = self.param("bias", _zeros, (self.features,))
-        return self.convolution.forward(x, kernel, self.stride, self.padding) + _columns(bias)
+        y = self.convolution.forward(x, kernel.astype(x.dtype), self.stride, self.padding)
+        return y + _columns(bias.astype(x.dtype))
 
 
 class ConvTranspose(nn.Module):
@@ -76,7 +79,8 @@ class ConvTranspose(nn.Module):
         kernel = self.param("kernel", _zeros, shape)
         bias = self.param("bias", _zeros, (self.features,))
         size = (self.size, self.size)
-        return self.convolution.transpose(x, kernel, self.stride, self.padding, size) + _columns(bias)
+        y = self.convolution.transpose(x, kernel.astype(x.dtype), self.stride, self.padding, size)
+        return y + _columns(bias.astype(x.dtype))
 
 
 def _columns(vector: Float[Array, " channels"]) -> Float[Array, "1 channels 1 1 1"]:
@@ -98,23 +102,29 @@ def normalize(
     return _normalize(x, scale, offset, epsilon)[0]
 
 
+def _single(x):
+    """x in single precision, or the double it has."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def _normalize(x, scale, offset, epsilon):
+    dtype, x = x.dtype, _single(x)
     mean = x.mean(BATCH_AXES)
     variance = jnp.square(x - _columns(mean)).mean(BATCH_AXES)
     inverse = lax.rsqrt(variance + epsilon)
     y = (x - _columns(mean)) * _columns(inverse * scale) + _columns(offset)
-    return (y, mean, variance), (x, mean, inverse, scale)
+    return (y.astype(dtype), mean, variance), (x.astype(dtype), mean, inverse, scale)
 
 
 def _normalize_bwd(epsilon, residuals, cotangents):
     x, mean, inverse, scale = residuals
-    dy, _, _ = cotangents
+    dtype, x, dy = x.dtype, _single(x), _single(cotangents[0])
     count = x.size // x.shape[1]
     normal = (x - _columns(mean)) * _columns(inverse)
     doffset = dy.sum(BATCH_AXES)
     dscale = (dy * normal).sum(BATCH_AXES)
     dx = _columns(scale * inverse) * (dy - _columns(doffset / count) - normal * _columns(dscale / count))
-    return dx, dscale, doffset
+    return dx.astype(dtype), dscale, doffset
 
 
 normalize.defvjp(_normalize, _normalize_bwd)
@@ -140,7 +150,7 @@ class BatchNorm(nn.Module):
         running_variance = self.variable("batch_stats", "var", jnp.ones, (channels,))
         if not train:
             factor = lax.rsqrt(running_variance.value + self.epsilon) * scale
-            return (x - _columns(running_mean.value)) * _columns(factor) + _columns(offset)
+            return ((x - _columns(running_mean.value)) * _columns(factor) + _columns(offset)).astype(x.dtype)
         y, mean, variance = cast(tuple[Array, Array, Array], normalize(x, scale, offset, self.epsilon))
         if not self.is_initializing():
             count = x.size // channels
