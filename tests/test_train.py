@@ -80,6 +80,27 @@ def test_chunks_change_no_bit(trained, small_data, chunk):
     assert [figures["test_loss"] for figures in found.history] == [figures["test_loss"] for figures in trained.history]
 
 
+@pytest.mark.parametrize("shard_images", [1, 40, 64, 1000])
+def test_streaming_changes_no_bit(trained, small_data, shard_images):
+    found = train.fit(with_train(shard_images=shard_images), small_data)
+    same(found.state, trained.state)
+    for figures, expected in zip(found.history, trained.history, strict=True):
+        assert {name: figures[name] for name in figures if "loss" in name} == {
+            name: expected[name] for name in expected if "loss" in name
+        }
+
+
+def test_streaming_goes_on_inside_an_epoch(trained, small_data):
+    kept = []
+    train.fit(
+        with_train(chunk_steps=1, shard_images=32),
+        small_data,
+        on_chunk=lambda state, history: kept.append((jax.tree.map(np.asarray, state), list(history))),
+    )
+    state, history = next(pair for pair in kept if int(pair[0].step) == 8)  # in the middle of a shard
+    same(train.fit(with_train(shard_images=32), small_data, resume=(state, history)).state, trained.state)
+
+
 def test_chunks_equal_one_scan_bit_for_bit(small_data):
     step, state, images = parts(CONFIG, small_data)
     keys = train.make_keys(CONFIG.seed)
@@ -95,7 +116,7 @@ def test_chunks_equal_one_scan_bit_for_bit(small_data):
     loop = train.make_loop(step, 16, 16)
     chunked = jax.tree.map(jnp.copy, state)
     for first, last in ((0, 1), (1, 4)):
-        chunked = loop(chunked, images, order, keys.steps, jnp.int32(first), jnp.int32(last))
+        chunked = loop(chunked, images, order, jnp.int32(0), keys.steps, jnp.int32(first), jnp.int32(last))
     same(chunked, scanned)
 
 
@@ -147,11 +168,10 @@ def test_nothing_recompiles_after_the_first_epoch(small_data):
 def test_the_loop_moves_nothing_to_or_from_the_device(small_data):
     step, state, images = parts(CONFIG, small_data)
     keys = train.make_keys(0)
-    order = jnp.arange(70)
-    bounds = jnp.int32(0), jnp.int32(3)
-    loop = train.make_loop(step, 16, 16).lower(state, images, order, keys.steps, *bounds).compile()
+    arguments = images, jnp.arange(70), jnp.int32(0), keys.steps, jnp.int32(0), jnp.int32(3)
+    loop = train.make_loop(step, 16, 16).lower(state, *arguments).compile()
     with jax.transfer_guard("disallow"):
-        state = loop(state, images, order, keys.steps, *bounds)
+        state = loop(state, *arguments)
     assert int(state.step) == 3
 
 

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vae_jax.config import Config, add_options, from_namespace, read
 from vae_jax.errors import UserError
-from vae_jax.folder import check_folder, check_writable, read_config
+from vae_jax.folder import check_folder, check_writable, read_config, user_cache
 
 if TYPE_CHECKING:
     from vae_jax.data import Dataset
     from vae_jax.evaluate import Model
     from vae_jax.train import Trained
 
+COMPILED_LIMIT = 1 << 30  # bytes of compiled programs kept; the ones not used for longest go first
 DATA_PATHS = ("manual_dir", "cache_dir", "path")
 
 
@@ -43,7 +44,10 @@ class Verb(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for bad input, 130 where interrupted."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        arguments = sys.argv[1:]
+        _keep_compiled()
+    arguments = list(arguments)
     try:
         if arguments and arguments[0] in VERBS:
             verb = VERBS[arguments[0]]
@@ -68,6 +72,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vae-jax: error: {what}", file=sys.stderr)
         return 2
     return 0
+
+
+def _keep_compiled() -> None:
+    """Has jax keep compiled programs in the user's cache folder, so that the next command starts in a few seconds.
+
+    Before jax is imported, through its own environment variables: those the user has set win.
+    """
+    folder = user_cache() / "compiled"
+    try:
+        check_writable(folder)
+    except UserError:  # nothing is lost but time
+        return
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_LIMIT))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 
 def _overview(arguments: Sequence[str]) -> None:

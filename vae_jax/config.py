@@ -175,6 +175,9 @@ class TrainConfig:
             image either way.
         chunk_steps: steps compiled into one call, between which progress shows; 0 measures about a second. The
             results do not depend on it.
+        shard_images: images on the device at a time, streamed there while the ones before train, for data sets that
+            do not fit; 0 keeps all of them there if they fill at most half of its memory. The results do not depend
+            on it.
     """
 
     epochs: int = 5
@@ -189,6 +192,7 @@ class TrainConfig:
     gradient_clip: float | None = None
     reduction: str = "sum"
     chunk_steps: int = 0
+    shard_images: int = 0
 
     def __post_init__(self):
         _require(
@@ -203,6 +207,7 @@ class TrainConfig:
             decay_rate="(0, 1]",
             gradient_clip="(0, inf)",
             chunk_steps="[0, 1000000000]",
+            shard_images="[0, 1000000000]",
         )
 
 

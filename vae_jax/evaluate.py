@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vae_jax import posteriors, priors
 from vae_jax.config import Config
 from vae_jax.errors import UserError
+from vae_jax.feed import Feed
 from vae_jax.likelihoods import pixel_mean
 from vae_jax.models import Autoencoder, Network, Variables
 from vae_jax.objectives import Objective, Terms, bind
@@ -31,8 +32,8 @@ def pixels(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
     return images.astype(float) / 255
 
 
-def _in_batches(function: Callable[..., Any], count: int, *arrays: Array) -> Any:
-    """`function(number, *batch)` over batches of the arrays' first axis, joined again."""
+def _in_batches(function: Callable[..., Any], count: int, *arrays: Array, first: Int[Array, ""] | int = 0) -> Any:
+    """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, joined again."""
     batches = -(-count // BATCH)
     # The last batch is filled up by repeating the last image; the surplus is cut off again.
     index = jnp.minimum(jnp.arange(batches * BATCH), count - 1).reshape(batches, BATCH)
@@ -41,7 +42,7 @@ def _in_batches(function: Callable[..., Any], count: int, *arrays: Array) -> Any
         number, index = number_and_index
         return None, function(number, *(array[index] for array in arrays))
 
-    _, results = lax.scan(body, None, (jnp.arange(batches), index))
+    _, results = lax.scan(body, None, (first + jnp.arange(batches), index))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], results)
 
 
@@ -64,10 +65,12 @@ def make_evaluator(
     if latent not in ("sample", "mean"):
         raise UserError(f"--latent: expected sample or mean; found {latent!r}")
     sample = objective.posterior.sample if latent == "sample" else posteriors.mean
-    resident = jnp.asarray(images)
+    feed = Feed(images, config.train.shard_images, BATCH)
 
     @jax.jit
-    def evaluate(variables: Variables, images: UInt8[Array, "images h w c"], key: Key[Array, ""]) -> Terms:
+    def evaluate_shard(
+        variables: Variables, images: UInt8[Array, "images h w c"], first: Int[Array, ""], key: Key[Array, ""]
+    ) -> Terms:
         def batch(number, images):
             def terms(autoencoder: Autoencoder) -> Terms:
                 model = bind(autoencoder, sample)
@@ -75,9 +78,19 @@ def make_evaluator(
 
             return network.apply(variables, terms)[0]
 
-        return _in_batches(batch, len(images), images)
+        return _in_batches(batch, len(images), images, first=first)
 
-    return lambda variables, key: evaluate(variables, resident, key)
+    def evaluate(variables: Variables, key: Key[Array, ""]) -> Terms:
+        parts = [
+            jax.tree.map(
+                lambda part, count=shard.last - shard.first: part[:count],
+                evaluate_shard(variables, shard.images, jnp.int32(shard.first // BATCH), key),
+            )
+            for shard in feed.shards()
+        ]
+        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
+
+    return evaluate
 
 
 def means(terms: Terms) -> tuple[float, float, float]:

@@ -1,10 +1,16 @@
-"""What a run folder is, seen without jax: commands refuse a wrong one before jax starts up."""
+"""The folders in use, seen without jax: commands refuse a wrong one before jax starts up."""
 
 import os
 from pathlib import Path
 
 from vae_jax.config import Config, load_config
 from vae_jax.errors import UserError
+
+
+def user_cache() -> Path:
+    """Where downloads, resized images and compiled programs are kept unless told otherwise."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "vae_jax"
 
 
 def read_config(folder: Path) -> Config:

@@ -39,7 +39,15 @@ if TYPE_CHECKING:
 SUMMARY_SPLITS = ("train", "validation", "test")
 CONTENTS = ("config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "figures", "latents_*.npz")
 # What may differ when a run is continued: how far it goes, where its data lie and what it keeps.
-CHANGEABLE = ("train.epochs", "train.chunk_steps", "data.manual_dir", "data.cache_dir", "data.path", "output.")
+CHANGEABLE = (
+    "train.epochs",
+    "train.chunk_steps",
+    "train.shard_images",
+    "data.manual_dir",
+    "data.cache_dir",
+    "data.path",
+    "output.",
+)
 
 
 def train(

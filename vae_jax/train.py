@@ -21,6 +21,7 @@ from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
 from vae_jax.errors import UserError
 from vae_jax.evaluate import make_evaluator, means, pixels
+from vae_jax.feed import Feed
 from vae_jax.models import Network, Variables
 from vae_jax.objectives import Objective, Terms
 from vae_jax.registry import lookup
@@ -137,23 +138,24 @@ def make_step(
 
 
 def make_loop(step: Callable[..., Any], stride: int, size: int) -> Any:
-    """Steps first … last−1 of an epoch as one compiled call: (state, images, order, key, first, last) -> state.
+    """Steps first … last−1 of an epoch as one compiled call: (state, images, order, start, key, first, last) -> state.
 
-    Step i takes the `size` images from place i·stride on of `order`, the epoch's permutation. The bounds are
-    arguments, so one compilation serves calls of any length (lax.scan would need one for each; the steps are
-    the same, bit for bit).
+    Step i takes the `size` images from place i·stride on of the epoch's permutation, of which `order` holds the
+    places from `start` on. The bounds are arguments, so one compilation serves calls of any length (lax.scan would
+    need one for each; the steps are the same, bit for bit).
     """
 
     def loop(
         state: TrainState,
         images: UInt8[Array, "images h w c"],
-        order: Int[Array, " images"],
+        order: Int[Array, " places"],
+        start: Int[Array, ""],
         key: Key[Array, ""],
         first: Int[Array, ""],
         last: Int[Array, ""],
     ) -> TrainState:
         def body(i: Int[Array, ""], state: TrainState) -> TrainState:
-            batch = images[lax.dynamic_slice_in_dim(order, i * stride, size)]
+            batch = images[lax.dynamic_slice_in_dim(order, i * stride - start, size)]
             step_key = jax.random.fold_in(key, state.step)
             variables, opt_state, sums = step(state.variables, state.opt_state, batch, step_key)
             return TrainState(state.step + 1, variables, opt_state, state.sums.at[i].set(sums))
@@ -233,14 +235,16 @@ def fit(
     state, history = resume or (start(config, data.image_shape, count), [])
     # Copied, since the loop takes its argument's buffers over: the caller's state survives, and so does his list.
     state, history = jax.tree.map(jnp.copy, state), list(history)
-    images = jnp.asarray(data.train.images)
+    feed = Feed(data.train.images, config.train.shard_images, batch_size)
     evaluators = {"test": make_evaluator(config, network, objective, data.test.images)}
     if data.validation is not None:
         evaluators["validation"] = make_evaluator(config, network, objective, data.validation.images)
 
     began = time.perf_counter()
     shuffle = jax.jit(lambda key, epoch: jax.random.permutation(jax.random.fold_in(key, epoch), count))
-    arguments = (state, images, shuffle(keys.shuffle, jnp.int32(0)), keys.steps, jnp.int32(0), jnp.int32(0))
+    zero = jnp.int32(0)
+    shard = jax.ShapeDtypeStruct(feed.shape, jnp.uint8), jax.ShapeDtypeStruct(feed.shape[:1], jnp.int32)
+    arguments = (state, *shard, zero, keys.steps, zero, zero)
     # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled loop).
     parts = [
         (end, size, make_loop(step, batch_size, size).lower(*arguments).compile())
@@ -254,24 +258,28 @@ def fit(
     for epoch in range(int(state.step) // steps, config.train.epochs):
         order = shuffle(keys.shuffle, jnp.int32(epoch))
         first, seconds = done, 0.0
-        for end, size, loop in parts:
-            while done < end:
-                length = min(chunk, end - done)
-                began = time.perf_counter()
-                state = loop(state, images, order, keys.steps, jnp.int32(done), jnp.int32(done + length))
-                jax.block_until_ready(state)
-                elapsed = time.perf_counter() - began
-                if not config.train.chunk_steps and length == chunk and size == batch_size:
-                    chunk = max(1, round(length / elapsed))
-                done, seconds = done + length, seconds + elapsed
-                losses = np.asarray(state.sums, np.float64)[:done, 0]
-                _check_finite(losses, steps)
-                if done < steps:
-                    if on_progress:
-                        speed = (done - first) * batch_size / seconds
-                        on_progress(Progress(epoch + 1, done, steps, losses.sum() / (done * batch_size), speed))
-                    if on_chunk:
-                        on_chunk(state, history)
+        began = time.perf_counter()
+        for shard in feed.shards(order, done * batch_size):
+            shard_end = -(-shard.last // batch_size)
+            for end, size, loop in parts:
+                while done < min(end, shard_end):
+                    length = min(chunk, min(end, shard_end) - done)
+                    bounds = jnp.int32(done), jnp.int32(done + length)
+                    state = loop(state, shard.images, shard.order, jnp.int32(shard.first), keys.steps, *bounds)
+                    jax.block_until_ready(state)
+                    elapsed = time.perf_counter() - began
+                    if not config.train.chunk_steps and length == chunk and size == batch_size:
+                        chunk = max(1, round(length / elapsed))
+                    done, seconds = done + length, seconds + elapsed
+                    losses = np.asarray(state.sums, np.float64)[:done, 0]
+                    _check_finite(losses, steps)
+                    if done < steps:
+                        if on_progress:
+                            speed = (done - first) * batch_size / seconds
+                            on_progress(Progress(epoch + 1, done, steps, losses.sum() / (done * batch_size), speed))
+                        if on_chunk:
+                            on_chunk(state, history)
+                    began = time.perf_counter()
         figures = {"epoch": epoch + 1, **_train_figures(np.asarray(state.sums, np.float64), count)}
         for split, evaluate in evaluators.items():
             figures |= _split_figures(split, evaluate(state.variables, keys.evaluate), batch_size)

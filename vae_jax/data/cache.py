@@ -15,16 +15,14 @@ import numpy as np
 from vae_jax.config import DataConfig
 from vae_jax.data.dataset import Split
 from vae_jax.data.source import Report, Splits
+from vae_jax.folder import user_cache
 
 FORMAT = "1"  # a part of the key: count up whenever the same input gives other images
 
 
 def cache_folder(config: DataConfig) -> Path:
     """Where everything is kept: `data.cache_dir`, or by default vae_jax in the user's cache folder."""
-    if config.cache_dir:
-        return Path(config.cache_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "vae_jax"
+    return Path(config.cache_dir).expanduser() if config.cache_dir else user_cache()
 
 
 def cached(

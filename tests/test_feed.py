@@ -1,0 +1,50 @@
+"""Images on their way to the device."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vae_jax import feed
+from vae_jax.feed import Feed
+
+IMAGES = np.arange(23 * 4, dtype=np.uint8).reshape(23, 2, 2, 1)
+ORDER = jnp.asarray(np.random.RandomState(0).permutation(23))
+
+
+def places(shards):
+    """The images of each place, in the order in which they come."""
+    for shard in shards:
+        for place in range(shard.first, shard.last):
+            yield np.asarray(shard.images[shard.order[place - shard.first]])
+
+
+@pytest.mark.parametrize(
+    ("shard_images", "sizes"), [(0, [23]), (8, [8, 8, 7]), (11, [8, 8, 7]), (1, [8, 8, 7]), (13, [12, 11]), (99, [23])]
+)
+@pytest.mark.parametrize("order", [None, ORDER])
+def test_every_place_gets_its_image(shard_images, sizes, order):
+    found = Feed(IMAGES, shard_images, 4)
+    shards = list(found.shards(order))
+    assert [shard.last - shard.first for shard in shards] == sizes
+    assert {shard.images.shape for shard in shards} == {found.shape}
+    np.testing.assert_array_equal(list(places(shards)), IMAGES if order is None else IMAGES[order])
+
+
+def test_from_a_place_on():
+    np.testing.assert_array_equal(list(places(Feed(IMAGES, 8, 4).shards(ORDER, 12))), IMAGES[ORDER[12:]])
+
+
+class Device:
+    """A device with a small memory."""
+
+    def memory_stats(self):
+        return {"bytes_limit": 160}
+
+
+def test_what_does_not_fit_is_streamed(monkeypatch):
+    assert Feed(IMAGES, 0, 4).shape[0] == 23
+    monkeypatch.setattr(feed.jax, "local_devices", lambda: [Device()])
+    assert not feed.fits(IMAGES)
+    assert Feed(IMAGES, 0, 1).shape[0] == 2  # images of 4 bytes in an eighth of half of 160
+    assert feed.fits(IMAGES[:20])
+    assert Feed(IMAGES[:20], 0, 4).shape[0] == 20

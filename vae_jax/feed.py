@@ -1,0 +1,83 @@
+"""Images on their way to the device: all at once, or shard by shard, each loaded while the one before is in use."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, UInt8
+
+SHARE = 0.5  # of the device's memory, which the images may fill; the rest is for the training
+
+
+class Shard(NamedTuple):
+    """Images on the device, and which of an order's places they are.
+
+    Attributes:
+        first: the first place.
+        last: the place after the last.
+        images: uint8, (images, height, width, channels).
+        order: where in `images` the image of each place is, from the first place on.
+    """
+
+    first: int
+    last: int
+    images: UInt8[Array, "images h w c"]
+    order: Int[Array, " places"]
+
+
+def fits(images: UInt8[np.ndarray, "images h w c"]) -> bool:
+    """Whether the images can stay on the device; one that does not tell its memory, as a CPU, holds them already."""
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return limit is None or images.nbytes <= SHARE * limit
+
+
+class Feed:
+    """Brings images to the device in a given order."""
+
+    def __init__(self, images: UInt8[np.ndarray, "images h w c"], shard_images: int, multiple: int):
+        """Takes the images.
+
+        Args:
+            images: all of them.
+            shard_images: so many on the device at a time, and as many more being loaded; 0 for all if they fit, and
+                otherwise for shards of an eighth of what may be filled.
+            multiple: a shard holds a multiple of so many images, twice as many at least.
+        """
+        if not shard_images and not fits(images):
+            limit = jax.local_devices()[0].memory_stats()["bytes_limit"]
+            shard_images = int(SHARE * limit / 8 / images[0].nbytes)
+        # Of a shard of one batch XLA makes another program, whose last bits differ.
+        size = max(2, shard_images // multiple) * multiple
+        self.images, self.size = images, size if shard_images and size < len(images) else 0
+        # With shards every one has the same shape, so that one compiled program serves all.
+        self._resident = None if self.size else jnp.asarray(images)
+        self._places = jnp.arange(self.size or len(images), dtype=jnp.int32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the images of a shard."""
+        return (self.size or len(self.images), *self.images.shape[1:])
+
+    def shards(self, order: Int[Array, " images"] | None = None, first: int = 0) -> Iterator[Shard]:
+        """The images from place `first` of the order on; without an order as they come."""
+        count = len(self.images)
+        if self._resident is not None:
+            yield Shard(0, count, self._resident, self._places if order is None else order)
+            return
+        rows = np.arange(count) if order is None else np.asarray(order)
+
+        def load(place: int) -> Any:
+            chosen = rows[place : place + self.size]
+            # The last shard is filled up with images that are not used.
+            return jax.device_put(self.images[np.pad(chosen, (0, self.size - len(chosen)), "edge")])
+
+        with ThreadPoolExecutor(1) as pool:
+            loading = pool.submit(load, first)
+            for place in range(first, count, self.size):
+                images = loading.result()
+                if place + self.size < count:
+                    loading = pool.submit(load, place + self.size)
+                yield Shard(place, min(place + self.size, count), images, self._places)
