@@ -213,11 +213,11 @@ def flax_loop(options: Options, images: np.ndarray) -> Run:
 
 
 def flax_scan(options: Options, images: np.ndarray) -> Run:
-    """The same step in `lax.scan`, four steps a call."""
+    """The same step in `lax.scan`, two steps a call."""
     import jax
     import jax.numpy as jnp
 
-    length = 4
+    length = 2
     step, state, resident, order = _flax(options, images)
 
     @jax.jit

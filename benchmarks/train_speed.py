@@ -45,11 +45,11 @@ class Contender:
         self.batch, self.variant = options.batch, options.variant
         self.speeds: list[float] = []
         self.first_step = self._receive()
-        self._turn(4)  # caches, allocators, thread pools
-        self.steps = 4
+        self._turn(2)  # caches, allocators, thread pools
+        self.steps = 2
         took = self._turn(self.steps)
-        # In fours, as the scan takes them, and no more than there are images for.
-        self.steps = min(self.steps_there_are, max(4, 4 * round(seconds / took)))
+        # In pairs, as the scan takes them, and no more than there are images for.
+        self.steps = min(self.steps_there_are, max(2, 2 * round(seconds / took)))
 
     def _receive(self) -> Any:
         try:
@@ -208,7 +208,7 @@ def table(found: dict[str, Any], work: dict[str, Any]) -> str:
     flops, peak = work["model_flops_per_image"], max(work["peak_flops"].values())
     ours = rows[OURS]["images_per_second"]
     lines = [
-        f"| batch {batch} | images/s | from – to | {OURS} is | first step, s | peak memory, MB | GFLOP/s | of the peak |",
+        f"| batch {batch} | images/s | from – to | {OURS} is | first step, s | peak MB | GFLOP/s | of the peak |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in rows.items():

@@ -15,11 +15,17 @@ jax.config.update("jax_debug_key_reuse", True)
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Many tests train the same small model: it is compiled once for all of them, in all of pytest-xdist's workers."""
+    """Many tests train the same small model: it is compiled once for all of them, in all of pytest-xdist's workers.
+
+    Commands that tests start get it through the environment, and leave the user's own cache alone.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    settings = {"compilation_cache_dir": str(shared / "compiled"), "persistent_cache_min_compile_time_secs": 0.2}
+    for name, value in settings.items():
+        jax.config.update(f"jax_{name}", value)
+        os.environ[f"JAX_{name.upper()}"] = str(value)
+    os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "-1"
 
 
 @pytest.fixture(scope="session")
