@@ -20,7 +20,11 @@ def train(cache: Path, arguments: list[str]) -> tuple[float, dict]:
         command = [sys.executable, "-m", "vae_jax", "train", "--config", "article", "--out", f"{out}/run", *arguments]
         began = time.perf_counter()
         done = subprocess.run(
-            command, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}, capture_output=True, text=True, check=False
+            command,
+            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)},
+            capture_output=True,
+            text=True,
+            check=False,
         )
         seconds = time.perf_counter() - began
         if done.returncode:

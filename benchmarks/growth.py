@@ -94,7 +94,9 @@ def main() -> None:
     if options.json:
         print(json.dumps(rows))
         return
-    print("| what grows | images | size | batch | shard | s an epoch | images/s | linear | images, MB | peak memory, MB |")
+    print(
+        "| what grows | images | size | batch | shard | s an epoch | images/s | linear | images, MB | peak memory, MB |"
+    )
     print("|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in rows:
         device = f" + {row['device_mb']:,.0f} device" if "device_mb" in row else ""

@@ -23,13 +23,13 @@ from vae_jax.config import Config
 
 SHAPE = (32, 32, 1)
 STEPS = 20
-# The name of a fused operation tells its last part; the first pattern that matches counts.
+# By an operation's name, which tells its last part, and where it comes from; the first pattern that matches counts.
 KINDS = {
-    "sums": r"reduce",
+    "sums": r"^\S*reduce|reduce_sum",
     "products": r"^(ynn_fusion|dot)",
-    "im2col: joining shifted windows": r"concatenate",
-    "padding": r"pad",
-    "copies": r"copy",
+    "im2col: joining shifted windows": r"^concatenate",
+    "padding": r"^\S*pad",
+    "copies": r"^\S*copy",
 }
 
 
@@ -54,6 +54,14 @@ def places(program: str) -> dict[str, str]:
         back = "backward " if "transpose(" in source else ""
         found[name] = back + (layer[-1] if layer else source.split("/")[-1]) + f" ({source.split('/')[-1]})"
     return found
+
+
+def kind_of(name: str, source: str, spent: float) -> str:
+    """What an operation does."""
+    for kind, pattern in KINDS.items():
+        if re.search(pattern, f"{name} {source}"):
+            return kind
+    return "other operations under 10 µs each" if spent < 1e-5 else "other: normalisation, activation, loss, …"
 
 
 def main() -> None:
@@ -82,13 +90,12 @@ def main() -> None:
                         seconds[event.name] += event.duration_ns / 1e9 / STEPS
     kinds = defaultdict(float)
     for name, spent in seconds.items():
-        text = source.get(name, "")
-        kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, f"{name}") or (kind == "sums" and "reduce_sum" in text)), None)
-        if kind is None:
-            kind = "other operations under 10 µs each" if spent < 1e-5 else "other: normalisation, activation, loss, …"
-        kinds[kind] += spent
+        kinds[kind_of(name, source.get(name, ""), spent)] += spent
     total = sum(seconds.values())
-    print(f"batch {options.batch}: a step takes {np.median(took) * 1e3:.2f} ms; operations add up to {total * 1e3:.2f} ms\n")
+    print(
+        f"batch {options.batch}: a step takes {np.median(took) * 1e3:.2f} ms; "
+        f"its operations add up to {total * 1e3:.2f} ms\n"
+    )
     print("| kind | µs a step | share |\n|---|---:|---:|")
     for kind, spent in sorted(kinds.items(), key=lambda item: -item[1]):
         print(f"| {kind} | {spent * 1e6:,.0f} | {spent / total:.0%} |")
