@@ -13,19 +13,18 @@ import tempfile
 import time
 from pathlib import Path
 
+from vae_jax.folder import user_cache
+
 
 def train(cache: Path, arguments: list[str]) -> tuple[float, dict]:
     """One run: its seconds and its last epoch's figures."""
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "vae_jax", "train", "--config", "article", "--out", f"{out}/run", *arguments]
+        command = [sys.executable, "-m", "vae_jax", "train", "--config", "article", "--out", f"{out}/run"]
+        command += ["--data.cache_dir", str(user_cache()), *arguments]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+        environment["XDG_CACHE_HOME"] = str(cache)
         began = time.perf_counter()
-        done = subprocess.run(
-            command,
-            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - began
         if done.returncode:
             sys.exit(done.stderr)

@@ -15,6 +15,7 @@ from jax import lax
 
 from vae_jax import optimizer, train
 from vae_jax.config import Config
+from vae_jax.models.convolution import CONVOLUTIONS, choose
 from vae_jax.models.convolutional import plan
 
 SHAPE = (32, 32, 1)
@@ -58,8 +59,13 @@ def model_flops(config: Config, shape: tuple[int, int, int] = SHAPE) -> int:
     return 2 * (3 * (sum(encoder) + sum(decoder) + linear) - encoder[0])
 
 
-def products(config: Config, batch: int) -> Counter[Product]:
-    """The products of one of vae_jax's training steps, and how often each runs."""
+def products(config: Config, batch: int) -> Counter[Product] | None:
+    """The products of one of vae_jax's training steps, and how often each runs.
+
+    None where the step's convolutions are XLA's own, as on a GPU: those are no products of their own.
+    """
+    if choose(config.model.convolution) is not CONVOLUTIONS["matmul"]:
+        return None
     config = replace(config, train=replace(config.train, batch_size=batch))
     network, objective = train.build(config, SHAPE)
     step = train.make_step(config, network, objective, optimizer.build(config.train, 1000))
@@ -109,18 +115,21 @@ def _seconds(function: Any, *arguments: Any, least: float = 0.05) -> float:
     return min(measure(times) for _ in range(3)) / times
 
 
-def alone(found: Counter[Product], precision: str) -> float:
+def alone(found: Counter[Product]) -> float:
     """Seconds that these products take one after the other, with their operands in memory and nothing between."""
     total = 0.0
-    with jax.default_matmul_precision("highest" if precision == "float32" else "default"):
-        for product, times in found.items():
-            left, right = jnp.ones(product.left, product.dtype), jnp.ones(product.right, product.dtype)
-            total += times * _seconds(lambda x, y, axes=product.axes: lax.dot_general(x, y, axes), left, right)
+    for product, times in found.items():
+        left, right = jnp.ones(product.left, product.dtype), jnp.ones(product.right, product.dtype)
+        # The operand that takes turns is copied each time: the smaller one.
+        if left.size <= right.size:
+            seconds = _seconds(lambda x, y, axes=product.axes: lax.dot_general(x, y, axes), left, right)
+        else:
+            seconds = _seconds(lambda y, x, axes=product.axes: lax.dot_general(x, y, axes), right, left)
+        total += times * seconds
     return total
 
 
-def peak(size: int = 2048, dtype: str = "float32") -> float:
+def peak(size: int, precision: str) -> float:
     """Operations a second of a large square product in jax."""
-    x = jnp.ones((size, size), dtype)
-    with jax.default_matmul_precision("highest"):
-        return 2 * size**3 / _seconds(jnp.matmul, x, x)
+    x = jnp.ones((size, size), jnp.bfloat16 if precision == "bfloat16" else jnp.float32)
+    return 2 * size**3 / _seconds(jnp.matmul, x, x)

@@ -15,12 +15,17 @@ import tempfile
 import time
 from pathlib import Path
 
+from vae_jax.folder import user_cache
+
 STAGES = ("imports", "data", "first step")
 
 
 def inner(began: float, arguments: list[str]) -> None:
     """`vae-jax train` that prints the seconds since `began` at each stage, and stops after the first step."""
-    from vae_jax import cli, run
+    from vae_jax import cli
+
+    cli._keep_compiled()  # as the command does, before jax is imported
+    from vae_jax import run
 
     seconds = {"imports": time.time() - began}
     fit = run.fit
@@ -42,7 +47,8 @@ def inner(began: float, arguments: list[str]) -> None:
 def measure(cache: Path, arguments: list[str]) -> list[float]:
     """Seconds to each stage of one start."""
     with tempfile.TemporaryDirectory() as out:
-        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+        environment["XDG_CACHE_HOME"] = str(cache)
         command = [sys.executable, __file__, "--inner", str(time.time()), *arguments, "--out", out, "--overwrite"]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -58,7 +64,7 @@ def main():
     parser.add_argument("--config", default="article", help="a shipped configuration or a YAML file")
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured")
     options, rest = parser.parse_known_args()
-    arguments = ["--config", options.config, *rest]
+    arguments = ["--config", options.config, "--data.cache_dir", str(user_cache()), *rest]
     with tempfile.TemporaryDirectory() as folder:
         measure(Path(folder) / "unused", arguments)  # reads the data, and the libraries into the disk cache
         found = {"cold": [], "warm": []}

@@ -769,7 +769,8 @@ def test_compiled_programs_are_kept_in_the_users_cache(tmp_path):
     assert folder == str(tmp_path / "vae_jax" / "compiled")
     assert int(limit) == 1 << 30
     assert 0 < float(least) < 0.5
-    # What the user has set wins, and a cache that cannot be written is left out.
-    assert cache_settings(JAX_COMPILATION_CACHE_DIR="elsewhere")[0] == "elsewhere"
+    # A cache the user has set is left as it is, and one that cannot be written is left out.
+    assert cache_settings(JAX_COMPILATION_CACHE_DIR="elsewhere") == ["elsewhere", None, None]
+    assert cache_settings(XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_MAX_SIZE="7")[1] == "7"
     (tmp_path / "file").write_text("")
     assert cache_settings(XDG_CACHE_HOME=str(tmp_path / "file")) == [None, None, None]

@@ -48,6 +48,16 @@ def test_noise_comes_from_the_key_and_differs_between_batches(trained, small_dat
         terms(trained, images, "mode")
 
 
+def test_streaming_the_images_changes_no_term(trained, small_data, monkeypatch):
+    monkeypatch.setattr(evaluate, "BATCH", 4)
+    images = small_data.train.images[:23]
+    whole = terms(trained, images)
+    streamed = replace(CONFIG, train=replace(CONFIG.train, shard_images=8))
+    for found, expected in zip(terms(trained, images, config=streamed), whole, strict=True):
+        assert found.shape == (23,)
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_the_mean_is_the_sample_without_noise(trained, small_data):
     images = small_data.test.images
     mean = terms(trained, images, "mean")

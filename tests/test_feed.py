@@ -38,13 +38,13 @@ class Device:
     """A device with a small memory."""
 
     def memory_stats(self):
-        return {"bytes_limit": 160}
+        return {"bytes_limit": 320}
 
 
 def test_what_does_not_fit_is_streamed(monkeypatch):
     assert Feed(IMAGES, 0, 4).shape[0] == 23
     monkeypatch.setattr(feed.jax, "local_devices", lambda: [Device()])
     assert not feed.fits(IMAGES)
-    assert Feed(IMAGES, 0, 1).shape[0] == 2  # images of 4 bytes in an eighth of half of 160
+    assert Feed(IMAGES, 0, 1).shape[0] == 2  # images of 4 bytes in an eighth of a quarter of 320
     assert feed.fits(IMAGES[:20])
     assert Feed(IMAGES[:20], 0, 4).shape[0] == 20

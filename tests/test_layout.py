@@ -11,7 +11,7 @@ from vae_jax.likelihoods import bernoulli_log_prob
 
 @pytest.mark.parametrize(
     ("batch", "expected"),
-    [(1, 1), (TILE, 1), (2 * TILE, 2), (1024, 1024 // TILE), (1009, 1), (250, 2), (3 * 67, 3)],
+    [(0, 1), (1, 1), (TILE, 1), (2 * TILE, 2), (1024, 1024 // TILE), (1009, 1), (250, 2), (3 * 67, 3)],
 )
 def test_a_batch_is_split_into_equal_tiles_where_it_has_a_divisor(batch, expected):
     assert tiles(batch) == (expected if jax.default_backend() == "cpu" else 1)

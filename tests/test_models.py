@@ -1,5 +1,6 @@
 """The networks: sizes, names, quirks and initialisation."""
 
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +11,7 @@ import pytest
 
 from vae_jax.config import ModelConfig
 from vae_jax.errors import UserError
-from vae_jax.models import build, count_parameters
+from vae_jax.models import Variables, build, count_parameters
 from vae_jax.models.convolutional import plan
 from vae_jax.models.layers import ACTIVATIONS
 
@@ -202,15 +203,29 @@ def test_bfloat16_is_near_float32_and_keeps_its_state_in_float32(train):
         np.testing.assert_array_equal(results["float32"][0], results["tensorfloat32"][0])
 
 
-def test_bfloat16_products_are_in_the_compiled_program_and_others_are_exact():
-    def program(precision):
-        network = build(replace(ARTICLE, precision=precision), (32, 32, 1), HEADS)
+@pytest.mark.parametrize("convolution", ["matmul", "native"])
+def test_every_product_forward_and_backward_has_the_configured_precision(convolution):
+    def precisions(precision):
+        """Of the products and convolutions in a gradient, and the types of what goes into them."""
+        config = replace(ARTICLE, precision=precision, convolution=convolution)
+        network = build(config, (32, 32, 1), HEADS)
         variables = jax.eval_shape(network.init, jax.random.key(0))
-        images = jax.ShapeDtypeStruct((4, 32, 32, 1), jnp.float32)
-        encode = jax.jit(lambda v, x: network.apply(v, lambda autoencoder: autoencoder.encode(x))[0])
-        return encode.lower(variables, images).as_text()
 
-    assert "bf16" in program("bfloat16")
-    assert "bf16" not in program("float32")
-    assert "HIGHEST" in program("float32")
-    assert "HIGHEST" not in program("tensorfloat32")
+        def loss(params, batch_stats, images):
+            def both(autoencoder):
+                return autoencoder.decode(autoencoder.encode(images)["mu"]).sum()
+
+            return network.apply(Variables(params, batch_stats), both, jax.random.key(1), train=True)[0]
+
+        images = jax.ShapeDtypeStruct((4, 32, 32, 1), jnp.float32)
+        program = str(jax.make_jaxpr(jax.grad(loss))(*variables, images))
+        products = re.findall(r"(?:dot_general|conv_general_dilated)\[.*?\n *\] ", program, re.DOTALL)
+        assert len(products) >= 30
+        return {re.search(r"precision=(\S+?)[,\s]", product + " ")[1] for product in products}, "bf16" in program
+
+    exact, rounded, halved = precisions("float32"), precisions("tensorfloat32"), precisions("bfloat16")
+    assert all("HIGHEST" in found for found in exact[0])
+    assert not exact[1]
+    assert not any("HIGHEST" in found for found in rounded[0])
+    assert not any("HIGHEST" in found for found in halved[0])
+    assert halved[1]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import objectives, optimizer, train
+from vae_jax import layout, objectives, optimizer, train
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig
 from vae_jax.errors import UserError
 from vae_jax.interop.torch_weights import to_state_dict
@@ -181,6 +181,14 @@ def test_gradients_and_statistics_in_training(name):
 def test_gradients_in_double_precision(name):
     """With few channels a BatchNorm's gradient cancels almost to 0: only here do all cases have digits to compare."""
     check_gradients(Pair(*CASES[name]), 1e-9, 1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_gradients_of_a_batch_of_several_tiles(monkeypatch):
+    monkeypatch.setattr(layout, "TILE", 8)
+    pair = Pair(*CASES["article"])
+    assert layout.tiles(len(pair.images)) > 1
+    check_gradients(pair, 1e-9, 1e-12)
 
 
 @pytest.mark.usefixtures("float64")

@@ -90,6 +90,13 @@ def test_streaming_changes_no_bit(trained, small_data, shard_images):
         }
 
 
+@pytest.mark.usefixtures("float64")
+def test_training_in_double_precision(small_data):
+    found = train.fit(with_train(epochs=1, shard_images=32), small_data)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(found.state.variables)} == {"float64"}
+    assert np.isfinite(found.history[0]["test_loss"])
+
+
 def test_streaming_goes_on_inside_an_epoch(trained, small_data):
     kept = []
     train.fit(

@@ -77,14 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _keep_compiled() -> None:
     """Has jax keep compiled programs in the user's cache folder, so that the next command starts in a few seconds.
 
-    Before jax is imported, through its own environment variables: those the user has set win.
+    Before jax is imported, through its own environment variables; a cache the user has set is left as it is.
     """
-    folder = user_cache() / "compiled"
-    try:
-        check_writable(folder)
-    except UserError:  # nothing is lost but time
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # a cache of the user's own has the user's own limits
         return
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    try:
+        folder = user_cache() / "compiled"
+        check_writable(folder)
+    except (UserError, OSError, RuntimeError):  # no home folder, say: nothing is lost but time
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_LIMIT))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 

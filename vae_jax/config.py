@@ -176,8 +176,8 @@ class TrainConfig:
         chunk_steps: steps compiled into one call, between which progress shows; 0 measures about a second. The
             results do not depend on it.
         shard_images: images on the device at a time, streamed there while the ones before train, for data sets that
-            do not fit; 0 keeps all of them there if they fill at most half of its memory. The results do not depend
-            on it.
+            do not fit; 0 keeps all of them there if they fill at most a quarter of its memory. The results do not
+            depend on it.
     """
 
     epochs: int = 5

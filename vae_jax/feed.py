@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
-SHARE = 0.5  # of the device's memory, which the images may fill; the rest is for the training
+SHARE = 0.25  # of the device's memory, which a split may fill; the rest is for the other splits and the training
 
 
 class Shard(NamedTuple):
@@ -42,8 +42,8 @@ class Feed:
 
         Args:
             images: all of them.
-            shard_images: so many on the device at a time, and as many more being loaded; 0 for all if they fit, and
-                otherwise for shards of an eighth of what may be filled.
+            shard_images: so many in a shard, of which up to three are on the device: in use, loaded and done with;
+                0 for all if they fit, and otherwise for shards of an eighth of what may be filled.
             multiple: a shard holds a multiple of so many images, twice as many at least.
         """
         if not shard_images and not fits(images):

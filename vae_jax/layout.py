@@ -22,7 +22,7 @@ def tiles(batch: int) -> int:
     """How many tiles of equal size a batch is split into; 1 if it has no divisor near the wanted size."""
     if jax.default_backend() != "cpu":
         return 1
-    return next((batch // size for size in range(TILE, TILE // 2 - 1, -1) if batch % size == 0), 1)
+    return next((batch // size for size in range(TILE, TILE // 2 - 1, -1) if batch and batch % size == 0), 1)
 
 
 def to_features(images: Images) -> Features:

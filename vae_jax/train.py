@@ -241,7 +241,9 @@ def fit(
         evaluators["validation"] = make_evaluator(config, network, objective, data.validation.images)
 
     began = time.perf_counter()
-    shuffle = jax.jit(lambda key, epoch: jax.random.permutation(jax.random.fold_in(key, epoch), count))
+    shuffle = jax.jit(
+        lambda key, epoch: jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(count, dtype=jnp.int32))
+    )
     zero = jnp.int32(0)
     shard = jax.ShapeDtypeStruct(feed.shape, jnp.uint8), jax.ShapeDtypeStruct(feed.shape[:1], jnp.int32)
     arguments = (state, *shard, zero, keys.steps, zero, zero)

@@ -126,60 +126,80 @@ def _for_tiles(function: Callable[..., tuple[Tile, Any]], *arrays: Features) -> 
         result, total = function(*(array[0] for array in arrays))
         return result[None], total
     _, parts = jax.eval_shape(function, *(array[0] for array in arrays))
-    zeros = jax.tree.map(lambda part: jnp.zeros(part.shape, part.dtype), parts)
+    # Summed in float32 at least, and rounded once.
+    zeros = jax.tree.map(lambda part: jnp.zeros(part.shape, jnp.promote_types(part.dtype, jnp.float32)), parts)
 
     def body(total: Any, tile: tuple[Tile, ...]) -> tuple[Any, Tile]:
         result, part = function(*tile)
-        return jax.tree.map(jnp.add, total, part), result
+        return jax.tree.map(lambda sum, part: sum + part.astype(sum.dtype), total, part), result
 
     total, results = lax.scan(body, zeros, arrays)
-    return results, total
+    return results, jax.tree.map(lambda sum, part: sum.astype(part.dtype), total, parts)
 
 
-# One rule serves both: the gradient with respect to the input of each is the other.
+# One rule serves both: the gradient with respect to the input of each is the other. The precision of products, which
+# the caller has set around the forward pass, is kept for the backward pass, which jax traces later.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _products() -> str | None:
+    return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+
+
 def _matmul_forward(x: Features, kernel: Kernel, stride: int, padding: int) -> Features:
-    return _for_tiles(lambda x: (_forward(x, kernel, stride, padding), ()), x)[0]
+    return _forward_rule(x, kernel, stride, padding, _products())
 
 
-def _matmul_forward_fwd(x, kernel, stride, padding):
-    return _matmul_forward(x, kernel, stride, padding), (x, kernel)
+def _matmul_transpose(y: Features, kernel: Kernel, stride: int, padding: int, size: tuple[int, int]) -> Features:
+    return _transpose_rule(y, kernel, stride, padding, size, _products())
 
 
-def _matmul_forward_bwd(stride, padding, residuals, dy):
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _forward_rule(x: Features, kernel: Kernel, stride: int, padding: int, precision: str | None) -> Features:
+    with jax.default_matmul_precision(precision):
+        return _for_tiles(lambda x: (_forward(x, kernel, stride, padding), ()), x)[0]
+
+
+def _forward_fwd(x, kernel, stride, padding, precision):
+    return _forward_rule(x, kernel, stride, padding, precision), (x, kernel)
+
+
+def _forward_bwd(stride, padding, precision, residuals, dy):
     x, kernel = residuals
 
     def gradients(x, dy):
         dx = _transpose(dy, kernel, stride, padding, x.shape[1:3])
         return dx, _kernel_gradient(x, dy, kernel.shape[0], stride, padding)
 
-    return _for_tiles(gradients, x, dy)
+    with jax.default_matmul_precision(precision):
+        return _for_tiles(gradients, x, dy)
 
 
-_matmul_forward.defvjp(_matmul_forward_fwd, _matmul_forward_bwd)
+_forward_rule.defvjp(_forward_fwd, _forward_bwd)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _matmul_transpose(y: Features, kernel: Kernel, stride: int, padding: int, size: tuple[int, int]) -> Features:
-    return _for_tiles(lambda y: (_transpose(y, kernel, stride, padding, size), ()), y)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _transpose_rule(
+    y: Features, kernel: Kernel, stride: int, padding: int, size: tuple[int, int], precision: str | None
+) -> Features:
+    with jax.default_matmul_precision(precision):
+        return _for_tiles(lambda y: (_transpose(y, kernel, stride, padding, size), ()), y)[0]
 
 
-def _matmul_transpose_fwd(y, kernel, stride, padding, size):
-    return _matmul_transpose(y, kernel, stride, padding, size), (y, kernel)
+def _transpose_fwd(y, kernel, stride, padding, size, precision):
+    return _transpose_rule(y, kernel, stride, padding, size, precision), (y, kernel)
 
 
-def _matmul_transpose_bwd(stride, padding, size, residuals, dx):
+def _transpose_bwd(stride, padding, size, precision, residuals, dx):
     y, kernel = residuals
 
     def gradients(y, dx):
         return _forward(dx, kernel, stride, padding), _kernel_gradient(dx, y, kernel.shape[0], stride, padding)
 
-    return _for_tiles(gradients, y, dx)
+    with jax.default_matmul_precision(precision):
+        return _for_tiles(gradients, y, dx)
 
 
-_matmul_transpose.defvjp(_matmul_transpose_fwd, _matmul_transpose_bwd)
+_transpose_rule.defvjp(_transpose_fwd, _transpose_bwd)
 
 # --- As XLA's own convolution ----------------------------------------------------------------------------------------
 
