@@ -1,6 +1,6 @@
 """Time and memory as the number of images, their size and the batch grow, and what streaming costs.
 
-    .venv/bin/python benchmarks/growth.py [--images 16384] [--json]
+    .venv/bin/python benchmarks/growth.py [--images 16384] [--groups images size batch streamed] [--json]
 
 Every row trains the article's network for six epochs on random images, in a process of its own; the time is that of
 the fastest but the first. A row's "linear" is the time that its group's first row would lead to expect, over
@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 EPOCHS = 6
+GROUPS = ["images", "size", "batch", "streamed"]
 
 
 class Case(NamedTuple):
@@ -82,11 +83,14 @@ def measure(case: Case) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=16384, help="images of the smallest data set")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS, help="which rows")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     first: dict[str, dict[str, Any]] = {}
     for case in cases(options.images):
+        if case.group not in options.groups:
+            continue
         print(f"training {case}", file=sys.stderr, flush=True)
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             row = {**case._asdict(), **pool.apply(measure, (case,))}
