@@ -28,7 +28,7 @@ class Saved(NamedTuple):
     Attributes:
         state: the training state.
         history: figures of the epochs finished before it.
-        images: training images of the run.
+        images: training images of the run; 0 for weights that have seen none of a run's yet.
         digest: of these images.
     """
 

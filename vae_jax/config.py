@@ -290,6 +290,15 @@ def add_options(parser: "ArgumentParser") -> None:
     parser.add_class_arguments(Config)
 
 
+def _parser() -> "ArgumentParser":
+    """A parser of a configuration's options and nothing else."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    add_options(parser)
+    return parser
+
+
 def _check_file(path: Path) -> None:
     """Refuses a file that is not options by section, in words that jsonargparse has not.
 
@@ -351,7 +360,7 @@ def read(parser: "ArgumentParser", arguments: Sequence[str]) -> Any:
             return _instantiate(parser, rest)
         _check_file(file)
         where = f"{file}: "
-        parser.parse_args([f"--config={file}"])  # alone first, so that it is not blamed for a flag's fault
+        _parser().parse_args([f"--config={file}"])  # alone first, so that it is not blamed for a flag's fault
         where = ""
         # jsonargparse lets the later one win, so the file goes first.
         return _instantiate(parser, [f"--config={file}", *rest])
@@ -377,10 +386,7 @@ def load_config(name: str | Path | None = None, **overrides: Any) -> Config:
     Raises:
         UserError: for a missing file, an unknown option, a wrong type or a value out of range.
     """
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    add_options(parser)
+    parser = _parser()
     arguments = [f"--{option}={_to_yaml(value)}" for option, value in overrides.items()]
     found = read(parser, [*(["--config", str(name)] if name is not None else []), *arguments])
     return from_namespace(found)

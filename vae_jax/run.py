@@ -5,6 +5,7 @@ RUN/metrics.jsonl   one JSON object for each epoch
 RUN/summary.json    the final figures, the versions and the device
 RUN/checkpoints/    orbax checkpoints, named by the step: the newest ones and the best
 RUN/figures/        pictures
+RUN/imported.json   where the run's first weights came from, if they were imported
 """
 
 import dataclasses
@@ -31,13 +32,26 @@ from vae_jax.data import Dataset
 from vae_jax.errors import UserError
 from vae_jax.evaluate import Model, make_model
 from vae_jax.folder import check_folder, read_config
-from vae_jax.train import Progress, Trained, TrainState, build, check_batches, fit, make_keys, make_step, start
+from vae_jax.models import Variables
+from vae_jax.train import (
+    Progress,
+    Trained,
+    TrainState,
+    build,
+    check_batches,
+    fit,
+    make_keys,
+    make_step,
+    start,
+    start_from,
+)
 
 if TYPE_CHECKING:
     from vae_jax.checkpoint import Saved
 
 SUMMARY_SPLITS = ("train", "validation", "test")
-CONTENTS = ("config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "figures", "latents_*.npz")
+ORIGIN = "imported.json"
+CONTENTS = ("config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "figures", "latents_*.npz", ORIGIN)
 # What may differ when a run is continued: how far it goes, where its data lie and what it keeps.
 CHANGEABLE = (
     "train.epochs",
@@ -93,7 +107,9 @@ def train(
         checkpoints = _checkpoints(folder, config.output.keep_checkpoints)
     except OSError as error:
         raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
-    if earlier:
+    if earlier and not earlier.images:
+        report(f"continuing {folder} from imported weights, with a fresh optimiser state")
+    elif earlier:
         report(f"continuing {folder} after epoch {len(earlier.history)}, step {int(earlier.state.step)}")
 
     recorder = _Recorder(config, data, folder, checkpoints)
@@ -119,6 +135,66 @@ def train(
         checkpoints.close()
     recorder.finish(trained, time.perf_counter() - began)
     return trained
+
+
+def adopt(
+    config: Config, variables: Variables, folder: str | Path, origin: dict[str, Any], overwrite: bool = False
+) -> Trained:
+    """Makes a run folder of weights from elsewhere, to be used or trained on; its optimiser's state is fresh.
+
+    Args:
+        config: of the run.
+        variables: of its network.
+        folder: of the run; created.
+        origin: what RUN/imported.json tells of them.
+        overwrite: delete the run in the folder first.
+
+    Raises:
+        UserError: if the folder is in the way or cannot be written.
+    """
+    from vae_jax.checkpoint import Saved
+
+    folder = Path(folder)
+    check_folder(folder, False, overwrite)
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    state = start_from(config, variables, 0)
+    model = use(Trained(config, shape, state, []))
+    if overwrite:
+        _delete(folder)
+    new = not folder.exists()
+    try:
+        (folder / "figures").mkdir(parents=True, exist_ok=True)
+        _write(folder / "config.yaml", to_yaml(config))
+        _write(folder / ORIGIN, json.dumps(origin, indent=2) + "\n")
+        if model.sample:
+            _draw_samples(folder, config, model)
+        checkpoints = _checkpoints(folder)
+        try:
+            checkpoints.save(Saved(state, [], 0))
+        finally:
+            checkpoints.close()
+    except BaseException:  # half a run is none
+        _delete(folder)
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Trained(config, shape, state, [])
+
+
+def origin(folder: str | Path) -> dict[str, Any] | None:
+    """What a run folder tells of the weights it began with; None if they were not imported.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = Path(folder) / ORIGIN
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+        return {**found, "counters": {str(name): int(count) for name, count in found["counters"].items()}}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: expected what `vae-jax import` has written; {error!r:.200}") from error
 
 
 def load(folder: str | Path, checkpoint: str = "latest") -> Trained:
@@ -171,6 +247,8 @@ def _earlier(config: Config, data: Dataset, folder: Path) -> "Saved | None":
         earlier = checkpoints.restore("latest", lambda images: start(config, data.image_shape, images))
     finally:
         checkpoints.close()
+    if not earlier.images:
+        return earlier._replace(state=start_from(config, earlier.state.variables, len(data.train)))
     if earlier.images != len(data.train):
         raise UserError(
             f"{folder}: the run was trained on {earlier.images} images, found {len(data.train)}; a run continues "
@@ -278,9 +356,7 @@ class _Recorder:
         folder = self.folder / "figures"
         figures.loss_curve(folder / "loss.png", history, self.objective.unit)
         if use.sample:
-            count = config.output.figure_images
-            pictures = np.asarray(use.sample(make_keys(config.seed).samples, count))
-            figures.grid(folder / "samples.png", pictures, columns=max(1, int(count**0.5)))
+            _draw_samples(self.folder, config, use)
         if config.model.latent == 2:
             draw_latent_plane(folder / "latent_plane.png", use, self.data)
         _write(self.folder / "summary.json", json.dumps(self._summary(trained, seconds), indent=2) + "\n")
@@ -319,6 +395,14 @@ class _Recorder:
                 **{name: version(name) for name in packages},
             },
         }
+
+
+def _draw_samples(folder: Path, config: Config, model: Model) -> None:
+    """The picture of samples from the prior in a run folder."""
+    assert model.sample is not None
+    count = config.output.figure_images
+    pictures = np.asarray(model.sample(make_keys(config.seed).samples, count))
+    figures.grid(folder / "figures" / "samples.png", pictures, columns=max(1, int(count**0.5)))
 
 
 def cores() -> int:

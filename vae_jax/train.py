@@ -182,14 +182,18 @@ def check_batches(config: Config, images: int) -> None:
 
 
 def start(config: Config, image_shape: tuple[int, int, int], images: int) -> TrainState:
-    """The state before the first step of a run on this many training images.
+    """The state before the first step of a run on this many training images; 0 where they are not known yet.
 
     Raises:
         UserError: if the configuration does not fit together.
     """
     network, _ = build(config, image_shape)
-    steps = -(-images // config.train.batch_size)
-    variables = network.init(make_keys(config.seed).init)
+    return start_from(config, network.init(make_keys(config.seed).init), images)
+
+
+def start_from(config: Config, variables: Variables, images: int) -> TrainState:
+    """The same with these variables, with the optimiser's state fresh."""
+    steps = max(1, -(-images // config.train.batch_size))
     opt_state = optimizer.build(config.train, steps).init(variables.params)
     return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, jnp.zeros((steps, 3)))
 

@@ -1,38 +1,62 @@
 """Names and layouts of parameters between Flax and PyTorch. Works without torch: arrays in, arrays out."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from vae_jax.models import Variables
 
 # Flax's name of a layer's array -> PyTorch's.
 _NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+# Axes of a kernel by its rank: (in, out) -> (out, in), (side, side, in, out) -> (out, in, side, side). A transposed
+# convolution's (side, side, out, in) becomes PyTorch's (in, out, side, side) by the same exchange.
+_TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
+_FROM_TORCH = {2: (1, 0), 4: (2, 3, 1, 0)}
+
+COUNTER = "num_batches_tracked"  # PyTorch's count of training batches, one in each BatchNorm
 
 
-def _to_torch(array: Any) -> np.ndarray:
-    """A kernel in PyTorch's layout: (in, out) -> (out, in), (side, side, in, out) -> (out, in, side, side).
-
-    A transposed convolution's (side, side, out, in) becomes PyTorch's (in, out, side, side) by the same exchange.
-    """
+def _transposed(array: Any, axes: Mapping[int, tuple[int, ...]]) -> np.ndarray:
+    # Contiguous: safetensors writes any other array scrambled, without a word.
     array = np.asarray(array)
-    axes = {2: (1, 0), 4: (3, 2, 0, 1)}.get(array.ndim)
-    return np.ascontiguousarray(array if axes is None else array.transpose(axes))
+    return np.ascontiguousarray(array.transpose(axes[array.ndim]) if array.ndim in axes else array)
 
 
-def to_state_dict(variables: Variables, steps: int = 0) -> dict[str, np.ndarray]:
+def _name(path: tuple[Any, ...]) -> str:
+    """PyTorch's name of an array: a path is (encoder or decoder, layer, array), and PyTorch's names are flat."""
+    *_, layer, name = (entry.key for entry in path)
+    return f"{layer}.{_NAMES[name]}"
+
+
+def to_state_dict(variables: Variables, steps: int | Mapping[str, int] = 0) -> dict[str, np.ndarray]:
     """A network's variables under the names and in the layouts of PyTorch's state_dict.
 
     Args:
         variables: of a network whose layers have kernels, biases and running statistics.
-        steps: training steps taken, which PyTorch keeps as each BatchNorm's num_batches_tracked.
+        steps: training steps taken, which PyTorch keeps as each BatchNorm's num_batches_tracked; or one number for
+            each, by its name.
     """
     found = {}
-    for collection in (variables.params, variables.batch_stats):
-        for part in collection.values():  # encoder and decoder, which PyTorch's flat names do not tell apart
-            for layer, arrays in part.items():
-                for name, array in arrays.items():
-                    found[f"{layer}.{_NAMES[name]}"] = _to_torch(array)
-                if "mean" in arrays:
-                    found[f"{layer}.num_batches_tracked"] = np.int64(steps)
+    for path, array in jax.tree_util.tree_leaves_with_path((variables.params, variables.batch_stats)):
+        name = _name(path[1:])
+        found[name] = _transposed(array, _TO_TORCH)
+        if name.endswith(".running_mean"):
+            counter = name.replace("running_mean", COUNTER)
+            found[counter] = np.asarray(steps[counter] if isinstance(steps, Mapping) else steps, np.int64)
     return found
+
+
+def from_state_dict(state: Mapping[str, np.ndarray], like: Variables) -> Variables:
+    """The inverse of `to_state_dict`: variables with the structure and the types of `like`.
+
+    Args:
+        state: arrays by PyTorch's names; those of `like` are all there, with their shapes.
+        like: a network's variables.
+    """
+
+    def take(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
+        return _transposed(state[_name(path)], _FROM_TORCH).astype(leaf.dtype)
+
+    return Variables(*(jax.tree_util.tree_map_with_path(take, collection) for collection in like))

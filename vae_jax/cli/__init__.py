@@ -1,0 +1,125 @@
+"""The command line: the only place that parses arguments, prints and exits.
+
+jax is imported only once a command has its arguments, so that help and refusals come at once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vae_jax.cli import compare, exchange, train, use
+from vae_jax.cli.common import Verb
+from vae_jax.config import read
+from vae_jax.errors import UserError
+from vae_jax.folder import check_writable, user_cache
+
+COMPILED_LIMIT = 1 << 30  # bytes of compiled programs kept; the ones not used for longest go first
+VERBS = {**train.VERBS, **use.VERBS, **exchange.VERBS, **compare.VERBS}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 2 for bad input, 130 where interrupted, or the command's own."""
+    if arguments is None:
+        arguments = sys.argv[1:]
+        _keep_compiled()
+    arguments = list(arguments)
+    try:
+        if arguments and arguments[0] in VERBS:
+            verb = VERBS[arguments[0]]
+            return verb.run(_parse(arguments[0], verb, arguments[1:])) or 0
+        _overview(arguments)
+    except UserError as error:
+        print(f"vae-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"vae-jax: interrupted{VERBS[arguments[0]].interrupted}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # as in `vae-jax … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except MemoryError as error:
+        print(f"vae-jax: error: not enough memory: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a folder that may not be read, …
+        what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        print(f"vae-jax: error: {what}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _keep_compiled() -> None:
+    """Has jax keep compiled programs in the user's cache folder, so that the next command starts in a few seconds.
+
+    Before jax is imported, through its own environment variables; a cache the user has set is left as it is.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # a cache of the user's own has the user's own limits
+        return
+    try:
+        folder = user_cache() / "compiled"
+        check_writable(folder)
+    except (UserError, OSError, RuntimeError):  # no home folder, say: nothing is lost but time
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_LIMIT))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+
+
+def _overview(arguments: Sequence[str]) -> None:
+    """Prints the list of commands, or refuses an unknown one."""
+    from vae_jax import __version__
+    from vae_jax.registry import lookup
+
+    width = max(map(len, VERBS))
+    commands = "\n".join(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items())
+    parser = argparse.ArgumentParser(
+        "vae-jax",
+        usage="vae-jax COMMAND … (vae-jax COMMAND --help tells its options)",
+        description="Variational autoencoders in JAX: train one, look at it, use it.",
+        epilog=f"commands:\n{commands}\n\n"
+        "a first run, without any download:\n"
+        "  vae-jax train --config digits --out runs/digits\n"
+        "  vae-jax sample runs/digits -n 64\n\n"
+        "the article's model on MNIST:\n"
+        "  vae-jax train --config article --out runs/article [--data.manual_dir DIR]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"vae_jax {__version__}")
+    if not arguments:
+        parser.print_help()
+    elif arguments[0].startswith("-"):
+        try:
+            _, unknown = parser.parse_known_args(arguments)
+        except argparse.ArgumentError as error:
+            raise UserError(str(error)) from error
+        raise UserError(f"expected a command ({', '.join(VERBS)}), found {unknown[0] if unknown else arguments[0]}")
+    else:
+        lookup(VERBS, arguments[0], "command")
+
+
+def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        """jsonargparse's help, with the examples' lines kept."""
+
+    parser = ArgumentParser(
+        prog=f"vae-jax {name}",
+        usage=f"vae-jax {name} {verb.usage} [options]",
+        description=verb.summary[0].upper() + verb.summary[1:] + ".",
+        epilog=verb.epilog,
+        formatter_class=Formatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    verb.options(parser)
+    options = read(parser, arguments)
+    if name == "train" and options.resume and not options.config and options.out:
+        own = Path(options.out) / "config.yaml"
+        if own.is_file():  # a run goes on as it began, without being told its configuration again
+            options = read(parser, [*arguments, f"--config={own}"])
+    return options

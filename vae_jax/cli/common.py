@@ -1,0 +1,139 @@
+"""What several commands share: their options, the device, the run and the data they name."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vae_jax.errors import UserError
+from vae_jax.folder import check_writable, read_config
+
+if TYPE_CHECKING:
+    from vae_jax.config import Config
+    from vae_jax.data import Dataset
+    from vae_jax.evaluate import Model
+    from vae_jax.train import Trained
+
+DATA_PATHS = ("manual_dir", "cache_dir", "path")
+
+
+class Verb(NamedTuple):
+    """A command.
+
+    Attributes:
+        summary: its line in the list of commands.
+        options: adds its options to a parser.
+        run: does it; may return an exit code other than 0.
+        epilog: more help, with examples.
+        usage: what must be told, as its help shows it.
+        interrupted: what to add when it is interrupted.
+    """
+
+    summary: str
+    options: Callable[[Any], None]
+    run: Callable[[Any], int | None]
+    epilog: str
+    usage: str = "RUN"
+    interrupted: str = ""
+
+
+def say(line: str) -> None:
+    """Tells what goes on, apart from a command's result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def run_options(parser: Any) -> None:
+    parser.add_argument("run", metavar="RUN", type=str, help="a run folder, as `vae-jax train` leaves it")
+    parser.add_argument("--checkpoint", type=str, default="latest", help="latest or best")
+    for name in DATA_PATHS:
+        parser.add_argument(f"--data.{name}", type=str, default=None, help=f"in place of the run's own data.{name}")
+    device_option(parser)
+
+
+def device_option(parser: Any) -> None:
+    parser.add_argument("--device", type=str, default=None, help="cpu, gpu or tpu; by default the best one jax finds")
+
+
+def out_option(parser: Any, default: str) -> None:
+    parser.add_argument("--out", type=str, default=None, metavar="FILE", help=f"what to write; default {default}")
+
+
+def set_device(name: str | None) -> str:
+    """Makes jax use a device; returns its description.
+
+    Raises:
+        UserError: if there is none of this kind.
+    """
+    platforms = {None: None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+    if name not in platforms:
+        raise UserError(f"--device: expected cpu, gpu or tpu; found {name!r}")
+    import jax
+
+    try:
+        if name is not None:
+            jax.config.update("jax_platforms", platforms[name])
+        device = jax.devices()[0]
+    except RuntimeError as error:
+        raise UserError(
+            f"--device {name or ''}: jax finds no such device here ({str(error).splitlines()[0]}); the extras cuda "
+            f"and tpu bring jax's support for them"
+        ) from error
+    from vae_jax.run import cores
+
+    return f"{device.platform} ({device.device_kind}{f', {cores()} cores' if device.platform == 'cpu' else ''})"
+
+
+def open_run(options: Any) -> "tuple[Trained, Model]":
+    """The model of the run named by a command's options."""
+    from vae_jax.run import load, use
+
+    if options.checkpoint not in ("latest", "best"):
+        raise UserError(f"--checkpoint: expected latest or best; found {options.checkpoint!r}")
+    read_config(Path(options.run))  # refuses what is no run before jax starts up
+    set_device(options.device)
+    trained = load(options.run, options.checkpoint)
+    return trained, use(trained)
+
+
+def absolute_paths(config: "Config") -> "Config":
+    """The configuration with its data's paths absolute, since a run must find them from anywhere."""
+    found = {
+        name: str(Path(path).expanduser().absolute()) for name in DATA_PATHS if (path := getattr(config.data, name))
+    }
+    return replace(config, data=replace(config.data, **found))
+
+
+def load_data(options: Any, trained: "Trained") -> "Dataset":
+    """The data of a run, from where the options say they lie now."""
+    from vae_jax.data import load
+
+    given = {name: getattr(options.data, name) for name in DATA_PATHS}
+    config = replace(trained.config.data, **{name: path for name, path in given.items() if path is not None})
+    return load(config, report=say)
+
+
+def target(options: Any, default: str) -> Path:
+    """The file a command writes.
+
+    Raises:
+        UserError: if there is no such run, or the file's folder cannot be written.
+    """
+    read_config(Path(options.run))  # a folder that is no run's stays as it is
+    path = Path(options.out) if options.out else Path(options.run) / default
+    if path.is_dir():
+        raise UserError(f"--out {path}: expected a file, found a folder")
+    check_writable(path.parent)
+    return path
+
+
+def positive(value: int, option: str) -> int:
+    if not 1 <= value <= 1_000_000:
+        raise UserError(f"{option}: expected a number from 1 to 1,000,000; found {value}")
+    return value
+
+
+def seed_of(options: Any) -> int:
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed: expected a number from 0 to {2**32 - 1}; found {options.seed}")
+    return options.seed

@@ -1,0 +1,79 @@
+"""`vae-jax export` and `vae-jax import`: weights to and from PyTorch."""
+
+from pathlib import Path
+from typing import Any
+
+from vae_jax.cli.common import Verb, absolute_paths, set_device
+from vae_jax.config import add_options, from_namespace
+from vae_jax.errors import UserError
+from vae_jax.folder import check_folder, check_writable, read_config
+
+
+def _export_options(parser: Any) -> None:
+    parser.add_argument("run", metavar="RUN", type=str, help="a run folder, as `vae-jax train` leaves it")
+    parser.add_argument("file", metavar="FILE", type=str, help="what to write; its name ends in .safetensors")
+    parser.add_argument("--to", type=str, default="torch", help="whose names and layouts: torch")
+    parser.add_argument("--checkpoint", type=str, default="latest", help="latest or best")
+
+
+def _export(options: Any) -> None:
+    if options.to != "torch":
+        raise UserError(f"--to: expected torch; found {options.to!r}")
+    if options.checkpoint not in ("latest", "best"):
+        raise UserError(f"--checkpoint: expected latest or best; found {options.checkpoint!r}")
+    path = Path(options.file)
+    read_config(Path(options.run))
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file, found a folder")
+    check_writable(path.parent)
+    set_device("cpu")
+    from vae_jax.interop.exchange import export_run
+
+    shapes = export_run(options.run, path, options.checkpoint)
+    print(f"{path}: {len(shapes)} tensors with PyTorch's names and layouts")
+    print(f"  in PyTorch: model.load_state_dict(safetensors.torch.load_file({path.name!r}), strict=True)")
+
+
+def _import_options(parser: Any) -> None:
+    parser.add_argument("file", metavar="FILE", type=str, help="a .safetensors file, or a state_dict in a .pt file")
+    parser.add_argument("run", metavar="RUN", type=str, help="the run folder to make")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in it first, if there is one")
+    add_options(parser)
+
+
+def _import(options: Any) -> None:
+    path, folder = Path(options.file), Path(options.run)
+    check_folder(folder, False, options.overwrite)
+    config = absolute_paths(from_namespace(options))
+    set_device("cpu")
+    from vae_jax.interop.exchange import import_run
+    from vae_jax.models import count_parameters
+
+    trained = import_run(path, config, folder, options.overwrite)
+    print(f"{path}: {count_parameters(trained.state.variables.params):,} parameters")
+    print(f"run folder: {folder} (PyTorch's weights hold no optimiser state: training goes on with a fresh one)")
+    for picture in sorted((folder / "figures").glob("*.png")):
+        print(f"  picture: {picture}")
+    print(f"  evaluate it: vae-jax evaluate {folder}; train on: vae-jax train --out {folder} --resume")
+
+
+VERBS = {
+    "export": Verb(
+        "write a run's weights for PyTorch",
+        _export_options,
+        _export,
+        "example:\n  vae-jax export runs/digits --to torch model.safetensors\n\n"
+        "In PyTorch, with a class that has the article's layers:\n"
+        "  model.load_state_dict(safetensors.torch.load_file('model.safetensors'), strict=True)",
+        usage="RUN FILE",
+    ),
+    "import": Verb(
+        "make a run of weights from PyTorch",
+        _import_options,
+        _import,
+        "examples:\n"
+        "  vae-jax import model.safetensors --config article runs/imported\n"
+        "  vae-jax import model.pt --config article runs/imported --train.learning_rate 1e-4",
+        usage="FILE [--config FILE] RUN",
+    ),
+}

@@ -1,0 +1,123 @@
+"""`vae-jax train`."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vae_jax.cli.common import Verb, absolute_paths, device_option, say, set_device
+from vae_jax.config import Config, add_options, from_namespace
+from vae_jax.errors import UserError
+from vae_jax.folder import check_folder
+
+
+def _train_options(parser: Any) -> None:
+    parser.add_argument("--out", type=str, required=False, default=None, metavar="RUN", help="the run folder to make")
+    parser.add_argument("--resume", action="store_true", help="continue the run in it, if there is one")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in it first, if there is one")
+    device_option(parser)
+    add_options(parser)
+
+
+def _train(options: Any) -> None:
+    if options.out is None:
+        raise UserError("--out: expected the run folder to make, found none; for example --out runs/first")
+    folder = Path(options.out)
+    check_folder(folder, options.resume, options.overwrite)
+    config = absolute_paths(from_namespace(options))
+
+    device = set_device(options.device)
+    from vae_jax import data, models, run, train
+
+    print(f"device: {device}", flush=True)
+    images = data.load(config.data, report=say)
+    network, objective = train.build(config, images.image_shape)
+    import jax
+
+    shapes = jax.eval_shape(network.init, train.make_keys(config.seed).init)
+    held_out = f", {len(images.validation):,} validation" if images.validation is not None else ""
+    print(
+        f"data: {images.name}, {len(images.train):,} training{held_out} and {len(images.test):,} test images of "
+        f"{'x'.join(map(str, images.image_shape))}; model: {config.model.network}, "
+        f"{models.count_parameters(shapes.params):,} parameters, {config.model.latent} latent dimensions",
+        flush=True,
+    )
+    with _progress(config) as on_progress:
+        trained = run.train(
+            config,
+            images,
+            folder,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            report=print,
+            on_progress=on_progress,
+            on_epoch=lambda figures, state: print(_epoch_line(figures, config, objective.unit), flush=True),
+        )
+    print(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {len(trained.history)} epochs")
+    print(f"run folder: {folder}")
+    for path in sorted((folder / "figures").glob("*.png")):
+        print(f"  picture: {path}")
+
+
+def _epoch_line(figures: dict[str, Any], config: Config, unit: str) -> str:
+    def split(name: str) -> str:
+        loss, reconstruction, kl = (figures[f"{name}_{part}"] for part in ("loss", "reconstruction", "kl"))
+        parts = f" (reconstruction {reconstruction:.2f}, KL {kl:.2f})" if kl else ""
+        return f"{name} {loss:.2f}{parts}"
+
+    names = [name for name in ("train", "validation", "test") if f"{name}_loss" in figures]
+    return (
+        f"epoch {figures['epoch']:{len(str(config.train.epochs))}}/{config.train.epochs}: "
+        f"{', '.join(map(split, names))} {unit}; the article's sums per batch: train "
+        f"{figures['article_train_loss']:.2f}, test {figures['article_test_loss']:.2f}; "
+        f"{figures['images_per_second']:,.0f} images/s"
+    )
+
+
+@contextmanager
+def _progress(config: Config) -> Iterator[Callable[..., None] | None]:
+    """A live bar on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("epoch {task.fields[epoch]}/" + str(config.train.epochs)),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+    )
+    # Standard output passes through the bar's console only where both are the same terminal.
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+    task = bar.add_task("", total=None, epoch=1, figures="compiling …")
+
+    def show(progress: Any) -> None:
+        bar.update(
+            task,
+            total=config.train.epochs * progress.steps,
+            completed=(progress.epoch - 1) * progress.steps + progress.step,
+            epoch=progress.epoch,
+            figures=f"loss {progress.loss:.2f}  {progress.images_per_second:,.0f} images/s",
+        )
+
+    with bar:
+        yield show
+
+
+VERBS = {
+    "train": Verb(
+        "train a model into a run folder",
+        _train_options,
+        _train,
+        "examples:\n"
+        "  vae-jax train --config digits --out runs/digits                      no download\n"
+        "  vae-jax train --config article --out runs/article --seed 1           MNIST, downloaded\n"
+        "  vae-jax train --config article --out runs/z2 --model.latent 2        another latent size\n"
+        "  vae-jax train --config digits --out runs/mine --data.source folder --data.path photos --data.channels 3",
+        usage="--out RUN [--config FILE]",
+        interrupted="; `vae-jax train … --resume` goes on from the last checkpoint",
+    ),
+}

@@ -1,0 +1,73 @@
+"""Runs to and from PyTorch's files of weights."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax import run
+from vae_jax.config import Config
+from vae_jax.errors import UserError
+from vae_jax.interop import weights_file
+from vae_jax.interop.torch_weights import COUNTER, from_state_dict, to_state_dict
+from vae_jax.train import Trained, build, make_keys
+
+
+def export_run(folder: str | Path, path: str | Path, checkpoint: str = "latest") -> dict[str, tuple[int, ...]]:
+    """Writes a run's weights as a safetensors file with PyTorch's names and layouts.
+
+    There `model.load_state_dict(safetensors.torch.load_file(path), strict=True)` takes them.
+
+    Args:
+        folder: of the run.
+        path: of the file, with the ending .safetensors.
+        checkpoint: latest or best.
+
+    Returns:
+        The shape of each tensor by its name.
+
+    Raises:
+        UserError: if there is no such run, or the file's name has another ending.
+    """
+    path = Path(path)
+    check_target(path)
+    trained = run.load(folder, checkpoint)
+    state, origin = trained.state, run.origin(folder)
+    step = int(state.step)
+    counters = {name: count + step for name, count in origin["counters"].items()} if origin else step
+    try:
+        arrays = to_state_dict(state.variables, counters)
+    except KeyError as error:
+        raise UserError(f"{Path(folder) / run.ORIGIN}: expected a count for each BatchNorm; {error} missing") from error
+    weights_file.write(path, arrays)
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def check_target(path: Path) -> None:
+    """Refuses to export to a file whose name tells another format."""
+    if path.suffix.lower() != ".safetensors":
+        raise UserError(f"{path}: expected a file name ending in .safetensors; found {path.suffix or 'no ending'}")
+
+
+def import_run(path: str | Path, config: Config, folder: str | Path, overwrite: bool = False) -> Trained:
+    """Makes a run of weights that PyTorch, or `export_run`, has saved; training goes on with a fresh optimiser state.
+
+    Args:
+        path: a safetensors file; or a state_dict in a .pt or .pth file, for which PyTorch must be installed.
+        config: of the model.
+        folder: of the run; created.
+        overwrite: delete the run in it first.
+
+    Raises:
+        UserError: if the file is none, or does not hold the model's weights; every tensor that differs is named.
+    """
+    path = Path(path)
+    run.check_folder(Path(folder), False, overwrite)
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    network, _ = build(config, shape)
+    like = network.init(make_keys(config.seed).init)
+    weights = weights_file.read(path, to_state_dict(like), f"model.network {config.model.network} as configured")
+    variables = jax.tree.map(jnp.asarray, from_state_dict(weights.arrays, like))
+    counters = {name: int(array) for name, array in weights.arrays.items() if name.endswith(COUNTER)}
+    origin = {"file": str(path.absolute()), "sha256": weights.sha256, "counters": counters}
+    return run.adopt(config, variables, folder, origin, overwrite)

@@ -1,0 +1,208 @@
+"""Files of weights: safetensors, written and read; and PyTorch's pickles, read by way of safetensors.
+
+Nothing in a file is trusted: its names, types and shapes are compared with what is expected before any array is
+read, and its numbers afterwards.
+"""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from vae_jax.errors import UserError
+
+HEADER_LIMIT = 1 << 24  # bytes of names and shapes
+NAMES_SHOWN = 200  # of each kind of fault
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how PyTorch's files begin, those of version 1.6 and newer and older ones
+DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
+TORCH_NEEDED = (2, 10)  # older versions execute more of a pickle than weights
+CONVERT = (
+    'python -c "import sys, torch, safetensors.torch as s; '
+    's.save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])" model.pt model.safetensors'
+)
+
+
+class Weights(NamedTuple):
+    """What a file held.
+
+    Attributes:
+        arrays: by PyTorch's names.
+        sha256: of the file.
+    """
+
+    arrays: dict[str, np.ndarray]
+    sha256: str
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file, so that no half-written one is ever seen."""
+    from safetensors.numpy import save
+
+    data = save(dict(arrays), metadata={"format": "pt"})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_source(path: Path) -> str:
+    """What a file is, safetensors or pickle, by its name and by how it begins; see `read` for what is refused."""
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "something else" if path.exists() else "no such file"
+        raise UserError(f"{path}: expected a file of weights; found {found}")
+    with path.open("rb") as file:
+        begin = file.read(8)
+    named = {".safetensors": "safetensors", ".pt": "pickle", ".pth": "pickle"}.get(path.suffix.lower())
+    if named is None:
+        raise UserError(f"{path}: expected a name ending in .safetensors, .pt or .pth; found {path.suffix or 'none'}")
+    pickled = begin.startswith((ZIP, PICKLE)) and int.from_bytes(begin, "little") > HEADER_LIMIT
+    if named == "safetensors" and pickled:
+        raise UserError(f"{path}: expected a safetensors file; found a pickle, which would be read from .pt only")
+    if named == "pickle" and not begin.startswith(ZIP):
+        found = "one of a PyTorch before 1.6; save it again" if begin.startswith(PICKLE) else "something else"
+        raise UserError(f"{path}: expected a file of torch.save; found {found}")
+    if named == "pickle":
+        _check_torch(path)
+    return named
+
+
+def _check_torch(path: Path) -> None:
+    try:
+        found = version("torch")
+    except PackageNotFoundError:
+        found = "none"
+    if found == "none" or tuple(map(int, re.findall(r"\d+", found)[:2])) < TORCH_NEEDED:
+        needed = ".".join(map(str, TORCH_NEEDED))
+        raise UserError(
+            f"{path}: a pickle is read with PyTorch {needed} or newer only, found {found}; convert it where PyTorch "
+            f"is: {CONVERT}"
+        )
+
+
+def read(path: Path, expected: Mapping[str, np.ndarray], model: str) -> Weights:
+    """The arrays of a file.
+
+    Args:
+        path: of a safetensors file, or of a state_dict saved by torch.save (.pt, .pth), which needs PyTorch.
+        expected: arrays of these names, shapes and types; their values are not looked at.
+        model: whose weights they are to be, for messages.
+
+    Raises:
+        UserError: if it is no such file, or has other arrays, all of which are named; or holds numbers that are not
+            finite, or variances or counts below 0.
+    """
+    kind = check_source(path)
+    with path.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if kind == "safetensors":
+        arrays = _read_safetensors(path, path, expected, model)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            converted = Path(folder) / "model.safetensors"
+            _unpickle(path, converted)
+            arrays = _read_safetensors(converted, path, expected, model)
+    _check_numbers(path, arrays)
+    return Weights(arrays, sha256)
+
+
+def _read_safetensors(file: Path, path: Path, expected: Mapping[str, np.ndarray], model: str) -> dict[str, np.ndarray]:
+    """Reads `file`; messages name `path`."""
+    from safetensors import SafetensorError, safe_open
+
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+    if size < 8 or header > min(size - 8, HEADER_LIMIT):
+        raise UserError(f"{path}: expected a safetensors file, at most {HEADER_LIMIT:,} bytes of names; found another")
+    try:
+        with safe_open(str(file), framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            found = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
+            _check_layout(path, found, expected, model)
+            return {name: np.array(opened.get_tensor(name)) for name in expected}
+    except UserError:
+        raise
+    except (SafetensorError, ValueError, TypeError, OverflowError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: expected a whole safetensors file; {reason}") from error
+
+
+def _check_layout(
+    path: Path, found: Mapping[str, tuple[tuple[int, ...], str]], expected: Mapping[str, np.ndarray], model: str
+) -> None:
+    """Refuses a file with other arrays, naming all that differ."""
+
+    def shape(sizes: tuple[int, ...]) -> str:
+        return "x".join(map(str, sizes))[:60] or "a number"
+
+    shapes, types = [], []
+    for name in expected.keys() & found.keys():
+        sizes, dtype = found[name]
+        wanted = expected[name]
+        if sizes != wanted.shape:
+            shapes.append(f"{name} (expected {shape(wanted.shape)}, found {shape(sizes)})")
+        elif DTYPES.get(dtype) != str(wanted.dtype):
+            types.append(f"{name} (expected {wanted.dtype}, found {DTYPES.get(dtype, dtype)})")
+    faults = {
+        "missing": expected.keys() - found.keys(),
+        "not expected": [_printable(name) for name in found.keys() - expected.keys()],
+        "of another shape": shapes,
+        "of another type": types,
+    }
+    lines = [f"{kind}: {_listed(names)}" for kind, names in faults.items() if names]
+    if lines:
+        raise UserError(f"{path}: expected the {len(expected)} tensors of {model}; {'; '.join(lines)}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more
+
+
+def _printable(name: str) -> str:
+    return (name if name.isprintable() and name else repr(name))[:80]
+
+
+def _check_numbers(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    faults = []
+    for name, array in arrays.items():
+        broken = int((~np.isfinite(array)).sum())
+        below = int((array < 0).sum()) if name.endswith((".running_var", ".num_batches_tracked")) else 0
+        if broken:
+            faults.append(f"{name} ({broken:,} of {array.size:,} not finite)")
+        elif below:
+            faults.append(f"{name} ({below:,} of {array.size:,} below 0)")
+    if faults:
+        raise UserError(f"{path}: expected finite numbers, and variances and counts from 0 on; found {_listed(faults)}")
+
+
+def _unpickle(path: Path, to: Path) -> None:
+    """Has another process read a pickle, with bounded time, and write it as safetensors."""
+    seconds = 60 + path.stat().st_size // 10_000_000
+    try:
+        result = subprocess.run(
+            [sys.executable, "-m", "vae_jax.interop.torch_pickle", str(path), str(to)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UserError(f"{path}: expected a state_dict; reading it took more than {seconds} s") from error
+    if result.returncode:
+        lines = (result.stdout if result.returncode == 2 else result.stderr).strip().splitlines()
+        reason = lines[-1][:400] if lines else f"PyTorch ended with {result.returncode}"
+        raise UserError(f"{path}: expected a state_dict, names with tensors, as torch.save leaves it; {reason}")
