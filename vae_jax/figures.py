@@ -120,6 +120,57 @@ def latent_plane(
     return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
+def comparison(
+    path: Path,
+    losses: dict[str, Float[np.ndarray, "_runs _epochs"]],
+    curves: dict[str, Float[np.ndarray, " steps"]],
+    gaps: dict[str, Float[np.ndarray, " steps"]],
+    unit: str,
+) -> Path:
+    """Saves what a comparison of frameworks looks like; a panel without data is left out.
+
+    Args:
+        path: of the PNG.
+        losses: test losses of each framework's independent runs by epoch, drawn as mean, standard deviation and runs.
+        curves: each framework's loss by step, trained from the same weights with the same random numbers.
+        gaps: relative differences of these losses by precision, drawn on a logarithmic axis.
+        unit: of the losses.
+    """
+    panels = [bool(losses), bool(curves), bool(gaps)]
+    figure = _figure(4.6 * max(1, sum(panels)), 3.8)
+    places = iter(range(1, 4))
+    if losses:
+        axes = figure.add_subplot(1, sum(panels), next(places))
+        for i, (name, runs) in enumerate(losses.items()):
+            epochs, mean = np.arange(1, runs.shape[1] + 1), runs.mean(0)
+            axes.plot(
+                epochs, mean, "o-" if len(epochs) < 20 else "-", color=f"C{i}", label=f"{name} ({len(runs)} runs)"
+            )
+            axes.plot(epochs, runs.T, color=f"C{i}", alpha=0.35, linewidth=0.7)
+            if len(runs) > 1:
+                spread = runs.std(0, ddof=1)
+                axes.fill_between(epochs, mean - spread, mean + spread, color=f"C{i}", alpha=0.15)
+        axes.set(title="independent runs: test loss", xlabel="epoch", ylabel=unit)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    if curves:
+        axes = figure.add_subplot(1, sum(panels), next(places))
+        for (name, curve), style in zip(curves.items(), ("-", "--"), strict=True):
+            axes.plot(np.arange(1, len(curve) + 1), curve, style, label=name)
+        axes.set(title="same weights and noise: training loss", xlabel="step", ylabel=unit)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    if gaps:
+        axes = figure.add_subplot(1, sum(panels), next(places))
+        for name, gap in gaps.items():
+            axes.semilogy(np.arange(1, len(gap) + 1), np.maximum(gap, np.finfo(float).eps / 4), label=name)
+        axes.set(title="relative gap of these losses", xlabel="step")
+        axes.legend()
+        axes.grid(alpha=0.3)
+    return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
 def _figure(width: float, height: float) -> Any:
     """A matplotlib figure outside pyplot's global state, so no display is needed and nothing is left open."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -23,17 +23,26 @@ SCHEDULES: dict[str, Callable[[TrainConfig, int], optax.Schedule]] = {
 ENDING = ("cosine", "linear")  # these depend on how many epochs there will be
 
 
+def schedule(config: TrainConfig, epoch: int) -> optax.Schedule:
+    """The learning rate by the step, for a run whose epochs have `epoch` steps.
+
+    Raises:
+        UserError: if the schedule is unknown.
+    """
+    rate = lookup(SCHEDULES, config.schedule, "train.schedule")(config, epoch)
+    if config.warmup_steps:
+        warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+        rate = optax.join_schedules([warmup, rate], [config.warmup_steps])
+    return rate
+
+
 def build(config: TrainConfig, epoch: int) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015) as configured, for a run whose epochs have `epoch` steps.
 
     Raises:
         UserError: if the schedule is unknown.
     """
-    schedule = lookup(SCHEDULES, config.schedule, "train.schedule")(config, epoch)
-    if config.warmup_steps:
-        warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-        schedule = optax.join_schedules([warmup, schedule], [config.warmup_steps])
-    adam = optax.adam(schedule, config.adam_b1, config.adam_b2, config.adam_eps)
+    adam = optax.adam(schedule(config, epoch), config.adam_b1, config.adam_b2, config.adam_eps)
     if config.gradient_clip is None:
         return adam
     return optax.chain(optax.clip_by_global_norm(config.gradient_clip), adam)

@@ -7,6 +7,7 @@ the state and every step's key is folded from the step's number.
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -60,6 +61,17 @@ class Keys(NamedTuple):
 def make_keys(seed: int) -> Keys:
     """The keys of a run with this seed."""
     return Keys(*jax.random.split(jax.random.key(seed), 5))
+
+
+def step_keys(key: Key[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """Of one step: the objective's key (the reparameterization's noise) and dropout's."""
+    objective, dropout = jax.random.split(key)
+    return objective, dropout
+
+
+def epoch_order(key: Key[Array, ""], epoch: Int[Array, ""], images: int) -> Int[Array, " images"]:
+    """The order in which an epoch, counted from 0, takes the training images; `key` is the run's for shuffling."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(images, dtype=jnp.int32))
 
 
 class Progress(NamedTuple):
@@ -118,7 +130,7 @@ def make_step(
     def step(
         variables: Variables, opt_state: PyTree, images: UInt8[Array, "batch h w c"], key: Key[Array, ""]
     ) -> tuple[Variables, PyTree, Float[Array, "3"]]:
-        objective_key, dropout_key = jax.random.split(key)
+        objective_key, dropout_key = step_keys(key)
         targets = pixels(images)
 
         def loss(params: PyTree) -> tuple[Array, tuple[Variables, Terms]]:
@@ -245,9 +257,7 @@ def fit(
         evaluators["validation"] = make_evaluator(config, network, objective, data.validation.images)
 
     began = time.perf_counter()
-    shuffle = jax.jit(
-        lambda key, epoch: jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(count, dtype=jnp.int32))
-    )
+    shuffle = jax.jit(partial(epoch_order, images=count))
     zero = jnp.int32(0)
     shard = jax.ShapeDtypeStruct(feed.shape, jnp.uint8), jax.ShapeDtypeStruct(feed.shape[:1], jnp.int32)
     arguments = (state, *shard, zero, keys.steps, zero, zero)

@@ -1,1 +1,136 @@
-VERBS = {}
+"""`vae-jax compare`: our training beside PyTorch's."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vae_jax.cli.common import Verb, absolute_paths, device_option, positive, say, set_device
+from vae_jax.config import add_options, from_namespace
+from vae_jax.errors import UserError
+from vae_jax.folder import check_writable
+from vae_jax.registry import lookup
+
+DIFFERENT = 1  # the exit code where a level finds a difference
+SAID_EVERY = 10.0  # seconds between lines on what goes on, where there is no terminal
+
+
+def _options(parser: Any) -> None:
+    parser.add_argument("--out", type=str, default="comparison", metavar="DIR", help="the folder to write into")
+    parser.add_argument("--overwrite", action="store_true", help="write over the comparison in it, if there is one")
+    parser.add_argument(
+        "--levels",
+        type=str,
+        default="function,gradient,trajectory,result",
+        help="which levels, with commas: function (every layer's output), gradient (of every parameter), trajectory "
+        "(losses step by step, from the same weights with the same noise), result (independent runs and their cost)",
+    )
+    parser.add_argument("--steps", type=int, default=200, help="steps of the trajectory")
+    parser.add_argument("--seeds", type=int, default=3, help="independent runs of each framework, from --seed on")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=0,
+        help="of each independent run, on all images; 0 for a quick look at few epochs of the first 12,800 images",
+    )
+    parser.add_argument(
+        "--add", type=str, nargs="+", default=[], metavar="FILE", help="results of other frameworks to lay beside them"
+    )
+    device_option(parser)
+    add_options(parser)
+
+
+def _compare(options: Any) -> int:
+    folder = Path(options.out)
+    levels = list(dict.fromkeys(level.strip() for level in options.levels.split(",")))
+    from vae_jax import compare
+
+    for level in levels:
+        lookup(dict.fromkeys(compare.LEVELS), level, "--levels")
+    steps, seeds = positive(options.steps, "--steps"), positive(options.seeds, "--seeds")
+    if options.epochs:
+        positive(options.epochs, "--epochs")
+    if options.add and "result" not in levels:
+        raise UserError("--add: results are laid beside ours at the level result; found --levels without it")
+    _check_folder(folder, options.overwrite)
+    from vae_jax.compare import results
+
+    added = [results.read(Path(path)) for path in options.add]
+    config = absolute_paths(from_namespace(options))
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes may share a GPU
+    device = set_device(options.device)
+    from vae_jax import data
+
+    print(f"device: {device}", flush=True)
+    images = data.load(config.data, report=say)
+    with _progress() as tell:
+        found = compare.compare(
+            config,
+            images,
+            folder,
+            levels=levels,
+            steps=steps,
+            seeds=seeds,
+            epochs=options.epochs or None,
+            added=added,
+            tell=tell,
+            on_level=lambda name, level: print(f"{name}: {level.verdict}; {level.summary}", flush=True),
+        )
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(("comparison.", "results_")):
+            print(f"  {'picture: ' if path.suffix == '.png' else ''}{path}")
+    return DIFFERENT if any(level.verdict == "differs" for level in found.values()) else 0
+
+
+def _check_folder(folder: Path, overwrite: bool) -> None:
+    """Refuses to write where something else is."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder}: expected a folder, found a file")
+    check_writable(folder)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / "comparison.json").is_file():
+        raise UserError(f"--out {folder}: expected a new or empty folder or a comparison's; found other files")
+    if not overwrite:
+        raise UserError(f"--out {folder}: there is a comparison already; --overwrite writes over it")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A live bar on a terminal, elsewhere a line now and then."""
+    if not sys.stderr.isatty():
+        said = {"what": "", "at": 0.0}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what != said["what"] and time.monotonic() - said["at"] > SAID_EVERY:
+                said.update(what=what, at=time.monotonic())
+                say(f"{what} ({done / max(1, total):.0%})")
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+    task = bar.add_task("starting", total=None)
+    with bar:
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+VERBS = {
+    "compare": Verb(
+        "lay our training of a model beside PyTorch's",
+        _options,
+        _compare,
+        "examples:\n"
+        "  vae-jax compare --config article                              a quick look, two minutes\n"
+        "  vae-jax compare --config article --epochs 5 --out full        the article's five epochs\n"
+        "  vae-jax compare --config digits --levels function,gradient --model.latent 2\n"
+        "  vae-jax compare --config article --levels result --epochs 5 --add keras.json",
+        usage="[--config FILE] [--out DIR]",
+    ),
+}

@@ -12,8 +12,9 @@ from vae_jax.folder import check_folder, check_writable, read_config
 def _export_options(parser: Any) -> None:
     parser.add_argument("run", metavar="RUN", type=str, help="a run folder, as `vae-jax train` leaves it")
     parser.add_argument("file", metavar="FILE", type=str, help="what to write; its name ends in .safetensors")
-    parser.add_argument("--to", type=str, default="torch", help="whose names and layouts: torch")
+    parser.add_argument("--to", type=str, default="torch", help="whose names and layouts: torch, for load_state_dict")
     parser.add_argument("--checkpoint", type=str, default="latest", help="latest or best")
+    parser.add_argument("--overwrite", action="store_true", help="write over FILE if it exists")
 
 
 def _export(options: Any) -> None:
@@ -25,6 +26,8 @@ def _export(options: Any) -> None:
     read_config(Path(options.run))
     if path.is_dir():
         raise UserError(f"{path}: expected a file, found a folder")
+    if path.exists() and not options.overwrite:
+        raise UserError(f"{path}: there is such a file already; --overwrite writes over it")
     check_writable(path.parent)
     set_device("cpu")
     from vae_jax.interop.exchange import export_run
@@ -62,9 +65,7 @@ VERBS = {
         "write a run's weights for PyTorch",
         _export_options,
         _export,
-        "example:\n  vae-jax export runs/digits --to torch model.safetensors\n\n"
-        "In PyTorch, with a class that has the article's layers:\n"
-        "  model.load_state_dict(safetensors.torch.load_file('model.safetensors'), strict=True)",
+        "example:\n  vae-jax export runs/digits --to torch model.safetensors",
         usage="RUN FILE",
     ),
     "import": Verb(

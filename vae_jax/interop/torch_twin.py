@@ -25,6 +25,19 @@ ACTIVATIONS = {
 }
 
 
+OBJECTIVES = ("vae", "autoencoder")
+
+
+def check_objective(config: ObjectiveConfig) -> None:
+    """Refuses an objective that the twin does not know.
+
+    Raises:
+        UserError: naming those it knows.
+    """
+    if config.name not in OBJECTIVES:
+        raise UserError(f"objective.name: the PyTorch twin knows {' and '.join(OBJECTIVES)}; found {config.name}")
+
+
 class TorchTwin(nn.Module):
     """The convolutional encoder and decoder in PyTorch, with PyTorch's own initialisation."""
 
@@ -135,13 +148,12 @@ class TorchTwin(nn.Module):
             noise: the reparameterization's ε, (batch, latent); by default PyTorch draws it.
             masks: dropout's; by default PyTorch draws them.
         """
+        check_objective(config)
         heads = self.encode(images, masks)
         mu = heads["mu"]
         if config.name == "autoencoder":
             error = (images - torch.sigmoid(self.decode(mu, masks))).square().sum((1, 2, 3))
             return error, error, torch.zeros_like(error)
-        if config.name != "vae":
-            raise UserError(f"objective.name: the PyTorch twin knows vae and autoencoder; found {config.name}")
         log_var = heads["log_var"]
         noise = torch.randn_like(mu) if noise is None else noise
         logits = self.decode(mu + noise * torch.exp(log_var / 2), masks)

@@ -69,10 +69,26 @@ class Network(NamedTuple):
         apply: (variables, function, key=None, train=False, masks=None) -> (function(Autoencoder), updated Variables).
             The key feeds dropout and is needed in training only; out of training the variables come back as they are.
             `masks` are dropout's, if they are not to be drawn: {part: {layer: {"mask": (features, batch)}}}.
+        trace: (variables, function, key=None, train=False) -> Trace: the same, watched.
     """
 
     init: Callable[[Key[Array, ""]], Variables]
     apply: Callable[..., tuple[Any, Variables]]
+    trace: Callable[..., "Trace"]
+
+
+class Trace(NamedTuple):
+    """What went on inside the network, for comparisons.
+
+    Attributes:
+        result: the function's.
+        layers: each layer's output by its name, (batch, features) or (batch, channels, height, width).
+        masks: dropout's by the layer's name, (batch, features); none out of training.
+    """
+
+    result: Any
+    layers: dict[str, Array]
+    masks: dict[str, Array]
 
 
 def build(config: ModelConfig, image_shape: tuple[int, int, int], heads: tuple[str, ...]) -> Network:
@@ -132,7 +148,39 @@ def build(config: ModelConfig, image_shape: tuple[int, int, int], heads: tuple[s
         result, updated = nn.apply(run, module, mutable=["batch_stats"])(collections, rngs=rngs)
         return result, variables._replace(batch_stats=updated.get("batch_stats", {}))
 
-    return Network(init, apply)
+    def trace(
+        variables: Variables,
+        function: Callable[[Autoencoder], Any],
+        key: Key[Array, ""] | None = None,
+        train: bool = False,
+    ) -> Trace:
+        collections = {"params": variables.params, "batch_stats": variables.batch_stats}
+        run = nn.apply(
+            lambda module: function(bind(module, train)),
+            module,
+            mutable=["batch_stats", "intermediates", "masks"],
+            capture_intermediates=True,
+        )
+        result, seen = run(collections, rngs={} if key is None else {"dropout": key})
+        parts = seen["intermediates"].values()
+        layers = {
+            name: _batch_first(found["__call__"][0])
+            for part in parts
+            for name, found in part.items()
+            if isinstance(found, dict)
+        }
+        masks = {name: found["mask"].T for part in seen.get("masks", {}).values() for name, found in part.items()}
+        return Trace(result, layers, masks)
+
+    return Network(init, apply, trace)
+
+
+def _batch_first(output: Array) -> Array:
+    """A layer's output, (features, batch) or features as in layout.py, with the batch first."""
+    if output.ndim == 2:
+        return output.T
+    _, *shape, _ = output.shape
+    return output.transpose(0, 4, 1, 2, 3).reshape(-1, *shape)
 
 
 def count_parameters(params: PyTree) -> int:

@@ -164,7 +164,8 @@ class BatchNorm(nn.Module):
 class Dropout(nn.Module):
     """PyTorch's Dropout: in training each value is kept with probability 1 − rate and divided by it.
 
-    A mask given in the collection "masks" is used instead of drawing one: comparisons need the same one elsewhere.
+    A mask given in the collection "masks" is used instead of drawing one; where the collection may be written, the one
+    drawn is left there: comparisons need the same one elsewhere.
     """
 
     rate: float
@@ -177,4 +178,6 @@ class Dropout(nn.Module):
             mask = self.get_variable("masks", "mask")
         else:
             mask = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, x.shape)
+            if self.is_mutable_collection("masks"):
+                self.put_variable("masks", "mask", mask)
         return jnp.where(mask, x / (1 - self.rate), 0)

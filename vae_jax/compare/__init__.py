@@ -1,0 +1,102 @@
+"""Is it the same model in PyTorch, does it learn the same, and what does it cost? Four levels, one file each.
+
+torch is imported by the levels, so that this package can be asked what it knows without it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from vae_jax.compare import report
+from vae_jax.compare.level import Level, Request, Tell
+from vae_jax.config import Config
+from vae_jax.data.dataset import Dataset, Split
+from vae_jax.errors import UserError
+
+LEVELS = ("function", "gradient", "trajectory", "result")
+FIRST_FILE = "comparison.json"
+QUICK_TRAIN, QUICK_TEST = 12_800, 2_000  # images of a quick look
+QUICK_SEEN = 25_600  # images each run of it trains on in all, in whole epochs
+
+
+def quick(config: Config, data: Dataset) -> tuple[Config, Dataset]:
+    """Few images and few epochs, for a look at the result in a minute or two."""
+    train, test = data.train.images[:QUICK_TRAIN], data.test.images[:QUICK_TEST]
+    name = data.name
+    if len(train) < len(data.train) or len(test) < len(data.test):
+        name = f"{name}, the first {len(train):,} training and {len(test):,} test images"
+    epochs = max(1, QUICK_SEEN // len(train))
+    return replace(config, train=replace(config.train, epochs=epochs)), Dataset(name, Split(train), Split(test))
+
+
+def check(config: Config, image_shape: tuple[int, int, int], levels: Sequence[str], added: int) -> None:
+    """Refuses what cannot be compared, before any long work.
+
+    Raises:
+        UserError: if PyTorch is needed and missing, or has no layer or objective for the configuration.
+    """
+    if not find_spec("torch"):
+        if tuple(levels) == ("result",) and added:
+            return
+        raise UserError(
+            "compare needs PyTorch, which is not installed: pip install 'vae_jax[torch]'; without it, --levels result "
+            "--add FILE lays our results beside others'"
+        )
+    from vae_jax.compare.pair import Pair
+    from vae_jax.interop.torch_twin import check_objective
+
+    check_objective(config.objective)
+    Pair(config, image_shape)
+
+
+def compare(
+    config: Config,
+    data: Dataset,
+    folder: str | Path,
+    *,
+    levels: Sequence[str] = LEVELS,
+    steps: int = 200,
+    seeds: int = 3,
+    epochs: int | None = None,
+    added: Sequence[dict[str, Any]] = (),
+    tell: Tell = lambda what, done, total: None,
+    on_level: Callable[[str, Level], None] = lambda name, level: None,
+) -> dict[str, Level]:
+    """Compares our training of a model with PyTorch's; see `report.write` for what it leaves in the folder.
+
+    Args:
+        config: of the model and its training.
+        data: the images.
+        folder: to write into; created.
+        levels: of LEVELS.
+        steps: of the trajectory.
+        seeds: runs of each framework in the result, from `config.seed` on.
+        epochs: of each run; by default few epochs of few images, see `quick`.
+        added: results of other frameworks, from `results.read`.
+        tell: called now and then with what goes on, how much is done and how much there is.
+        on_level: called with each level's answer.
+
+    Raises:
+        UserError: if PyTorch is needed and missing, or has no layer or objective for the configuration.
+    """
+    check(config, data.image_shape, levels, len(added))
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = replace(config, train=replace(config.train, epochs=epochs)) if epochs else config
+    ran, images = (whole, data) if epochs else quick(config, data)
+
+    def keep(results: dict[str, Any]) -> None:
+        report.write_json(folder / f"results_{results['framework'].lower()}.json", results)
+
+    request = Request(config, data, steps, (), list(added), keep, tell)
+    found: dict[str, Level] = {}
+    for name in levels:
+        if name == "result":
+            request = request._replace(config=ran, data=images, seeds=tuple(range(config.seed, config.seed + seeds)))
+        found[name] = getattr(import_module(f"vae_jax.compare.{name}"), name)(request)
+        report.write(folder, asdict(ran if name == "result" else config), data.name, found)
+        on_level(name, found[name])
+    return found

@@ -1,0 +1,203 @@
+"""What a comparison leaves behind: FOLDER/comparison.json (all figures), comparison.md (tables), comparison.png."""
+
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vae_jax import figures
+from vae_jax.compare import results
+from vae_jax.compare.level import Level
+
+QUESTIONS = {
+    "function": "the same function?",
+    "gradient": "the same gradient?",
+    "trajectory": "the same training?",
+    "result": "the same result, at what cost?",
+}
+PACKAGES = ("vae_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file so that no half-written one is ever seen."""
+    _write(path, json.dumps(content, indent=1) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write(folder: Path, config: dict[str, Any], data: str, levels: dict[str, Level]) -> None:
+    """Writes the three files with the levels there are so far."""
+    import jax
+
+    from vae_jax.run import cores
+
+    device = jax.devices()[0]
+    content = {
+        "format": "vae_jax comparison",
+        "version": 1,
+        "data": data,
+        "device": f"{device.platform} ({device.device_kind}, {cores()} cores)",
+        "versions": _versions(),
+        "config": config,
+        "levels": {name: level._asdict() for name, level in levels.items()},
+    }
+    write_json(folder / "comparison.json", content)
+    _write(folder / "comparison.md", markdown(content))
+    _draw(folder / "comparison.png", content)
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]
+
+
+def markdown(content: dict[str, Any]) -> str:
+    """The comparison as text: a table of the levels, then each level's own."""
+    levels, versions = content["levels"], content["versions"]
+    lines = [
+        "# vae_jax beside PyTorch",
+        "",
+        f"Data: {content['data']}. Device: {content['device']}. "
+        f"Versions: {', '.join(f'{name} {number}' for name, number in versions.items())}.",
+        "",
+        *_table(
+            ["level", "verdict", "figures"],
+            [[f"**{name}**: {QUESTIONS[name]}", level["verdict"], level["summary"]] for name, level in levels.items()],
+        ),
+    ]
+    for name, level in levels.items():
+        lines += ["", f"## {name.capitalize()}", "", *_SECTIONS[name](level["details"])]
+    return "\n".join(lines) + "\n"
+
+
+def _function(details: dict[str, Any]) -> list[str]:
+    single, double = details["float32"], details["float64"]
+    rows = [
+        [row["layer"], "x".join(map(str, row["shape"])), f"{row['largest']:.3g}", f"{row['difference']:.1e}",
+         f"{other['difference']:.1e}", _mark(row, other)]
+        for row, other in zip(single["layers"], double["layers"], strict=True)
+    ]  # fmt: skip
+    return [
+        f"Same weights, the same {single['images']} test images, evaluation mode. Tolerance: {single['tolerance']:g} "
+        f"(float64 {double['tolerance']:g}) of the larger of 1 and the output's largest entry.",
+        "",
+        *_table(["output", "shape", "largest entry", "largest difference", "in float64", "within"], rows),
+    ]
+
+
+def _gradient(details: dict[str, Any]) -> list[str]:
+    single, double = details["float32"], details["float64"]
+    rows = [
+        [row["tensor"], row["kind"], f"{row['largest']:.3g}", f"{row['relative']:.1e}", f"{other['relative']:.1e}",
+         _mark(row, other)]
+        for row, other in zip(single["tensors"], double["tensors"], strict=True)
+    ]  # fmt: skip
+    return [
+        "Same weights, batch, noise and dropout masks, training mode. Error: the largest difference by the tensor's "
+        f"largest entry; tolerance {single['tolerance']:g} (float64 {double['tolerance']:g}). A bias that feeds a "
+        "BatchNorm has a true gradient of 0: there the figure is its largest entry by that of all gradients, "
+        f"tolerance {single['dead_tolerance']:g} ({double['dead_tolerance']:g}). PyTorch computes with its own kernels "
+        "here, not with oneDNN's, which round more coarsely.",
+        "",
+        *_table(["tensor", "what", "largest entry", "error", "in float64", "within"], rows),
+    ]
+
+
+def _mark(single: dict[str, Any], double: dict[str, Any]) -> str:
+    return "yes" if single["within"] and double["within"] else "in float64" if double["within"] else "**no**"
+
+
+def _trajectory(details: dict[str, Any]) -> list[str]:
+    steps = len(details["float64"]["gap"])
+    shown = sorted({max(1, round(steps * part)) for part in (0, 0.05, 0.1, 0.25, 0.5, 0.75, 1)})
+    rows = [
+        [str(step), f"{details['float32']['vae_jax'][step - 1]:.4f}", f"{details['float32']['pytorch'][step - 1]:.4f}",
+         *(f"{details[precision]['gap'][step - 1]:.1e}" for precision in ("float32", "float64"))]
+        for step in shown
+    ]  # fmt: skip
+    return [
+        "The same initial weights, batch order, noise and dropout masks at every step; ours are the losses of "
+        f"`vae_jax.fit`. Float64 is to stay within {details['tolerance']:g}; in float32 rounding grows chaotically, in "
+        "any framework.",
+        "",
+        *_table(["step", "vae_jax", "PyTorch", "relative gap", "in float64"], rows),
+    ]
+
+
+def _result(details: dict[str, Any]) -> list[str]:
+    found = details["results"]
+    runs = {each["framework"]: results.losses(each) for each in found}
+    epochs = max(losses.shape[1] for losses in runs.values())
+
+    def cell(losses: np.ndarray, epoch: int) -> str:
+        if epoch >= losses.shape[1]:
+            return ""
+        spread = f" ± {losses[:, epoch].std(ddof=1):.2f}" if len(losses) > 1 else ""
+        return f"{losses[:, epoch].mean():.2f}{spread}"
+
+    rows = [[str(i + 1), *(cell(losses, i) for losses in runs.values())] for i in range(epochs)]
+    costs = [
+        [each["framework"], each.get("framework_version", ""), *map(_number, results.cost(each).values())]
+        for each in found
+    ]
+    return [
+        f"Independent runs, each framework in its own way (initialisation, shuffling, noise and dropout are its own). "
+        f"Data: {found[0]['data']}. Test loss, {found[0]['unit']}: mean ± standard deviation over runs.",
+        "",
+        *_table(["epoch", *(f"{name} ({len(losses)} runs)" for name, losses in runs.items())], rows),
+        "",
+        f"Test: {details['test']}.",
+        "",
+        *(f"- {_sentence(test)}." for test in details["tests"]),
+        "",
+        "Cost: medians over epochs, each run's first one excluded; peak memory beyond the libraries' own, "
+        "compilation included.",
+        "",
+        *_table(["framework", "version", "images/s", "seconds per epoch", "peak memory, MB"], costs),
+    ]
+
+
+def _sentence(test: dict[str, Any]) -> str:
+    from vae_jax.compare.result import sentence
+
+    return sentence(test)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+
+
+_SECTIONS = {"function": _function, "gradient": _gradient, "trajectory": _trajectory, "result": _result}
+
+
+def _draw(path: Path, content: dict[str, Any]) -> None:
+    levels = content["levels"]
+    losses, curves, gaps, unit = {}, {}, {}, "nats per image"
+    if "trajectory" in levels:
+        details = levels["trajectory"]["details"]
+        names = {"vae_jax, float32": "vae_jax", "PyTorch, float32": "pytorch"}
+        curves = {name: np.array(details["float32"][key]) for name, key in names.items()}
+        gaps = {precision: np.array(details[precision]["gap"]) for precision in ("float32", "float64")}
+    if "result" in levels:
+        found = levels["result"]["details"]["results"]
+        unit = found[0]["unit"]
+        losses = {each["framework"]: results.losses(each) for each in found if each["unit"] == unit}
+    if losses or curves:
+        figures.comparison(path, losses, curves, gaps, unit)

@@ -1,0 +1,87 @@
+"""Level 3, the trajectory: same initial weights, batch order, noise and dropout masks over many steps of training."""
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from vae_jax.compare.level import Level, Request, judge
+from vae_jax.compare.pair import PRECISIONS, Pair, precisely
+from vae_jax.data.dataset import Dataset, Split
+from vae_jax.interop.torch_training import TorchTraining
+from vae_jax.train import epoch_order, fit, make_keys, start
+
+TOLERANCE = 1e-6  # of the loss, in float64
+FIRST_STEP = 1e-5  # of the first loss, in float32; from then on rounding grows as in any chaotic system
+CHAOS = 1e-3
+
+
+def trajectory(request: Request) -> Level:
+    """Both frameworks' loss curves, step by step."""
+    precisions = {}
+    for i, precision in enumerate(PRECISIONS):
+        tell = partial(_tell, request, i * request.steps, precision)
+        with precisely(precision):
+            precisions[precision] = _curves(request, tell)
+    single, double = precisions["float32"], precisions["float64"]
+    within = {"float32": single["gap"][0] <= FIRST_STEP, "float64": double["largest_gap"] <= TOLERANCE}
+    chaos = f"first at step {single['chaos_step']}" if single["chaos_step"] else "never"
+    summary = (
+        f"{len(double['gap'])} steps from the same weights: largest relative gap of the losses "
+        f"{double['largest_gap']:.1e} in float64; {single['largest_gap']:.1e} in float32, past {CHAOS:g} {chaos}"
+    )
+    return Level(judge(within), summary, {"tolerance": TOLERANCE, "chaos": CHAOS, **precisions})
+
+
+def _tell(request: Request, before: int, precision: str, done: int) -> None:
+    request.tell(f"trajectory, {precision}", before + done, len(PRECISIONS) * request.steps)
+
+
+def _curves(request: Request, tell: Any) -> dict[str, Any]:
+    """The losses per image of each step in both frameworks, ours as `vae_jax.fit` trains."""
+    size, wanted = request.config.train.batch_size, request.steps
+    images = request.data.train.images[: wanted * size]
+    images = images[: max(1, len(images) // size) * size]  # a smaller last batch would be another program to compile
+    count = len(images)
+    epoch_steps = -(-count // size)
+    epochs = -(-wanted // epoch_steps)
+    config = replace(request.config, train=replace(request.config.train, epochs=epochs))
+    keys = make_keys(config.seed)
+    tell(0)
+
+    # The initial state is no argument of fit's, but follows from the seed, so that the twin can be given the same.
+    pair = Pair(config, request.data.image_shape)
+    variables = start(config, request.data.image_shape, count).variables
+    pair.share(variables)
+    sums = []
+    few = Dataset("", Split(images), Split(request.data.test.images[:1]))
+    fit(config, few, on_epoch=lambda _, state: sums.append(np.asarray(state.sums[:, 0], np.float64)))
+
+    training = TorchTraining(config, pair.twin, epoch_steps, epochs * epoch_steps)
+    order_of = jax.jit(partial(epoch_order, images=count))
+    theirs, order = [], np.arange(count)
+    for step in range(wanted):
+        epoch, place = divmod(step, epoch_steps)
+        if place == 0:
+            order = np.asarray(order_of(keys.shuffle, jnp.int32(epoch)))
+        batch = images[order[place * size : (place + 1) * size]]
+        terms = training.step(pair.images(batch), *pair.draws(variables, batch, keys.steps, step))
+        theirs.append(terms[0])
+        if step % 10 == 9:
+            tell(step + 1)
+    sizes = np.minimum(size, count - np.arange(wanted) % epoch_steps * size)
+    ours = np.concatenate(sums)[:wanted] / sizes
+    theirs = torch.stack(theirs).double().cpu().numpy() / sizes
+    gap = np.abs(ours - theirs) / np.abs(theirs)
+    past = np.flatnonzero(gap > CHAOS)
+    return {
+        "vae_jax": ours.tolist(),
+        "pytorch": theirs.tolist(),
+        "gap": gap.tolist(),
+        "largest_gap": float(gap.max()),
+        "chaos_step": int(past[0]) + 1 if len(past) else None,
+    }

@@ -1,0 +1,140 @@
+"""`python -m vae_jax.compare.worker`: a process in which one framework trains on request.
+
+Each framework has its own, so that its memory is its own. Requests come on standard input and answers go to standard
+output, both pickled: the first request is a Job, each further one a seed, None the end.
+"""
+
+import os
+import pickle
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vae_jax.config import Config
+from vae_jax.data.dataset import Dataset
+
+
+class Job(NamedTuple):
+    """What a framework is to train.
+
+    Attributes:
+        framework: one of FRAMEWORKS.
+        config: of the runs; each has its own seed.
+        data: the images.
+        platforms: jax's setting of this name in the process that asks.
+    """
+
+    framework: str
+    config: Config
+    data: Dataset
+    platforms: str | None
+
+
+Send = Callable[[str, Any], None]
+
+
+def vae_jax(job: Job, config: Config, send: Send) -> None:
+    """One run as `vae-jax train` does it."""
+    from vae_jax.train import fit
+
+    names = ("epoch", "train_seconds", "images_per_second")
+    prefixes = ("train_", "test_")
+
+    def on_epoch(figures: dict[str, Any], state: Any) -> None:
+        kept = {name: value for name, value in figures.items() if name in names or name.startswith(prefixes)}
+        send("epoch", kept)
+
+    size = config.train.batch_size
+    fit(config, job.data, on_epoch=on_epoch, on_progress=lambda progress: send("progress", progress.step * size))
+
+
+def pytorch(job: Job, config: Config, send: Send) -> None:
+    """One run of the twin as a PyTorch script does it."""
+    from vae_jax import objectives
+    from vae_jax.compare.pair import torch_device
+    from vae_jax.interop.torch_training import fit
+
+    heads = objectives.get(config.objective).posterior.heads
+    fit(
+        config, job.data, heads, torch_device(), lambda done: send("progress", done), lambda epoch: send("epoch", epoch)
+    )
+
+
+FRAMEWORKS = {"vae_jax": vae_jax, "pytorch": pytorch}
+
+
+def _about(job: Job) -> dict[str, Any]:
+    """The framework's name, version and device; and its libraries and its device are ready then."""
+    import jax
+
+    from vae_jax import __version__, run
+
+    if job.platforms:
+        jax.config.update("jax_platforms", job.platforms)
+    device = jax.devices()[0]
+    described = f"{device.platform} ({device.device_kind}, {run.cores()} cores)"
+    if job.framework == "vae_jax":
+        return {
+            "framework": "vae_jax",
+            "framework_version": f"{__version__}, jax {jax.__version__}",
+            "device": described,
+        }
+    import torch
+
+    import vae_jax.interop.torch_training  # noqa: F401
+    from vae_jax.compare.pair import torch_device
+
+    torch.zeros(1, device=torch_device())
+    return {"framework": "PyTorch", "framework_version": torch.__version__, "device": described}
+
+
+def _peak_memory(framework: str) -> dict[str, int]:
+    """Bytes, the largest so far: of the process, and of the accelerator."""
+    found = {}
+    try:
+        # getrusage would tell the largest of this process and of the one that started it.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        found["peak_memory_bytes"] = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+    except (OSError, StopIteration):  # not Linux
+        pass
+    import jax
+
+    if jax.default_backend() == "cpu":
+        return found
+    if framework == "pytorch":
+        import torch
+
+        return found | {"peak_device_memory_bytes": torch.cuda.max_memory_allocated()}
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return found | {"peak_device_memory_bytes": statistics.get("peak_bytes_in_use", 0)}
+
+
+def main() -> None:
+    """Serves until told to end or nobody listens any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the process that asks, and it ends this one
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what libraries print must not come between the answers
+
+    def send(kind: str, content: Any) -> None:
+        pickle.dump((kind, content), answers)
+        answers.flush()
+
+    try:
+        job: Job = pickle.load(sys.stdin.buffer)
+        send("about", _about(job))
+        before = _peak_memory(job.framework)
+        while (seed := pickle.load(sys.stdin.buffer)) is not None:
+            FRAMEWORKS[job.framework](job, replace(job.config, seed=seed), send)
+            peak = _peak_memory(job.framework)
+            send("done", {name: value - before[name] for name, value in peak.items()})
+    except (EOFError, BrokenPipeError):
+        return
+    except Exception as error:
+        send("error", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+
+
+if __name__ == "__main__":
+    main()
