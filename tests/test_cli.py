@@ -19,7 +19,7 @@ from PIL import Image
 from run_fixtures import TINY, compiled_once, flags, snapshot
 
 import vae_jax
-from vae_jax.cli import VERBS, main
+from vae_jax.cli import VERBS, main, use
 from vae_jax.config import load_config, shipped
 from vae_jax.evaluate import BATCH
 
@@ -213,13 +213,20 @@ def test_unknown_command(refused):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_unknown_option(refused, verb, tmp_path):
-    assert "--nonsense" in refused(verb, tmp_path, "--nonsense", "3")
+    needed = re.findall(r"\b(?:RUN|FILE)\b", re.sub(r"\[.*?\]|--out RUN", "", VERBS[verb].usage))
+    assert "--nonsense" in refused(verb, *[tmp_path / "some"] * len(needed), "--nonsense", "3")
+
+
+@pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if verb.usage.startswith(("RUN", "FILE"))])
+def test_what_is_missing_is_told(refused, verb):
+    assert f"vae-jax {verb} {VERBS[verb].usage}" in refused(verb)
 
 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["--train.epoch", "2"], "--train.epoch"),  # no abbreviations
+        (["--train.epoch", "2"], "did you mean --train.epochs"),  # no abbreviations
+        (["--resume", "--overwrite"], "expected one of them"),
         (["--train.epochs", "ten"], "train.epochs"),
         (["--train.epochs", "0"], "train.epochs"),
         (["--train.epochs", "null"], "train.epochs"),
@@ -292,13 +299,17 @@ def test_a_folder_that_cannot_be_made(refused, tmp_path, below):
     refused("train", "--out", tmp_path / ("a" * 300), *flags(**TINY))
 
 
-def test_no_such_device(tmp_path):
+@pytest.mark.parametrize("device", ["tpu", "gpu"])
+def test_no_such_device(tmp_path, device):
     """In a process of its own, since jax chooses its device once."""
+    if device == "gpu" and any(os.path.exists(f"/dev/{name}") for name in ("nvidia0", "kfd")):
+        pytest.skip("there is one")
     environment = {**os.environ, "JAX_PLATFORMS": ""}
-    arguments = ["train", "--out", str(tmp_path / "run"), "--device", "tpu"]
+    arguments = ["train", "--out", str(tmp_path / "run"), "--device", device]
     found = python("-m", "vae_jax", *arguments, env=environment)
     assert found.returncode == 2
-    assert "--device tpu" in found.stderr.splitlines()[-1]
+    assert f"--device {device}" in found.stderr.splitlines()[-1]
+    assert "Traceback" not in found.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -535,7 +546,7 @@ def test_evaluate_the_best(command, made):
     assert found["loss"] == summary(made)["best_loss"]
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "train"])
+@pytest.mark.parametrize("verb", use.VERBS)
 def test_what_is_no_run(refused, made, verb, tmp_path):
     for run in (tmp_path / "none", tmp_path, made / "config.yaml"):
         assert str(run) in refused(verb, run)

@@ -146,6 +146,7 @@ def test_latent_plane(tmp_path, drawn, labels, channels):
     scatter, plane = (panels(drawn[0])[title] for title in ("test images", "decoded"))
     np.testing.assert_array_equal(scatter.collections[0].get_offsets(), means)
     assert len(drawn[0].axes) == (2 if labels is None else 3)  # the classes' colours
+    assert (scatter.get_xlim(), scatter.get_ylim()) == ((-3, 3), (-3, 3))
     shown = plane.images[0]
     assert (shown.origin, shown.get_extent()) == ("upper", [-3, 3, -3, 3])
     tiles = np.asarray(shown.get_array())

@@ -1,24 +1,30 @@
 """The PyTorch twin: the same function, the same gradients, the same training, from shared weights, noise and masks."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import layout, objectives, optimizer, train
-from vae_jax.config import Config, ModelConfig, ObjectiveConfig
+from vae_jax import layout, train
+from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from vae_jax.data import Dataset, Split
 from vae_jax.errors import UserError
 from vae_jax.interop.torch_weights import to_state_dict
-from vae_jax.objectives import Model
+from vae_jax.objectives import OBJECTIVES
 
 torch = pytest.importorskip("torch", reason="needs the extra torch")
+from vae_jax.compare.function import function  # noqa: E402
+from vae_jax.compare.gradient import gradient  # noqa: E402
+from vae_jax.compare.level import AGREES, DIFFERS, Request, judge  # noqa: E402
+from vae_jax.compare.pair import Pair, dead_biases, precisely  # noqa: E402
+from vae_jax.compare.trajectory import trajectory  # noqa: E402
+from vae_jax.interop import torch_twin  # noqa: E402
 from vae_jax.interop.torch_twin import ACTIVATIONS, TorchTwin  # noqa: E402
 
-ARTICLE = Config()
-PLAIN = replace(  # every quirk off, odd sizes, colour
+BATCH = 16
+ARTICLE = Config(train=TrainConfig(batch_size=BATCH))
+PLAIN = replace(  # every quirk off, odd sizes, colour, the loss averaged
     ARTICLE,
     model=ModelConfig(
         latent=3,
@@ -33,6 +39,7 @@ PLAIN = replace(  # every quirk off, odd sizes, colour
         head_dropout=0.0,
         decoder_dropout=0.0,
     ),
+    train=TrainConfig(batch_size=BATCH, reduction="mean"),
 )
 LARGER = replace(ARTICLE, model=ModelConfig(channels=(2, 3, 4, 5), latent=5))
 UNNORMALISED = replace(ARTICLE, model=ModelConfig(batch_norm=False, activation="tanh"))
@@ -46,182 +53,121 @@ CASES = {
 }
 
 
-class Pair:
-    """Both networks with the same weights, a batch, noise and masks."""
-
-    def __init__(self, config, shape, batch=16):
-        self.config = config
-        self.network, self.objective = train.build(config, shape)
-        self.heads = self.objective.posterior.heads
-        variables = self.network.init(jax.random.key(0))
-        # Running statistics as after some training, so that evaluation mode is not trivial.
-        random = np.random.RandomState(0)
-        dtype = jnp.zeros(()).dtype
-        self.variables = variables._replace(
-            batch_stats=jax.tree.map(
-                lambda x: jnp.asarray(x + 0.3 * random.rand(*x.shape), dtype), variables.batch_stats
-            )
-        )
-        self.images = np.asarray(random.rand(batch, *shape), dtype)
-        self.noise = np.asarray(random.randn(batch, config.model.latent), dtype)
-        self.twin = TorchTwin(config.model, shape, self.heads).to(
-            torch.float64 if dtype == jnp.float64 else torch.float32
-        )
-        self.load()
-        side = self.twin.plan.sizes[-1]
-        units = {"dropout_fc2": self.twin.plan.widths[0] * side**2} | {
-            f"dropout_{head}": config.model.latent for head in self.heads
-        }
-        rates = {
-            name: config.model.decoder_dropout if name == "dropout_fc2" else config.model.head_dropout for name in units
-        }
-        self.masks = {name: random.rand(batch, count) >= rates[name] for name, count in units.items()}
-
-    def load(self):
-        state = {name: torch.tensor(array) for name, array in to_state_dict(self.variables).items()}
-        self.twin.load_state_dict(state, strict=True)
-
-    @property
-    def flax_masks(self):
-        masks = {name: {"mask": mask.T} for name, mask in self.masks.items()}
-        return {"decoder": {"dropout_fc2": masks.pop("dropout_fc2")}, "encoder": masks}
-
-    def terms(self, params, train, images=None, noise=None, masks=None):
-        images = jnp.asarray(self.images if images is None else images)
-        noise = self.noise if noise is None else noise
-
-        def sample(key, heads):
-            return heads["mu"] + noise * jnp.exp(heads["log_var"] / 2) if "log_var" in heads else heads["mu"]
-
-        def function(autoencoder):
-            model = Model(autoencoder.encode, sample, autoencoder.decode)
-            return self.objective.terms(jax.random.key(0), model, images, self.config.objective)
-
-        return self.network.apply(
-            self.variables._replace(params=params), function, train=train, masks=masks or self.flax_masks
-        )
-
-    def torch_terms(self, images=None, noise=None, masks=None):
-        images = np.asarray(self.images if images is None else images).transpose(0, 3, 1, 2)
-        masks = {name: torch.tensor(mask) for name, mask in (masks or self.masks).items()}
-        noise = torch.tensor(self.noise if noise is None else noise)
-        return self.twin(torch.tensor(images), self.config.objective, noise, masks)
+def request(config, shape, steps=40) -> Request:
+    images = np.random.RandomState(0).randint(0, 256, (3 * BATCH, *shape), np.uint8)
+    data = Dataset("noise", Split(images), Split(images))
+    return Request(config, data, steps, (), [], lambda results: None, lambda what, done, total: None)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_forward_pass_in_evaluation(name):
-    pair = Pair(*CASES[name])
-    pair.twin.eval()
-
-    def both(autoencoder):
-        heads = autoencoder.encode(jnp.asarray(pair.images))
-        return heads, autoencoder.decode(jnp.asarray(pair.noise))
-
-    (heads, logits), _ = jax.jit(partial(pair.network.apply, function=both))(pair.variables)
-    with torch.no_grad():
-        expected = pair.twin.encode(torch.tensor(pair.images.transpose(0, 3, 1, 2)))
-        expected_logits = pair.twin.decode(torch.tensor(pair.noise)).numpy().transpose(0, 2, 3, 1)
-        expected_terms = pair.torch_terms()
-    for head in pair.heads:
-        np.testing.assert_allclose(heads[head], expected[head].numpy(), atol=1e-5, rtol=0)
-    np.testing.assert_allclose(logits, expected_logits, atol=1e-5, rtol=0)
-    terms, _ = jax.jit(partial(pair.terms, train=False))(pair.variables.params)
-    for found, other in zip(terms, expected_terms, strict=True):
-        np.testing.assert_allclose(found, other.numpy(), rtol=1e-5, atol=1e-5)
+def test_the_function(name):
+    level = function(request(*CASES[name]))
+    assert level.verdict == AGREES, level.summary
+    single = level.details["float32"]["layers"]
+    layers = {row["layer"] for row in single}
+    assert {"conv1", "fc1", "fc_mu", "fc2", "dec1", "mu (head)", "reconstruction"} <= layers
+    assert ("BN1" in layers) == CASES[name][0].model.batch_norm
+    for row in single:
+        assert row["difference"] <= 1e-5
+        assert row["largest"] > 0.01
 
 
-def gradients(pair):
-    """Gradients of the summed loss in training mode and updated statistics, ours and PyTorch's, by PyTorch's names."""
-    pair.twin.train()
-
-    def loss(params):
-        terms, updated = pair.terms(params, True)
-        return terms.loss.sum(), updated
-
-    gradient, updated = jax.jit(jax.grad(loss, has_aux=True))(pair.variables.params)
-    pair.twin.zero_grad()
-    pair.torch_terms()[0].sum().backward()
-    found = to_state_dict(pair.variables._replace(params=gradient, batch_stats={}))
-    expected = {name: parameter.grad.numpy() for name, parameter in pair.twin.named_parameters()}
-    assert set(found) == set(expected)
-    statistics = to_state_dict(updated._replace(params={}), steps=1)
-    expected_statistics = {name: buffer.numpy() for name, buffer in pair.twin.named_buffers()}
-    assert set(statistics) == set(expected_statistics)
-    return found, expected, statistics, expected_statistics
-
-
-def dead(config):
-    """Names of the biases that feed a BatchNorm, whose true gradient is 0."""
-    if not config.model.batch_norm:
-        return set()
-    layers = len(config.model.channels)
-    return {f"conv{i + 1}.bias" for i in range(layers)} | {f"dec{i + 1}.bias" for i in range(layers - 1)}
-
-
-def check_gradients(pair, tolerance, dead_tolerance):
-    found, expected, statistics, expected_statistics = gradients(pair)
-    largest = max(np.abs(gradient).max() for gradient in expected.values())
-    for name, gradient in expected.items():
-        if name in dead(pair.config):
-            assert np.abs(gradient).max() <= dead_tolerance * largest
-            assert np.abs(found[name]).max() <= dead_tolerance * largest
-        else:
-            assert np.abs(found[name] - gradient).max() <= tolerance * np.abs(gradient).max(), name
-    for name, statistic in expected_statistics.items():
-        np.testing.assert_allclose(statistics[name], statistic, rtol=10 * tolerance, atol=tolerance, err_msg=name)
-
-
-@pytest.mark.parametrize("name", ["article", "plain", "unnormalised"])
+@pytest.mark.parametrize("name", CASES)
 def test_gradients_and_statistics_in_training(name):
-    check_gradients(Pair(*CASES[name]), 1e-4, 1e-6)
+    config, shape = CASES[name]
+    level = gradient(request(config, shape))
+    tolerances = {"float32": (1e-4, 1e-6), "float64": (1e-9, 1e-12)}
+    for precision, (tolerance, dead_tolerance) in tolerances.items():
+        rows = {row["tensor"]: row for row in level.details[precision]["tensors"]}
+        scale = max(row["largest"] for row in rows.values() if row["kind"] == "gradient")
+        for tensor, row in rows.items():
+            if tensor in dead_biases(config):
+                assert row["largest"] <= dead_tolerance * scale, tensor
+            else:
+                assert row["difference"] <= tolerance * row["largest"], tensor
+                assert row["largest"] > 0, tensor
+    assert level.verdict == AGREES, level.summary
+    assert set(rows) == set(to_state_dict(Pair(config, shape).variables()))
 
 
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", CASES)
-def test_gradients_in_double_precision(name):
-    """With few channels a BatchNorm's gradient cancels almost to 0: only here do all cases have digits to compare."""
-    check_gradients(Pair(*CASES[name]), 1e-9, 1e-12)
-
-
-@pytest.mark.usefixtures("float64")
 def test_gradients_of_a_batch_of_several_tiles(monkeypatch):
     monkeypatch.setattr(layout, "TILE", 8)
-    pair = Pair(*CASES["article"])
-    assert layout.tiles(len(pair.images)) > 1
-    check_gradients(pair, 1e-9, 1e-12)
+    assert layout.tiles(BATCH) > 1
+    level = gradient(request(*CASES["article"]))
+    assert level.verdict == AGREES, level.summary
 
 
-@pytest.mark.usefixtures("float64")
-def test_a_trajectory_in_double_precision():
-    """The same batches, noise and masks for 40 steps of Adam: both losses stay together."""
-    pair = Pair(*CASES["article"])
-    transformation = optimizer.build(pair.config.train, 40)
-    state = transformation.init(pair.variables.params)
+def test_a_trajectory_of_the_article():
+    """200 steps of Adam: in double precision both losses stay together."""
+    level = trajectory(request(*CASES["article"], steps=200))
+    assert level.verdict == AGREES, level.summary
+    found = level.details["float64"]
+    assert len(found["gap"]) == len(found["vae_jax"]) == 200
+    assert found["largest_gap"] <= 1e-9
+    assert found["vae_jax"][-1] < 0.99 * found["vae_jax"][0]  # it has learnt
 
-    @jax.jit
-    def step(variables, state, images, noise, masks):
-        def loss(params):
-            pair.variables = variables
-            terms, updated = pair.terms(params, True, images, noise, masks)
-            return terms.loss.sum(), updated
 
-        (value, updated), gradient = jax.value_and_grad(loss, has_aux=True)(variables.params)
-        change, state = transformation.update(gradient, state)
-        return updated._replace(params=jax.tree.map(jnp.add, variables.params, change)), state, value
+def test_a_trajectory_with_schedule_and_clipping():
+    config, shape = CASES["larger"]
+    config = replace(
+        config, train=replace(config.train, schedule="cosine", warmup_steps=5, gradient_clip=100.0, learning_rate=0.01)
+    )
+    level = trajectory(request(config, shape, steps=20))
+    assert level.details["float64"]["largest_gap"] <= 1e-9
 
-    adam = torch.optim.Adam(pair.twin.parameters(), 1e-3, (0.9, 0.999), 1e-8)
-    pair.twin.train()
-    random = np.random.RandomState(1)
-    variables = pair.variables
-    for _ in range(40):
-        images, noise = random.rand(*pair.images.shape), random.randn(*pair.noise.shape)
-        pair.masks = {name: random.rand(*mask.shape) >= 0.2 for name, mask in pair.masks.items()}
-        variables, state, loss = step(variables, state, images, noise, pair.flax_masks)
-        adam.zero_grad()
-        expected = pair.torch_terms(images, noise)[0].sum()
-        expected.backward()
-        adam.step()
-        assert float(loss) == pytest.approx(expected.item(), rel=1e-9)
+
+# --- A difference is found -------------------------------------------------------------------------------------------
+
+
+def test_another_function_is_found(monkeypatch):
+    monkeypatch.setitem(torch_twin.ACTIVATIONS, "leaky_relu", lambda x: torch.nn.functional.leaky_relu(x, 0.0101))
+    level = function(request(*CASES["larger"]))
+    assert level.verdict == DIFFERS
+    rows = {row["layer"]: row["within"] for row in level.details["float64"]["layers"]}
+    assert rows["conv1"]
+    assert rows["BN1"]
+    assert not rows["conv2"]
+
+
+@pytest.mark.parametrize("what", ["kl", "momentum"])
+def test_another_gradient_and_training_are_found(monkeypatch, what):
+    original = TorchTwin.forward
+
+    def forward(self, images, config, noise=None, masks=None):
+        if what == "kl":
+            config = replace(config, beta=1.001 * config.beta)
+        else:
+            self.BN1.momentum = 0.1001
+        return original(self, images, config, noise, masks)
+
+    monkeypatch.setattr(TorchTwin, "forward", forward)
+    asked = request(*CASES["larger"], steps=10)
+    level = gradient(asked)
+    assert level.verdict == DIFFERS
+    within = {row["tensor"]: row["within"] for row in level.details["float64"]["tensors"]}
+    if what == "kl":
+        assert not within["fc_log_var.weight"]
+        assert trajectory(asked).verdict == DIFFERS
+    else:
+        assert [name for name, fine in within.items() if not fine] == ["BN1.running_mean", "BN1.running_var"]
+
+
+def test_other_noise_is_found(monkeypatch):
+    original = Pair.draws
+    monkeypatch.setattr(
+        Pair, "draws", lambda self, variables, images, key, step: original(self, variables, images, key, step + 1)
+    )
+    assert trajectory(request(*CASES["larger"], steps=3)).verdict == DIFFERS
+
+
+def test_verdicts():
+    assert judge({"float32": True, "float64": True}) == AGREES
+    assert judge({"float32": True, "float64": False}) == DIFFERS
+    assert judge({"float32": False, "float64": False}) == DIFFERS
+    assert judge({"float32": False, "float64": True}) == "agrees in float64"
+
+
+# --- The twin itself -------------------------------------------------------------------------------------------------
 
 
 def test_the_twin_starts_like_pytorch_and_names_its_parameters_like_the_article():
@@ -240,16 +186,37 @@ def test_the_twin_starts_like_pytorch_and_names_its_parameters_like_the_article(
             assert np.abs(ours[name]).max() == pytest.approx(bound, rel=0.05), name
 
 
-def test_both_know_the_same_activations_and_what_pytorch_lacks_is_refused():
+def test_the_precision_is_set_and_left_again():
+    for precision in ("float32", "float64"):
+        with precisely(precision):
+            pair = Pair(LARGER, (32, 32, 1))
+            assert str(pair.dtype) == precision
+            assert {str(parameter.dtype) for parameter in pair.twin.parameters()} == {f"torch.{precision}"}
+            assert not torch.backends.mkldnn.enabled
+    assert torch.backends.mkldnn.enabled
+    assert not jax.config.jax_enable_x64
+
+
+def test_both_know_the_same_activations():
     from vae_jax.models.layers import ACTIVATIONS as OURS
 
     assert set(ACTIVATIONS) == set(OURS)
     x = np.linspace(-3, 3, 50, dtype=np.float32)
     for name, activation in ACTIVATIONS.items():
         np.testing.assert_allclose(OURS[name](x), activation(torch.tensor(x)).numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_what_pytorch_lacks_is_refused():
     with pytest.raises(UserError, match="unbiased_running_variance"):
         TorchTwin(replace(ARTICLE.model, unbiased_running_variance=False), (32, 32, 1), ("mu",))
-    assert "denoising_autoencoder" in objectives.OBJECTIVES
+    with pytest.raises(UserError, match=r"model\.precision"):
+        Pair(replace(ARTICLE, model=replace(ARTICLE.model, precision="bfloat16")), (32, 32, 1))
+    assert "denoising_autoencoder" in OBJECTIVES
     twin = TorchTwin(ARTICLE.model, (32, 32, 1), ("mu", "log_var"))
-    with pytest.raises(UserError, match="denoising_autoencoder"):
-        twin(torch.zeros(2, 1, 32, 32), ObjectiveConfig(name="denoising_autoencoder"))
+    for name in OBJECTIVES:
+        config = ObjectiveConfig(name=name)
+        if name in torch_twin.OBJECTIVES:
+            assert torch.isfinite(twin(torch.zeros(2, 1, 32, 32), config)[0]).all()
+        else:
+            with pytest.raises(UserError, match=name):
+                twin(torch.zeros(2, 1, 32, 32), config)

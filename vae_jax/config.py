@@ -3,7 +3,9 @@
 Nothing here imports jax, so the command line can teach and refuse without waiting for it.
 """
 
+import difflib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -367,7 +369,18 @@ def read(parser: "ArgumentParser", arguments: Sequence[str]) -> Any:
     except UserError:
         raise
     except Exception as error:  # jsonargparse raises many kinds for strange values
-        raise UserError(where + " ".join(str(getattr(error, "message", error)).split())) from error
+        message = " ".join(str(getattr(error, "message", error)).split())
+        raise UserError(where + message + _nearest(parser, message)) from error
+
+
+def _nearest(parser: "ArgumentParser", message: str) -> str:
+    """A hint at the option that was probably meant, if the message complains of an unknown one."""
+    unknown = re.search(r"unrecognized arguments: (--[\w.-]+)", message)
+    if not unknown:
+        return ""
+    options = [option for action in parser._actions for option in action.option_strings]
+    near = difflib.get_close_matches(unknown[1], options, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _instantiate(parser: "ArgumentParser", arguments: Sequence[str]) -> Any:

@@ -80,6 +80,8 @@ def loss_curve(path: Path, history: list[dict[str, Any]], unit: str) -> Path:
                 )
         axes.set(title={"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}[part], xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(epochs) == 1:
+            axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
         axes.grid(alpha=0.3)
         if i == 0:
             axes.set_ylabel(unit)
@@ -110,6 +112,7 @@ def latent_plane(
     if labels is not None:
         figure.colorbar(points, ax=scatter, ticks=np.unique(labels), label="class")
     scatter.set(title="test images", xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
+    scatter.set(xlim=(-extent, extent), ylim=(-extent, extent))
     side = math.isqrt(len(decoded))
     _, height, width, channels = decoded.shape
     tiles = decoded.reshape(side, side, height, width, channels).transpose(0, 2, 1, 3, 4)

@@ -413,7 +413,8 @@ def cores() -> int:
 def draw_latent_plane(path: Path, use: Model, data: Dataset, side: int = 20) -> Path:
     """The picture of a two-dimensional latent space: where test images lie and what each point decodes to."""
     means = np.asarray(use.encode(jnp.asarray(data.test.images))["mu"])
-    extent = 3.0
+    # Most of the prior's mass, and the images wherever they lie; the test images' panel shows the same square.
+    extent = float(np.ceil(max(3.0, np.abs(means).max(initial=0.0))))
     line = np.linspace(-extent, extent, side)
     points = np.stack(np.meshgrid(line, line[::-1]), -1).reshape(-1, 2)  # the first row is the plane's top
     return figures.latent_plane(path, means, data.test.labels, np.asarray(use.decode(jnp.asarray(points))), extent)

@@ -117,7 +117,12 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
         allow_abbrev=False,
     )
     verb.options(parser)
-    options = read(parser, arguments)
+    try:
+        options = read(parser, arguments)
+    except UserError as error:
+        if "arguments are required" not in str(error):
+            raise
+        raise UserError(f"expected `vae-jax {name} {verb.usage}`: {error}") from error
     if name == "train" and options.resume and not options.config and options.out:
         own = Path(options.out) / "config.yaml"
         if own.is_file():  # a run goes on as it began, without being told its configuration again

@@ -74,9 +74,10 @@ def set_device(name: str | None) -> str:
         if name is not None:
             jax.config.update("jax_platforms", platforms[name])
         device = jax.devices()[0]
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # jax asserts that a plugin for cuda is there
+        reason = (str(error) or "no support for it is installed").splitlines()[0]
         raise UserError(
-            f"--device {name or ''}: jax finds no such device here ({str(error).splitlines()[0]}); the extras cuda "
+            f"--device {name or ''}: jax finds no such device here ({reason}); the extras cuda "
             f"and tpu bring jax's support for them"
         ) from error
     from vae_jax.run import cores

@@ -23,6 +23,8 @@ def _train_options(parser: Any) -> None:
 def _train(options: Any) -> None:
     if options.out is None:
         raise UserError("--out: expected the run folder to make, found none; for example --out runs/first")
+    if options.resume and options.overwrite:
+        raise UserError("--resume, --overwrite: expected one of them, found both")
     folder = Path(options.out)
     check_folder(folder, options.resume, options.overwrite)
     config = absolute_paths(from_namespace(options))

@@ -196,6 +196,7 @@ VERBS = {
         _reconstruct_options,
         _reconstruct,
         "example:\n  vae-jax reconstruct runs/digits my_digit.png",
+        usage="RUN [IMAGES…]",
     ),
     "sample": Verb(
         "draw new images from the prior",

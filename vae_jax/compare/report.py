@@ -19,6 +19,7 @@ QUESTIONS = {
     "trajectory": "the same training?",
     "result": "the same result, at what cost?",
 }
+COSTS = ["framework", "version", "device", "parameters", "images/s", "seconds per epoch", "peak memory, MB", "notes"]
 PACKAGES = ("vae_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 
@@ -65,6 +66,8 @@ def write(folder: Path, config: dict[str, Any], data: str, levels: dict[str, Lev
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    # What others' files say is text, never a table's own marks.
+    rows = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
     return [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]
 
 
@@ -154,7 +157,14 @@ def _result(details: dict[str, Any]) -> list[str]:
 
     rows = [[str(i + 1), *(cell(losses, i) for losses in runs.values())] for i in range(epochs)]
     costs = [
-        [each["framework"], each.get("framework_version", ""), *map(_number, results.cost(each).values())]
+        [
+            each["framework"],
+            each.get("framework_version", ""),
+            each.get("device", ""),
+            _number(each.get("parameters")),
+            *map(_number, results.cost(each).values()),
+            each.get("notes", ""),
+        ]
         for each in found
     ]
     return [
@@ -170,7 +180,7 @@ def _result(details: dict[str, Any]) -> list[str]:
         "Cost: medians over epochs, each run's first one excluded; peak memory beyond the libraries' own, "
         "compilation included.",
         "",
-        *_table(["framework", "version", "images/s", "seconds per epoch", "peak memory, MB"], costs),
+        *_table(COSTS, costs),
     ]
 
 
@@ -180,7 +190,7 @@ def _sentence(test: dict[str, Any]) -> str:
     return sentence(test)
 
 
-def _number(value: float | None) -> str:
+def _number(value: int | float | None) -> str:
     return "" if value is None else f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
 
 

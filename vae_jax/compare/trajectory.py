@@ -15,7 +15,7 @@ from vae_jax.data.dataset import Dataset, Split
 from vae_jax.interop.torch_training import TorchTraining
 from vae_jax.train import epoch_order, fit, make_keys, start
 
-TOLERANCE = 1e-6  # of the loss, in float64
+TOLERANCE = 1e-9  # of the loss, in float64
 FIRST_STEP = 1e-5  # of the first loss, in float32; from then on rounding grows as in any chaotic system
 CHAOS = 1e-3
 

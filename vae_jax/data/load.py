@@ -70,6 +70,10 @@ def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.nda
     Raises:
         UserError: one of them cannot be read; names it.
     """
+    for path in map(Path, paths):
+        if not path.is_file():
+            found = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
+            raise UserError(f"{path}: expected an image file, found {found}")
     return Resizer(config.image_size, config.channels).stack(
         (decode(Path(path), str(path)) for path in paths), len(paths)
     )

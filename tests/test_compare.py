@@ -1,0 +1,304 @@
+"""`vae-jax compare`: what it writes, results files, the test of their difference, and what it refuses."""
+
+import copy
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from run_fixtures import TINY, flags, snapshot
+
+from vae_jax import compare
+from vae_jax.cli import main
+from vae_jax.compare import results
+from vae_jax.config import load_config
+from vae_jax.data import Dataset, Split
+from vae_jax.errors import UserError
+
+
+def made_up(framework="Keras", losses=((300.0, 250.0), (301.0, 252.0)), **changes):
+    """A results file's content, with these test losses by run and epoch."""
+    runs = [
+        {"seed": seed, "epochs": [{"epoch": i + 1, "test_loss": loss} for i, loss in enumerate(run)]}
+        for seed, run in enumerate(losses)
+    ]
+    content = {
+        "format": "vae_jax results",
+        "version": 1,
+        "framework": framework,
+        "data": "digits",
+        "unit": "nats per image",
+        "train_images": 1000,
+        "test_images": 597,
+        "runs": runs,
+    }
+    return content | changes
+
+
+# --- Results files ---------------------------------------------------------------------------------------------------
+
+
+def test_a_results_file_is_read(tmp_path):
+    path = tmp_path / "keras.json"
+    path.write_text(json.dumps(made_up()))
+    found = results.read(path)
+    assert found == made_up()
+    np.testing.assert_array_equal(results.losses(found), [[300, 250], [301, 252]])
+    assert results.cost(found) == {"images_per_second": None, "train_seconds": None, "peak_memory_mb": None}
+
+
+def without(name):
+    content = made_up()
+    del content[name]
+    return content
+
+
+def altered(place, value):
+    content = copy.deepcopy(made_up())
+    *before, last = place
+    inner = content
+    for key in before:
+        inner = inner[key]
+    inner[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "JSON"),
+        ("{", "JSON"),
+        ("[" * 100_000, "JSON"),
+        ("[1, 2]", "object"),
+        (json.dumps(without("framework")), "framework"),
+        (json.dumps(without("runs")), "runs"),
+        (json.dumps(made_up(version=2)), "$.version"),
+        (json.dumps(made_up(format="something")), "$.format"),
+        (json.dumps(made_up(unit="bits")), "$.unit"),
+        (json.dumps(made_up(frame_work="x")), "frame_work"),
+        (json.dumps(made_up(losses=())), "$.runs"),
+        (json.dumps(made_up(losses=((),))), "epochs"),
+        (json.dumps(made_up(losses=(("low",),))), "test_loss"),
+        (json.dumps(made_up(losses=((math.nan,),))), "finite"),
+        (json.dumps(made_up(losses=((7.5,),))).replace("7.5", "1e999"), "finite"),
+        (json.dumps(altered(("runs", 1, "seed"), 0)), "seed"),
+        (json.dumps(altered(("runs", 1, "epochs", 1, "epoch"), 5)), "$.runs[1].epochs"),
+        (json.dumps(altered(("runs", 0, "epochs", 0, "train_seconds"), -1)), "train_seconds"),
+        (json.dumps(made_up(train_images=0)), "train_images"),
+        (b"\xff\xfe\x00", "JSON"),
+    ],
+)
+def test_what_is_no_results_file(tmp_path, text, named):
+    path = tmp_path / "other.json"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as caught:
+        results.read(path)
+    assert str(caught.value).startswith(f"--add {path}: ")
+    assert named in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_no_such_results_file(tmp_path):
+    for path in (tmp_path / "none.json", tmp_path):
+        with pytest.raises(UserError, match="expected a results file"):
+            results.read(path)
+
+
+# --- The test of a difference ----------------------------------------------------------------------------------------
+
+
+def test_welchs_test_by_hand():
+    a, b = [250.0, 252.0, 251.5], [255.0, 254.0, 257.0]
+    found = results.compare(made_up("a", [(0, x) for x in a]), made_up("b", [(0, x, 9) for x in b]))
+    variances = np.var(a, ddof=1) / 3, np.var(b, ddof=1) / 3
+    t = (np.mean(a) - np.mean(b)) / math.sqrt(sum(variances))
+    degrees = sum(variances) ** 2 / (variances[0] ** 2 / 2 + variances[1] ** 2 / 2)
+    assert found["epoch"] == 2  # the last one that both have
+    assert found["t"] == pytest.approx(t)
+    assert found["degrees_of_freedom"] == pytest.approx(degrees)
+    assert found["difference"] == pytest.approx(np.mean(a) - np.mean(b))
+    low, high = found["interval"]
+    assert low < found["difference"] < high < 0
+    assert found["p"] < 0.05
+    assert found["verdict"] == "differs"
+
+
+def test_the_level_of_the_test():
+    """Of runs that do not differ, about one comparison in twenty is called different."""
+    random = np.random.RandomState(0)
+    verdicts = [
+        results.compare(*(made_up(name, random.randn(5, 1).tolist()) for name in "ab"))["verdict"] for _ in range(400)
+    ]
+    assert set(verdicts) == {"differs", "no significant difference"}
+    assert 5 <= verdicts.count("differs") <= 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"losses": ((300.0,),)}, "fewer than two runs"),
+        ({"unit": "squared error per image"}, "unit"),
+        ({"data": "mnist"}, "data mnist, not digits"),
+        ({"test_images": 10}, "test_images 10, not 597"),
+        ({}, "no spread"),
+    ],
+)
+def test_what_cannot_be_tested_is_said(changes, why):
+    constant = made_up("vae_jax", ((300.0,), (300.0,)))
+    found = results.compare(constant, made_up("other", **({"losses": ((300.0,), (300.0,))} | changes)))
+    assert found["verdict"] == "not tested"
+    assert why in found["why"][0]
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(capsys):
+    def run(*arguments):
+        capsys.readouterr()
+        code = main(["compare", *(str(argument) for argument in arguments)])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+SMALL = [*flags(**TINY), "--epochs", "2", "--seeds", "2", "--steps", "12"]
+
+
+def test_all_levels(command, tmp_path):
+    pytest.importorskip("torch", reason="needs the extra torch")
+    (tmp_path / "keras.json").write_text(json.dumps(made_up(losses=((390.0, 20.0), (391.0, 21.0)))))
+    folder = tmp_path / "out"
+    code, out, err = command("--out", folder, *SMALL, "--add", tmp_path / "keras.json")
+    assert code == 1, err  # the results made up are another model's
+    for level in ("function", "gradient", "trajectory"):
+        assert f"{level}: agrees" in out
+    assert "result: differs" in out
+    assert {path.name for path in folder.iterdir()} == {
+        "comparison.json",
+        "comparison.md",
+        "comparison.png",
+        "results_vae_jax.json",
+        "results_pytorch.json",
+    }
+    content = json.loads((folder / "comparison.json").read_text())
+    assert list(content["levels"]) == list(compare.LEVELS)
+    assert content["config"]["train"]["epochs"] == 2
+    tests = {test["b"]: test for test in content["levels"]["result"]["details"]["tests"]}
+    assert tests["PyTorch"]["runs"] == [2, 2]
+    assert tests["PyTorch"]["epoch"] == 2
+    for name in ("vae_jax", "pytorch"):
+        found = results.read(folder / f"results_{name}.json")  # what it writes, it takes
+        assert found["train_images"] == 1000
+        assert [run["seed"] for run in found["runs"]] == [0, 1]
+        losses = results.losses(found)
+        assert (losses[:, 1] < losses[:, 0]).all()
+        assert losses[0, 0] != losses[1, 0]
+        assert results.cost(found)["images_per_second"] > 0
+        assert results.cost(found)["peak_memory_mb"] > 1
+    text = (folder / "comparison.md").read_text()
+    assert "| conv1.weight | gradient |" in text
+    assert "Keras (2 runs)" in text
+    assert "PyTorch (2 runs)" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(row.count("|") >= 4 for row in rows)
+
+    # It is not written over, and what it has written can be laid beside another run.
+    before = snapshot(folder)
+    code, _, err = command("--out", folder, *SMALL)
+    assert code == 2
+    assert "--overwrite" in err
+    assert snapshot(folder) == before
+
+
+def test_our_runs_are_those_of_train(command, tmp_path):
+    """And without PyTorch, what was measured elsewhere is laid beside them."""
+    from vae_jax import fit, load_data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vae_jax.compare.find_spec", lambda name: None)
+        patch.setattr("vae_jax.compare.result.find_spec", lambda name: None)
+        (tmp_path / "keras.json").write_text(json.dumps(made_up()))
+        code, _, err = command(
+            "--out", tmp_path / "out", "--levels", "result", *SMALL, "--add", tmp_path / "keras.json"
+        )
+        assert code == 1, err
+        code, _, err = command("--out", tmp_path / "other", "--levels", "result", *SMALL)
+        assert code == 2
+        assert "PyTorch" in err
+        assert "vae_jax[torch]" in err
+        assert not (tmp_path / "other").exists()
+    found = results.read(tmp_path / "out" / "results_vae_jax.json")
+    assert not (tmp_path / "out" / "results_pytorch.json").exists()
+    config = load_config(**{**TINY, "seed": 1})
+    history = fit(config, load_data(config.data)).history
+    assert [epoch["test_loss"] for epoch in found["runs"][1]["epochs"]] == [epoch["test_loss"] for epoch in history]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--levels", "functions"], "function"),
+        (["--levels", ""], "--levels"),
+        (["--steps", "0"], "--steps"),
+        (["--seeds", "-1"], "--seeds"),
+        (["--epochs", "-1"], "--epochs"),
+        (["--add", "none.json"], "none.json"),
+        (["--levels", "gradient", "--add", "none.json"], "--add"),
+        (["--model.precision", "bfloat16"], "model.precision"),
+        (["--model.unbiased_running_variance", "false"], "unbiased_running_variance"),
+        (["--objective.name", "denoising_autoencoder"], "denoising_autoencoder"),
+        (["--out", "file"], "file"),
+        (["--out", "folder"], "other files"),
+    ],
+)
+def test_refused(command, tmp_path, monkeypatch, arguments, named):
+    pytest.importorskip("torch", reason="needs the extra torch")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("")
+    before = snapshot(tmp_path)
+    code, _, err = command(*flags(**TINY), *arguments)
+    assert code == 2
+    (line,) = [line for line in err.splitlines() if "error" in line]
+    assert line.startswith("vae-jax: error: ")
+    assert named in line
+    assert snapshot(tmp_path) == before
+
+
+def test_a_framework_that_fails_is_told(tmp_path):
+    from vae_jax.compare.result import Worker
+    from vae_jax.compare.worker import Job
+
+    config = load_config(**TINY)
+    images = np.zeros((100, 8, 8, 1), np.uint8)
+    data = Dataset("none", Split(images), Split(images))
+    worker = Worker(Job("nothing", config, data, jax.config.jax_platforms))
+    try:
+        assert worker.about()["framework"] == "PyTorch"
+        with pytest.raises(UserError, match="nothing: "):
+            list(worker.run(0))
+    finally:
+        worker.close()
+    worker = Worker(Job("vae_jax", config, data, jax.config.jax_platforms))
+    try:
+        worker.about()
+        worker.process.kill()
+        with pytest.raises(UserError, match=r"vae_jax: its process ended with -9"):
+            list(worker.run(0))
+    finally:
+        worker.close()
+
+
+def test_a_quick_look_is_bounded():
+    config = load_config("article")
+    images = np.zeros((60_000, 1, 1, 1), np.uint8)
+    asked, data = compare.quick(config, Dataset("mnist", Split(images), Split(images[:10_000])))
+    assert (len(data.train), len(data.test), asked.train.epochs) == (12_800, 2_000, 2)
+    assert "first 12,800" in data.name
+    asked, data = compare.quick(config, Dataset("digits", Split(images[:1437]), Split(images[:360])))
+    assert (len(data.train), len(data.test), asked.train.epochs, data.name) == (1437, 360, 17, "digits")

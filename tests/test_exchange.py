@@ -1,0 +1,537 @@
+"""Weights to and from PyTorch's files: what comes through, and that nothing else does."""
+
+import json
+import os
+import pickle
+import struct
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from run_fixtures import TINY, compiled_once, flags, snapshot
+from safetensors.numpy import load_file, save_file
+
+from vae_jax import load_config, load_data, run, train
+from vae_jax.cli import main
+from vae_jax.errors import UserError
+from vae_jax.interop import exchange, weights_file
+from vae_jax.interop.torch_weights import from_state_dict, to_state_dict
+
+CONFIG = load_config(**TINY)
+NETWORKS = {
+    "article": load_config("article"),
+    "autoencoder": load_config("ae"),
+    "tiny": CONFIG,
+    "plain": replace(
+        CONFIG,
+        model=replace(
+            CONFIG.model, batch_norm=False, kernel=5, strides=(2, 3), paddings=(2, 1), head_activation=False, latent=3
+        ),
+        data=replace(CONFIG.data, image_size=13, channels=3),
+    ),
+    "biased": replace(CONFIG, model=replace(CONFIG.model, unbiased_running_variance=False)),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled", optimized=False):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data(CONFIG.data)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, data):
+    """A run of two epochs."""
+    folder = tmp_path_factory.mktemp("made") / "run"
+    run.train(CONFIG, data, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(made, tmp_path_factory):
+    path = tmp_path_factory.mktemp("exported") / "model.safetensors"
+    exchange.export_run(made, path)
+    return path
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a command; gives its exit code, its output and its errors."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def refused(command, tmp_path):
+    """Imports a file that must be refused in one line, with nothing written; gives the line."""
+
+    def run(path, *arguments):
+        before = snapshot(tmp_path)
+        code, out, err = command("import", path, tmp_path / "new", *(arguments or flags(**TINY)))
+        assert code == 2, out
+        assert snapshot(tmp_path) == before
+        (line,) = err.splitlines()
+        assert line.startswith("vae-jax: error: ")
+        return line
+
+    return run
+
+
+def variables_of(config, seed=0):
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    network, _ = train.build(config, shape)
+    variables = network.init(jax.random.key(seed))
+    random = np.random.RandomState(seed)
+    return jax.tree.map(lambda x: (x + random.rand(*x.shape)).astype(x.dtype), variables)
+
+
+# --- Round trips -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_names_and_layouts_go_both_ways(name):
+    variables = variables_of(NETWORKS[name])
+    state = to_state_dict(variables, 7)
+    assert all(array.flags.c_contiguous for array in state.values())
+    back = from_state_dict(state, variables_of(NETWORKS[name], seed=1))
+    assert jax.tree.structure(back) == jax.tree.structure(variables)
+    for found, expected in zip(jax.tree.leaves(back), jax.tree.leaves(variables), strict=True):
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_file_imports_and_exports_bit_for_bit(name, tmp_path):
+    config = NETWORKS[name]
+    path, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    weights_file.write(path, to_state_dict(variables_of(config), 41))
+    exchange.import_run(path, config, tmp_path / "run")
+    exchange.export_run(tmp_path / "run", again)
+    assert path.read_bytes() == again.read_bytes()
+
+
+def test_a_run_exports_and_imports_bit_for_bit(made, exported, command, tmp_path):
+    code, out, _ = command("import", exported, "--config", made / "config.yaml", tmp_path / "run")
+    assert code == 0
+    assert "fresh" in out
+    assert str(tmp_path / "run" / "figures" / "samples.png") in out
+    code, out, _ = command("export", tmp_path / "run", "--to", "torch", tmp_path / "again.safetensors")
+    assert code == 0
+    assert (tmp_path / "again.safetensors").read_bytes() == exported.read_bytes()
+    assert load_file(exported)["BN1.num_batches_tracked"] == 20  # two epochs of ten batches
+    first, second = run.load(made), run.load(tmp_path / "run")
+    for found, expected in zip(
+        jax.tree.leaves(second.state.variables), jax.tree.leaves(first.state.variables), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(second.state.opt_state))
+
+
+def test_an_import_is_a_normal_run(made, exported, command, tmp_path, data):
+    folder = tmp_path / "run"
+    assert command("import", exported, folder, *flags(**TINY))[0] == 0
+    figures = [json.loads(command("evaluate", each, "--json")[1]) for each in (made, folder)]
+    assert figures[0] == figures[1]
+    assert command("sample", folder, "-n", "4")[0] == 0
+    code, out, err = command("train", "--out", folder, "--resume", "--train.epochs=1")
+    assert code == 0, err
+    assert "imported weights" in out
+    assert "fresh" in out
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["test_loss"] < json.loads((made / "summary.json").read_text())["test_loss"]
+    assert command("export", folder, tmp_path / "more.safetensors")[0] == 0
+    assert load_file(tmp_path / "more.safetensors")["deb1.num_batches_tracked"] == 30
+    # From now on it is a run like any other.
+    code, out, _ = command("train", "--out", folder, "--resume", "--train.epochs=2")
+    assert code == 0
+    assert "after epoch 1, step 10" in out
+
+
+def test_export_the_best_and_not_over_a_file(made, command, tmp_path):
+    path = tmp_path / "model.safetensors"
+    assert command("export", made, path, "--checkpoint", "best")[0] == 0
+    written = path.read_bytes()
+    code, _, err = command("export", made, path)
+    assert (code, path.read_bytes()) == (2, written)
+    assert "--overwrite" in err
+    assert command("export", made, path, "--overwrite")[0] == 0
+    assert [each.name for each in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["model.pt"], ".safetensors"),
+        (["m.safetensors", "--to", "keras"], "--to"),
+        (["m.safetensors", "--checkpoint", "first"], "--checkpoint"),
+        (["none/such/../../m"], ".safetensors"),
+    ],
+)
+def test_export_refuses(made, command, tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = command("export", made, *arguments)
+    assert code == 2
+    assert len(err.splitlines()) == 1
+    assert named in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_export_of_what_is_no_run(made, command, tmp_path):
+    for folder in (tmp_path / "none", tmp_path, made / "config.yaml"):
+        code, _, err = command("export", folder, tmp_path / "m.safetensors")
+        assert code == 2
+        assert str(folder) in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_import_does_not_train_over_a_run(exported, made, command):
+    before = snapshot(made)
+    code, _, err = command("import", exported, made, *flags(**TINY))
+    assert code == 2
+    assert "--overwrite" in err
+    assert snapshot(made) == before
+
+
+def test_a_failed_save_leaves_nothing(exported, tmp_path, monkeypatch):
+    from vae_jax.checkpoint import Checkpoints
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", fail)
+    with pytest.raises(OSError, match="No space"):
+        exchange.import_run(exported, CONFIG, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+# --- Other weights ---------------------------------------------------------------------------------------------------
+
+
+def changed(exported, **changes):
+    arrays = load_file(exported)
+    for name, array in changes.items():
+        if array is None:
+            del arrays[name.replace("__", ".")]
+        else:
+            arrays[name.replace("__", ".")] = array
+    return arrays
+
+
+def test_every_tensor_that_differs_is_named(exported, refused, tmp_path):
+    arrays = changed(
+        exported,
+        conv1__weight=None,
+        fc_mu__bias=None,
+        fc1__bias=np.zeros(3, np.float32),
+        fc1__weight=np.zeros((16, 16, 1), np.float32),
+        BN1__weight=np.zeros(4, np.float16),
+        upsample__weight=np.zeros(2, np.float32),
+    )
+    path = tmp_path / "other.safetensors"
+    save_file(arrays, path)
+    line = refused(path)
+    assert "missing: conv1.weight, fc_mu.bias" in line
+    assert "not expected: upsample.weight" in line
+    assert "fc1.bias (expected 16, found 3)" in line
+    assert "found 16x16x1" in line
+    assert "BN1.weight (expected float32, found float16)" in line
+
+
+def test_strange_and_many_names(exported, refused, tmp_path):
+    arrays = changed(exported, **{"\x1b[31m" + "a" * 500: np.zeros(1), "b\nc": np.zeros(1)})
+    arrays |= {f"extra{i:05}": np.zeros(1, np.float32) for i in range(1000)}
+    save_file(arrays, tmp_path / "m.safetensors")
+    line = refused(tmp_path / "m.safetensors")
+    assert "\x1b" not in line
+    assert "more" in line
+    assert len(line) < 10_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("conv1.weight", np.nan, "1 of 64 not finite"),
+        ("fc2.bias", -np.inf, "not finite"),
+        ("BN2.running_var", -1.0, "below 0"),
+        ("deb1.num_batches_tracked", -5, "below 0"),
+    ],
+)
+def test_numbers_that_cannot_be(exported, refused, tmp_path, name, value, said):
+    arrays = load_file(exported)
+    arrays[name] = arrays[name].copy()
+    arrays[name].reshape(-1)[:1] = value
+    save_file(arrays, tmp_path / "m.safetensors")
+    line = refused(tmp_path / "m.safetensors")
+    assert name in line
+    assert said in line
+
+
+def test_another_networks_weights(exported, refused):
+    assert "conv3.weight" in refused(exported, "--config", "article")
+
+
+# --- Files that are none ---------------------------------------------------------------------------------------------
+
+
+def header(content, size=None, data=b"") -> bytes:
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    return struct.pack("<Q", len(text) if size is None else size) + text + data
+
+
+def one(shape, offsets, dtype="F32", data=16) -> bytes:
+    """A file with one tensor as described."""
+    return header({"conv1.weight": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}, data=b"0" * data)
+
+
+HOSTILE = {
+    "empty": b"",
+    "short": b"\x01\x02",
+    "header longer than the file": header({}, size=1 << 20),
+    "header of 2^64 bytes": header({}, size=(1 << 64) - 1),
+    "no JSON": header(b"{{{{"),
+    "deep JSON": header(b"[" * 100_000),
+    "a list": header([1, 2]),
+    "a huge shape": one([1 << 62, 4], [0, 16]),
+    "a shape that overflows": one([1 << 63, 2], [0, 16]),
+    "offsets beyond the end": one([4], [0, 16], data=4),
+    "offsets backwards": one([4], [16, 0]),
+    "a negative shape": one([-4], [0, 16]),
+    "an unknown type": one([4], [0, 16], dtype="F128"),
+    "twice the same": header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' * 2 + b"}", data=b"0" * 4),
+    "text": b"conv1.weight: 1 2 3\n" * 100,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files(refused, tmp_path, name):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(HOSTILE[name])
+    assert "model.safetensors" in refused(path)
+
+
+@pytest.mark.parametrize("path", ["none.safetensors", "folder", "folder.safetensors", "fifo.safetensors", "m.h5", "m"])
+def test_no_file_of_weights(refused, tmp_path, path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.safetensors").mkdir()
+    os.mkfifo(tmp_path / "fifo.safetensors")
+    for name in ("m.h5", "m"):
+        (tmp_path / name).write_bytes(b"abc")
+    assert path in refused(tmp_path / path)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_damaged_files(exported, data):
+    """Cut short or with bytes changed: refused in one line, or read as the same names, shapes and types, all finite."""
+    whole = exported.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    damaged = bytearray(whole)
+    kind = data.draw(st.sampled_from(["cut", "header", "anywhere", "inserted"]))
+    if kind == "cut":
+        damaged = damaged[: data.draw(st.integers(0, len(whole) - 1))]
+    elif kind == "inserted":
+        place = data.draw(st.integers(0, len(whole)))
+        damaged[place:place] = data.draw(st.binary(min_size=1, max_size=40))
+    else:
+        last = 8 + length if kind == "header" else len(whole)
+        for _ in range(data.draw(st.integers(1, 8))):
+            damaged[data.draw(st.integers(0, last - 1))] = data.draw(st.integers(0, 255))
+    path = exported.with_name("damaged.safetensors")
+    path.write_bytes(damaged)
+    expected = to_state_dict(variables_of(CONFIG))
+    try:
+        found = weights_file.read(path, expected, "the model").arrays
+    except UserError as error:
+        said = str(error)
+    else:
+        said = ""
+    if said:
+        assert said.startswith(str(path))
+        assert len(said) < 20_000
+        return
+    assert kind != "cut"
+    assert found.keys() == expected.keys()
+    assert all(found[name].shape == expected[name].shape and np.isfinite(found[name]).all() for name in found)
+
+
+# --- Pickles ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_pickle_without_torch(exported, refused, tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
+        archive.writestr("model/data.pkl", b"")
+    monkeypatch.setattr(weights_file, "version", lambda name: "2.9.1+cpu")
+    line = refused(tmp_path / "model.pt")
+    assert "2.10" in line
+    assert "2.9.1" in line
+    assert "weights_only=True" in line
+
+
+def test_import_and_export_need_no_torch(exported, made, tmp_path):
+    """In a process where torch cannot be imported."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from vae_jax.cli import main\n"
+        f"sys.exit(main(['import', {str(exported)!r}, {str(tmp_path / 'run')!r}, '--config', "
+        f"{str(made / 'config.yaml')!r}]) or main(['export', {str(tmp_path / 'run')!r}, "
+        f"{str(tmp_path / 'm.safetensors')!r}]))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "m.safetensors").read_bytes() == exported.read_bytes()
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, (f"touch {Path(__file__).parent / 'executed'}",)
+
+
+class TestPickles:
+    """Of PyTorch, which must be there."""
+
+    torch = None
+
+    @pytest.fixture(autouse=True)
+    def needs_torch(self):
+        type(self).torch = pytest.importorskip("torch", reason="needs the extra torch")
+
+    def test_a_state_dict(self, exported, command, tmp_path):
+        state = {name: self.torch.tensor(array) for name, array in load_file(exported).items()}
+        self.torch.save(state, tmp_path / "model.pth")
+        assert command("import", tmp_path / "model.pth", tmp_path / "run", *flags(**TINY))[0] == 0
+        assert command("export", tmp_path / "run", tmp_path / "m.safetensors")[0] == 0
+        assert (tmp_path / "m.safetensors").read_bytes() == exported.read_bytes()
+
+    @pytest.mark.parametrize(
+        "name",
+        ["code", "bare code", "checkpoint", "list", "model", "expanded", "meta", "sparse", "legacy", "cut", "bomb"],
+    )
+    def test_what_is_none(self, refused, tmp_path, name):
+        torch, path = self.torch, tmp_path / "model.pt"
+        executed = Path(__file__).parent / "executed"
+        linear = torch.nn.Linear(2, 2)
+        contents = {
+            "code": {"a": Hostile()},
+            "checkpoint": {"state_dict": linear.state_dict(), "epoch": 3},
+            "list": [torch.zeros(3)],
+            "model": linear,
+            "expanded": {"conv1.weight": torch.zeros(1).expand(1 << 40)},
+            "meta": {"conv1.weight": torch.zeros(3, device="meta")},
+            "sparse": {"conv1.weight": torch.eye(3).to_sparse()},
+        }
+        if name == "bare code":
+            path.write_bytes(pickle.dumps(Hostile()))
+        elif name == "legacy":
+            torch.save(linear.state_dict(), path, _use_new_zipfile_serialization=False)
+        elif name == "cut":
+            torch.save(linear.state_dict(), path)
+            path.write_bytes(path.read_bytes()[:-200])
+        elif name == "bomb":
+            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr("model/data.pkl", b"\0" * (1 << 28))
+        else:
+            torch.save(contents[name], path)
+        try:
+            line = refused(path)
+            assert not executed.exists()
+        finally:
+            executed.unlink(missing_ok=True)
+        assert "model.pt" in line
+        if name == "checkpoint":
+            assert "state_dict (OrderedDict), epoch (int)" in line
+            assert "model.state_dict()" in line
+
+    def test_a_name_that_lies(self, exported, refused, tmp_path):
+        self.torch.save({}, tmp_path / "model.safetensors")
+        assert "pickle" in refused(tmp_path / "model.safetensors")
+        (tmp_path / "model.pt").write_bytes(exported.read_bytes())
+        assert "torch.save" in refused(tmp_path / "model.pt")
+
+
+# --- The article's class in PyTorch ----------------------------------------------------------------------------------
+
+
+class TestArticle:
+    """A class with the article's names and shapes, written as a PyTorch user writes it."""
+
+    @pytest.fixture(autouse=True)
+    def needs_torch(self):
+        pytest.importorskip("torch", reason="needs the extra torch")
+
+    def test_it_loads_an_export_strictly(self, tmp_path):
+        import torch
+        from article_torch import ArticleVAE
+        from safetensors.torch import load_file
+
+        config = load_config("article")
+        variables = variables_of(config)
+        path = tmp_path / "model.safetensors"
+        weights_file.write(path, to_state_dict(variables, 938))
+        model = ArticleVAE()
+        state = load_file(path)
+        assert {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()} == {
+            name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()
+        }
+        model.load_state_dict(state, strict=True)
+        assert sum(parameter.numel() for parameter in model.parameters()) == 165_409
+        images = np.random.RandomState(0).randint(0, 256, (32, 32, 32, 1), np.uint8)
+        trained = train.Trained(config, (32, 32, 1), train.start_from(config, variables, 1), [])
+        found = np.asarray(run.use(trained).reconstruct(images))
+        with torch.no_grad():
+            model.eval()
+            mu, _ = model.encode(torch.tensor(images.transpose(0, 3, 1, 2)).float() / 255)
+            expected = model.decode(mu).numpy().transpose(0, 2, 3, 1)
+        assert expected.std() > 0.01
+        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+    def test_weights_trained_there_evaluate_the_same_here(self, mnist_dir, command, tmp_path):
+        import torch
+        from article_torch import ArticleVAE, terms
+
+        config = load_config("article", **{"data.manual_dir": str(mnist_dir)})
+        data = load_data(config.data)
+        torch.manual_seed(0)
+        model = ArticleVAE()
+        adam = torch.optim.Adam(model.parameters(), 1e-3)
+        images = torch.tensor(data.train.images[:12_800].transpose(0, 3, 1, 2)).float() / 255
+        for batch in images.split(64):
+            adam.zero_grad()
+            bce, kl = terms(*model(batch), batch)
+            (bce + kl).sum().backward()
+            adam.step()
+        torch.save(model.state_dict(), tmp_path / "model.pt")
+        model.eval()
+        with torch.no_grad():
+            test = torch.tensor(data.test.images.transpose(0, 3, 1, 2)).float() / 255
+            parts = []
+            for batch in test.split(500):
+                mu, log_var = model.encode(batch)
+                parts.append(torch.stack(terms(model.decode(mu), mu, log_var, batch)))
+            bce, kl = torch.cat(parts, 1).double().mean(1).tolist()
+        assert bce < 300  # it has learnt
+        arguments = ("--config", "article", "--data.manual_dir", mnist_dir)
+        assert command("import", tmp_path / "model.pt", *arguments, tmp_path / "run")[0] == 0
+        found = json.loads(command("evaluate", tmp_path / "run", "--latent", "mean", "--json")[1])
+        assert found["images"] == 10_000
+        assert found["reconstruction"] == pytest.approx(bce, abs=1e-3)
+        assert found["kl"] == pytest.approx(kl, abs=1e-3)
