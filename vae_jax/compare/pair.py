@@ -43,8 +43,8 @@ def precisely(precision: str) -> Iterator[None]:
     oneDNN, its default on a CPU, rounds coarsely: on MNIST's mostly black images the article's float32 gradients came
     out up to 1e-2 (of a tensor's largest entry) from the float64 ones, against 1e-6 without it.
     """
-    own_kernels = torch.backends.mkldnn.flags(enabled=False, deterministic=None, allow_tf32=None, fp32_precision=None)
-    with jax.enable_x64(precision == "float64"), own_kernels:
+    unchanged: dict[str, Any] = {"deterministic": None, "allow_tf32": None, "fp32_precision": None}
+    with jax.enable_x64(precision == "float64"), torch.backends.mkldnn.flags(enabled=False, **unchanged):
         yield
 
 
