@@ -147,7 +147,11 @@ def comparison(
         for i, (name, runs) in enumerate(losses.items()):
             epochs, mean = np.arange(1, runs.shape[1] + 1), runs.mean(0)
             axes.plot(
-                epochs, mean, "o-" if len(epochs) < 20 else "-", color=f"C{i}", label=f"{name} ({len(runs)} runs)"
+                epochs,
+                mean,
+                "o-" if len(epochs) < 20 else "-",
+                color=f"C{i}",
+                label=_plain(f"{name} ({len(runs)} runs)"),
             )
             axes.plot(epochs, runs.T, color=f"C{i}", alpha=0.35, linewidth=0.7)
             if len(runs) > 1:
@@ -172,6 +176,11 @@ def comparison(
         axes.legend()
         axes.grid(alpha=0.3)
     return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+def _plain(label: str) -> str:
+    """Text that matplotlib takes as it stands, not as mathematics."""
+    return label.replace("\\", "\\\\").replace("$", r"\$") if "$" in label else label
 
 
 def _figure(width: float, height: float) -> Any:

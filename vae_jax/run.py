@@ -17,6 +17,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,24 +160,31 @@ def adopt(
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
     state = start_from(config, variables, 0)
     model = use(Trained(config, shape, state, []))
-    if overwrite:
-        _delete(folder)
-    new = not folder.exists()
+    missing = [path for path in folder.absolute().parents if not path.exists()]
+    # Made beside the folder and moved into it when it is whole: half a run is none, and an old one is not lost for it.
+    making = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        _write(folder / "config.yaml", to_yaml(config))
-        _write(folder / ORIGIN, json.dumps(origin, indent=2) + "\n")
+        (making / "figures").mkdir(parents=True)
+        _write(making / ORIGIN, json.dumps(origin, indent=2) + "\n")
         if model.sample:
-            _draw_samples(folder, config, model)
-        checkpoints = _checkpoints(folder)
+            _draw_samples(making, config, model)
+        checkpoints = _checkpoints(making)
         try:
             checkpoints.save(Saved(state, [], 0))
         finally:
             checkpoints.close()
-    except BaseException:  # half a run is none
-        _delete(folder)
-        if new:
-            shutil.rmtree(folder, ignore_errors=True)
+        _write(making / "config.yaml", to_yaml(config))
+        if overwrite:
+            _delete(folder)
+        folder.mkdir(exist_ok=True)
+        for path in sorted(making.iterdir(), key=lambda path: path.name == "config.yaml"):
+            os.replace(path, folder / path.name)
+        making.rmdir()
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
         raise
     return Trained(config, shape, state, [])
 
@@ -193,7 +201,7 @@ def origin(folder: str | Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_bytes())
         return {**found, "counters": {str(name): int(count) for name, count in found["counters"].items()}}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise UserError(f"{path}: expected what `vae-jax import` has written; {error!r:.200}") from error
 
 

@@ -12,10 +12,11 @@ from typing import Any
 
 from vae_jax.cli import compare, exchange, train, use
 from vae_jax.cli.common import Verb
-from vae_jax.config import read
+from vae_jax.config import from_namespace, read, to_yaml
 from vae_jax.errors import UserError
 from vae_jax.folder import check_writable, user_cache
 
+PRINT_CONFIG = "--print_config"
 COMPILED_LIMIT = 1 << 30  # bytes of compiled programs kept; the ones not used for longest go first
 VERBS = {**train.VERBS, **use.VERBS, **exchange.VERBS, **compare.VERBS}
 
@@ -29,25 +30,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if arguments and arguments[0] in VERBS:
             verb = VERBS[arguments[0]]
-            return verb.run(_parse(arguments[0], verb, arguments[1:])) or 0
+            options = _parse(arguments[0], verb, [each for each in arguments[1:] if each != PRINT_CONFIG])
+            if PRINT_CONFIG in arguments:
+                if not hasattr(options, "train"):
+                    raise UserError(f"unrecognized arguments: {PRINT_CONFIG}")
+                print(to_yaml(from_namespace(options)), end="")  # jsonargparse would print the command's flags too
+                return 0
+            return verb.run(options) or 0
         _overview(arguments)
     except UserError as error:
-        print(f"vae-jax: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"vae-jax: error: {_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"vae-jax: interrupted{VERBS[arguments[0]].interrupted}", file=sys.stderr)
+        hint = VERBS[arguments[0]].interrupted if arguments[:1] and arguments[0] in VERBS else ""
+        print(f"vae-jax: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # as in `vae-jax … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except MemoryError as error:
-        print(f"vae-jax: error: not enough memory: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"vae-jax: error: not enough memory: {_line(str(error))}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a folder that may not be read, …
         what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
-        print(f"vae-jax: error: {what}", file=sys.stderr)
+        print(f"vae-jax: error: {_line(what)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _line(text: str) -> str:
+    """One line that says what the text says and does nothing to a terminal, whatever file its words come from."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in " ".join(text.split()))
 
 
 def _keep_compiled() -> None:

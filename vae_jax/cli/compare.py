@@ -51,6 +51,8 @@ def _compare(options: Any) -> int:
     for level in levels:
         lookup(dict.fromkeys(compare.LEVELS), level, "--levels")
     steps, seeds = positive(options.steps, "--steps"), positive(options.seeds, "--seeds")
+    if seeds > 1000:
+        raise UserError(f"--seeds: expected at most 1,000; found {seeds}")
     if options.epochs:
         positive(options.epochs, "--epochs")
     if options.add and "result" not in levels:
@@ -79,9 +81,8 @@ def _compare(options: Any) -> int:
             tell=tell,
             on_level=lambda name, level: print(f"{name}: {level.verdict}; {level.summary}", flush=True),
         )
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(("comparison.", "results_")):
-            print(f"  {'picture: ' if path.suffix == '.png' else ''}{path}")
+    for path in compare.report.own(folder):
+        print(f"  {'picture: ' if path.suffix == '.png' else ''}{path}")
     return DIFFERENT if any(level.verdict == "differs" for level in found.values()) else 0
 
 
@@ -92,8 +93,12 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
     check_writable(folder)
     if not folder.is_dir() or not any(folder.iterdir()):
         return
-    if not (folder / "comparison.json").is_file():
-        raise UserError(f"--out {folder}: expected a new or empty folder or a comparison's; found other files")
+    from vae_jax.compare import report
+
+    others = sorted(set(folder.iterdir()) - set(report.own(folder)))
+    if others:
+        found = f"found {others[0].name}, which is left alone"
+        raise UserError(f"--out {folder}: expected a new or empty folder or a comparison's; {found}")
     if not overwrite:
         raise UserError(f"--out {folder}: there is a comparison already; --overwrite writes over it")
 

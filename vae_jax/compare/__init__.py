@@ -17,7 +17,6 @@ from vae_jax.data.dataset import Dataset, Split
 from vae_jax.errors import UserError
 
 LEVELS = ("function", "gradient", "trajectory", "result")
-FIRST_FILE = "comparison.json"
 QUICK_TRAIN, QUICK_TEST = 12_800, 2_000  # images of a quick look
 QUICK_SEEN = 25_600  # images each run of it trains on in all, in whole epochs
 
@@ -65,13 +64,13 @@ def compare(
     tell: Tell = lambda what, done, total: None,
     on_level: Callable[[str, Level], None] = lambda name, level: None,
 ) -> dict[str, Level]:
-    """Compares our training of a model with PyTorch's; see `report.write` for what it leaves in the folder.
+    """Compares our training of a model with PyTorch's; see `report` for what it leaves in the folder.
 
     Args:
         config: of the model and its training.
         data: the images.
-        folder: to write into; created.
-        levels: of LEVELS.
+        folder: to write into; created. A comparison that is there already is replaced.
+        levels: of LEVELS, in whatever order.
         steps: of the trajectory.
         seeds: runs of each framework in the result, from `config.seed` on.
         epochs: of each run; by default few epochs of few images, see `quick`.
@@ -85,18 +84,20 @@ def compare(
     check(config, data.image_shape, levels, len(added))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    whole = replace(config, train=replace(config.train, epochs=epochs)) if epochs else config
-    ran, images = (whole, data) if epochs else quick(config, data)
+    for path in report.own(folder):
+        path.unlink()
 
     def keep(results: dict[str, Any]) -> None:
         report.write_json(folder / f"results_{results['framework'].lower()}.json", results)
 
-    request = Request(config, data, steps, (), list(added), keep, tell)
+    whole = Request(config, data, steps, tuple(range(config.seed, config.seed + seeds)), list(added), keep, tell)
+    ran = quick(config, data) if epochs is None else (replace(config, train=replace(config.train, epochs=epochs)), data)
     found: dict[str, Level] = {}
-    for name in levels:
-        if name == "result":
-            request = request._replace(config=ran, data=images, seeds=tuple(range(config.seed, config.seed + seeds)))
+    for name in LEVELS:
+        if name not in levels:
+            continue
+        request = whole._replace(config=ran[0], data=ran[1]) if name == "result" else whole
         found[name] = getattr(import_module(f"vae_jax.compare.{name}"), name)(request)
-        report.write(folder, asdict(ran if name == "result" else config), data.name, found)
+        report.write(folder, asdict(config), data.name, ran[0].train.epochs, found)
         on_level(name, found[name])
     return found

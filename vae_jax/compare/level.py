@@ -9,6 +9,7 @@ from vae_jax.data.dataset import Dataset
 AGREES = "agrees"
 ROUNDING = "agrees in float64"  # and float32 is too coarse for this network to tell
 DIFFERS = "differs"
+NO_DIFFERENCE = "no difference found"  # by a statistical test, which is less than agreement
 UNTESTED = "not tested"
 
 Tell = Callable[[str, int, int], None]

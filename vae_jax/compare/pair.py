@@ -14,7 +14,7 @@ from vae_jax import objectives, posteriors
 from vae_jax.config import Config
 from vae_jax.errors import UserError
 from vae_jax.evaluate import pixels
-from vae_jax.interop.torch_training import to_torch
+from vae_jax.interop.torch_training import compute_exactly, to_torch
 from vae_jax.interop.torch_twin import TorchTwin
 from vae_jax.interop.torch_weights import to_state_dict
 from vae_jax.models import Autoencoder, Variables
@@ -64,8 +64,7 @@ class Pair:
         """
         if config.model.precision != "float32":
             raise UserError(f"model.precision: expected float32 to compare with; found {config.model.precision}")
-        # PyTorch's own default rounds convolutions on a GPU to TF32.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        compute_exactly()
         self.config = config
         self.network, self.objective = build(config, image_shape)
         self.dtype = jnp.zeros(()).dtype

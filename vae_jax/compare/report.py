@@ -1,6 +1,7 @@
 """What a comparison leaves behind: FOLDER/comparison.json (all figures), comparison.md (tables), comparison.png."""
 
 import json
+import math
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -19,13 +20,30 @@ QUESTIONS = {
     "trajectory": "the same training?",
     "result": "the same result, at what cost?",
 }
-COSTS = ["framework", "version", "device", "parameters", "images/s", "seconds per epoch", "peak memory, MB", "notes"]
+COSTS = ["framework", "version", "device", "parameters", "images/s", "seconds per epoch", "peak memory, MB",
+         "of the device, MB", "notes"]  # fmt: skip
 PACKAGES = ("vae_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 
+OWN = ("comparison.json", "comparison.md", "comparison.png", "results_*.json")
+
+
+def own(folder: Path) -> list[Path]:
+    """The files in a folder that a comparison has written, or was writing when it was interrupted."""
+    return sorted(path for pattern in OWN for name in (pattern, f".{pattern}.*.tmp") for path in folder.glob(name))
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file so that no half-written one is ever seen."""
-    _write(path, json.dumps(content, indent=1) + "\n")
+    """Writes a JSON file so that no half-written one is ever seen; what is not finite becomes null."""
+    _write(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _write(path: Path, text: str) -> None:
@@ -44,8 +62,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def write(folder: Path, config: dict[str, Any], data: str, levels: dict[str, Level]) -> None:
-    """Writes the three files with the levels there are so far."""
+def write(folder: Path, config: dict[str, Any], data: str, epochs: int, levels: dict[str, Level]) -> None:
+    """Writes the three files with the levels there are so far; `epochs` are those of the independent runs."""
     import jax
 
     from vae_jax.run import cores
@@ -58,6 +76,7 @@ def write(folder: Path, config: dict[str, Any], data: str, levels: dict[str, Lev
         "device": f"{device.platform} ({device.device_kind}, {cores()} cores)",
         "versions": _versions(),
         "config": config,
+        "epochs": epochs,
         "levels": {name: level._asdict() for name, level in levels.items()},
     }
     write_json(folder / "comparison.json", content)
@@ -146,7 +165,7 @@ def _trajectory(details: dict[str, Any]) -> list[str]:
 
 def _result(details: dict[str, Any]) -> list[str]:
     found = details["results"]
-    runs = {each["framework"]: results.losses(each) for each in found}
+    runs = {each["framework"]: results.losses(each) for each in found if each["unit"] == found[0]["unit"]}
     epochs = max(losses.shape[1] for losses in runs.values())
 
     def cell(losses: np.ndarray, epoch: int) -> str:
@@ -177,8 +196,8 @@ def _result(details: dict[str, Any]) -> list[str]:
         "",
         *(f"- {_sentence(test)}." for test in details["tests"]),
         "",
-        "Cost: medians over epochs, each run's first one excluded; peak memory beyond the libraries' own, "
-        "compilation included.",
+        "Cost: medians over epochs, without each run's first where there are more; PyTorch trains eagerly. Peak memory "
+        "beyond the libraries' own, compilation included.",
         "",
         *_table(COSTS, costs),
     ]

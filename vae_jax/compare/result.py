@@ -1,5 +1,6 @@
 """Level 4, the result: independent runs in each framework's own way; what they reach, and what they cost."""
 
+import os
 import pickle
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from typing import Any
 import jax
 
 from vae_jax.compare import results
-from vae_jax.compare.level import AGREES, DIFFERS, UNTESTED, Level, Request
+from vae_jax.compare.level import DIFFERS, NO_DIFFERENCE, UNTESTED, Level, Request
 from vae_jax.compare.worker import FRAMEWORKS, Job
 from vae_jax.errors import UserError
 from vae_jax.models import count_parameters
@@ -23,22 +24,24 @@ def result(request: Request) -> Level:
     Where PyTorch is missing, ours is laid beside the results that were added.
     """
     names = [name for name in FRAMEWORKS if name != "pytorch" or find_spec("torch")]
-    found = [*train(request, names).values(), *request.added]
+    trained = list(train(request, names).values())
+    found = [*trained, *results.named_apart(request.added, [each["framework"] for each in trained])]
     ours, others = found[0], found[1:]
     tests = [results.compare(ours, other) for other in others]
     verdicts = {test["verdict"] for test in tests}
-    verdict = DIFFERS if "differs" in verdicts else AGREES if "no significant difference" in verdicts else UNTESTED
+    verdict = next((each for each in (DIFFERS, NO_DIFFERENCE) if each in verdicts), UNTESTED)
     details = {"results": found, "tests": tests, "test": results.TEST}
     return Level(verdict, "; ".join(map(sentence, tests)), details)
 
 
 def sentence(test: dict[str, Any]) -> str:
     """What a test has found, in words."""
-    begin = f"{test['a']} against {test['b']} after epoch {test['epoch']}: {test['difference']:+.2f}"
+    difference = "" if test["difference"] is None else f"{test['difference']:+.2f}, "
+    begin = f"{test['a']} against {test['b']} after epoch {test['epoch']}: {difference}"
     if "why" in test:
-        return f"{begin}, not tested ({', '.join(test['why'])})"
+        return f"{begin}not tested ({', '.join(test['why'])})"
     low, high = test["interval"]
-    return f"{begin} (95% interval {low:+.2f} to {high:+.2f}), p = {test['p']:.2g}, {test['verdict']}"
+    return f"{begin}95% interval {low:+.2f} to {high:+.2f}, p = {test['p']:.2g}, {test['verdict']}"
 
 
 def train(request: Request, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -95,8 +98,15 @@ class Worker:
         """Starts it."""
         self.name = job.framework
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (it outlives this method)
-        command = [sys.executable, "-m", "vae_jax.compare.worker"]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors)
+        # Nothing compiled before, by whomever: the first run's peak memory is that of a first start.
+        self.cache = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "vae_jax.compare.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.errors,
+            env={**os.environ, "JAX_COMPILATION_CACHE_DIR": self.cache.name},
+        )
         self._send(job)
 
     def _send(self, content: Any) -> None:
@@ -114,7 +124,7 @@ class Worker:
         except (EOFError, pickle.UnpicklingError) as error:
             raise self._failure() from error
         if kind == "error":
-            raise UserError(f"{self.name}: {content}")
+            raise UserError(content)
         return kind, content
 
     def _failure(self) -> UserError:
@@ -142,3 +152,4 @@ class Worker:
         self.process.kill()
         self.process.communicate()
         self.errors.close()
+        self.cache.cleanup()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from vae_jax.errors import UserError
 
 SIZE_LIMIT = 1 << 26  # bytes
 SIGNIFICANCE = 0.05
+DIFFERS, NO_DIFFERENCE, UNTESTED = "differs", "no difference found", "not tested"
 TEST = (
     "Welch's two-sided t-test of the mean test loss after the last common epoch, at the level 0.05; it takes runs as "
     "independent, and their losses as roughly normal, of any variance"
@@ -65,7 +67,21 @@ def _number(text: str) -> float:
 def losses(results: dict[str, Any], name: str = "test_loss") -> np.ndarray:
     """A figure by run and epoch, (runs, epochs), as far as all runs go; NaN where it is not told."""
     epochs = min(len(run["epochs"]) for run in results["runs"])
-    return np.array([[epoch.get(name, math.nan) for epoch in run["epochs"][:epochs]] for run in results["runs"]])
+    figures = [[epoch.get(name, math.nan) for epoch in run["epochs"][:epochs]] for run in results["runs"]]
+    return np.array(figures, np.float64)
+
+
+def named_apart(results: list[dict[str, Any]], taken: Iterable[str]) -> list[dict[str, Any]]:
+    """The results with names of frameworks that are not taken yet: a second PyTorch is "PyTorch (2)"."""
+    names, found = set(taken), []
+    for each in results:
+        name, number = each["framework"], 1
+        while name in names:
+            number += 1
+            name = f"{each['framework']} ({number})"
+        names.add(name)
+        found.append({**each, "framework": name})
+    return found
 
 
 def incomparable(results: dict[str, Any], other: dict[str, Any]) -> list[str]:
@@ -82,15 +98,17 @@ def compare(results: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     a, b = losses(results), losses(other)
     epoch = min(a.shape[1], b.shape[1])
     a, b = a[:, epoch - 1], b[:, epoch - 1]
-    difference = float(a.mean() - b.mean())
-    found = {**names, "epoch": epoch, "runs": [len(a), len(b)], "difference": difference}
+    difference: float | None = float(a.mean() - b.mean())
+    found: dict[str, Any] = {**names, "epoch": epoch, "runs": [len(a), len(b)], "difference": difference}
     reasons = incomparable(results, other)
+    if "unit" in " ".join(reasons):
+        found["difference"] = None
     if not reasons and min(len(a), len(b)) < 2:
         reasons = ["fewer than two runs"]
     if not reasons and a.var() + b.var() == 0:
         reasons = ["no spread between runs"]
     if reasons:
-        return {**found, "verdict": "not tested", "why": reasons}
+        return {**found, "verdict": UNTESTED, "why": reasons}
     test: Any = stats.ttest_ind(a, b, equal_var=False)
     low, high = test.confidence_interval(1 - SIGNIFICANCE)
     return {
@@ -99,17 +117,19 @@ def compare(results: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
         "degrees_of_freedom": float(test.df),
         "p": float(test.pvalue),
         "interval": [float(low), float(high)],
-        "verdict": "differs" if test.pvalue < SIGNIFICANCE else "no significant difference",
+        "verdict": DIFFERS if test.pvalue < SIGNIFICANCE else NO_DIFFERENCE,
     }
 
 
 def cost(results: dict[str, Any]) -> dict[str, float | None]:
-    """Medians over all epochs but each run's first, which is still warming up."""
+    """Medians over all epochs but each run's first, if there are more: it is still warming up."""
     found = {}
     for name in ("images_per_second", "train_seconds"):
         figures = losses(results, name)
         figures = figures[:, 1:] if figures.shape[1] > 1 else figures
         median = float(np.median(figures))
         found[name] = median if math.isfinite(median) else None
-    memory = results.get("peak_device_memory_bytes", results.get("peak_memory_bytes"))
-    return {**found, "peak_memory_mb": None if memory is None else memory / 2**20}
+    for name in ("peak_memory", "peak_device_memory"):
+        size = results.get(f"{name}_bytes")
+        found[f"{name}_mb"] = None if size is None else size / 2**20
+    return found

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
+from vae_jax.errors import UserError
 
 
 class Job(NamedTuple):
@@ -75,7 +76,8 @@ def _about(job: Job) -> dict[str, Any]:
     if job.platforms:
         jax.config.update("jax_platforms", job.platforms)
     device = jax.devices()[0]
-    described = f"{device.platform} ({device.device_kind}, {run.cores()} cores)"
+    kind = f"{run.cores()} cores" if device.platform == "cpu" else device.device_kind
+    described = f"{device.platform} ({kind})"
     if job.framework == "vae_jax":
         return {
             "framework": "vae_jax",
@@ -88,7 +90,8 @@ def _about(job: Job) -> dict[str, Any]:
     from vae_jax.compare.pair import torch_device
 
     torch.zeros(1, device=torch_device())
-    return {"framework": "PyTorch", "framework_version": torch.__version__, "device": described}
+    theirs = f"gpu ({torch.cuda.get_device_name()})" if torch_device() == "cuda" else f"cpu ({run.cores()} cores)"
+    return {"framework": "PyTorch", "framework_version": torch.__version__, "device": theirs}
 
 
 def _peak_memory(framework: str) -> dict[str, int]:
@@ -100,16 +103,15 @@ def _peak_memory(framework: str) -> dict[str, int]:
         found["peak_memory_bytes"] = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
     except (OSError, StopIteration):  # not Linux
         pass
-    import jax
-
-    if jax.default_backend() == "cpu":
-        return found
     if framework == "pytorch":
         import torch
 
-        return found | {"peak_device_memory_bytes": torch.cuda.max_memory_allocated()}
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    return found | {"peak_device_memory_bytes": statistics.get("peak_bytes_in_use", 0)}
+        on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
+    else:
+        import jax
+
+        on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return found if on_device is None else found | {"peak_device_memory_bytes": on_device}
 
 
 def main() -> None:
@@ -122,8 +124,8 @@ def main() -> None:
         pickle.dump((kind, content), answers)
         answers.flush()
 
+    job: Job = pickle.load(sys.stdin.buffer)
     try:
-        job: Job = pickle.load(sys.stdin.buffer)
         send("about", _about(job))
         before = _peak_memory(job.framework)
         while (seed := pickle.load(sys.stdin.buffer)) is not None:
@@ -132,8 +134,10 @@ def main() -> None:
             send("done", {name: value - before[name] for name, value in peak.items()})
     except (EOFError, BrokenPipeError):
         return
+    except UserError as error:
+        send("error", str(error))
     except Exception as error:
-        send("error", f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        send("error", f"{job.framework}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
 if __name__ == "__main__":

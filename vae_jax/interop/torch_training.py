@@ -16,7 +16,9 @@ from torch import Tensor
 from vae_jax import optimizer
 from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
+from vae_jax.errors import UserError
 from vae_jax.interop.torch_twin import TorchTwin
+from vae_jax.train import REMEDIES
 
 EVALUATED_AT_ONCE = 250
 REDUCTIONS = {"sum": torch.sum, "mean": torch.mean}
@@ -25,6 +27,11 @@ REDUCTIONS = {"sum": torch.sum, "mean": torch.mean}
 def to_torch(images: UInt8[np.ndarray, "batch h w c"], like: Tensor) -> Tensor:
     """Images as PyTorch wants them: (batch, channels, height, width) in [0, 1], of `like`'s type, on its device."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(like) / 255
+
+
+def compute_exactly() -> None:
+    """Has PyTorch compute float32 in float32, as vae_jax does; its default on a GPU rounds convolutions to TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 class TorchTraining:
@@ -95,7 +102,11 @@ def fit(
         device: PyTorch's name of it.
         on_progress: called now and then with the images trained in the epoch so far.
         on_epoch: called with each epoch's figures, named as those of `vae_jax.train.fit`.
+
+    Raises:
+        UserError: if a loss becomes infinite or NaN.
     """
+    compute_exactly()
     torch.manual_seed(config.seed)
     twin = TorchTwin(config.model, data.image_shape, heads).to(device)
     count, size = len(data.train), config.train.batch_size
@@ -115,6 +126,9 @@ def fit(
         train = (sums.double().cpu() / count).tolist()  # waits for the device
         seconds = time.perf_counter() - began
         test = evaluate(twin, config, data.test.images).tolist()
+        if not np.isfinite([*train, *test]).all():
+            found = f"loss {train[0]}, test loss {test[0]}"
+            raise UserError(f"PyTorch's training diverged in epoch {epoch}: {found}; {REMEDIES}")
         names = ("loss", "reconstruction", "kl")
         on_epoch(
             {

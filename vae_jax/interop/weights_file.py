@@ -20,6 +20,7 @@ import numpy as np
 from vae_jax.errors import UserError
 
 HEADER_LIMIT = 1 << 24  # bytes of names and shapes
+COUNT_LIMIT = 1 << 53  # training batches that a BatchNorm may have seen
 NAMES_SHOWN = 200  # of each kind of fault
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how PyTorch's files begin, those of version 1.6 and newer and older ones
 DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
@@ -180,10 +181,11 @@ def _check_numbers(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         broken = int((~np.isfinite(array)).sum())
         below = int((array < 0).sum()) if name.endswith((".running_var", ".num_batches_tracked")) else 0
+        above = int((array > COUNT_LIMIT).sum()) if name.endswith(".num_batches_tracked") else 0
         if broken:
             faults.append(f"{name} ({broken:,} of {array.size:,} not finite)")
-        elif below:
-            faults.append(f"{name} ({below:,} of {array.size:,} below 0)")
+        elif below or above:
+            faults.append(f"{name} ({below or above:,} of {array.size:,} {'below 0' if below else 'too large'})")
     if faults:
         raise UserError(f"{path}: expected finite numbers, and variances and counts from 0 on; found {_listed(faults)}")
 
@@ -193,7 +195,8 @@ def _unpickle(path: Path, to: Path) -> None:
     seconds = 60 + path.stat().st_size // 10_000_000
     try:
         result = subprocess.run(
-            [sys.executable, "-m", "vae_jax.interop.torch_pickle", str(path), str(to)],
+            # -P: a torch.py or zipfile.py beside a downloaded file is not imported.
+            [sys.executable, "-P", "-m", "vae_jax.interop.torch_pickle", str(path.absolute()), str(to)],
             capture_output=True,
             text=True,
             errors="replace",
