@@ -278,6 +278,17 @@ def test_a_file_may_not_overwrite(refused, copied, tmp_path):
     assert snapshot(copied) == before
 
 
+def test_print_config_prints_a_configuration(command, refused, tmp_path):
+    lines = command("train", "--config", "digits", "--train.epochs", 3, "--print_config")
+    (tmp_path / "mine.yaml").write_text("\n".join(lines))
+    assert load_config(tmp_path / "mine.yaml") == load_config("digits", **{"train.epochs": 3})
+    assert "--print_config" in refused("evaluate", tmp_path, "--print_config")
+
+
+def test_errors_do_nothing_to_a_terminal(refused):
+    assert "\x1b" not in refused("train", "--out", "x", "--config", "\x1b[31mred")
+
+
 @pytest.mark.parametrize("order", ["before", "after", "equals"])
 def test_flags_win_whatever_the_order(capsys, order, tmp_path):
     from vae_jax.cli import _parse

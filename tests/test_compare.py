@@ -86,6 +86,13 @@ def altered(place, value):
         (json.dumps(altered(("runs", 1, "epochs", 1, "epoch"), 5)), "$.runs[1].epochs"),
         (json.dumps(altered(("runs", 0, "epochs", 0, "train_seconds"), -1)), "train_seconds"),
         (json.dumps(made_up(train_images=0)), "train_images"),
+        (json.dumps(made_up(train_images=10**400)), "train_images"),
+        (json.dumps(made_up(peak_memory_bytes=10**400)), "peak_memory_bytes"),
+        (json.dumps(made_up(losses=((10**400,),))), "test_loss"),
+        (json.dumps(made_up(losses=((-1.7e308,),))), "test_loss"),
+        (json.dumps(made_up(framework="\ud800")), "$.framework"),
+        (json.dumps(made_up(framework="\x1b[31mred")), "$.framework"),
+        (json.dumps(made_up(notes="a\nb")), "$.notes"),
         (b"\xff\xfe\x00", "JSON"),
     ],
 )
@@ -103,6 +110,13 @@ def test_no_such_results_file(tmp_path):
     for path in (tmp_path / "none.json", tmp_path):
         with pytest.raises(UserError, match="expected a results file"):
             results.read(path)
+
+
+def test_names_are_kept_apart():
+    given = [made_up("vae_jax"), made_up("PyTorch"), made_up("PyTorch"), made_up("Keras")]
+    found = results.named_apart(given, ["vae_jax", "PyTorch"])
+    assert [each["framework"] for each in found] == ["vae_jax (2)", "PyTorch (2)", "PyTorch (3)", "Keras"]
+    assert given[0]["framework"] == "vae_jax"
 
 
 # --- The test of a difference ----------------------------------------------------------------------------------------
@@ -130,7 +144,7 @@ def test_the_level_of_the_test():
     verdicts = [
         results.compare(*(made_up(name, random.randn(5, 1).tolist()) for name in "ab"))["verdict"] for _ in range(400)
     ]
-    assert set(verdicts) == {"differs", "no significant difference"}
+    assert set(verdicts) == {"differs", "no difference found"}
     assert 5 <= verdicts.count("differs") <= 40
 
 
@@ -170,9 +184,11 @@ SMALL = [*flags(**TINY), "--epochs", "2", "--seeds", "2", "--steps", "12"]
 
 def test_all_levels(command, tmp_path):
     pytest.importorskip("torch", reason="needs the extra torch")
-    (tmp_path / "keras.json").write_text(json.dumps(made_up(losses=((390.0, 20.0), (391.0, 21.0)))))
+    keras = made_up("Keras $\\beta_{$ | x", ((390.0, 20.0), (391.0, 21.0)))
+    (tmp_path / "keras.json").write_text(json.dumps(keras))
+    (tmp_path / "ours.json").write_text(json.dumps(made_up("PyTorch", unit="squared error per image")))
     folder = tmp_path / "out"
-    code, out, err = command("--out", folder, *SMALL, "--add", tmp_path / "keras.json")
+    code, out, err = command("--out", folder, *SMALL, "--add", tmp_path / "keras.json", tmp_path / "ours.json")
     assert code == 1, err  # the results made up are another model's
     for level in ("function", "gradient", "trajectory"):
         assert f"{level}: agrees" in out
@@ -186,7 +202,7 @@ def test_all_levels(command, tmp_path):
     }
     content = json.loads((folder / "comparison.json").read_text())
     assert list(content["levels"]) == list(compare.LEVELS)
-    assert content["config"]["train"]["epochs"] == 2
+    assert content["epochs"] == 2
     tests = {test["b"]: test for test in content["levels"]["result"]["details"]["tests"]}
     assert tests["PyTorch"]["runs"] == [2, 2]
     assert tests["PyTorch"]["epoch"] == 2
@@ -201,7 +217,9 @@ def test_all_levels(command, tmp_path):
         assert results.cost(found)["peak_memory_mb"] > 1
     text = (folder / "comparison.md").read_text()
     assert "| conv1.weight | gradient |" in text
-    assert "Keras (2 runs)" in text
+    assert r"Keras $\beta_{$ \| x (2 runs)" in text
+    assert "PyTorch (2) (2 runs)" not in text  # of another unit
+    assert "against PyTorch (2) after epoch 2: not tested (unit squared error per image, not nats" in text
     assert "PyTorch (2 runs)" in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert all(row.count("|") >= 4 for row in rows)
@@ -212,6 +230,85 @@ def test_all_levels(command, tmp_path):
     assert code == 2
     assert "--overwrite" in err
     assert snapshot(folder) == before
+    # And where it is, nothing old is left.
+    code, out, _ = command("--out", folder, *SMALL, "--levels", "function", "--overwrite")
+    assert code == 0
+    assert {path.name for path in folder.iterdir()} == {"comparison.json", "comparison.md"}
+    assert "results" not in out
+
+
+def test_after_an_interruption_it_can_begin_again(command, tmp_path, monkeypatch):
+    pytest.importorskip("torch", reason="needs the extra torch")
+    from vae_jax.compare import result
+
+    workers = []
+    original = result.Worker.run
+
+    def interrupted(self, seed):
+        workers.append(self)
+        if seed == 1:
+            raise KeyboardInterrupt
+        yield from original(self, seed)
+
+    monkeypatch.setattr(result.Worker, "run", interrupted)
+    code, _, err = command("--out", tmp_path / "out", *SMALL, "--levels", "result")
+    assert code == 130
+    assert "Traceback" not in err
+    assert len(workers) == 3  # both frameworks' first runs, and the one interrupted
+    assert all(worker.process.poll() is not None for worker in workers)
+    assert len(list((tmp_path / "out").iterdir())) == 2  # what was finished is kept
+    code, _, err = command("--out", tmp_path / "out", *SMALL, "--levels", "function", "--overwrite")
+    assert code == 0, err
+
+
+def test_the_levels_have_an_order_and_their_own_data(tmp_path, monkeypatch):
+    """The result's quick look at few images is the result's alone."""
+    pytest.importorskip("torch", reason="needs the extra torch")
+    from vae_jax.compare import function, result
+    from vae_jax.compare.level import Level
+
+    asked = {}
+
+    def fake(name):
+        def level(request):
+            asked[name] = request
+            return Level("agrees", "", {"results": [made_up()], "tests": [], "test": ""})
+
+        return level
+
+    config = load_config(**TINY)
+    images = np.zeros((compare.QUICK_TRAIN + 5, 8, 8, 1), np.uint8)
+    monkeypatch.setattr(function, "function", fake("function"))
+    monkeypatch.setattr(result, "result", fake("result"))
+    monkeypatch.setattr(compare.report, "write", lambda *arguments: None)
+    compare.compare(config, Dataset("d", Split(images), Split(images)), tmp_path, levels=("result", "function"))
+    assert list(asked) == ["function", "result"]
+    assert len(asked["function"].data.train) == len(images)
+    assert len(asked["result"].data.train) == compare.QUICK_TRAIN
+    assert asked["function"].config == config
+    assert asked["result"].config.train.epochs == 2
+
+
+def test_a_diverging_framework_is_told(tmp_path, command):
+    pytest.importorskip("torch", reason="needs the extra torch")
+    from vae_jax.compare.result import Worker
+    from vae_jax.compare.worker import Job
+
+    config = load_config(**{**TINY, "train.learning_rate": 1e30})
+    images = np.random.RandomState(0).randint(0, 256, (200, 8, 8, 1), np.uint8)
+    data = Dataset("noise", Split(images), Split(images))
+    worker = Worker(Job("pytorch", config, data, jax.config.jax_platforms))
+    try:
+        assert worker.about()["device"].startswith("cpu")
+        with pytest.raises(UserError, match=r"^PyTorch's training diverged in epoch 1.*learning_rate"):
+            list(worker.run(0))
+    finally:
+        worker.close()
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    compare.report.write_json(tmp_path / "a.json", {"a": [1.5, math.nan, {"b": -math.inf}], "c": (1,)})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1.5, None, {"b": None}], "c": [1]}
 
 
 def test_our_runs_are_those_of_train(command, tmp_path):

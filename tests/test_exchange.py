@@ -3,10 +3,10 @@
 import json
 import os
 import pickle
+import shutil
 import struct
 import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -208,7 +208,7 @@ def test_import_does_not_train_over_a_run(exported, made, command):
     assert snapshot(made) == before
 
 
-def test_a_failed_save_leaves_nothing(exported, tmp_path, monkeypatch):
+def test_a_failed_save_leaves_nothing(exported, made, tmp_path, monkeypatch):
     from vae_jax.checkpoint import Checkpoints
 
     def fail(*_):
@@ -216,8 +216,29 @@ def test_a_failed_save_leaves_nothing(exported, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save", fail)
     with pytest.raises(OSError, match="No space"):
-        exchange.import_run(exported, CONFIG, tmp_path / "run")
+        exchange.import_run(exported, CONFIG, tmp_path / "new" / "run")
     assert not list(tmp_path.iterdir())
+    # Nor does the run go that it was to replace.
+    shutil.copytree(made, tmp_path / "run")
+    before = snapshot(tmp_path)
+    with pytest.raises(OSError, match="No space"):
+        exchange.import_run(exported, CONFIG, tmp_path / "run", overwrite=True)
+    assert snapshot(tmp_path) == before
+
+
+def test_import_replaces_a_run(exported, made, command, tmp_path):
+    shutil.copytree(made, tmp_path / "run")
+    (tmp_path / "run" / "mine.txt").write_text("mine")
+    assert command("import", exported, tmp_path / "run", *flags(**TINY), "--overwrite")[0] == 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.yaml",
+        "checkpoints",
+        "figures",
+        "imported.json",
+        "mine.txt",
+    }
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert run.load(tmp_path / "run").history == []
 
 
 # --- Other weights ---------------------------------------------------------------------------------------------------
@@ -270,6 +291,7 @@ def test_strange_and_many_names(exported, refused, tmp_path):
         ("fc2.bias", -np.inf, "not finite"),
         ("BN2.running_var", -1.0, "below 0"),
         ("deb1.num_batches_tracked", -5, "below 0"),
+        ("deb1.num_batches_tracked", 2**62, "too large"),
     ],
 )
 def test_numbers_that_cannot_be(exported, refused, tmp_path, name, value, said):
@@ -299,30 +321,34 @@ def one(shape, offsets, dtype="F32", data=16) -> bytes:
     return header({"conv1.weight": {"dtype": dtype, "shape": shape, "data_offsets": offsets}}, data=b"0" * data)
 
 
+SIZE, WHOLE = "expected a safetensors file, at most", "expected a whole safetensors file; "
 HOSTILE = {
-    "empty": b"",
-    "short": b"\x01\x02",
-    "header longer than the file": header({}, size=1 << 20),
-    "header of 2^64 bytes": header({}, size=(1 << 64) - 1),
-    "no JSON": header(b"{{{{"),
-    "deep JSON": header(b"[" * 100_000),
-    "a list": header([1, 2]),
-    "a huge shape": one([1 << 62, 4], [0, 16]),
-    "a shape that overflows": one([1 << 63, 2], [0, 16]),
-    "offsets beyond the end": one([4], [0, 16], data=4),
-    "offsets backwards": one([4], [16, 0]),
-    "a negative shape": one([-4], [0, 16]),
-    "an unknown type": one([4], [0, 16], dtype="F128"),
-    "twice the same": header(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},' * 2 + b"}", data=b"0" * 4),
-    "text": b"conv1.weight: 1 2 3\n" * 100,
+    "empty": (b"", SIZE),
+    "short": (b"\x01\x02", SIZE),
+    "a header longer than the file": (header({}, size=1 << 20), SIZE),
+    "a header of 2^64 bytes": (header({}, size=(1 << 64) - 1), SIZE),
+    "a long header": (header(b"{" + b" " * (1 << 24) + b"}"), SIZE),
+    "no JSON": (header(b"{{{{"), WHOLE),
+    "deep JSON": (header(b"[" * 100_000), WHOLE),
+    "a list": (header([1, 2]), WHOLE),
+    "a huge shape": (one([1 << 62, 4], [0, 16]), WHOLE),
+    "a shape that overflows": (one([1 << 63, 2], [0, 16]), WHOLE),
+    "offsets beyond the end": (one([4], [0, 16], data=4), WHOLE),
+    "offsets backwards": (one([4], [16, 0]), WHOLE),
+    "a negative shape": (one([-4], [0, 16]), WHOLE),
+    "an unknown type": (one([4], [0, 16], dtype="F128"), WHOLE),
+    "more data than told": (one([4], [0, 16], data=20), WHOLE),
+    "text": (b"conv1.weight: 1 2 3\n" * 100, SIZE),
+    "other tensors": (one([4], [0, 16]), "expected the 27 tensors of"),
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_files(refused, tmp_path, name):
     path = tmp_path / "model.safetensors"
-    path.write_bytes(HOSTILE[name])
-    assert "model.safetensors" in refused(path)
+    content, reason = HOSTILE[name]
+    path.write_bytes(content)
+    assert f"{path}: {reason}" in refused(path)
 
 
 @pytest.mark.parametrize("path", ["none.safetensors", "folder", "folder.safetensors", "fifo.safetensors", "m.h5", "m"])
@@ -406,8 +432,20 @@ def test_import_and_export_need_no_torch(exported, made, tmp_path):
 
 
 class Hostile:
+    """In a pickle: code that leaves a file behind when it is executed."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
     def __reduce__(self):
-        return os.system, (f"touch {Path(__file__).parent / 'executed'}",)
+        return os.system, (f"touch {self.mark}",)
+
+
+class Large:
+    """In a pickle: eight gigabytes, by a function that weights may call."""
+
+    def __reduce__(self):
+        return bytearray, (1 << 33,)
 
 
 class TestPickles:
@@ -426,44 +464,87 @@ class TestPickles:
         assert command("export", tmp_path / "run", tmp_path / "m.safetensors")[0] == 0
         assert (tmp_path / "m.safetensors").read_bytes() == exported.read_bytes()
 
+    @pytest.fixture
+    def complete(self, exported):
+        """A state_dict that would be imported."""
+        return {name: self.torch.tensor(array) for name, array in load_file(exported).items()}
+
     @pytest.mark.parametrize(
-        "name",
-        ["code", "bare code", "checkpoint", "list", "model", "expanded", "meta", "sparse", "legacy", "cut", "bomb"],
+        ("name", "reason"),
+        [
+            ("code", "Weights only load failed"),
+            ("large", "MemoryError"),
+            ("checkpoint", "found state_dict (OrderedDict), epoch (int); save model.state_dict() alone"),
+            ("number", "found lr (float)"),
+            ("list", "found a list; save model.state_dict()"),
+            ("model", "Weights only load failed"),
+            ("expanded", "'fc1.bias', whose shape asks for more numbers than it has"),
+            ("meta", "'fc1.bias', which is sparse, quantised or without data"),
+            ("sparse", "'fc1.bias', which is sparse, quantised or without data"),
+            ("half", "fc1.bias (expected float32, found float16)"),
+            ("nan", "fc1.bias (16 of 16 not finite)"),
+        ],
     )
-    def test_what_is_none(self, refused, tmp_path, name):
-        torch, path = self.torch, tmp_path / "model.pt"
-        executed = Path(__file__).parent / "executed"
-        linear = torch.nn.Linear(2, 2)
+    def test_what_is_no_state_dict(self, complete, refused, tmp_path, name, reason):
+        torch, path, mark = self.torch, tmp_path / "model.pt", tmp_path.with_name(f"{tmp_path.name}_executed")
+        bias = complete["fc1.bias"]
         contents = {
-            "code": {"a": Hostile()},
-            "checkpoint": {"state_dict": linear.state_dict(), "epoch": 3},
-            "list": [torch.zeros(3)],
-            "model": linear,
-            "expanded": {"conv1.weight": torch.zeros(1).expand(1 << 40)},
-            "meta": {"conv1.weight": torch.zeros(3, device="meta")},
-            "sparse": {"conv1.weight": torch.eye(3).to_sparse()},
+            "code": {**complete, "more": Hostile(mark)},
+            "large": {**complete, "more": Large()},
+            "checkpoint": {"state_dict": torch.nn.Linear(2, 2).state_dict(), "epoch": 3},
+            "number": {**complete, "lr": 0.1},
+            "list": list(complete.values()),
+            "model": torch.nn.Linear(2, 2),
+            "expanded": {**complete, "fc1.bias": torch.zeros(1).expand(16)},
+            "meta": {**complete, "fc1.bias": torch.zeros(16, device="meta")},
+            "sparse": {**complete, "fc1.bias": bias.to_sparse()},
+            "half": {**complete, "fc1.bias": bias.half()},
+            "nan": {**complete, "fc1.bias": bias * torch.nan},
         }
-        if name == "bare code":
-            path.write_bytes(pickle.dumps(Hostile()))
-        elif name == "legacy":
-            torch.save(linear.state_dict(), path, _use_new_zipfile_serialization=False)
+        torch.save(contents[name], path)
+        assert reason in refused(path)
+        assert not mark.exists()
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("code", "PyTorch before 1.6"),
+            ("legacy", "PyTorch before 1.6"),
+            ("cut", "zip"),
+            ("compressed", "found compressed data"),
+            ("names", "bytes of names"),
+            ("another zip", "expected a state_dict"),
+        ],
+    )
+    def test_what_is_no_file_of_pytorchs(self, complete, refused, tmp_path, name, reason):
+        path, mark = tmp_path / "model.pt", tmp_path.with_name(f"{tmp_path.name}_executed")
+        self.torch.save(complete, path, _use_new_zipfile_serialization=name != "legacy")
+        if name == "code":
+            path.write_bytes(pickle.dumps(Hostile(mark)))
         elif name == "cut":
-            torch.save(linear.state_dict(), path)
             path.write_bytes(path.read_bytes()[:-200])
-        elif name == "bomb":
-            with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-                archive.writestr("model/data.pkl", b"\0" * (1 << 28))
-        else:
-            torch.save(contents[name], path)
-        try:
-            line = refused(path)
-            assert not executed.exists()
-        finally:
-            executed.unlink(missing_ok=True)
-        assert "model.pt" in line
-        if name == "checkpoint":
-            assert "state_dict (OrderedDict), epoch (int)" in line
-            assert "model.state_dict()" in line
+        elif name in ("compressed", "names", "another zip"):
+            with zipfile.ZipFile(path) as archive:
+                entries = {entry: archive.read(entry) for entry in archive.namelist()}
+            if name == "names":
+                entries["model/data.pkl"] += b"\0" * (1 << 24)
+            elif name == "another zip":
+                entries = {"readme.txt": b"hello"}
+            kind = zipfile.ZIP_DEFLATED if name == "compressed" else zipfile.ZIP_STORED
+            with zipfile.ZipFile(path, "w", kind) as archive:
+                for entry, content in entries.items():
+                    archive.writestr(entry, content)
+        assert reason in refused(path)
+        assert not mark.exists()
+
+    def test_nothing_beside_the_file_is_imported(self, complete, command, tmp_path, monkeypatch):
+        """A downloaded archive may hold a zipfile.py as well."""
+        monkeypatch.chdir(tmp_path)
+        for name in ("zipfile", "torch", "safetensors"):
+            (tmp_path / f"{name}.py").write_text("open('executed', 'w')\n")
+        self.torch.save(complete, "model.pt")
+        assert command("import", "model.pt", "run", *flags(**TINY))[0] == 0
+        assert not (tmp_path / "executed").exists()
 
     def test_a_name_that_lies(self, exported, refused, tmp_path):
         self.torch.save({}, tmp_path / "model.safetensors")
