@@ -22,7 +22,7 @@ train: $(BIN)/.installed
 	$(BIN)/vae-jax train --config $(CONFIG) --out $(RUN) $(ARGS)
 
 test: $(BIN)/.installed-test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .

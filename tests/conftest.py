@@ -9,6 +9,15 @@ import pytest
 
 from vae_jax.data import Dataset, Split
 
+# With pytest-xdist's --no-loadscope-reorder the files that take longest begin first, and no worker waits for another.
+LONGEST = ("test_torch", "test_train", "test_compare", "test_exchange", "test_cli", "test_run", "test_models")
+
+
+def pytest_collection_modifyitems(items):
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
+
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 

@@ -86,8 +86,8 @@ def write(folder: Path, config: dict[str, Any], data: str, epochs: int, levels: 
 
 def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
     # What others' files say is text, never a table's own marks.
-    rows = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in [columns, ["---"] * len(columns), *rows]]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in [columns, *rows]]
+    return [f"| {' | '.join(row)} |" for row in [cells[0], ["---"] * len(columns), *cells[1:]]]
 
 
 def markdown(content: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ of its own, since what is left can still ask for any amount of time or memory.
 
 # pyright: reportMissingImports=false
 
+import pickle
+import re
 import sys
 import warnings
 import zipfile
@@ -73,6 +75,11 @@ def main() -> int:
     warnings.simplefilter("ignore")
     try:
         convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    except pickle.UnpicklingError as error:
+        # PyTorch's message is long and tells how to load it all the same.
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        print(f"found more than weights{f' ({asked[1]})' if asked else ''}; save model.state_dict()")
+        return REFUSED
     except Exception as error:  # what hostile pickles raise is anybody's guess
         print(f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error)
         return REFUSED
