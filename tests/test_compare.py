@@ -379,6 +379,7 @@ def test_refused(command, tmp_path, monkeypatch, arguments, named):
 
 
 def test_a_framework_that_fails_is_told(tmp_path):
+    pytest.importorskip("torch", reason="needs the extra torch")
     from vae_jax.compare.result import Worker
     from vae_jax.compare.worker import Job
 
