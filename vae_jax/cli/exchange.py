@@ -57,7 +57,10 @@ def _import(options: Any) -> None:
     print(f"run folder: {folder} (PyTorch's weights hold no optimiser state: training goes on with a fresh one)")
     for picture in sorted((folder / "figures").glob("*.png")):
         print(f"  picture: {picture}")
-    print(f"  evaluate it: vae-jax evaluate {folder}; train on: vae-jax train --out {folder} --resume")
+    print(
+        f"  evaluate it: vae-jax evaluate {folder}; train on: vae-jax train --out {folder} --resume "
+        f"--train.epochs {config.train.epochs}"
+    )
 
 
 VERBS = {
