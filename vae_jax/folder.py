@@ -1,4 +1,4 @@
-"""The folders in use, seen without jax: commands refuse a wrong one before jax starts up."""
+"""The folders in use, seen without jax: commands refuse a wrong one before jax starts up; and files written whole."""
 
 import os
 from pathlib import Path
@@ -56,3 +56,10 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: expected a folder that can be written; {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):
         raise UserError(f"{folder}: expected a folder that can be written; permission denied in {there}")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that no half-written one is ever seen."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

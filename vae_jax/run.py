@@ -32,7 +32,7 @@ from vae_jax.config import Config, to_yaml
 from vae_jax.data import Dataset
 from vae_jax.errors import UserError
 from vae_jax.evaluate import Model, make_model
-from vae_jax.folder import check_folder, read_config
+from vae_jax.folder import check_folder, read_config, write_text
 from vae_jax.models import Variables
 from vae_jax.train import (
     Progress,
@@ -104,7 +104,7 @@ def train(
         _delete(folder)
     try:
         (folder / "figures").mkdir(parents=True, exist_ok=True)
-        _write(folder / "config.yaml", to_yaml(config))
+        write_text(folder / "config.yaml", to_yaml(config))
         checkpoints = _checkpoints(folder, config.output.keep_checkpoints)
     except OSError as error:
         raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
@@ -165,7 +165,7 @@ def adopt(
     making = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         (making / "figures").mkdir(parents=True)
-        _write(making / ORIGIN, json.dumps(origin, indent=2) + "\n")
+        write_text(making / ORIGIN, json.dumps(origin, indent=2) + "\n")
         if model.sample:
             _draw_samples(making, config, model)
         checkpoints = _checkpoints(making)
@@ -173,7 +173,7 @@ def adopt(
             checkpoints.save(Saved(state, [], 0))
         finally:
             checkpoints.close()
-        _write(making / "config.yaml", to_yaml(config))
+        write_text(making / "config.yaml", to_yaml(config))
         if overwrite:
             _delete(folder)
         folder.mkdir(exist_ok=True)
@@ -310,13 +310,6 @@ def _checkpoints(folder: Path, keep: int = 1_000_000) -> Any:
     return Checkpoints(folder / "checkpoints", keep)
 
 
-def _write(path: Path, text: str) -> None:
-    """Writes a file so that no half-written one is ever seen."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 class _Recorder:
     """Keeps what a run's callbacks bring."""
 
@@ -356,7 +349,7 @@ class _Recorder:
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         self.history = list(history)
-        _write(self.folder / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in history))
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in history))
 
     def finish(self, trained: Trained, seconds: float) -> None:
         config, history = trained.config, trained.history
@@ -367,7 +360,7 @@ class _Recorder:
             _draw_samples(self.folder, config, use)
         if config.model.latent == 2:
             draw_latent_plane(folder / "latent_plane.png", use, self.data)
-        _write(self.folder / "summary.json", json.dumps(self._summary(trained, seconds), indent=2) + "\n")
+        write_text(self.folder / "summary.json", json.dumps(self._summary(trained, seconds), indent=2) + "\n")
 
     def _summary(self, trained: Trained, seconds: float) -> dict[str, Any]:
         history = trained.history

@@ -59,6 +59,7 @@ def _compare(options: Any) -> int:
         raise UserError("--add: results are laid beside ours at the level result; found --levels without it")
     _check_folder(folder, options.overwrite)
     from vae_jax.compare import results
+    from vae_jax.compare.level import DIFFERS
 
     added = [results.read(Path(path)) for path in options.add]
     config = absolute_paths(from_namespace(options))
@@ -83,7 +84,7 @@ def _compare(options: Any) -> int:
         )
     for path in compare.report.own(folder):
         print(f"  {'picture: ' if path.suffix == '.png' else ''}{path}")
-    return DIFFERENT if any(level.verdict == "differs" for level in found.values()) else 0
+    return DIFFERENT if any(level.verdict == DIFFERS for level in found.values()) else 0
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 from vae_jax import figures
 from vae_jax.compare import results
 from vae_jax.compare.level import Level
+from vae_jax.folder import write_text
 
 QUESTIONS = {
     "function": "the same function?",
@@ -35,7 +35,7 @@ def own(folder: Path) -> list[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a JSON file so that no half-written one is ever seen; what is not finite becomes null."""
-    _write(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
+    write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
 
 def _finite(content: Any) -> Any:
@@ -44,12 +44,6 @@ def _finite(content: Any) -> Any:
     if isinstance(content, list | tuple):
         return [_finite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _versions() -> dict[str, str]:
@@ -80,7 +74,7 @@ def write(folder: Path, config: dict[str, Any], data: str, epochs: int, levels: 
         "levels": {name: level._asdict() for name, level in levels.items()},
     }
     write_json(folder / "comparison.json", content)
-    _write(folder / "comparison.md", markdown(content))
+    write_text(folder / "comparison.md", markdown(content))
     _draw(folder / "comparison.png", content)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from vae_jax.compare.level import DIFFERS, NO_DIFFERENCE, UNTESTED
 from vae_jax.errors import UserError
 
 SIZE_LIMIT = 1 << 26  # bytes
 SIGNIFICANCE = 0.05
-DIFFERS, NO_DIFFERENCE, UNTESTED = "differs", "no difference found", "not tested"
 TEST = (
     "Welch's two-sided t-test of the mean test loss after the last common epoch, at the level 0.05; it takes runs as "
     "independent, and their losses as roughly normal, of any variance"
@@ -101,7 +101,7 @@ def compare(results: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     difference: float | None = float(a.mean() - b.mean())
     found: dict[str, Any] = {**names, "epoch": epoch, "runs": [len(a), len(b)], "difference": difference}
     reasons = incomparable(results, other)
-    if "unit" in " ".join(reasons):
+    if results["unit"] != other["unit"]:
         found["difference"] = None
     if not reasons and min(len(a), len(b)) < 2:
         reasons = ["fewer than two runs"]
