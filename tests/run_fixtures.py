@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from vae_jax.folder import LOCK
+
 # 1,000 digits in 10 batches, 200 to validate and 597 to test on.
 TINY = {
     "data.image_size": 8,
@@ -51,8 +53,9 @@ def compiled_once(folder: Path, optimized: bool = True) -> Iterator[None]:
 
 
 def snapshot(folder: Path) -> dict[Path, tuple[bytes, int]]:
-    """Everything below a folder: each file's bytes and time of change, each folder's name."""
+    """Everything below a folder but its lock: each file's bytes and time of change, each folder's name."""
     return {
         path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns) if path.is_file() else (b"", 0)
         for path in sorted(folder.rglob("*"))
+        if path.name != LOCK
     }

@@ -3,24 +3,20 @@
 import json
 import math
 import shutil
-import signal
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 from run_fixtures import compiled_once, snapshot
 
 from vae_jax import run
-from vae_jax.checkpoint import CHECKSUMS, Checkpoints, Saved
 from vae_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainConfig, load_config
 from vae_jax.data import Dataset, Split, load
 from vae_jax.errors import UserError
 from vae_jax.evaluate import make_evaluator, means
-from vae_jax.models import Variables
-from vae_jax.train import TrainState, build, make_keys
+from vae_jax.train import build, make_keys
 
 CONFIG = Config(
     data=DataConfig(image_size=8),
@@ -346,121 +342,22 @@ def flip(path):
 @pytest.mark.parametrize(
     "damage", [flip, lambda path: path.write_bytes(path.read_bytes()[:10]), lambda path: path.unlink()]
 )
-def test_a_damaged_checkpoint_is_named(copied, data, damage):
-    step = copied / "checkpoints" / str(3 * STEPS)
-    arrays = max((step / "state" / "ocdbt.process_0").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
-    damage(arrays)
-    before = snapshot(copied)
-    for call in (lambda: run.load(copied), lambda: run.train(with_train(epochs=4), data, copied, resume=True)):
-        message = refused(call)
-        assert str(arrays) in message
-        assert len(message.splitlines()) == 1
-    assert snapshot(copied) == before
-
-
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"some": "thing"}'])
-def test_damaged_checksums_are_named(copied, content):
-    step = copied / "checkpoints" / str(3 * STEPS)
-    (step / CHECKSUMS).write_text(content)
-    assert str(step) in refused(run.load, copied)
-
-
-@pytest.mark.parametrize("checksums", [True, False])
-def test_damaged_metrics_are_named(copied, checksums):
-    step = copied / "checkpoints" / str(3 * STEPS)
-    (step / "metrics" / "metrics").write_text("{")
-    if not checksums:
-        (step / CHECKSUMS).unlink()
-    assert str(step if checksums else copied) in refused(run.load, copied)
-
-
-def test_a_kill_before_the_checksums_loses_no_checkpoint(whole, copied):
-    (copied / "checkpoints" / str(3 * STEPS) / CHECKSUMS).unlink()
-    same(run.load(copied).state, whole[1].state)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda step: shutil.rmtree(step / "state"),
-        lambda step: shutil.rmtree(step / "run"),
-        lambda step: (step / "run" / "metadata").write_text("{"),
-        lambda step: (step / "run" / "metadata").write_text("{}"),
-    ],
-    ids=["no state", "no history", "history is no JSON", "history is empty"],
-)
-def test_without_checksums_damage_is_still_a_user_error(copied, damage):
-    step = copied / "checkpoints" / str(3 * STEPS)
-    (step / CHECKSUMS).unlink()
-    damage(step)
-    message = refused(run.load, copied)
-    assert str(step) in message
-    assert len(message.splitlines()) == 1
-
-
-# --- Checkpoints -----------------------------------------------------------------------------------------------------
-
-
-def template(images):
-    """A state as small as can be."""
-    return TrainState(jnp.int32(0), Variables({"w": jnp.zeros(2)}, {}), {}, jnp.zeros((images, 3)))
-
-
-def saved(step):
-    return Saved(template(1)._replace(step=jnp.int32(step)), [], 1)
-
-
-def kept(folder, losses, keep=1):
-    """The steps kept after checkpoints 1, 2, … with these losses, and the best one's."""
-    checkpoints = Checkpoints(folder / "checkpoints", keep)
-    for step, loss in enumerate(losses, 1):
-        checkpoints.save(saved(step), loss)
-    best = checkpoints.restore("best", template)
-    latest = checkpoints.restore("latest", template)
-    checkpoints.close()
-    assert int(latest.state.step) == len(losses)
-    steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
-    return steps, int(best.state.step)
-
-
-def test_the_best_is_kept_besides_the_newest(tmp_path):
-    assert kept(tmp_path / "a", [3.0, 1.0, 2.0, 4.0]) == ([2, 4], 2)
-    assert kept(tmp_path / "b", [3.0, 1.0, 2.0, 4.0, 5.0], keep=2) == ([2, 4, 5], 2)
-
-
-def test_the_best_may_be_the_newest(tmp_path):
-    assert kept(tmp_path, [3.0, 2.0, 1.0]) == ([3], 3)
-
-
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_what_is_not_finite_is_never_the_best(tmp_path, broken):
-    assert kept(tmp_path / "a", [broken, 2.0, 3.0]) == ([2, 3], 2)
-    assert kept(tmp_path / "b", [2.0, broken, 3.0]) == ([1, 3], 1)
-
-
-def test_ctrl_c_waits_until_a_checkpoint_is_whole(tmp_path, monkeypatch):
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    save = checkpoints._manager.save
-
-    def interrupted(*arguments, **options):
-        signal.raise_signal(signal.SIGINT)
-        return save(*arguments, **options)
-
-    monkeypatch.setattr(checkpoints._manager, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        checkpoints.save(saved(1), 2.0)
-    assert int(checkpoints.restore("latest", template).state.step) == 1
-    assert (tmp_path / "checkpoints" / "1" / CHECKSUMS).is_file()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    checkpoints.close()
-
-
-def test_checkpoints_inside_an_epoch_are_not_ranked(tmp_path):
-    assert kept(tmp_path, [None, 2.0, None, 3.0, None]) == ([2, 5], 2)
-
-
-def test_without_a_rank_the_best_is_the_newest(tmp_path):
-    assert kept(tmp_path, [None, None])[1] == 2
+def test_a_damaged_checkpoint_is_never_trained_on(whole, data, tmp_path, damage):
+    """The one before it is, so that the run still ends where it should."""
+    folder = tmp_path / "run"
+    run.train(replace(CONFIG, output=replace(CONFIG.output, keep_checkpoints=2)), data, folder)
+    step = folder / "checkpoints" / str(3 * STEPS)
+    damage(max(step.rglob("*"), key=lambda path: path.stat().st_size * path.is_file()))
+    with pytest.warns(UserWarning, match="passed over"):
+        assert len(run.load(folder).history) == 2
+    told = []
+    run.train(CONFIG, data, folder, resume=True, report=told.append)
+    assert [str(step) in line for line in told] == [True, True, False]
+    assert "damaged" in told[0]
+    assert str(folder / "checkpoints" / "damaged" / step.name) in told[1]
+    assert told[2] == f"continuing {folder} after epoch 2, step {2 * STEPS}"
+    same(run.load(folder).state, whole[1].state)
+    assert metrics(folder) == metrics(whole[0])
 
 
 def test_the_summarys_best_is_what_the_best_checkpoint_gives(data, tmp_path):
@@ -481,7 +378,9 @@ def test_the_summarys_best_is_what_the_best_checkpoint_gives(data, tmp_path):
 
 def test_the_summarys_best_is_finite_where_one_is(whole):
     folder, trained = whole
-    recorder = run._Recorder(CONFIG, Dataset("some", *[Split(np.zeros((4, 8, 8, 1), np.uint8))] * 2), folder, None)
+    recorder = run._Recorder(
+        CONFIG, Dataset("some", *[Split(np.zeros((4, 8, 8, 1), np.uint8))] * 2), folder, None, lambda: False
+    )
     history = [{**epoch, "test_loss": loss} for epoch, loss in zip(trained.history, [math.nan, 2.0, 3.0], strict=True)]
     found = recorder._summary(trained._replace(history=history), 1.0)
     assert (found["best_epoch"], found["best_loss"]) == (2, 2.0)

@@ -11,7 +11,8 @@ import pytest
 from vae_jax import optimizer, train
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from vae_jax.data import Dataset, Split
-from vae_jax.errors import UserError
+from vae_jax.errors import Diverged, UserError
+from vae_jax.objectives import OBJECTIVES, Objective, Terms
 
 # 70 images in batches of 16: four full batches and one of 6.
 CONFIG = Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(epochs=2, batch_size=16))
@@ -41,7 +42,7 @@ def parts(config, data):
 def test_history_and_state(trained, small_data):
     assert [figures["epoch"] for figures in trained.history] == [1, 2]
     assert int(trained.state.step) == 2 * 5
-    assert trained.state.sums.shape == (5, 3)
+    assert trained.state.sums.shape == (5, 4)
     for figures in trained.history:
         for split in ("train", "validation", "test"):
             loss, reconstruction, kl = (figures[f"{split}_{part}"] for part in ("loss", "reconstruction", "kl"))
@@ -61,7 +62,7 @@ def test_one_epoch_equals_steps_taken_one_by_one(small_data):
     keys = train.make_keys(config.seed)
     order = jax.random.permutation(jax.random.fold_in(keys.shuffle, 0), 70)
     np.testing.assert_array_equal(np.sort(order), np.arange(70))
-    variables, opt_state, total = state.variables, state.opt_state, np.zeros(3)
+    variables, opt_state, total = state.variables, state.opt_state, np.zeros(4)
     one = jax.jit(step)
     for i in range(5):
         batch = images[order[16 * i : 16 * i + 16]]
@@ -218,13 +219,95 @@ def test_fewer_images_than_a_batch(small_data):
 
 
 def test_divergence_is_told(small_data):
-    with pytest.raises(UserError, match=r"diverged: the loss of step \d of 5 is .*train\.learning_rate"):
-        train.fit(with_train(learning_rate=1e30, epochs=5), small_data)
+    config = with_train(learning_rate=1e30, epochs=5)
+    expected = (
+        r"diverged in epoch 1: step [2-5] of 5 has loss \S+ and largest gradient \S+; last finite: loss \d+\.\d+ per "
+        r"image in the step before; remedies: lower train\.learning_rate \(now 1e\+30\); set train\.gradient_clip; "
+        r"set train\.warmup_steps; .*set train\.skip_nonfinite$"
+    )
+    with pytest.raises(Diverged, match=expected):
+        train.fit(config, small_data)
 
 
 def test_divergence_in_the_last_step_is_told(small_data):
-    with pytest.raises(UserError, match=r"diverged: the (test|validation) loss is (nan|inf)"):
+    with pytest.raises(
+        Diverged, match=r"epoch 1: the (test|validation) loss is (nan|inf); last finite: train loss \d+"
+    ):
         train.fit(with_train(learning_rate=1e30, epochs=1, batch_size=70), small_data)
+
+
+def broken_loss(marked, kl):
+    return jnp.where(marked, jnp.inf, 0.0)
+
+
+def broken_gradient(marked, kl):
+    """The square root of 0, whose derivative is infinite, and 0 elsewhere."""
+    return jnp.where(marked, jnp.sqrt(jnp.where(marked, jnp.square(kl - jax.lax.stop_gradient(kl)), 1.0)), 0.0)
+
+
+@pytest.fixture(params=[broken_loss, broken_gradient])
+def one_bad_image(request, small_data, monkeypatch):
+    """Data of which training image 7 gives no finite loss, or no finite gradient."""
+
+    def broken(key, model, images, config):
+        loss, reconstruction, kl = OBJECTIVES["vae"].terms(key, model, images, config)
+        return Terms(loss + request.param(images.mean((1, 2, 3)) == 1, kl), reconstruction, kl)
+
+    monkeypatch.setitem(OBJECTIVES, "broken", Objective(broken))
+    images = small_data.train.images.copy()
+    images[7] = 255
+    return replace(small_data, train=Split(images, None))
+
+
+def broken_with(**changes):
+    config = with_train(epochs=3, **changes)
+    return replace(config, objective=replace(config.objective, name="broken"))
+
+
+def bad_step(config, epoch):
+    order = np.asarray(train.epoch_order(train.make_keys(config.seed).shuffle, jnp.int32(epoch), 70))
+    return int(np.flatnonzero(order == 7)[0]) // 16
+
+
+def test_the_first_step_that_is_not_finite_is_named(one_bad_image):
+    seen = []
+    config = broken_with()
+    with pytest.raises(Diverged, match=rf"epoch 1: step {bad_step(config, 0) + 1} of 5 .*(inf|nan)"):
+        train.fit(config, one_bad_image, on_chunk=lambda state, _: seen.append(int(state.step)))
+    assert all(step <= bad_step(config, 0) for step in seen)  # nothing bad is handed out to be saved
+
+
+def test_skipping_leaves_a_step_out_and_counts_it(one_bad_image):
+    config = broken_with(skip_nonfinite=True)
+    found = train.fit(config, one_bad_image)
+    assert [epoch["skipped_steps"] for epoch in found.history] == [1, 1, 1]
+    step, state, images = parts(config, one_bad_image)
+    step = jax.jit(step)
+    keys = train.make_keys(config.seed)
+    for epoch in range(3):
+        order = train.epoch_order(keys.shuffle, jnp.int32(epoch), 70)
+        total, count = np.zeros(4), 0
+        for i in range(5):
+            batch = images[order[16 * i : 16 * i + 16]]
+            key = jax.random.fold_in(keys.steps, state.step)
+            variables, opt_state, sums = step(state.variables, state.opt_state, batch, key)
+            if i == bad_step(config, epoch):
+                same((variables, opt_state), (state.variables, state.opt_state))
+            else:
+                total, count = total + np.asarray(sums, np.float64), count + len(batch)
+            state = state._replace(step=state.step + 1, variables=variables, opt_state=opt_state)
+        figures = found.history[epoch]
+        assert figures["train_loss"] == pytest.approx(total[0] / count, rel=1e-5)
+        assert figures["train_kl"] == pytest.approx(total[2] / count, rel=1e-4)
+        assert figures["article_train_loss"] == pytest.approx(total[0] / 4, rel=1e-5)
+    assert int(found.state.step) == 15
+    assert np.isfinite(found.history[-1]["test_loss"])
+
+
+def test_an_epoch_of_nothing_but_skipped_steps_ends_the_run(one_bad_image):
+    images = np.full_like(one_bad_image.train.images, 255)
+    with pytest.raises(Diverged, match=r"epoch 1: step 1 of 5"):
+        train.fit(broken_with(skip_nonfinite=True, chunk_steps=2), replace(one_bad_image, train=Split(images)))
 
 
 def test_sum_and_mean(small_data):
@@ -237,7 +320,8 @@ def test_sum_and_mean(small_data):
         opt_state = optax.sgd(1.0).init(state.variables.params)
         moved, _, sums = jax.jit(step)(state.variables, opt_state, images[:16], jax.random.key(0))
         found[reduction] = jax.tree.map(jnp.subtract, moved.params, state.variables.params), sums
-    np.testing.assert_array_equal(found["sum"][1], found["mean"][1])  # figures do not depend on it
+    np.testing.assert_array_equal(found["sum"][1][:3], found["mean"][1][:3])  # figures do not depend on it
+    np.testing.assert_allclose(found["sum"][1][3], 16 * found["mean"][1][3], rtol=1e-3)
     for a, b in zip(jax.tree.leaves(found["sum"][0]), jax.tree.leaves(found["mean"][0]), strict=True):
         np.testing.assert_allclose(a, 16 * b, rtol=1e-3, atol=1e-3)
     with pytest.raises(UserError, match=r"train\.reduction: .*found 'median'"):

@@ -1,8 +1,16 @@
-"""Checkpoints: a thin adapter to orbax that saves, ranks and restores a training state with its history."""
+"""Checkpoints: a training state with its history, saved whole, verified, ranked and restored.
+
+A checkpoint is a folder named by its step: `state/`, the arrays as orbax writes them, and `checkpoint.json`, which
+tells what it is, with the SHA-256 of every array, of every file and of itself. It is written beside its place and
+renamed when it is whole. Orbax's CheckpointManager is not used: it renames a checkpoint before anything could vouch
+for its files, and a checkpoint that it was deleting when the process died looks like a damaged one.
+"""
 
 import hashlib
 import json
 import math
+import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -14,12 +22,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers as policies
 
 from vae_jax.errors import UserError
 from vae_jax.train import TrainState
 
-CHECKSUMS = "sha256.json"  # in a checkpoint's folder; orbax restores a flipped byte without a word
+FORMAT = 2  # counted up when what is written changes; `_read_format_1` tells what came before
+DESCRIPTION = "checkpoint.json"
+DAMAGED = "damaged"  # where what cannot be used is moved to; it is never deleted
+UNFINISHED, DELETED = ".tmp", ".deleted"  # how the names of folders end that a dead process may leave
+Report = Callable[[str], None]
 
 
 class Saved(NamedTuple):
@@ -30,70 +41,284 @@ class Saved(NamedTuple):
         history: figures of the epochs finished before it.
         images: training images of the run; 0 for weights that have seen none of a run's yet.
         digest: of these images.
+        made_with: versions, device and cores, see `vae_jax.run.environment`; empty where an older version did not say.
     """
 
     state: TrainState
     history: list[dict[str, Any]]
     images: int
     digest: str = ""
+    made_with: dict[str, str] = {}  # noqa: RUF012 (a NamedTuple's defaults are never changed)
 
 
-def _rank(metrics: dict[str, float | None] | None) -> float:
+class DamageError(Exception):
+    """A checkpoint is not as it was saved."""
+
+
+class _DeletedError(Exception):
+    """A checkpoint is not there any more."""
+
+
+def save(folder: Path, saved: Saved, loss: float | None = None) -> None:
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+        folder: of the checkpoints.
+        saved: what it is to hold.
+        loss: ranks it; None (inside an epoch) leaves it unranked.
+
+    Raises:
+        UserError: if it cannot be written, or a parameter or running statistic is not a finite number.
+    """
+    state = jax.tree.map(np.asarray, saved.state)  # numpy's arrays save in half the time, and belong to no device
+    arrays = _named(state)
+    for name, array in _named(state.variables).items():
+        if not np.isfinite(array).all():
+            raise UserError(f"training diverged: {name} is not finite after step {state.step}; nothing of it is saved")
+    place = folder / str(int(state.step))
+    making = folder / f".{place.name}.{os.getpid()}{UNFINISHED}"
+    try:
+        with _uninterrupted():
+            making.mkdir()
+            _orbax().save(making.absolute() / "state", args=ocp.args.StandardSave(state))
+            description = {
+                "format": FORMAT,
+                "loss": loss,
+                **{name: value for name, value in saved._asdict().items() if name != "state"},
+                "arrays": {
+                    name: {"type": _type(array), "sha256": _sha256(array.tobytes())} for name, array in arrays.items()
+                },
+                "files": _files(making),
+            }
+            content = {"sha256": _sha256(_canonical(description)), "checkpoint": description}
+            (making / DESCRIPTION).write_text(json.dumps(content), encoding="utf-8")
+            making.rename(place)
+    except BaseException as error:
+        shutil.rmtree(making, ignore_errors=True)
+        if not isinstance(error, Exception):  # Ctrl-C
+            raise
+        raise UserError(f"{place}: the checkpoint cannot be saved; {_reason(error)}") from error
+
+
+class Keeper:
+    """Writes a run's checkpoints and keeps the newest few of them, and the one with the lowest loss."""
+
+    def __init__(self, folder: Path, keep: int, report: Report):
+        """Opens, and creates if need be, a folder of checkpoints; what is damaged there is moved out of the way."""
+        folder.mkdir(exist_ok=True)
+        self._folder, self._keep = folder, keep
+        self._losses: dict[int, float | None] = {}
+        for path in sorted(folder.iterdir()):
+            if path.name.endswith(DELETED):
+                shutil.rmtree(path)
+            elif path.name.endswith(UNFINISHED) or ".orbax-checkpoint-tmp" in path.name:
+                self._set_aside(path, "half-written, the process died while saving", report)
+            elif _is_step(path):
+                try:
+                    self._losses[int(path.name)] = _description(path)["loss"]
+                except DamageError as error:
+                    self._set_aside(path, str(error), report)
+
+    def _set_aside(self, path: Path, reason: str, report: Report) -> None:
+        name = path.name.lstrip(".")
+        damaged = self._folder / DAMAGED
+        damaged.mkdir(exist_ok=True)
+        taken = {path.name for path in damaged.iterdir()}
+        place = damaged / next(
+            each for i in range(len(taken) + 1) if (each := f"{name}.{i}" if i else name) not in taken
+        )
+        path.rename(place)
+        report(f"{path}: {reason}; moved to {place}")
+
+    def save(self, saved: Saved, loss: float | None = None) -> None:
+        """See `save`; afterwards older checkpoints are deleted."""
+        save(self._folder, saved, loss)
+        self._losses[int(saved.state.step)] = loss
+        steps = sorted(self._losses)
+        ranked = [step for step in steps if _rank(self._losses[step]) > -math.inf]
+        best = max(ranked, key=lambda step: (_rank(self._losses[step]), step), default=None)
+        for step in steps[: -self._keep]:
+            if step != best:
+                del self._losses[step]
+                gone = self._folder / f".{step}{DELETED}"
+                (self._folder / str(step)).rename(gone)  # at once, so that half a checkpoint is never seen
+                shutil.rmtree(gone)
+
+
+def restore(folder: Path, which: str, template: Callable[[int], TrainState], report: Report) -> Saved | None:
+    """Reads the newest or the best of the checkpoints that are sound, or None if there has been none yet.
+
+    Args:
+        folder: of the checkpoints.
+        which: "latest" or "best".
+        template: training images -> a state of the same structure, shapes and types; only its shapes are used.
+        report: is told of each damaged checkpoint that is passed over.
+
+    Raises:
+        UserError: if all are damaged, or a sound one is another model's or a newer version's.
+    """
+    steps = sorted((int(path.name) for path in folder.iterdir() if _is_step(path)), reverse=True)
+    if not steps:
+        return None
+    passed_over = []
+
+    def sound(step: int, look: Callable[[Path], Any]) -> Any:
+        try:
+            return look(folder / str(step))
+        except DamageError as error:
+            if not (folder / str(step)).exists():
+                raise _DeletedError from error
+            passed_over.append(f"{folder / str(step)}: {error}")
+            report(f"{passed_over[-1]}; it is passed over")
+            return None
+
+    try:
+        if which == "best":
+            found = {step: description for step in steps if (description := sound(step, _description))}
+            steps = sorted(found, key=lambda step: (_rank(found[step]["loss"]), step), reverse=True)
+        for step in steps:
+            if saved := sound(step, lambda path: _read(path, template)):
+                return saved
+    except _DeletedError:  # by a training that goes on: there is a newer one
+        return restore(folder, which, template, report)
+    raise UserError(f"{folder}: expected a sound checkpoint, found none; {passed_over[0]}")
+
+
+def _read(folder: Path, template: Callable[[int], TrainState]) -> Saved:
+    """One checkpoint, verified.
+
+    Raises:
+        DamageError: if it is not as it was saved.
+        UserError: if it is another model's or a newer version's.
+    """
+    description = _description(folder)
+    try:
+        expected = jax.eval_shape(lambda: template(description["images"]))
+        if description["format"] == 1:  # without the largest gradient of each step
+            expected = expected._replace(sums=jax.ShapeDtypeStruct((len(expected.sums), 3), expected.sums.dtype))
+        _check_types(folder, _named(expected), description["arrays"])
+        like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
+        state = _orbax().restore(folder.absolute() / "state", args=ocp.args.StandardRestore(like))
+        for name, array in _named(state).items():
+            sha256 = description["arrays"][name].get("sha256")
+            if sha256 and _sha256(array.tobytes()) != sha256:
+                raise DamageError(f"damaged, {name} is not as it was saved")
+        if description["format"] == 1:
+            state = state._replace(sums=np.pad(state.sums, ((0, 0), (0, 1))))
+        return Saved(jax.tree.map(jnp.asarray, state), *(description[name] for name in Saved._fields[1:]))
+    except (DamageError, UserError):
+        raise
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        raise DamageError(f"damaged, {_reason(error)}") from error
+
+
+def _check_types(folder: Path, expected: dict[str, Any], found: dict[str, dict[str, str]]) -> None:
+    """Refuses another model's checkpoint, naming the first array that differs."""
+    for name in [*expected, *found]:
+        wanted = _type(expected[name]) if name in expected else None
+        is_there = found[name]["type"] if name in found else None
+        if wanted != is_there:
+            raise UserError(
+                f"{folder}: expected a checkpoint of the model in config.yaml, with {name} {wanted}; found {is_there}"
+            )
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """What a checkpoint tells of itself, once it is verified that all its files are as they were saved.
+
+    Raises:
+        DamageError: naming the first file that is not.
+        UserError: if a newer version has written it.
+    """
+    try:
+        if not (folder / DESCRIPTION).exists() and (folder / "run").exists():
+            description = _read_format_1(folder)
+        else:
+            content = json.loads((folder / DESCRIPTION).read_bytes())
+            description = content["checkpoint"]
+            if content["sha256"] != _sha256(_canonical(description)):
+                raise DamageError(f"damaged, {DESCRIPTION} is not as it was saved")
+        made = int(description["format"])
+        saved, found = description["files"], _files(folder)
+    except DamageError:
+        raise
+    except FileNotFoundError as error:
+        raise DamageError(f"damaged, {Path(error.filename).name} is missing") from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise DamageError(f"damaged, {DESCRIPTION} cannot be read ({_reason(error)})") from error
+    if made > FORMAT:
+        raise UserError(f"{folder}: expected a checkpoint of format {FORMAT} or older, found {made}; update vae_jax")
+    for name in sorted({*saved, *found}):
+        if saved.get(name) != found.get(name):
+            raise DamageError(f"damaged, {name} is {'not as it was saved' if name in found else 'missing'}")
+    return description
+
+
+def _read_format_1(folder: Path) -> dict[str, Any]:
+    """A checkpoint of vae_jax 0.1.0 as it was before it had a format: orbax's CheckpointManager wrote it, and the
+    checksums of its files came after it, or not at all where the process died between."""
+    run, metrics = (json.loads((folder / name).read_bytes()) for name in ("run/metadata", "metrics/metrics"))
+    checksums = folder / "sha256.json"
+    return {
+        "format": 1,
+        "loss": metrics["loss"],
+        **{name: run[name] for name in ("history", "images", "digest")},
+        "made_with": {},
+        "arrays": {name: {"type": type_} for name, type_ in run["shapes"].items()},
+        "files": json.loads(checksums.read_bytes()) if checksums.exists() else _files(folder),
+    }
+
+
+def _rank(loss: float | None) -> float:
     """Higher is better; what has no finite loss comes last."""
-    loss = (metrics or {}).get("loss")
     return -loss if loss is not None and math.isfinite(loss) else -math.inf
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a folder."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != CHECKSUMS)
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def _is_step(path: Path) -> bool:
+    return path.name.isascii() and path.name.isdigit() and path.is_dir()
 
 
-def _check(folder: Path) -> None:
-    """Refuses a checkpoint whose files are not as they were saved.
-
-    Raises:
-        UserError: naming the first such file.
-    """
-    path = folder / CHECKSUMS
-    try:
-        saved, found = json.loads(path.read_bytes()), _checksums(folder)
-        changed = [name for name in sorted({*saved, *found}) if saved.get(name) != found.get(name)]
-    except (FileNotFoundError, NotADirectoryError):  # a kill may come between the checkpoint and its checksums
-        return
-    except (ValueError, AttributeError):
-        changed = [CHECKSUMS]
-    if changed:
-        raise UserError(
-            f"{folder / changed[0]}: damaged, the file is not as it was saved; delete {folder} to use the checkpoint "
-            f"before it"
-        )
+def _orbax() -> ocp.Checkpointer:
+    # In the foreground: an asynchronous save reports its failure only at the next call, with little to wait for.
+    return ocp.Checkpointer(ocp.StandardCheckpointHandler())
 
 
-def _shapes(state: TrainState) -> dict[str, str]:
-    """Every array's type and shape, by its name."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(state)
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
+def _named(tree: Any) -> dict[str, Any]:
+    """Every array by its name."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def _check_shapes(saved: dict[str, str], expected: dict[str, str], folder: Path) -> None:
-    """Refuses another model's checkpoint.
+def _type(array: Any) -> str:
+    return f"{array.dtype}{list(array.shape)}"
 
-    Raises:
-        UserError: naming the first array that differs.
-    """
-    for name in [*expected, *saved]:
-        if saved.get(name) != expected.get(name):
-            raise UserError(
-                f"{folder}: expected a checkpoint of the model in config.yaml, with {name} {expected.get(name)}; "
-                f"found {saved.get(name)}"
-            )
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _canonical(description: dict[str, Any]) -> bytes:
+    return json.dumps(description, sort_keys=True).encode()
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """The SHA-256 of every file below a checkpoint's folder, but of those that hold it."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in files}
+    return {name: _file_sha256(path) for name, path in names.items() if name not in (DESCRIPTION, "sha256.json")}
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Puts Ctrl-C off until the block ends: orbax, interrupted, leaves half a checkpoint and threads that complain."""
+    """Puts Ctrl-C off until the block ends: orbax, interrupted, leaves threads that complain."""
     if threading.current_thread() is not threading.main_thread():  # Ctrl-C goes to the main thread only
         yield
         return
@@ -110,96 +335,3 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
     if pressed:
         signal.raise_signal(signal.SIGINT)
-
-
-class Checkpoints:
-    """The checkpoints in one folder, named by the step: the newest few, and the one with the lowest loss."""
-
-    def __init__(self, folder: Path, keep: int = 1):
-        """Opens, and creates if need be, a folder that keeps the newest `keep` checkpoints besides the best."""
-        options = ocp.CheckpointManagerOptions(
-            # orbax's own `best_fn` with `max_to_keep` can delete the newest step; two policies side by side do not.
-            preservation_policy=policies.AnyPreservationPolicy(
-                [policies.LatestN(n=keep), policies.BestN(get_metric_fn=_rank, n=1)]
-            ),
-            best_fn=_rank,  # without it orbax does not write the metrics, and the next process knows no best
-            # An asynchronous save reports its failure only at the next call, and there is little to wait for.
-            enable_async_checkpointing=False,
-        )
-        self._folder = folder
-        try:
-            self._manager = ocp.CheckpointManager(
-                folder.absolute(),
-                options=options,
-                item_handlers={"state": ocp.StandardCheckpointHandler(), "run": ocp.JsonCheckpointHandler()},
-            )
-            self._manager.all_steps()
-        except ValueError as error:  # it reads every checkpoint's metrics
-            for path in sorted(folder.iterdir()):
-                _check(path)
-            raise UserError(f"{folder}: expected whole checkpoints; {error}") from error
-
-    def save(self, saved: Saved, loss: float | None = None) -> None:
-        """Writes a checkpoint; `loss` ranks it, None (inside an epoch) leaves it unranked."""
-        with _uninterrupted():
-            self._manager.save(
-                int(saved.state.step),
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(saved.state),
-                    run=ocp.args.JsonSave(
-                        {
-                            "history": saved.history,
-                            "images": saved.images,
-                            "digest": saved.digest,
-                            "shapes": _shapes(saved.state),
-                        }
-                    ),
-                ),
-                metrics={"loss": loss},
-                force=True,
-            )
-            folder = self._folder / str(int(saved.state.step))
-            (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder)), encoding="utf-8")
-
-    def latest_step(self) -> int | None:
-        """The newest checkpoint's step, or None without checkpoints."""
-        return self._manager.latest_step()
-
-    def restore(self, which: str, template: Callable[[int], TrainState]) -> Saved:
-        """Reads a checkpoint.
-
-        Args:
-            which: "latest" or "best".
-            template: training images -> a state of the same structure, shapes and types; only its shapes are used.
-
-        Raises:
-            UserError: if there is none, it is damaged, or it does not have the template's structure.
-        """
-        steps = self._manager.all_steps()
-        if not steps:
-            raise UserError(f"{self._folder}: expected a checkpoint, found none")
-        step = (
-            max(steps) if which == "latest" else max(steps, key=lambda step: (_rank(self._manager.metrics(step)), step))
-        )
-        folder = self._folder / str(step)
-        _check(folder)
-        try:
-            run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            expected = jax.eval_shape(lambda: template(run["images"]))
-            _check_shapes(run["shapes"], _shapes(expected), folder)
-            shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), expected)
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes)))
-            # Through numpy, since orbax binds arrays to a device, for which another program would be compiled than for
-            # a state that was never saved.
-            state = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), restored["state"])
-            return Saved(state, run["history"], run["images"], run["digest"])
-        except UserError:
-            raise
-        except Exception as error:  # orbax and tensorstore raise many kinds
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{folder}: expected a whole checkpoint; {reason}") from error
-
-    def close(self) -> None:
-        """Waits for what is being written."""
-        self._manager.close()

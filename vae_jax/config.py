@@ -173,6 +173,8 @@ class TrainConfig:
         warmup_steps: steps in which the learning rate first rises linearly from 0.
         decay_rate: with schedule exponential, the factor per epoch.
         gradient_clip: largest global norm of a gradient, or null for no clipping.
+        skip_nonfinite: leave out updates whose loss or gradient is infinite or NaN, and count them, instead of
+            stopping at the first; a run still stops after an epoch of nothing else.
         reduction: of a batch's losses before the gradient: sum (the article's) or mean. Reported figures are per
             image either way.
         chunk_steps: steps compiled into one call, between which progress shows; 0 measures about a second. The
@@ -192,6 +194,7 @@ class TrainConfig:
     warmup_steps: int = 0
     decay_rate: float = 0.95
     gradient_clip: float | None = None
+    skip_nonfinite: bool = False
     reduction: str = "sum"
     chunk_steps: int = 0
     shard_images: int = 0

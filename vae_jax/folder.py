@@ -1,10 +1,14 @@
 """The folders in use, seen without jax: commands refuse a wrong one before jax starts up; and files written whole."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vae_jax.config import Config, load_config
 from vae_jax.errors import UserError
+
+LOCK = ".lock"  # held by the process that writes into a run folder
 
 
 def user_cache() -> Path:
@@ -36,7 +40,8 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: expected a folder for the run, found a file")
     check_writable(folder)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    # What a process leaves that died before it had written the run's configuration is nothing.
+    if not folder.is_dir() or all(path.name == LOCK or _is_temporary(path) for path in folder.iterdir()):
         return
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: expected a new or empty folder or a run's; found other files, which are left alone")
@@ -58,8 +63,44 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"{folder}: expected a folder that can be written; permission denied in {there}")
 
 
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Within it no other process writes into this run folder, which is made if need be.
+
+    The lock is the operating system's, so that a process that died holds none.
+
+    Raises:
+        UserError: if another process does, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    path = folder / LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        holder = path.read_text(encoding="utf-8", errors="replace").strip()
+        who = f"process {holder}" if holder.isdigit() else "another process"
+        raise UserError(f"{folder}: {who} is writing into this run; wait until it ends, or stop it") from error
+    except OSError as error:
+        raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
+    try:
+        path.write_text(str(os.getpid()), encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def _is_temporary(path: Path) -> bool:
+    return path.name.startswith(".") and path.name.endswith(".tmp") and path.is_file()
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that no half-written one is ever seen."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -3,9 +3,10 @@
 RUN/config.yaml     the configuration in full
 RUN/metrics.jsonl   one JSON object for each epoch
 RUN/summary.json    the final figures, the versions and the device
-RUN/checkpoints/    orbax checkpoints, named by the step: the newest ones and the best
+RUN/checkpoints/    named by the step: the newest ones and the best; what was found damaged is in damaged/
 RUN/figures/        pictures
 RUN/imported.json   where the run's first weights came from, if they were imported
+RUN/.lock           held by the process that trains
 """
 
 import dataclasses
@@ -16,6 +17,7 @@ import os
 import platform
 import shutil
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import version
@@ -30,9 +32,9 @@ import vae_jax
 from vae_jax import figures, models, optimizer
 from vae_jax.config import Config, to_yaml
 from vae_jax.data import Dataset
-from vae_jax.errors import UserError
+from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.evaluate import Model, make_model
-from vae_jax.folder import check_folder, read_config, write_text
+from vae_jax.folder import check_folder, read_config, write_text, writing
 from vae_jax.models import Variables
 from vae_jax.train import (
     Progress,
@@ -48,16 +50,18 @@ from vae_jax.train import (
 )
 
 if TYPE_CHECKING:
-    from vae_jax.checkpoint import Saved
+    from vae_jax.checkpoint import Keeper, Saved
 
 SUMMARY_SPLITS = ("train", "validation", "test")
 ORIGIN = "imported.json"
-CONTENTS = ("config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "figures", "latents_*.npz", ORIGIN)
+# Of a run; the configuration, which makes a folder one, goes last when it is deleted.
+CONTENTS = ("metrics.jsonl", "summary.json", "checkpoints", "figures", "latents_*.npz", ORIGIN, ".*.tmp", "config.yaml")
 # What may differ when a run is continued: how far it goes, where its data lie and what it keeps.
 CHANGEABLE = (
     "train.epochs",
     "train.chunk_steps",
     "train.shard_images",
+    "train.skip_nonfinite",  # a run that diverged may go on with it
     "data.manual_dir",
     "data.cache_dir",
     "data.path",
@@ -75,6 +79,7 @@ def train(
     report: Callable[[str], None] = lambda line: None,
     on_progress: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[dict[str, Any], TrainState], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Trains into a run folder.
 
@@ -87,55 +92,89 @@ def train(
         report: called with a line of text now and then.
         on_progress: see `vae_jax.train.fit`.
         on_epoch: see `vae_jax.train.fit`.
+        should_stop: asked about once a second whether to save and stop.
 
     Raises:
-        UserError: if the folder is in the way or cannot be written, or anything of `fit`.
+        UserError: if the folder is in the way, in use or cannot be written, a checkpoint cannot be saved, or anything
+            of `fit`.
+        Stopped: once it has stopped because it should.
     """
+    from vae_jax.checkpoint import Keeper  # orbax takes a second to import
+
     folder = Path(folder)
     check_folder(folder, resume, overwrite)
     check_batches(config, len(data.train))
     # Whatever does not fit together is refused before anything is deleted or written.
     make_step(config, *build(config, data.image_shape), optimizer.build(config.train, 1))
-    continued = resume and (folder / "config.yaml").exists()
-    earlier = None
-    if continued:
-        earlier = _earlier(config, data, folder)
-    if overwrite:
-        _delete(folder)
-    try:
-        (folder / "figures").mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", to_yaml(config))
-        checkpoints = _checkpoints(folder, config.output.keep_checkpoints)
-    except OSError as error:
-        raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
-    if earlier and not earlier.images:
-        report(f"continuing {folder} from imported weights, with a fresh optimiser state")
-    elif earlier:
-        report(f"continuing {folder} after epoch {len(earlier.history)}, step {int(earlier.state.step)}")
+    with writing(folder):
+        check_folder(folder, resume, overwrite)  # again, since another process may have been here meanwhile
+        earlier = None
+        if resume and (folder / "config.yaml").exists():
+            earlier = _earlier(config, data, folder, report)
+        if overwrite:
+            _delete(folder)
+        try:
+            write_text(folder / "config.yaml", to_yaml(config))
+            (folder / "figures").mkdir(exist_ok=True)
+            checkpoints = Keeper(folder / "checkpoints", config.output.keep_checkpoints, report)
+        except OSError as error:
+            raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
+        if earlier and not earlier.images:
+            report(f"continuing {folder} from imported weights, with a fresh optimiser state")
+        elif earlier:
+            report(f"continuing {folder} after epoch {len(earlier.history)}, step {int(earlier.state.step)}")
+            if changed := _changed(earlier.made_with, environment()):
+                report(
+                    f"warning: {folder} was trained with {changed}: it goes on, but may not end bit for bit where an "
+                    f"undisturbed run would"
+                )
 
-    recorder = _Recorder(config, data, folder, checkpoints)
-    if earlier:
-        recorder.write_metrics(earlier.history)
+        recorder = _Recorder(config, data, folder, checkpoints, should_stop)
+        if earlier:
+            recorder.write_metrics(earlier.history)
 
-    def record_epoch(epoch: dict[str, Any], state: TrainState) -> None:
-        recorder.epoch(epoch, state)
-        if on_epoch:
-            on_epoch(epoch, state)
+        def record_epoch(epoch: dict[str, Any], state: TrainState) -> None:
+            recorder.epoch(epoch, state)
+            if on_epoch:
+                on_epoch(epoch, state)
+            recorder.stop_after(epoch, state)
 
-    began = time.perf_counter()
-    try:
-        trained = fit(
-            config,
-            data,
-            resume=(earlier.state, earlier.history) if earlier else None,
-            on_progress=on_progress,
-            on_chunk=recorder.chunk,
-            on_epoch=record_epoch,
-        )
-    finally:
-        checkpoints.close()
-    recorder.finish(trained, time.perf_counter() - began)
-    return trained
+        began = time.perf_counter()
+        try:
+            trained = fit(
+                config,
+                data,
+                resume=(earlier.state, earlier.history) if earlier else None,
+                on_progress=on_progress,
+                on_chunk=recorder.chunk,
+                on_epoch=record_epoch,
+            )
+        except Diverged as error:
+            raise Diverged(f"{error}; nothing of this is saved, {folder} keeps the checkpoints before it") from error
+        recorder.finish(trained, time.perf_counter() - began)
+        return trained
+
+
+def environment() -> dict[str, str]:
+    """What a run's last bits depend on: versions, device and cores."""
+    device = jax.devices()[0]
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {
+        "device": f"{device.platform} ({device.device_kind})",
+        "cores": str(cores()),
+        "python": platform.python_version(),
+        "vae_jax": vae_jax.__version__,
+        **{name: version(name) for name in packages},
+    }
+
+
+def _changed(then: dict[str, str], now: dict[str, str]) -> str:
+    """Where two environments differ, in words; empty where they do not."""
+    if not then:
+        return "an older vae_jax, which did not note on what"
+    return ", ".join(
+        f"{name} {then.get(name, 'none')} (now {value})" for name, value in now.items() if then.get(name) != value
+    )
 
 
 def adopt(
@@ -153,7 +192,7 @@ def adopt(
     Raises:
         UserError: if the folder is in the way or cannot be written.
     """
-    from vae_jax.checkpoint import Saved
+    from vae_jax import checkpoint
 
     folder = Path(folder)
     check_folder(folder, False, overwrite)
@@ -168,17 +207,15 @@ def adopt(
         write_text(making / ORIGIN, json.dumps(origin, indent=2) + "\n")
         if model.sample:
             _draw_samples(making, config, model)
-        checkpoints = _checkpoints(making)
-        try:
-            checkpoints.save(Saved(state, [], 0))
-        finally:
-            checkpoints.close()
+        (making / "checkpoints").mkdir()
+        checkpoint.save(making / "checkpoints", checkpoint.Saved(state, [], 0))
         write_text(making / "config.yaml", to_yaml(config))
-        if overwrite:
-            _delete(folder)
-        folder.mkdir(exist_ok=True)
-        for path in sorted(making.iterdir(), key=lambda path: path.name == "config.yaml"):
-            os.replace(path, folder / path.name)
+        with writing(folder):
+            check_folder(folder, False, overwrite)
+            if overwrite:
+                _delete(folder)
+            for path in sorted(making.iterdir(), key=lambda path: path.name == "config.yaml"):
+                os.replace(path, folder / path.name)
         making.rmdir()
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
@@ -205,23 +242,34 @@ def origin(folder: str | Path) -> dict[str, Any] | None:
         raise UserError(f"{path}: expected what `vae-jax import` has written; {error!r:.200}") from error
 
 
-def load(folder: str | Path, checkpoint: str = "latest") -> Trained:
-    """The model in a run folder; `checkpoint` is "latest" or "best".
+def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str], None] = warnings.warn) -> Trained:
+    """The model in a run folder.
+
+    Args:
+        folder: of the run; nothing is written there.
+        checkpoint: "latest" or "best".
+        report: is told of each damaged checkpoint, which is passed over.
 
     Raises:
-        UserError: if it is no run folder or has no such checkpoint.
+        UserError: if it is no run folder or has no sound checkpoint.
     """
     folder = Path(folder)
     config = read_config(folder)
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
-    if not (folder / "checkpoints").is_dir():
+    saved = _restore(folder, checkpoint, config, shape, report)
+    if saved is None:
         raise UserError(f"{folder}: expected a run with checkpoints, found none; has its first epoch finished?")
-    checkpoints = _checkpoints(folder)
-    try:
-        saved = checkpoints.restore(checkpoint, lambda images: start(config, shape, images))
-    finally:
-        checkpoints.close()
     return Trained(config, shape, saved.state, saved.history)
+
+
+def _restore(
+    folder: Path, which: str, config: Config, shape: tuple[int, int, int], report: Callable[[str], None]
+) -> "Saved | None":
+    from vae_jax.checkpoint import restore  # orbax takes a second to import
+
+    if not (folder / "checkpoints").is_dir():
+        return None
+    return restore(folder / "checkpoints", which, lambda images: start(config, shape, images), report)
 
 
 def use(trained: Trained) -> Model:
@@ -239,22 +287,16 @@ def _delete(folder: Path) -> None:
             path.unlink()
 
 
-def _earlier(config: Config, data: Dataset, folder: Path) -> "Saved | None":
+def _earlier(config: Config, data: Dataset, folder: Path, report: Callable[[str], None]) -> "Saved | None":
     """Where the run in a folder stands, or None if it has no checkpoint yet.
 
     Raises:
         UserError: if the run is not continued as it began.
     """
     _check_same(config, read_config(folder), folder)
-    if not (folder / "checkpoints").is_dir():
+    earlier = _restore(folder, "latest", config, data.image_shape, report)
+    if earlier is None:
         return None
-    checkpoints = _checkpoints(folder)
-    try:
-        if checkpoints.latest_step() is None:
-            return None
-        earlier = checkpoints.restore("latest", lambda images: start(config, data.image_shape, images))
-    finally:
-        checkpoints.close()
     if not earlier.images:
         return earlier._replace(state=start_from(config, earlier.state.variables, len(data.train)))
     if earlier.images != len(data.train):
@@ -304,17 +346,14 @@ def _options(config: Any, prefix: str = "") -> dict[str, Any]:
     return options
 
 
-def _checkpoints(folder: Path, keep: int = 1_000_000) -> Any:
-    from vae_jax.checkpoint import Checkpoints  # orbax takes a second to import
-
-    return Checkpoints(folder / "checkpoints", keep)
-
-
 class _Recorder:
     """Keeps what a run's callbacks bring."""
 
-    def __init__(self, config: Config, data: Dataset, folder: Path, checkpoints: Any):
+    def __init__(
+        self, config: Config, data: Dataset, folder: Path, checkpoints: "Keeper", should_stop: Callable[[], bool]
+    ):
         self.config, self.data, self.folder, self.checkpoints = config, data, folder, checkpoints
+        self.should_stop, self.made_with = should_stop, environment()
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         self.network, self.objective = build(config, data.image_shape)
@@ -328,23 +367,31 @@ class _Recorder:
         self._reconstruct = reconstruct
 
     def chunk(self, state: TrainState, history: list[dict[str, Any]]) -> None:
-        if time.monotonic() - self.saved_at > 60 * self.config.output.checkpoint_minutes:
+        stop = self.should_stop()
+        if stop or time.monotonic() - self.saved_at > 60 * self.config.output.checkpoint_minutes:
             self._save(state, history)
+        if stop:
+            raise Stopped(f"stopped in epoch {len(history) + 1} and saved after step {int(state.step)}")
 
     def epoch(self, epoch: dict[str, Any], state: TrainState) -> None:
-        self.history.append(epoch)
-        self._save(state, self.history, epoch[self.best_by])
-        self.write_metrics(self.history)
         number, output = epoch["epoch"], self.config.output
+        # Before the checkpoint: a run that goes on from there does not come by here again.
         if number % output.figure_every == 0 or number == self.config.train.epochs:
             shown = self.data.test.images[: output.figure_images]
             below = np.asarray(self._reconstruct(state.variables, jnp.asarray(shown)))
             figures.pairs(self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png", shown / 255, below)
+        self.history.append(epoch)
+        self._save(state, self.history, epoch[self.best_by])
+        self.write_metrics(self.history)
+
+    def stop_after(self, epoch: dict[str, Any], state: TrainState) -> None:
+        if epoch["epoch"] < self.config.train.epochs and self.should_stop():
+            raise Stopped(f"stopped and saved after epoch {epoch['epoch']}, step {int(state.step)}")
 
     def _save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
         from vae_jax.checkpoint import Saved
 
-        self.checkpoints.save(Saved(state, history, len(self.data.train), self.digest), loss)
+        self.checkpoints.save(Saved(state, history, len(self.data.train), self.digest, self.made_with), loss)
         self.saved_at = time.monotonic()
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
@@ -371,8 +418,6 @@ class _Recorder:
         trained_images = sum(epoch["images_per_second"] * epoch["train_seconds"] for epoch in timed)
         last = {name: value for name, value in history[-1].items() if name.split("_")[0] in SUMMARY_SPLITS}
         last.pop("train_seconds")
-        device = jax.devices()[0]
-        packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
         return {
             **last,
             "unit": self.objective.unit,
@@ -388,13 +433,9 @@ class _Recorder:
             "data": self.data.name,
             "train_images": len(self.data.train),
             "test_images": len(self.data.test),
-            "device": f"{device.platform} ({device.device_kind})",
-            "cores": cores(),
-            "versions": {
-                "python": platform.python_version(),
-                "vae_jax": vae_jax.__version__,
-                **{name: version(name) for name in packages},
-            },
+            "device": self.made_with["device"],
+            "cores": int(self.made_with["cores"]),
+            "versions": {name: each for name, each in self.made_with.items() if name not in ("device", "cores")},
         }
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 from vae_jax import models, objectives, optimizer
 from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
-from vae_jax.errors import UserError
+from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import make_evaluator, means, pixels
 from vae_jax.feed import Feed
 from vae_jax.models import Network, Variables
@@ -28,7 +28,6 @@ from vae_jax.objectives import Objective, Terms
 from vae_jax.registry import lookup
 
 REDUCTIONS = {"sum": jnp.sum, "mean": jnp.mean}
-REMEDIES = "lower train.learning_rate or set train.gradient_clip"
 FIRST_CHUNK = 8  # steps of a run's first call; from then on a call takes about a second
 
 
@@ -39,13 +38,14 @@ class TrainState(NamedTuple):
         step: steps taken.
         variables: parameters and running statistics.
         opt_state: the optimiser's.
-        sums: of each step of the current epoch, the batch's summed loss, reconstruction and KL, (steps, 3).
+        sums: of each step of the current epoch, the batch's summed loss, reconstruction and KL, and the gradient's
+            largest entry, (steps, 4).
     """
 
     step: Int[Array, ""]
     variables: Variables
     opt_state: PyTree
-    sums: Float[Array, "steps 3"]
+    sums: Float[Array, "steps 4"]
 
 
 class Keys(NamedTuple):
@@ -81,7 +81,7 @@ class Progress(NamedTuple):
         epoch: the current one, from 1.
         step: steps taken in it.
         steps: steps an epoch has.
-        loss: mean loss per image over the epoch so far.
+        loss: mean loss per image over the epoch so far, skipped steps left out.
         images_per_second: of training in this epoch, compilation and evaluation excluded.
     """
 
@@ -120,16 +120,18 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Network, O
 
 def make_step(
     config: Config, network: Network, objective: Objective, transformation: optax.GradientTransformation
-) -> Callable[..., tuple[Variables, PyTree, Float[Array, "3"]]]:
-    """One pure update: (variables, opt_state, images, key) -> (variables, opt_state, sums of loss, parts).
+) -> Callable[..., tuple[Variables, PyTree, Float[Array, "4"]]]:
+    """One pure update: (variables, opt_state, images, key) -> (variables, opt_state, the step's row of sums).
 
-    `images` is uint8, (batch, height, width, channels); the step's sums are over the batch.
+    `images` is uint8, (batch, height, width, channels); the sums of loss and parts are over the batch, and the largest
+    entry is of the gradient before any clipping. With `train.skip_nonfinite` an update with any other number than
+    finite ones among these changes nothing.
     """
     reduce = lookup(REDUCTIONS, config.train.reduction, "train.reduction")
 
     def step(
         variables: Variables, opt_state: PyTree, images: UInt8[Array, "batch h w c"], key: Key[Array, ""]
-    ) -> tuple[Variables, PyTree, Float[Array, "3"]]:
+    ) -> tuple[Variables, PyTree, Float[Array, "4"]]:
         objective_key, dropout_key = step_keys(key)
         targets = pixels(images)
 
@@ -142,9 +144,14 @@ def make_step(
             return reduce(found.loss), (updated, found)
 
         gradient, (updated, found) = jax.grad(loss, has_aux=True)(variables.params)
-        change, opt_state = transformation.update(gradient, opt_state, variables.params)
-        params = optax.apply_updates(variables.params, change)
-        return updated._replace(params=params), opt_state, jnp.stack([part.sum() for part in found])
+        largest = jnp.stack([jnp.abs(leaf).max() for leaf in jax.tree.leaves(gradient)]).max()
+        sums = jnp.stack([*(part.sum() for part in found), largest])
+        change, opt_state_then = transformation.update(gradient, opt_state, variables.params)
+        then = updated._replace(params=optax.apply_updates(variables.params, change)), opt_state_then
+        if config.train.skip_nonfinite:
+            finite = jnp.isfinite(sums).all()
+            then = jax.tree.map(lambda then, now: jnp.where(finite, then, now), then, (variables, opt_state))
+        return then[0], then[1], sums
 
     return step
 
@@ -207,7 +214,7 @@ def start_from(config: Config, variables: Variables, images: int) -> TrainState:
     """The same with these variables, with the optimiser's state fresh."""
     steps = max(1, -(-images // config.train.batch_size))
     opt_state = optimizer.build(config.train, steps).init(variables.params)
-    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, jnp.zeros((steps, 3)))
+    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, jnp.zeros((steps, 4)))
 
 
 def fit(
@@ -235,10 +242,13 @@ def fit(
         "train_kl" (means over the epoch's images as it trained); the same of "test_" and, with a validation split,
         "validation_" (z sampled); "article_train_loss" and "article_test_loss" (the figure the article prints: the
         mean over batches of the batch's sum); "images_per_second" and "train_seconds" (compilation and evaluation
-        excluded), "compile_seconds" and "chunk_steps". Losses are per image, in the objective's unit.
+        excluded), "compile_seconds" and "chunk_steps"; with `train.skip_nonfinite`, "skipped_steps", which the means
+        leave out. Losses are per image, in the objective's unit.
 
     Raises:
-        UserError: if the configuration does not fit the data, or the loss becomes infinite or NaN.
+        UserError: if the configuration does not fit the data.
+        Diverged: if the loss or the gradient becomes infinite or NaN; with `train.skip_nonfinite`, in all steps of an
+            epoch.
     """
     count, batch_size = len(data.train), config.train.batch_size
     check_batches(config, count)
@@ -287,20 +297,22 @@ def fit(
                     if not config.train.chunk_steps and length == chunk and size == batch_size:
                         chunk = max(1, round(length / elapsed))
                     done, seconds = done + length, seconds + elapsed
-                    losses = np.asarray(state.sums, np.float64)[:done, 0]
-                    _check_finite(losses, steps)
+                    sums = np.asarray(state.sums, np.float64)
+                    _check_finite(config, sums[:done], epoch, steps, history)
                     if done < steps:
                         if on_progress:
                             speed = (done - first) * batch_size / seconds
-                            on_progress(Progress(epoch + 1, done, steps, losses.sum() / (done * batch_size), speed))
+                            loss = _means(sums[:done], done * batch_size, batch_size)[0][0]
+                            on_progress(Progress(epoch + 1, done, steps, float(loss), speed))
                         if on_chunk:
                             on_chunk(state, history)
                     began = time.perf_counter()
-        figures = {"epoch": epoch + 1, **_train_figures(np.asarray(state.sums, np.float64), count)}
+        figures = {"epoch": epoch + 1, **_train_figures(config, np.asarray(state.sums, np.float64), count)}
         for split, evaluate in evaluators.items():
             figures |= _split_figures(split, evaluate(state.variables, keys.evaluate), batch_size)
             if not np.isfinite(figures[f"{split}_loss"]):
-                raise UserError(f"training diverged: the {split} loss is {figures[f'{split}_loss']}; {REMEDIES}")
+                found = f"the {split} loss is {figures[f'{split}_loss']}"
+                raise _diverged(config, epoch, found, f"train loss {figures['train_loss']:.6g} in this epoch")
         trained = count - first * batch_size
         figures |= {
             "images_per_second": trained / seconds,
@@ -315,27 +327,70 @@ def fit(
     return Trained(config, data.image_shape, state, history)
 
 
-def _check_finite(losses: Float[np.ndarray, " done"], steps: int) -> None:
-    """Stops a run whose loss is no number any more.
+def _check_finite(
+    config: Config, sums: Float[np.ndarray, "done 4"], epoch: int, steps: int, history: list[dict[str, Any]]
+) -> None:
+    """Stops a run whose loss or gradient is no number any more.
 
     Raises:
-        UserError: naming the first such step of the epoch.
+        Diverged: naming the first such step of the epoch.
     """
-    broken = np.flatnonzero(~np.isfinite(losses))
-    if len(broken):
-        raise UserError(
-            f"training diverged: the loss of step {broken[0] + 1} of {steps} is {losses[broken[0]]}; {REMEDIES}"
-        )
+    finite = np.isfinite(sums).all(1)
+    if finite.all() or (config.train.skip_nonfinite and (finite.any() or len(sums) < steps)):
+        return
+    first = int(np.flatnonzero(~finite)[0])
+    found = f"step {first + 1} of {steps} has loss {sums[first, 0]:.6g} and largest gradient {sums[first, 3]:.6g}"
+    last = []
+    if first:
+        images = config.train.batch_size  # the last step of an epoch is never before another
+        last.append(f"loss {sums[first - 1, 0] / images:.6g} per image in the step before")
+    if history:
+        last.append(f"test loss {history[-1]['test_loss']:.6g} after epoch {history[-1]['epoch']}")
+    raise _diverged(config, epoch, found, ", ".join(last) or "none")
 
 
-def _train_figures(sums: Float[np.ndarray, "steps 3"], count: int) -> dict[str, float]:
+def _diverged(config: Config, epoch: int, found: str, last: str) -> Diverged:
+    return Diverged(f"training diverged in epoch {epoch + 1}: {found}; last finite: {last}; {remedies(config)}")
+
+
+def remedies(config: Config) -> str:
+    """What most likely helps where a training diverges."""
+    train = config.train
+    steps = [
+        f"lower train.learning_rate (now {train.learning_rate:g})",
+        *(["set train.gradient_clip"] if train.gradient_clip is None else []),
+        *(["set train.warmup_steps"] if not train.warmup_steps else []),
+        *(["set model.precision to float32"] if config.model.precision == "bfloat16" else []),
+        *(["if it is a rare batch, set train.skip_nonfinite"] if not train.skip_nonfinite else []),
+    ]
+    return f"remedies: {'; '.join(steps)}"
+
+
+def _means(
+    sums: Float[np.ndarray, "steps 4"], images: int, batch_size: int
+) -> tuple[Float[np.ndarray, "4"], Float[np.ndarray, "4"], int]:
+    """Of these steps' sums over `images` images, those that are not finite left out: means per image, means per step
+    and how many are left out."""
+    finite = np.isfinite(sums).all(1)
+    skipped = np.flatnonzero(~finite)
+    # Only an epoch's last step may have fewer images than a full batch.
+    images -= sum(min(batch_size, images - step * batch_size) for step in skipped.tolist())
+    if not images:
+        return np.full(4, np.nan), np.full(4, np.nan), len(skipped)
+    total = sums[finite].sum(0)
+    return total / images, total / finite.sum(), len(skipped)
+
+
+def _train_figures(config: Config, sums: Float[np.ndarray, "steps 4"], count: int) -> dict[str, float]:
     """Means per image over the epoch's steps, and the article's figure."""
-    loss, reconstruction, kl = sums.sum(0) / count
+    per_image, per_step, skipped = _means(sums, count, config.train.batch_size)
+    loss, reconstruction, kl, _ = map(float, per_image)
     return {
-        "train_loss": float(loss),
-        "train_reconstruction": float(reconstruction),
-        "train_kl": float(kl),
-        "article_train_loss": float(sums[:, 0].sum()) / len(sums),
+        "train_loss": loss,
+        "train_reconstruction": reconstruction,
+        "train_kl": kl,
+        "article_train_loss": float(per_step[0]),
+        **({"skipped_steps": skipped} if config.train.skip_nonfinite else {}),
     }
 
 

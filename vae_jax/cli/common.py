@@ -93,7 +93,7 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
         raise UserError(f"--checkpoint: expected latest or best; found {options.checkpoint!r}")
     read_config(Path(options.run))  # refuses what is no run before jax starts up
     set_device(options.device)
-    trained = load(options.run, options.checkpoint)
+    trained = load(options.run, options.checkpoint, say)
     return trained, use(trained)
 
 

@@ -1,5 +1,7 @@
 """`vae-jax train`."""
 
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,7 +10,7 @@ from typing import Any
 
 from vae_jax.cli.common import Verb, absolute_paths, device_option, say, set_device
 from vae_jax.config import Config, add_options, from_namespace
-from vae_jax.errors import UserError
+from vae_jax.errors import Stopped, UserError
 from vae_jax.folder import check_folder
 
 
@@ -20,12 +22,12 @@ def _train_options(parser: Any) -> None:
     add_options(parser)
 
 
-def _train(options: Any) -> None:
+def _train(options: Any) -> int:
     if options.out is None:
         raise UserError("--out: expected the run folder to make, found none; for example --out runs/first")
     if options.resume and options.overwrite:
         raise UserError("--resume, --overwrite: expected one of them, found both")
-    folder = Path(options.out)
+    folder = Path(options.out).expanduser()
     check_folder(folder, options.resume, options.overwrite)
     config = absolute_paths(from_namespace(options))
 
@@ -45,21 +47,49 @@ def _train(options: Any) -> None:
         f"{models.count_parameters(shapes.params):,} parameters, {config.model.latent} latent dimensions",
         flush=True,
     )
-    with _progress(config) as on_progress:
-        trained = run.train(
-            config,
-            images,
-            folder,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            report=print,
-            on_progress=on_progress,
-            on_epoch=lambda figures, state: print(_epoch_line(figures, config, objective.unit), flush=True),
-        )
+    with _progress(config) as on_progress, _stop_signals() as stop:
+        try:
+            trained = run.train(
+                config,
+                images,
+                folder,
+                resume=options.resume,
+                overwrite=options.overwrite,
+                report=lambda line: print(line, flush=True),
+                on_progress=on_progress,
+                on_epoch=lambda figures, state: print(_epoch_line(figures, config, objective.unit), flush=True),
+                should_stop=lambda: bool(stop),
+            )
+        except Stopped as stopped:
+            say(f"vae-jax: {stopped}; `vae-jax train --out {shlex.quote(str(folder))} --resume` goes on from there")
+            return 128 + stop[0]
     print(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {len(trained.history)} epochs")
     print(f"run folder: {folder}")
     for path in sorted((folder / "figures").glob("*.png")):
         print(f"  picture: {path}")
+    return 0
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Within it Ctrl-C and SIGTERM are noted in the list given; a second Ctrl-C still ends the program at once."""
+    received: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+        say(f"vae-jax: {signal.Signals(number).name}: saving and stopping, in about a second{again}")
+
+    # What is ignored, as Ctrl-C in a shell's background job, goes on being ignored.
+    handled = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) != signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in handled}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _epoch_line(figures: dict[str, Any], config: Config, unit: str) -> str:
@@ -68,12 +98,13 @@ def _epoch_line(figures: dict[str, Any], config: Config, unit: str) -> str:
         parts = f" (reconstruction {reconstruction:.2f}, KL {kl:.2f})" if kl else ""
         return f"{name} {loss:.2f}{parts}"
 
+    skipped = f"; {count} updates skipped, not finite" if (count := figures.get("skipped_steps")) else ""
     names = [name for name in ("train", "validation", "test") if f"{name}_loss" in figures]
     return (
         f"epoch {figures['epoch']:{len(str(config.train.epochs))}}/{config.train.epochs}: "
         f"{', '.join(map(split, names))} {unit}; the article's sums per batch: train "
         f"{figures['article_train_loss']:.2f}, test {figures['article_test_loss']:.2f}; "
-        f"{figures['images_per_second']:,.0f} images/s"
+        f"{figures['images_per_second']:,.0f} images/s{skipped}"
     )
 
 

@@ -14,7 +14,7 @@ from vae_jax.compare.pair import PRECISIONS, Pair, precisely
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.errors import UserError
 from vae_jax.interop.torch_training import TorchTraining
-from vae_jax.train import REMEDIES, epoch_order, fit, make_keys, start
+from vae_jax.train import epoch_order, fit, make_keys, remedies, start
 
 TOLERANCE = 1e-9  # of the loss, in float64
 FIRST_STEP = 1e-5  # of the first loss, in float32; from then on rounding grows as in any chaotic system
@@ -78,7 +78,7 @@ def _curves(request: Request, tell: Any) -> dict[str, Any]:
     ours = np.concatenate(sums)[:wanted] / sizes
     theirs = torch.stack(theirs).double().cpu().numpy() / sizes
     if not np.isfinite(theirs).all():
-        raise UserError(f"PyTorch's training diverged: the loss of a step is not finite; {REMEDIES}")
+        raise UserError(f"PyTorch's training diverged: the loss of a step is not finite; {remedies(config)}")
     gap = np.abs(ours - theirs) / np.abs(theirs)
     past = np.flatnonzero(gap > CHAOS)
     return {

@@ -18,7 +18,7 @@ from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
 from vae_jax.errors import UserError
 from vae_jax.interop.torch_twin import TorchTwin
-from vae_jax.train import REMEDIES
+from vae_jax.train import remedies
 
 EVALUATED_AT_ONCE = 250
 REDUCTIONS = {"sum": torch.sum, "mean": torch.mean}
@@ -128,7 +128,7 @@ def fit(
         test = evaluate(twin, config, data.test.images).tolist()
         if not np.isfinite([*train, *test]).all():
             found = f"loss {train[0]}, test loss {test[0]}"
-            raise UserError(f"PyTorch's training diverged in epoch {epoch}: {found}; {REMEDIES}")
+            raise UserError(f"PyTorch's training diverged in epoch {epoch}: {found}; {remedies(config)}")
         names = ("loss", "reconstruction", "kl")
         on_epoch(
             {

@@ -1,0 +1,414 @@
+"""Checkpoints: whole or not at all, verified, ranked, and what is damaged is told, passed over and never deleted."""
+
+import errno
+import json
+import math
+import random
+import resource
+import shutil
+import signal
+import tarfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from run_fixtures import compiled_once, snapshot
+
+from vae_jax import checkpoint, run
+from vae_jax.checkpoint import DAMAGED, DESCRIPTION, Keeper, Saved, restore
+from vae_jax.config import load_config
+from vae_jax.data import load
+from vae_jax.errors import UserError
+from vae_jax.evaluate import make_evaluator, means
+from vae_jax.models import Variables
+from vae_jax.train import TrainState, build, make_keys
+
+STORED = Path(__file__).parent / "stored"
+
+
+def state_of(images, step=0):
+    """A state as small as can be."""
+    variables = Variables({"w": jnp.arange(2.0) + step}, {"mean": jnp.zeros(3)})
+    return TrainState(jnp.int32(step), variables, {"m": jnp.ones(2)}, jnp.zeros((images, 4)))
+
+
+def saved(step, history=()):
+    return Saved(state_of(1, step), list(history), 1, "of the images", {"cores": "2"})
+
+
+def same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def silent(line):
+    raise AssertionError(line)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "checkpoints"
+
+
+def keeper(folder, keep=1, report=silent):
+    return Keeper(folder, keep, report)
+
+
+def steps(folder):
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def kept(folder, losses, keep=1):
+    """The steps kept after checkpoints 1, 2, … with these losses, and the best one's."""
+    keeping = keeper(folder, keep)
+    for step, loss in enumerate(losses, 1):
+        keeping.save(saved(step), loss)
+    best = restore(folder, "best", state_of, silent)
+    latest = restore(folder, "latest", state_of, silent)
+    assert int(latest.state.step) == len(losses)
+    return steps(folder), int(best.state.step)
+
+
+# --- What is kept ----------------------------------------------------------------------------------------------------
+
+
+def test_restores_what_was_saved(folder):
+    history = [{"epoch": 1, "test_loss": 0.1 + 0.2, "large": 1e300}]
+    keeper(folder).save(saved(7, history), 1.5)
+    found = restore(folder, "latest", state_of, silent)
+    same(found.state, saved(7).state)
+    assert found[1:] == (history, 1, "of the images", {"cores": "2"})
+    assert not [path for path in folder.iterdir() if path.name != "7"]
+
+
+def test_the_best_is_kept_besides_the_newest(tmp_path):
+    assert kept(tmp_path / "a", [3.0, 1.0, 2.0, 4.0]) == ([2, 4], 2)
+    assert kept(tmp_path / "b", [3.0, 1.0, 2.0, 4.0, 5.0], keep=2) == ([2, 4, 5], 2)
+
+
+def test_the_best_may_be_the_newest(folder):
+    assert kept(folder, [3.0, 2.0, 1.0]) == ([3], 3)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_never_the_best(tmp_path, broken):
+    assert kept(tmp_path / "a", [broken, 2.0, 3.0]) == ([2, 3], 2)
+    assert kept(tmp_path / "b", [2.0, broken, 3.0]) == ([1, 3], 1)
+
+
+def test_checkpoints_inside_an_epoch_are_not_ranked(folder):
+    assert kept(folder, [None, 2.0, None, 3.0, None]) == ([2, 5], 2)
+
+
+def test_without_a_rank_the_best_is_the_newest(folder):
+    assert kept(folder, [None, None])[1] == 2
+
+
+def test_the_next_process_knows_the_best(folder):
+    kept(folder, [3.0, 1.0, 2.0])
+    keeper(folder).save(saved(4), 5.0)
+    assert steps(folder) == [2, 4]
+
+
+def test_no_checkpoint_yet(folder):
+    folder.mkdir()
+    assert restore(folder, "latest", state_of, silent) is None
+    assert restore(folder, "best", state_of, silent) is None
+
+
+# --- Saving fails ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def file_size_limit(size):
+    """Within it no file can grow beyond so many bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize("size", [0, 50, 700])
+def test_a_full_disk_fails_loudly_and_keeps_what_is_there(folder, size):
+    keeping = keeper(folder)
+    keeping.save(saved(1), 1.0)
+    before = snapshot(folder)
+    with file_size_limit(size), pytest.raises(UserError, match="cannot be saved") as caught:
+        keeping.save(saved(2), 0.5)
+    assert str(folder / "2") in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    assert snapshot(folder) == before
+    keeping.save(saved(2), 0.5)
+    assert steps(folder) == [2]
+
+
+@pytest.mark.parametrize("call", ["mkdir", "rename", "write_text"])
+def test_a_refusal_of_the_file_system_fails_loudly(folder, monkeypatch, call):
+    keeping = keeper(folder)
+    keeping.save(saved(1), 1.0)
+    before = snapshot(folder)
+    real = getattr(Path, call)
+
+    def refuse(path, *arguments, **options):
+        if folder in path.parents:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        return real(path, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, call, refuse)
+        with pytest.raises(UserError, match="No space left"):
+            keeping.save(saved(2), 0.5)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_saved(folder, broken):
+    keeping = keeper(folder)
+    variables = Variables({"w": jnp.array([0.0, broken])}, {"mean": jnp.zeros(3)})
+    with pytest.raises(UserError, match=r"diverged: .*'w'.* not finite after step 3"):
+        keeping.save(saved(3)._replace(state=state_of(1, 3)._replace(variables=variables)), 1.0)
+    assert list(folder.iterdir()) == []
+
+
+def test_ctrl_c_waits_until_a_checkpoint_is_whole(folder, monkeypatch):
+    keeping = keeper(folder)
+    real = checkpoint._files
+
+    def interrupted(path):
+        signal.raise_signal(signal.SIGINT)
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_files", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            keeping.save(saved(1), 2.0)
+    assert int(restore(folder, "latest", state_of, silent).state.step) == 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+# --- Damage ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two(folder):
+    """Two checkpoints; the older one is the better."""
+    kept(folder, [1.0, 2.0])
+    return folder
+
+
+def test_every_flipped_bit_is_detected(two):
+    """In the newest of two checkpoints, in any of its files; then the older one is used."""
+    files = sorted(path for path in (two / "2").rglob("*") if path.stat().st_size and path.is_file())
+    assert any("ocdbt" in str(path) for path in files)
+    rng = random.Random(0)
+    for trial in range(300):
+        path = files[trial % len(files)]
+        whole = path.read_bytes()
+        flipped = bytearray(whole)
+        flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(flipped)
+        told = []
+        with pytest.raises(checkpoint.DamageError):
+            checkpoint._description(two / "2")
+        if trial % 10 == 0:
+            assert int(restore(two, "latest", state_of, told.append).state.step) == 1
+            assert len(told) == 1
+            assert str(two / "2") in told[0]
+        path.write_bytes(whole)
+    assert int(restore(two, "latest", state_of, silent).state.step) == 2
+
+
+def largest(step):
+    return max(step.rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+
+
+DAMAGE = {
+    "shortened": lambda step: largest(step).write_bytes(largest(step).read_bytes()[:10]),
+    "emptied": lambda step: largest(step).write_bytes(b""),
+    "a file missing": lambda step: largest(step).unlink(),
+    "a file too many": lambda step: (step / "state" / "more").write_text("more"),
+    "no arrays": lambda step: shutil.rmtree(step / "state"),
+    "no description": lambda step: (step / DESCRIPTION).unlink(),
+    "nothing in it": lambda step: (shutil.rmtree(step), step.mkdir()),
+    "no JSON": lambda step: (step / DESCRIPTION).write_text("{"),
+    "deep JSON": lambda step: (step / DESCRIPTION).write_text("[" * 100_000),
+    "other JSON": lambda step: (step / DESCRIPTION).write_text('{"some": "thing"}'),
+    "a list": lambda step: (step / DESCRIPTION).write_text("[]"),
+    "binary": lambda step: (step / DESCRIPTION).write_bytes(bytes(range(256))),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damage_is_told_passed_over_and_moved_out_of_the_way(two, damage):
+    damage(two / "2")
+    before = snapshot(two)
+    told = []
+    assert int(restore(two, "latest", state_of, told.append).state.step) == 1
+    assert len(told) == 1
+    assert str(two / "2") in told[0]
+    assert snapshot(two) == before  # reading moves nothing
+
+    content = snapshot(two / "2")
+    told = []
+    keeping = keeper(two, report=told.append)
+    assert len(told) == 1
+    assert str(two / "2") in told[0]
+    assert snapshot(two / DAMAGED / "2") == content
+    keeping.save(saved(2), 3.0)
+    assert int(restore(two, "latest", state_of, silent).state.step) == 2
+    assert snapshot(two / DAMAGED / "2") == content
+
+
+def test_a_second_damaged_checkpoint_of_a_step_is_kept_too(two):
+    for name in ("2", "2.1"):
+        (two / "2" / DESCRIPTION).write_text(name)
+        keeper(two, report=lambda line: None).save(saved(2), 3.0)
+        assert (two / DAMAGED / name / DESCRIPTION).read_text() == name
+
+
+def test_the_damaged_best_is_passed_over_too(tmp_path):
+    folder = tmp_path / "checkpoints"
+    kept(folder, [1.0, 3.0, 2.0], keep=3)
+    largest(folder / "1").write_bytes(b"")
+    told = []
+    assert int(restore(folder, "best", state_of, told.append).state.step) == 3
+    assert len(told) == 1
+    assert str(folder / "1") in told[0]
+
+
+def test_all_damaged_is_refused(two):
+    for step in ("1", "2"):
+        (two / step / DESCRIPTION).unlink()
+    with pytest.raises(UserError, match="expected a sound checkpoint, found none"):
+        restore(two, "latest", state_of, lambda line: None)
+
+
+def test_half_written_checkpoints_are_told_and_set_aside(two):
+    for name in (".3.99.tmp", "4.orbax-checkpoint-tmp-17"):
+        (two / name / "state").mkdir(parents=True)
+    (two / ".1.deleted").mkdir()
+    (two / "notes").mkdir()
+    assert int(restore(two, "latest", state_of, silent).state.step) == 2
+    told = []
+    keeper(two, report=told.append)
+    assert ["half-written, the process died while saving; moved to" in line for line in told] == [True, True]
+    assert {path.name for path in (two / DAMAGED).iterdir()} == {"3.99.tmp", "4.orbax-checkpoint-tmp-17"}
+    assert {path.name for path in two.iterdir()} == {"1", "2", "notes", DAMAGED}
+
+
+def test_a_wrong_array_is_damage_even_with_right_files(two, monkeypatch):
+    """As where orbax restores something else than it saved."""
+    real = checkpoint._orbax
+
+    class Wrong:
+        def restore(self, *arguments, **options):
+            state = real().restore(*arguments, **options)
+            return state._replace(opt_state={"m": state.opt_state["m"] + 1})
+
+    monkeypatch.setattr(checkpoint, "_orbax", Wrong)
+    told = []
+    with pytest.raises(UserError, match="none"):
+        restore(two, "latest", state_of, told.append)
+    assert "opt_state['m']" in told[0]
+
+
+def test_a_checkpoint_deleted_while_it_is_read_is_looked_for_again(two, monkeypatch):
+    """A training that goes on saves step 3 and deletes step 2 just as it is about to be read."""
+    real = checkpoint._read
+
+    def read(folder, template):
+        if folder.name == "2":
+            monkeypatch.setattr(checkpoint, "_read", real)
+            keeper(two).save(saved(3), 3.0)
+        return real(folder, template)
+
+    monkeypatch.setattr(checkpoint, "_read", read)
+    assert int(restore(two, "latest", state_of, silent).state.step) == 3
+
+
+# --- Formats ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_newer_format_is_refused(two):
+    path = two / "2" / DESCRIPTION
+    description = {**json.loads(path.read_text())["checkpoint"], "format": 99}
+    sha256 = checkpoint._sha256(checkpoint._canonical(description))
+    path.write_text(json.dumps({"sha256": sha256, "checkpoint": description}))
+    with pytest.raises(UserError, match=r"format 2 or older, found 99; update vae_jax"):
+        restore(two, "latest", state_of, silent)
+    with pytest.raises(UserError, match="99"):
+        keeper(two)
+
+
+def test_another_models_checkpoint_is_refused_by_the_arrays_name(two):
+    def other(images):
+        return state_of(images)._replace(opt_state={"m": jnp.ones(3)})
+
+    with pytest.raises(UserError, match=r"opt_state\['m'\] float32\[3\]; found float32\[2\]"):
+        restore(two, "latest", other, silent)
+
+
+@pytest.fixture(params=sorted(path.name.split(".")[0] for path in STORED.iterdir()))
+def stored(request, tmp_path):
+    """A small run that an earlier version has left: two epochs of digits."""
+    with tarfile.open(STORED / f"{request.param}.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "run"
+
+
+def test_a_stored_run_opens_and_goes_on(stored, tmp_path_factory):
+    """Losses are compared to 1e-4, since another processor or version rounds otherwise."""
+    summary = json.loads((stored / "summary.json").read_text())
+    for which in ("latest", "best"):
+        trained = run.load(stored, which, silent)
+        assert len(trained.history) == 2
+        assert trained.history[-1]["test_loss"] == summary["test_loss"]
+        assert int(trained.state.step) == 20
+    config = load_config(stored / "config.yaml", **{"train.epochs": 3})
+    data = load(config.data)
+    told = []
+    with compiled_once(tmp_path_factory.getbasetemp() / "unoptimized", optimized=False):
+        evaluate = make_evaluator(config, *build(config, data.image_shape), data.test.images)
+        found = means(evaluate(trained.state.variables, make_keys(0).evaluate))[0]
+        assert found == pytest.approx(summary["test_loss"], rel=1e-4)
+        trained = run.train(config, data, stored, resume=True, report=told.append)
+    assert "after epoch 2, step 20" in told[0]
+    assert len(trained.history) == 3
+    assert trained.history[2]["test_loss"] < summary["test_loss"]
+    assert sorted(path.name for path in (stored / "checkpoints").iterdir()) == ["30"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda step: largest(step).write_bytes(b"short"),
+        lambda step: (step / "sha256.json").write_text("{}"),
+        lambda step: (step / "metrics" / "metrics").write_text("{"),
+        lambda step: shutil.rmtree(step / "run"),
+        lambda step: ((step / "sha256.json").unlink(), (step / "run" / "metadata").write_text("{}")),
+        lambda step: ((step / "sha256.json").unlink(), shutil.rmtree(step / "state")),
+    ],
+    ids=["arrays", "checksums", "metrics", "no history", "empty history", "no arrays"],
+)
+def test_damage_in_a_run_of_format_1_is_told(tmp_path, damage):
+    with tarfile.open(STORED / "format_1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    damage(tmp_path / "run" / "checkpoints" / "20")
+    told = []
+    with pytest.raises(UserError, match="expected a sound checkpoint") as caught:
+        run.load(tmp_path / "run", report=told.append)
+    assert len(str(caught.value).splitlines()) == 1
+    assert str(tmp_path / "run" / "checkpoints" / "20") in told[0]
+
+
+def test_in_format_1_a_kill_before_the_checksums_loses_no_checkpoint(tmp_path):
+    with tarfile.open(STORED / "format_1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    (tmp_path / "run" / "checkpoints" / "20" / "sha256.json").unlink()
+    assert int(run.load(tmp_path / "run", report=silent).state.step) == 20
