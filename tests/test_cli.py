@@ -22,6 +22,7 @@ import vae_jax
 from vae_jax.cli import VERBS, main, use
 from vae_jax.config import load_config, shipped
 from vae_jax.evaluate import BATCH
+from vae_jax.folder import LOCK
 
 TIMED = {"images_per_second": 0, "seconds": 0}  # what differs from one run to the next
 
@@ -441,8 +442,9 @@ def test_overwrite_with_data_at_a_relative_path(command, copied, tmp_path, monke
 # --- On a terminal ---------------------------------------------------------------------------------------------------
 
 
-def test_on_a_terminal_a_bar_shows_and_ctrl_c_ends_it(tmp_path, cache):
-    """One run on a pseudo-terminal, interrupted while it trains."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_on_a_terminal_a_bar_shows_and_a_signal_saves_and_stops(tmp_path, cache, number):
+    """One run on a pseudo-terminal, told to stop while it trains."""
     folder = tmp_path / "run"
     options = flags(**{**TINY, "train.epochs": 100_000, "train.chunk_steps": 1})
     terminal, its_side = pty.openpty()
@@ -458,6 +460,7 @@ def test_on_a_terminal_a_bar_shows_and_ctrl_c_ends_it(tmp_path, cache):
         stdin=its_side,
         stdout=its_side,
         stderr=its_side,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored where the tests are a job
     )
     os.close(its_side)
     shown, interrupted, deadline = "", False, time.monotonic() + 120
@@ -469,7 +472,7 @@ def test_on_a_terminal_a_bar_shows_and_ctrl_c_ends_it(tmp_path, cache):
                 except OSError:  # the child has closed it
                     break
             if not interrupted and "images/s" in shown and "epoch 2/" in shown:
-                child.send_signal(signal.SIGINT)
+                child.send_signal(number)
                 interrupted = True
         code = child.wait(60)
     finally:
@@ -477,12 +480,16 @@ def test_on_a_terminal_a_bar_shows_and_ctrl_c_ends_it(tmp_path, cache):
         child.wait()
         os.close(terminal)
     assert interrupted, shown[-2000:]
-    assert code == 130, shown[-2000:]
+    assert code == 128 + number, shown[-2000:]
     assert "\x1b[" in shown  # the bar
     assert "loss" in shown
-    assert "--resume" in shown.splitlines()[-1]
+    stopped = re.search(
+        r"vae-jax: stopped .*saved after .*step (\d+); `vae-jax train --out \S+ --resume` goes on", shown
+    )
+    assert stopped, shown[-2000:]
+    steps = [int(path.name) for path in (folder / "checkpoints").iterdir()]
+    assert max(steps) == int(stopped[1])
     assert "Traceback" not in shown
-    assert (folder / "checkpoints").is_dir()
     assert not (folder / "summary.json").exists()
 
 
@@ -620,7 +627,7 @@ def written(command, *arguments) -> Path:
     (line,) = command(*arguments)
     path = Path(line.split(": ")[0])
     assert path.is_file()
-    assert not list(path.parent.glob(".*"))
+    assert {hidden.name for hidden in path.parent.glob(".*")} == {LOCK}
     return path
 
 

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 from vae_jax import load_config, load_data, run, train
 from vae_jax.cli import main
 from vae_jax.errors import UserError
+from vae_jax.folder import LOCK
 from vae_jax.interop import exchange, weights_file
 from vae_jax.interop.torch_weights import from_state_dict, to_state_dict
 
@@ -209,12 +210,12 @@ def test_import_does_not_train_over_a_run(exported, made, command):
 
 
 def test_a_failed_save_leaves_nothing(exported, made, tmp_path, monkeypatch):
-    from vae_jax.checkpoint import Checkpoints
+    from vae_jax import checkpoint
 
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Checkpoints, "save", fail)
+    monkeypatch.setattr(checkpoint, "save", fail)
     with pytest.raises(OSError, match="No space"):
         exchange.import_run(exported, CONFIG, tmp_path / "new" / "run")
     assert not list(tmp_path.iterdir())
@@ -236,6 +237,7 @@ def test_import_replaces_a_run(exported, made, command, tmp_path):
         "figures",
         "imported.json",
         "mine.txt",
+        LOCK,
     }
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert run.load(tmp_path / "run").history == []

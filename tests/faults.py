@@ -1,0 +1,275 @@
+"""Faults on purpose: runs that are killed, refused a write or damaged must end where an undisturbed run ends.
+
+    python tests/faults.py writes --count 8      killed at a write, or the write refused as on a full disk
+    python tests/faults.py kills --count 100     killed at random moments, as real processes
+
+`make torture` does both at length. All is pinned to one core, where a run repeats bit for bit, and chosen by --seed.
+"""
+
+import argparse
+import contextlib
+import errno
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TIMING = {"images_per_second", "train_seconds", "compile_seconds", "chunk_steps", "seconds"}
+# Three epochs of ten steps, saved after every four steps as well.
+TINY = [
+    "--config=digits",
+    "--data.image_size=8",
+    "--data.test=597",
+    "--data.validation=200",
+    "--model.channels=[4,8]",
+    "--model.latent=2",
+    "--model.hidden=16",
+    "--train.epochs=3",
+    "--train.batch_size=100",
+    "--train.chunk_steps=4",
+    "--output.checkpoint_minutes=1e-9",
+    "--output.figure_images=9",
+]
+
+# --- Is it the same run? ---------------------------------------------------------------------------------------------
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """All that two equal runs have in common: metrics, figures, the arrays of the newest and the best checkpoint."""
+    from vae_jax import checkpoint
+
+    def plain(figures: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in figures.items() if name not in TIMING}
+
+    steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
+    described = {step: checkpoint._description(folder / "checkpoints" / str(step)) for step in steps}
+    ranked = [step for step in steps if described[step]["loss"] is not None]
+    best = min(ranked, key=lambda step: (described[step]["loss"], -step))
+    return {
+        "metrics": [plain(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()],
+        "summary": plain(json.loads((folder / "summary.json").read_text())),
+        "config": (folder / "config.yaml").read_text(),
+        "figures": {path.name: path.read_bytes() for path in sorted((folder / "figures").iterdir())},
+        **{
+            f"{name} checkpoint": (step, described[step]["arrays"], [*map(plain, described[step]["history"])])
+            for name, step in (("newest", steps[-1]), ("best", best))
+        },
+    }
+
+
+def differences(folder: Path, expected: dict[str, Any]) -> list[str]:
+    """What is not as in an undisturbed run; empty where all is."""
+    try:
+        found = content(folder)
+    except Exception as error:
+        return [f"{type(error).__name__}: {error}"]
+    return [name for name in expected if found[name] != expected[name]]
+
+
+# --- At a write ------------------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """Calls a function just before each change that this process makes below a folder."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.act: Callable[[int, str], None] = lambda number, what: None
+        self.count = 0
+        self._lock, self._inside = threading.Lock(), threading.local()
+        sys.addaudithook(self._hook)  # for good: Python removes none
+
+    @contextmanager
+    def on(self, folder: Path, act: Callable[[int, str], None]) -> Iterator[None]:
+        self.folder, self.act, self.count = folder, act, 0
+        try:
+            yield
+        finally:
+            self.folder = None
+
+    def _hook(self, event: str, arguments: tuple) -> None:
+        if self.folder is None or getattr(self._inside, "yes", False):
+            return
+        if event == "open":
+            path, mode, flags = arguments
+            changes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) if isinstance(flags, int) else "w" in mode
+            paths = [path] if changes else []
+        elif event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir"):
+            at = [each for each in arguments[1:] if isinstance(each, int) and each >= 0 and event != "os.mkdir"]
+            base = os.readlink(f"/proc/self/fd/{at[0]}") if at else ""
+            paths = [os.path.join(base, os.fsdecode(arguments[0]))]
+        else:
+            return
+        for path in paths:
+            if isinstance(path, str | bytes | os.PathLike) and Path(os.fsdecode(path)).is_relative_to(self.folder):
+                with self._lock:
+                    self._inside.yes = True
+                    try:
+                        self.count += 1
+                        self.act(self.count, f"{event} {os.path.relpath(os.fsdecode(path), self.folder)}")
+                    finally:
+                        self._inside.yes = False
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a folder that is being written to, as far as it is there."""
+    target.mkdir(parents=True)
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        with contextlib.suppress(FileNotFoundError):
+            if path.is_dir():
+                place.mkdir(parents=True, exist_ok=True)
+            else:
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, place)
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    """A command in this process: its exit code and what it prints to standard error."""
+    from vae_jax.cli import main
+
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+        code = main(arguments)
+    return code, errors.getvalue()
+
+
+def writes(work: Path, count: int, seed: int) -> int:
+    """At `count` writes (0 for all) of a small run: the folder as a kill there leaves it, and the write refused."""
+    watch, moments = Watch(), work / "moments"
+    names: dict[int, str] = {}
+
+    def keep(number: int, what: str) -> None:
+        names[number] = what
+        copy(work / "whole", moments / str(number))
+
+    with watch.on(work / "whole", keep):
+        assert command("train", "--out", str(work / "whole"), *TINY)[0] == 0
+    expected = content(work / "whole")
+    chosen = sorted(random.Random(seed).sample(sorted(names), count)) if count else sorted(names)
+    print(f"{len(names)} writes, {len(chosen)} chosen", flush=True)
+    failed = 0
+
+    def tell(number: int, what: str, wrong: list[str]) -> None:
+        nonlocal failed
+        failed += bool(wrong)
+        print(f"{what} at write {number}, {names[number]}: {', '.join(wrong) or 'equal'}", flush=True)
+
+    for number in chosen:
+        folder = moments / str(number)
+        code, said = command("train", "--out", str(folder), "--resume", *TINY)
+        tell(number, "killed", differences(folder, expected) if code == 0 else [f"exit code {code}: {said}"])
+        shutil.rmtree(folder)
+    for number in chosen:
+        folder = work / "refused"
+
+        def refuse(at: int, what: str, number: int = number) -> None:
+            if at == number:
+                raise OSError(errno.ENOSPC, "No space left on device", what)
+
+        with watch.on(folder, refuse):
+            code, said = command("train", "--out", str(folder), *TINY)
+        wrong = []
+        if code not in (0, 2) or "Traceback" in said or (code == 2 and len(said.splitlines()) != 1):
+            wrong.append(f"exit code {code}: {said}")
+        if code == 2 or not (folder / "summary.json").exists():
+            code, said = command("train", "--out", str(folder), "--resume", *TINY)
+            wrong += [f"exit code {code} afterwards: {said}"] if code else []
+        tell(number, "refused", wrong + differences(folder, expected))
+        shutil.rmtree(folder)
+    return failed
+
+
+# --- At any moment ---------------------------------------------------------------------------------------------------
+
+
+def start(folder: Path, options: list[str], core: int) -> subprocess.Popen:
+    def pin() -> None:
+        os.sched_setaffinity(0, {core})
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "vae_jax", "train", "--out", str(folder), "--resume", *options],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=pin,
+        start_new_session=True,
+    )
+
+
+def kills(work: Path, count: int, seed: int, options: list[str], cores: list[int]) -> int:
+    """`count` runs, each killed once or more at random moments and then resumed to its end."""
+    seconds = 0.0
+    for name in ("warm", "whole"):  # the first fills the cache of compiled programs
+        began = time.monotonic()
+        process = start(work / name, options, cores[0])
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+        seconds = time.monotonic() - began
+    expected = content(work / "whole")
+    print(f"undisturbed: {seconds:.1f} s", flush=True)
+    free = list(cores)
+
+    def trial(number: int) -> tuple[int, list[float], list[str]]:
+        rng, core, folder, at = random.Random(f"{seed} {number}"), free.pop(), work / f"killed{number}", []
+        try:
+            while True:
+                process = start(folder, options, core)
+                moment = rng.uniform(0, seconds)
+                kill = not at or rng.random() < 0.25  # the first time always, now and then again
+                try:
+                    said = process.communicate(timeout=moment if kill else None)[1]
+                    if process.returncode != 0:
+                        return number, at, [f"exit code {process.returncode}: {said}"]
+                    if at:
+                        return number, at, differences(folder, expected)
+                    shutil.rmtree(folder)  # it was faster than the kill: once more
+                except subprocess.TimeoutExpired:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.communicate()
+                    at.append(round(moment, 2))
+        finally:
+            free.append(core)
+            shutil.rmtree(folder, ignore_errors=True)
+
+    failed, killed = 0, 0
+    with ThreadPoolExecutor(len(cores)) as pool:
+        for number, at, wrong in pool.map(trial, range(count)):
+            failed, killed = failed + bool(wrong), killed + len(at)
+            print(f"{number + 1}/{count} killed after {at} s: {', '.join(wrong) or 'equal'}", flush=True)
+    print(f"{count - failed} of {count} runs, killed {killed} times, end bit for bit where the undisturbed one ends")
+    return failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["writes", "kills"])
+    parser.add_argument("--count", type=int, default=0, help="how many; 0 for every write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tiny", action="store_true", help="kill the tiny run instead of the digits run")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        # Every run needs the same programs; compiled once, they are the same bits for all.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{work}/compiled"
+        os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        if options.what == "kills":
+            run = TINY if options.tiny else ["--config=digits"]
+            return kills(Path(work), options.count, options.seed, run, sorted(os.sched_getaffinity(0))) > 0
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before jax starts its threads
+        return writes(Path(work), options.count, options.seed) > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
