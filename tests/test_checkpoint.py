@@ -32,7 +32,7 @@ STORED = Path(__file__).parent / "stored"
 def state_of(images, step=0):
     """A state as small as can be."""
     variables = Variables({"w": jnp.arange(2.0) + step}, {"mean": jnp.zeros(3)})
-    return TrainState(jnp.int32(step), variables, {"m": jnp.ones(2)}, jnp.zeros((images, 4)))
+    return TrainState(jnp.int32(step), variables, {"m": jnp.ones(2)}, jnp.zeros((images, 3)))
 
 
 def saved(step, history=()):
@@ -165,15 +165,6 @@ def test_a_refusal_of_the_file_system_fails_loudly(folder, monkeypatch, call):
         with pytest.raises(UserError, match="No space left"):
             keeping.save(saved(2), 0.5)
     assert snapshot(folder) == before
-
-
-@pytest.mark.parametrize("broken", [math.nan, math.inf])
-def test_what_is_not_finite_is_not_saved(folder, broken):
-    keeping = keeper(folder)
-    variables = Variables({"w": jnp.array([0.0, broken])}, {"mean": jnp.zeros(3)})
-    with pytest.raises(UserError, match=r"diverged: .*'w'.* not finite after step 3"):
-        keeping.save(saved(3)._replace(state=state_of(1, 3)._replace(variables=variables)), 1.0)
-    assert list(folder.iterdir()) == []
 
 
 def test_ctrl_c_waits_until_a_checkpoint_is_whole(folder, monkeypatch):

@@ -68,13 +68,10 @@ def save(folder: Path, saved: Saved, loss: float | None = None) -> None:
         loss: ranks it; None (inside an epoch) leaves it unranked.
 
     Raises:
-        UserError: if it cannot be written, or a parameter or running statistic is not a finite number.
+        UserError: if it cannot be written.
     """
     state = jax.tree.map(np.asarray, saved.state)  # numpy's arrays save in half the time, and belong to no device
     arrays = _named(state)
-    for name, array in _named(state.variables).items():
-        if not np.isfinite(array).all():
-            raise UserError(f"training diverged: {name} is not finite after step {state.step}; nothing of it is saved")
     place = folder / str(int(state.step))
     making = folder / f".{place.name}.{os.getpid()}{UNFINISHED}"
     try:
@@ -194,8 +191,6 @@ def _read(folder: Path, template: Callable[[int], TrainState]) -> Saved:
     description = _description(folder)
     try:
         expected = jax.eval_shape(lambda: template(description["images"]))
-        if description["format"] == 1:  # without the largest gradient of each step
-            expected = expected._replace(sums=jax.ShapeDtypeStruct((len(expected.sums), 3), expected.sums.dtype))
         _check_types(folder, _named(expected), description["arrays"])
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
         state = _orbax().restore(folder.absolute() / "state", args=ocp.args.StandardRestore(like))
@@ -203,8 +198,6 @@ def _read(folder: Path, template: Callable[[int], TrainState]) -> Saved:
             sha256 = description["arrays"][name].get("sha256")
             if sha256 and _sha256(array.tobytes()) != sha256:
                 raise DamageError(f"damaged, {name} is not as it was saved")
-        if description["format"] == 1:
-            state = state._replace(sums=np.pad(state.sums, ((0, 0), (0, 1))))
         return Saved(jax.tree.map(jnp.asarray, state), *(description[name] for name in Saved._fields[1:]))
     except (DamageError, UserError):
         raise

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from vae_jax import models, objectives, optimizer
 from vae_jax.config import Config
@@ -38,14 +38,14 @@ class TrainState(NamedTuple):
         step: steps taken.
         variables: parameters and running statistics.
         opt_state: the optimiser's.
-        sums: of each step of the current epoch, the batch's summed loss, reconstruction and KL, and the gradient's
-            largest entry, (steps, 4).
+        sums: of each step of the current epoch, the batch's summed loss, reconstruction and KL, (steps, 3); NaN where
+            the step was skipped.
     """
 
     step: Int[Array, ""]
     variables: Variables
     opt_state: PyTree
-    sums: Float[Array, "steps 4"]
+    sums: Float[Array, "steps 3"]
 
 
 class Keys(NamedTuple):
@@ -120,18 +120,17 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Network, O
 
 def make_step(
     config: Config, network: Network, objective: Objective, transformation: optax.GradientTransformation
-) -> Callable[..., tuple[Variables, PyTree, Float[Array, "4"]]]:
-    """One pure update: (variables, opt_state, images, key) -> (variables, opt_state, the step's row of sums).
+) -> Callable[..., tuple[Variables, PyTree, Float[Array, "3"]]]:
+    """One pure update: (variables, opt_state, images, key) -> (variables, opt_state, sums of loss, parts).
 
-    `images` is uint8, (batch, height, width, channels); the sums of loss and parts are over the batch, and the largest
-    entry is of the gradient before any clipping. With `train.skip_nonfinite` an update with any other number than
-    finite ones among these changes nothing.
+    `images` is uint8, (batch, height, width, channels); the step's sums are over the batch. With
+    `train.skip_nonfinite` an update whose loss or gradient is not finite changes nothing, and its sums are NaN.
     """
     reduce = lookup(REDUCTIONS, config.train.reduction, "train.reduction")
 
     def step(
         variables: Variables, opt_state: PyTree, images: UInt8[Array, "batch h w c"], key: Key[Array, ""]
-    ) -> tuple[Variables, PyTree, Float[Array, "4"]]:
+    ) -> tuple[Variables, PyTree, Float[Array, "3"]]:
         objective_key, dropout_key = step_keys(key)
         targets = pixels(images)
 
@@ -144,16 +143,21 @@ def make_step(
             return reduce(found.loss), (updated, found)
 
         gradient, (updated, found) = jax.grad(loss, has_aux=True)(variables.params)
-        largest = jnp.stack([jnp.abs(leaf).max() for leaf in jax.tree.leaves(gradient)]).max()
-        sums = jnp.stack([*(part.sum() for part in found), largest])
+        sums = jnp.stack([part.sum() for part in found])
         change, opt_state_then = transformation.update(gradient, opt_state, variables.params)
         then = updated._replace(params=optax.apply_updates(variables.params, change)), opt_state_then
         if config.train.skip_nonfinite:
-            finite = jnp.isfinite(sums).all()
+            finite = _finite((sums, gradient))
             then = jax.tree.map(lambda then, now: jnp.where(finite, then, now), then, (variables, opt_state))
+            sums = jnp.where(finite, sums, jnp.nan)
         return then[0], then[1], sums
 
     return step
+
+
+def _finite(tree: PyTree) -> Bool[Array, ""]:
+    """Whether every number in the tree is finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def make_loop(step: Callable[..., Any], stride: int, size: int) -> Any:
@@ -214,7 +218,7 @@ def start_from(config: Config, variables: Variables, images: int) -> TrainState:
     """The same with these variables, with the optimiser's state fresh."""
     steps = max(1, -(-images // config.train.batch_size))
     opt_state = optimizer.build(config.train, steps).init(variables.params)
-    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, jnp.zeros((steps, 4)))
+    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, jnp.zeros((steps, 3)))
 
 
 def fit(
@@ -268,6 +272,7 @@ def fit(
 
     began = time.perf_counter()
     shuffle = jax.jit(partial(epoch_order, images=count))
+    finite = jax.jit(_finite)
     zero = jnp.int32(0)
     shard = jax.ShapeDtypeStruct(feed.shape, jnp.uint8), jax.ShapeDtypeStruct(feed.shape[:1], jnp.int32)
     arguments = (state, *shard, zero, keys.steps, zero, zero)
@@ -298,7 +303,8 @@ def fit(
                         chunk = max(1, round(length / elapsed))
                     done, seconds = done + length, seconds + elapsed
                     sums = np.asarray(state.sums, np.float64)
-                    _check_finite(config, sums[:done], epoch, steps, history)
+                    # A gradient that is not finite shows in the next step's loss, or in what it left behind.
+                    _check_finite(config, sums[:done], bool(finite(state.variables)), epoch, steps, history)
                     if done < steps:
                         if on_progress:
                             speed = (done - first) * batch_size / seconds
@@ -328,22 +334,31 @@ def fit(
 
 
 def _check_finite(
-    config: Config, sums: Float[np.ndarray, "done 4"], epoch: int, steps: int, history: list[dict[str, Any]]
+    config: Config,
+    sums: Float[np.ndarray, "done 3"],
+    variables_finite: bool,
+    epoch: int,
+    steps: int,
+    history: list[dict[str, Any]],
 ) -> None:
-    """Stops a run whose loss or gradient is no number any more.
+    """Stops a run whose loss, parameters or running statistics are no numbers any more.
 
     Raises:
         Diverged: naming the first such step of the epoch.
     """
-    finite = np.isfinite(sums).all(1)
-    if finite.all() or (config.train.skip_nonfinite and (finite.any() or len(sums) < steps)):
+    finite: Any = np.isfinite(sums).all(1)
+    may_go_on = finite.all() or (config.train.skip_nonfinite and (finite.any() or len(sums) < steps))
+    if variables_finite and may_go_on:
         return
-    first = int(np.flatnonzero(~finite)[0])
-    found = f"step {first + 1} of {steps} has loss {sums[first, 0]:.6g} and largest gradient {sums[first, 3]:.6g}"
+    if may_go_on:
+        bad, found = len(sums), f"parameters or running statistics are not finite after step {len(sums)} of {steps}"
+    else:
+        bad = int(np.flatnonzero(~finite)[0])
+        found = f"the loss of step {bad + 1} of {steps} is {sums[bad, 0]}"
     last = []
-    if first:
-        images = config.train.batch_size  # the last step of an epoch is never before another
-        last.append(f"loss {sums[first - 1, 0] / images:.6g} per image in the step before")
+    if before := np.flatnonzero(finite[:bad]).tolist():
+        per_image = sums[before[-1], 0] / config.train.batch_size  # only an epoch's last step has fewer images
+        last.append(f"loss {per_image:.6g} per image in step {before[-1] + 1}")
     if history:
         last.append(f"test loss {history[-1]['test_loss']:.6g} after epoch {history[-1]['epoch']}")
     raise _diverged(config, epoch, found, ", ".join(last) or "none")
@@ -367,24 +382,24 @@ def remedies(config: Config) -> str:
 
 
 def _means(
-    sums: Float[np.ndarray, "steps 4"], images: int, batch_size: int
-) -> tuple[Float[np.ndarray, "4"], Float[np.ndarray, "4"], int]:
-    """Of these steps' sums over `images` images, those that are not finite left out: means per image, means per step
-    and how many are left out."""
+    sums: Float[np.ndarray, "steps 3"], images: int, batch_size: int
+) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"], int]:
+    """Of these steps' sums over `images` images, skipped steps left out: means per image, means per step and how many
+    are skipped."""
     finite = np.isfinite(sums).all(1)
     skipped = np.flatnonzero(~finite)
     # Only an epoch's last step may have fewer images than a full batch.
     images -= sum(min(batch_size, images - step * batch_size) for step in skipped.tolist())
     if not images:
-        return np.full(4, np.nan), np.full(4, np.nan), len(skipped)
+        return np.full(3, np.nan), np.full(3, np.nan), len(skipped)
     total = sums[finite].sum(0)
     return total / images, total / finite.sum(), len(skipped)
 
 
-def _train_figures(config: Config, sums: Float[np.ndarray, "steps 4"], count: int) -> dict[str, float]:
+def _train_figures(config: Config, sums: Float[np.ndarray, "steps 3"], count: int) -> dict[str, float]:
     """Means per image over the epoch's steps, and the article's figure."""
     per_image, per_step, skipped = _means(sums, count, config.train.batch_size)
-    loss, reconstruction, kl, _ = map(float, per_image)
+    loss, reconstruction, kl = map(float, per_image)
     return {
         "train_loss": loss,
         "train_reconstruction": reconstruction,
