@@ -1,5 +1,7 @@
 # make train   create .venv, install, train and show where the pictures are
-# make test    create .venv, install, check style and types, run the test suite
+# make test    create .venv, install, check style and types, run the test suite; and a part of it on Python 3.12 with
+#              the newest jax, if there is one beside Python 3.11
+# make torture kill, refuse and damage at length what `make test` does a little; an hour
 # make bench   training speed beside PyTorch's
 #
 # A run that is there already is left alone: ARGS=--overwrite deletes it first, ARGS=--resume continues it.
@@ -16,13 +18,29 @@ BIN := $(VENV)/bin
 # elsewhere pip would fetch gigabytes of CUDA, so there those tests are skipped unless torch is installed already.
 TORCH := $(shell $(PYTHON) -c 'import sys; print(",torch" if sys.version_info[:2] == (3, 11) else "")')
 
-.PHONY: train test lint bench clean
+# Python 3.11 has jax 0.10 at the newest; a part of the suite runs on Python 3.12 with the newest jax as well.
+ALSO := $(shell $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && \
+    for each in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python; do \
+    "$$each" -c '' 2>/dev/null && echo "$$each" && break; done)
+ALSO_BIN := $(VENV)-newest/bin
+QUICK := config checkpoint convolution data_load distributions evaluate exchange feed objectives run train
+
+.PHONY: train test test-newest lint torture bench clean
 
 train: $(BIN)/.installed
 	$(BIN)/vae-jax train --config $(CONFIG) --out $(RUN) $(ARGS)
 
 test: $(BIN)/.installed-test lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(if $(ALSO),$(MAKE) test-newest,@echo "no Python 3.12 beside $(PYTHON): the newest jax is not tested")
+
+test-newest: $(ALSO_BIN)/.installed
+	$(ALSO_BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(QUICK:%=tests/test_%.py)
+
+torture: $(BIN)/.installed-test
+	$(BIN)/python tests/faults.py kills --count 100
+	$(BIN)/python tests/faults.py writes
+	VAE_JAX_TORTURE=1 $(BIN)/python -m pytest --timeout 3600 tests/test_checkpoint.py tests/test_fuzz.py
 
 lint: $(BIN)/.installed-test
 	$(BIN)/ruff check .
@@ -39,8 +57,13 @@ $(BIN)/.installed-test: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint$(TORCH)]'
 	touch $@
 
+$(ALSO_BIN)/.installed: pyproject.toml constraints.txt
+	$(ALSO) -m venv $(VENV)-newest
+	$(ALSO_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
 bench: $(BIN)/.installed-test
 	$(BIN)/python benchmarks/train_speed.py
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-newest .pytest_cache .ruff_cache

@@ -2,8 +2,11 @@
 
 import json
 import math
+import os
 import shutil
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -309,6 +312,36 @@ def test_a_file_in_the_way(data, tmp_path):
     for folder in (file, file / "run", file / "deep" / "run"):
         assert str(folder) in refused(run.train, CONFIG, data, folder)
     assert file.read_text() == "mine"
+
+
+@pytest.fixture
+def read_only(whole):
+    """The undisturbed run where nothing can be written, for root neither."""
+    folder = Path(tempfile.mkdtemp())
+    shutil.copytree(whole[0], folder / "run")
+    root = os.geteuid() == 0
+    for path in (*folder.rglob("*"), folder):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    run.load(folder / "run")  # what is imported late may lie where only root can read
+    if root:
+        os.setresuid(65534, 65534, 0)
+    yield folder / "run"
+    if root:
+        os.setresuid(0, 0, 0)
+    for path in (*folder.rglob("*"), folder):
+        path.chmod(0o755)
+    shutil.rmtree(folder)
+
+
+def test_a_read_only_run_is_read_and_not_trained(whole, data, read_only):
+    same(run.load(read_only).state, whole[1].state)
+    before = snapshot(read_only)
+    for folder, option in ((read_only, "resume"), (read_only, "overwrite"), (read_only.parent / "new", "resume")):
+        message = refused(run.train, CONFIG, data, folder, **{option: True})
+        assert message.startswith(
+            f"{folder}: expected a folder that can be written; permission denied in {folder.parent}"
+        )
+    assert snapshot(read_only) == before
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------
