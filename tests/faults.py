@@ -196,15 +196,12 @@ def writes(work: Path, count: int, seed: int) -> int:
 
 
 def start(folder: Path, options: list[str], core: int) -> subprocess.Popen:
-    def pin() -> None:
-        os.sched_setaffinity(0, {core})
-
+    pinned = f"import os, sys; os.sched_setaffinity(0, {{{core}}}); from vae_jax.cli import main; sys.exit(main())"
     return subprocess.Popen(
-        [sys.executable, "-m", "vae_jax", "train", "--out", str(folder), "--resume", *options],
+        [sys.executable, "-c", pinned, "train", "--out", str(folder), "--resume", *options],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=pin,
         start_new_session=True,
     )
 

@@ -47,6 +47,7 @@ def _train(options: Any) -> int:
         f"{models.count_parameters(shapes.params):,} parameters, {config.model.latent} latent dimensions",
         flush=True,
     )
+    said = ""
     with _progress(config) as on_progress, _stop_signals() as stop:
         try:
             trained = run.train(
@@ -61,8 +62,10 @@ def _train(options: Any) -> int:
                 should_stop=lambda: bool(stop),
             )
         except Stopped as stopped:
-            say(f"vae-jax: {stopped}; `vae-jax train --out {shlex.quote(str(folder))} --resume` goes on from there")
-            return 128 + stop[0]
+            trained, said = None, str(stopped)
+    if trained is None:
+        say(f"vae-jax: {said}; `vae-jax train --out {shlex.quote(str(folder))} --resume` goes on from there")
+        return 128 + stop[0]
     print(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {len(trained.history)} epochs")
     print(f"run folder: {folder}")
     for path in sorted((folder / "figures").glob("*.png")):
