@@ -7,3 +7,11 @@ class UserError(ValueError):
     Its message is one line that names what, where, what was expected and what was found. The command line prints
     it and exits with code 2; library code lets it pass.
     """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))  # names of files are a part of it, and they may hold anything
+
+
+def printable(text: str) -> str:
+    """The text as one line that does nothing to a terminal."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
