@@ -388,6 +388,7 @@ class _Recorder:
             "data": self.data.name,
             "train_images": len(self.data.train),
             "test_images": len(self.data.test),
+            **({"skipped_images": list(self.data.skipped)} if self.data.skipped else {}),
             "device": f"{device.platform} ({device.device_kind})",
             "cores": cores(),
             "versions": {
