@@ -484,6 +484,7 @@ def weight_files(draw) -> bytes:
         return draw(st.binary(max_size=60))
     length = int.from_bytes(whole[:8], "little")
     entries = [(name, dict(entry)) for name, entry in json.loads(whole[8 : 8 + length]).items()]
+    others = []  # values that are no entries
     for _ in range(draw(st.integers(0, 3))):
         name, entry = draw(st.sampled_from(entries))
         fault = draw(st.sampled_from(["dtype", "shape", "offsets", "name", "twice", "field", "lost", "extra", "value"]))
@@ -506,11 +507,12 @@ def weight_files(draw) -> bytes:
         elif fault == "extra":
             entries.append((draw(st.text(max_size=5)), {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}))
         elif fault == "value":
-            entries.append(("__metadata__", draw(st.sampled_from([None, 1, [], {"a": 1}, {"a": None}, {"a": "b"}]))))
+            value = st.sampled_from([None, 1, [], {"a": 1}, {"a": None}, {"a": "b"}])
+            others.append((draw(st.sampled_from(["__metadata__", "x"])), draw(value)))
     many = draw(st.sampled_from([0, 0, 0, 2000]))
     entries += [(f"more{i}", {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}) for i in range(many)]
     text = (
-        "{" + ", ".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries) + "}"
+        "{" + ", ".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in entries + others) + "}"
     )  # names may repeat
     header = draw(
         st.sampled_from([text.encode(), text.encode(), text.encode(), text.encode("utf-16"), b"[" * 5000, b"{" * 500])

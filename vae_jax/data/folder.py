@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.dataset import Split
-from vae_jax.data.resize import BadImage, Resizer, decode
+from vae_jax.data.resize import BadImage, Resizer
 from vae_jax.data.source import Opened, Report, Splits, listed, required
 from vae_jax.errors import UserError
 
@@ -30,7 +29,7 @@ def folder(config: DataConfig, report: Report) -> Opened:
     root = expand(required(config.path, "data.path", "folder"))
     if not root.is_dir():
         raise UserError(f"data.path {root}: expected a folder, found {'a file' if root.exists() else 'nothing'}")
-    root = root.resolve()
+    root = root.resolve()  # the same data set by whatever way it is named
     try:
         split = (root / "train").is_dir() and (root / "test").is_dir()
         folders = {"train": root / "train", "test": root / "test"} if split else {"train": root}
@@ -72,7 +71,7 @@ def _classes(folder: Path, report: Report) -> Classes:
     """The images of one split by class."""
     entries = _visible(folder)
     direct = [entry for entry in entries if _is_image(entry)]
-    seen = {folder.resolve(), *folder.resolve().parents}
+    seen = {_place(each) for each in (folder, *folder.parents)}
     found = {entry.name: _images(entry, set(seen)) for entry in entries if entry.is_dir()}
     classes = {name: images for name, images in found.items() if images}
     if direct and classes:
@@ -87,18 +86,24 @@ def _classes(folder: Path, report: Report) -> Classes:
     return classes or {"": direct}
 
 
-def _images(folder: Path, seen: set[Path]) -> list[Path]:
+def _images(folder: Path, seen: set[tuple[int, int]]) -> list[Path]:
     """All images below a folder, by name; a folder already seen is not entered, so links cannot loop."""
     images, waiting = [], [folder]
     while waiting:
         entry = waiting.pop()
         if entry.is_dir():
-            if (place := entry.resolve()) not in seen:
+            if (place := _place(entry)) not in seen:
                 seen.add(place)
                 waiting += reversed(_visible(entry))
         elif _is_image(entry):
             images.append(entry)
     return images
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    """What is the same for a folder and links to it."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -124,11 +129,11 @@ def _stack(classes: Classes, resizer: Resizer, bad: dict[Path, str], skip: bool)
     """Decodes the images of one split, class by class, but for bad ones; adds to those what turns out to be."""
     paths = [path for images in classes.values() for path in images]
 
-    def images() -> Iterator[Image.Image | None]:
+    def images() -> Iterator[np.ndarray | None]:
         for path in paths:
             image = None
             try:
-                image = None if path in bad else decode(path, str(path))
+                image = None if path in bad else resizer.read(path, str(path))
             except BadImage as error:
                 if not skip:
                     raise

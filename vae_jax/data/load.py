@@ -15,7 +15,7 @@ from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.digits import digits
 from vae_jax.data.folder import folder
 from vae_jax.data.idx import FASHION_MNIST, KMNIST, MNIST
-from vae_jax.data.resize import Resizer, decode
+from vae_jax.data.resize import Resizer
 from vae_jax.data.source import Report, Source, listed
 from vae_jax.data.tfds import tfds
 from vae_jax.errors import UserError
@@ -81,7 +81,8 @@ def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.nda
         if not path.is_file():
             found = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
             raise UserError(f"{path}: expected an image file, found {found}")
-    return Resizer(config.image_size, config.channels).stack((decode(path, str(path)) for path in files), len(files))
+    resizer = Resizer(config.image_size, config.channels)
+    return resizer.stack((resizer.read(path, str(path)) for path in files), len(files))
 
 
 def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Split]:

@@ -1,7 +1,8 @@
 """The one place where images are decoded and change size or mode: Pillow's bilinear filter on 8-bit images."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from math import prod
 from pathlib import Path
@@ -34,11 +35,18 @@ class Resizer:
     def one(self, image: Image.Image | np.ndarray) -> UInt8[np.ndarray, "size size channels"]:
         """One image, from Pillow or as a uint8 array (h, w) or (h, w, 1, 3 or 4)."""
         if isinstance(image, np.ndarray):
+            if image.shape == self.shape:
+                return image
             image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
         image = _to_mode(image, "L" if self.shape[2] == 1 else "RGB")
         if image.size != self.shape[:2]:
             image = image.resize(self.shape[:2], Image.Resampling.BILINEAR)
         return np.asarray(image).reshape(self.shape)
+
+    def read(self, file: Path | bytes, name: str) -> UInt8[np.ndarray, "size size channels"]:
+        """One PNG or JPEG image; the arguments and what is raised are those of `decode`."""
+        with _fault_named(name):  # some damage shows only now, a palette that is not there, say
+            return self.one(decode(file, name))
 
     def stack(
         self, images: np.ndarray | Iterable[Image.Image | np.ndarray | None], count: int
@@ -76,21 +84,30 @@ def decode(file: Path | bytes, name: str) -> Image.Image:
         BadImage: it cannot be read, is damaged, or is over the limits of `check_size`.
         UserError: there is not enough memory for it.
     """
+    with (
+        _fault_named(name),
+        Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=("PNG", "JPEG")) as image,
+    ):
+        check_size(*image.size, name)  # nothing but the header has been read
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+        return image
+
+
+@contextmanager
+def _fault_named(name: str) -> Iterator[None]:
+    """Turns what a bad image raises into a BadImage; Pillow's decoders raise whatever their parsers do."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata, and of sizes that are looked at here
-            with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=("PNG", "JPEG")) as image:
-                check_size(*image.size, name)  # nothing but the header has been read
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-                return image
+            warnings.simplefilter("ignore")  # of metadata, and of sizes, which are looked at here
+            yield
     except UserError:
         raise
     except Image.DecompressionBombError as error:
         raise _over_limit(name, "") from error
     except MemoryError as error:
         raise UserError(f"{name}: expected an image that fits into memory, found too little of it free") from error
-    except Exception as error:  # Pillow's decoders raise whatever their parsers do: OSError, SyntaxError, IndexError, …
+    except Exception as error:  # OSError, SyntaxError, IndexError, AssertionError, …
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"{name}: expected a PNG or JPEG image, but it cannot be decoded ({reason})") from error
 

@@ -26,7 +26,7 @@ from vae_jax.data.cache import cache_folder
 from vae_jax.data.dataset import Split
 from vae_jax.data.download import limited_requests, unreachable
 from vae_jax.data.lock import locked
-from vae_jax.data.resize import Resizer, decode
+from vae_jax.data.resize import Resizer
 from vae_jax.data.source import Opened, Report, Splits, required
 from vae_jax.errors import UserError
 
@@ -177,12 +177,12 @@ def _read(builder: Any, split: str, image: str, label: str | None, resizer: Resi
     try:
         records = builder.as_data_source(split, decoders=skipped)
 
-        def images() -> Iterator[Image.Image]:
+        def images() -> Iterator[np.ndarray]:
             for start in range(0, len(records), BATCH):
                 batch = range(start, min(start + BATCH, len(records)))
                 for index, example in zip(batch, records.__getitems__(batch), strict=True):
                     labels.append(int(example[label]) if label else 0)
-                    yield decode(example[image], f"{builder.name}, {split} image {index}")
+                    yield resizer.read(example[image], f"{builder.name}, {split} image {index}")
 
         stacked = resizer.stack(images(), len(records))
     except UserError:
