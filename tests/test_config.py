@@ -329,6 +329,8 @@ def test_numbers_as_they_look(file):
         ("model.channels", "[" * 20_000, "model.channels: expected a list"),
         ("train.epochs", "x" * 1_000_000, "--train.epochs: expected at most"),
         ("data.path", "a\0", "data.path"),
+        ("train.learning_rate", "9" * 400, "train.learning_rate: expected a number below 1e308; found one too large"),
+        ("train.learning_rate", "9" * 5000, "train.learning_rate"),
         ("data", "/dev/zero", "--data: expected one of its options"),
         ("train", "some.yaml", "--train: expected one of its options"),
     ],

@@ -497,8 +497,13 @@ def _types() -> dict[str, str]:
 
 
 def _check_decimal(option: str, value: Any, where: str = "") -> None:
-    """Refuses text that jsonargparse would read as a number in YAML 1.1's ways, where an option is no text."""
+    """Refuses text that jsonargparse would read as a number in YAML 1.1's ways, where an option is no text.
+
+    Nor does jsonargparse tell which option has a number that is too large.
+    """
     values = value if isinstance(value, list) else [value]
+    if "float" in _types().get(option, "") and any(isinstance(each, int) and abs(each) > 1e308 for each in values):
+        raise UserError(f"{where}{option}: expected a number below 1e308; found one too large")
     strange = [each for each in values if isinstance(each, str) and NO_DECIMAL.fullmatch(each)]
     if strange and "str" not in _types().get(option, "str"):
         raise UserError(f"{where}{option}: expected a decimal number; found {strange[0]:.60}")
