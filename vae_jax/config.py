@@ -524,11 +524,13 @@ def _check_flags(arguments: Sequence[str]) -> None:
         if not flag.startswith("--"):
             continue
         if option in _types():
+            if "str" in _types()[option]:
+                continue  # taken as it is
             try:
-                read = _load_yaml(value)
-            except (yaml.YAMLError, ValueError):  # jsonargparse has words for those
-                continue
-            _check_decimal(option, read)
+                found = _load_yaml(value)
+            except (yaml.YAMLError, ValueError) as error:
+                raise UserError(f"{_expected(option)}; found {value:.60}") from error
+            _check_decimal(option, found)
         elif any(name.startswith(f"{option}.") for name in _types()) and not value.lstrip().startswith("{"):
             raise UserError(f"{flag}: expected one of its options, as in {flag}.OPTION VALUE; found {value!r:.60}")
 
@@ -562,6 +564,8 @@ def read(parser: "ArgumentParser", arguments: Sequence[str]) -> Any:
         raise
     except Exception as error:  # jsonargparse raises many kinds for strange values
         message = " ".join(str(getattr(error, "message", error)).split())
+        if not where and "argument" not in message and "key" not in message:  # a loader's own, which names no option
+            message = f"expected options that can be read, found {' '.join(arguments)!r:.200} ({message:.200})"
         raise UserError(where + (_type_fault(message) or _brief(message) + _nearest(parser, message))) from error
 
 
@@ -576,10 +580,14 @@ def _type_fault(message: str) -> str:
     fault = re.match(r'Parser key "([a-z]+(?:\.[a-z_0-9]+)?)": .*?Expected an? .*(?:Got|Given) value: (.*)', message)
     if not fault or fault[1] not in _types():
         return ""
+    return f"{_expected(fault[1])}; found {fault[2]:.60}"
+
+
+def _expected(option: str) -> str:
+    """What an option takes, as the beginning of a complaint."""
     words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "None": "null"}
     words |= {"tuple[int, ...]": "a list of whole numbers"}
-    expected = " or ".join(words[kind] for kind in _types()[fault[1]].split(" | "))
-    return f"{fault[1]}: expected {expected}; found {fault[2]:.60}"
+    return f"{option}: expected {' or '.join(words[kind] for kind in _types()[option].split(' | '))}"
 
 
 def _nearest(parser: "ArgumentParser", message: str) -> str:
