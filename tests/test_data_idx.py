@@ -137,6 +137,12 @@ def test_a_lying_header_reserves_no_memory():
         tracemalloc.stop()
 
 
+def test_a_bomb_that_does_not_fit(monkeypatch):
+    monkeypatch.setattr("vae_jax.memory.available", lambda: 1 << 20)
+    with pytest.raises(UserError, match=r"^file, 33,554,432 bytes .* a need of 34 MB$"):
+        read_idx(bad_idx(shape=(1 << 15, 32, 32), body=1 << 25), 3, "file")
+
+
 # Files at hand
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from vae_jax import memory
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.cache import cache_folder
 from vae_jax.data.dataset import Split
@@ -168,7 +169,9 @@ def read_idx(content: bytes, dimensions: int, name: str) -> UInt8[np.ndarray, ".
             shape = tuple(int(size) for size in np.frombuffer(header, ">u4", offset=4))
             size = prod(shape)
             # deflate packs 1032-fold at best: what claims more lies, and must not make us reserve memory
-            body = file.read(size + 1) if size <= 1032 * len(content) else b""
+            if possible := size <= 1032 * len(content):
+                memory.check(size, f"{name}, {size:,} bytes {shape}")
+            body = file.read(size + 1) if possible else b""
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{name}: expected a whole gzip file, found a damaged one ({error})") from error
     if size == 0 or len(body) != size:
