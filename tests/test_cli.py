@@ -344,6 +344,63 @@ def test_data_that_cannot_be_read(refused, tmp_path):
     assert not out.exists()
 
 
+def test_bad_data_leave_nothing_behind(refused, tmp_path, monkeypatch):
+    folder, out = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(np.full((8, 8), i * 60, np.uint8)).save(folder / f"{i}.png")
+    np.save(tmp_path / "data.npy", np.zeros((4, 8, 8), np.uint8))
+    os.mkfifo(tmp_path / "fifo.npy")
+    before = snapshot(folder)
+
+    def train(source, path, *more):
+        options = flags(**{**TINY, "data.test": 1, "data.validation": 0, "data.source": source, "data.path": path})
+        line = refused("train", "--out", out, *options, f"--data.cache_dir={tmp_path / 'cache'}", *more)
+        assert not out.exists()
+        assert not list(tmp_path.rglob(".*"))
+        return line
+
+    assert "data.skip_bad: expected data.source folder; found array" in train(
+        "array", tmp_path / "data.npy", "--data.skip_bad=true"
+    )
+    assert "data.name" in train("folder", folder, "--data.name=cifar10")
+    assert "data.manual_dir" in train("folder", folder, f"--data.manual_dir={tmp_path}")
+    assert "found a special file" in train("array", tmp_path / "fifo.npy")
+    assert "data.test" in train("folder", folder, "--data.test=4")
+    monkeypatch.setattr("vae_jax.memory.available", lambda: 1 << 21)
+    monkeypatch.setattr("vae_jax.memory.SMALL", 0)
+    assert "data.image_size 1024: 4 images" in train("folder", folder, "--data.image_size=1024")
+    monkeypatch.undo()
+    (folder / "5.png").symlink_to(folder / "5.png")
+    assert str(folder / "5.png") in train("folder", folder)
+    (folder / "5.png").unlink()
+    assert snapshot(folder) == before
+
+
+def test_bad_images_are_left_out_if_asked_for(command, refused, tmp_path, capsys):
+    folder, out = tmp_path / "images", tmp_path / "run"
+    folder.mkdir()
+    for i in range(300):
+        Image.fromarray(np.full((8, 8), i % 256, np.uint8)).save(folder / f"{i:03}.png")
+    (folder / "bad.png").write_text("no image")
+    options = [*flags(**{**TINY, "data.source": "folder", "data.test": 50, "data.validation": 50})]
+    options += [f"--data.path={folder}", f"--data.cache_dir={tmp_path / 'cache'}", "--train.epochs=1"]
+    assert str(folder / "bad.png") in refused("train", "--out", out, *options)
+    assert main(["train", "--out", str(out), *options, "--data.skip_bad=true"]) == 0
+    assert f"  {folder / 'bad.png'}: expected a PNG or JPEG image" in capsys.readouterr().err
+    (skipped,) = summary(out)["skipped_images"]
+    assert skipped.startswith(f"{folder / 'bad.png'}: expected a PNG or JPEG image")
+    assert summary(out)["train_images"] == 200
+    # The run knows: whatever reads its images again leaves the same ones out, and says so.
+    assert main(["evaluate", str(out)]) == 0
+    assert str(folder / "bad.png") in capsys.readouterr().err
+    # From another place, too.
+    folder.rename(tmp_path / "moved")
+    assert str(folder) in refused("evaluate", out)
+    command("evaluate", out, f"--data.path={tmp_path / 'moved'}")
+    assert "data.manual_dir: expected data.source mnist" in refused("evaluate", out, f"--data.manual_dir={tmp_path}")
+
+
 def test_truncated_mnist(refused, tmp_path):
     folder = tmp_path / "mnist"
     folder.mkdir()
@@ -656,6 +713,29 @@ def test_reconstruct_files(command, refused, made, tmp_path):
         line = refused("reconstruct", made, tmp_path / "a.png", tmp_path / bad, "--out", tmp_path / "new" / "x.png")
         assert str(tmp_path / bad) in line
     assert snapshot(tmp_path) == before
+
+
+def test_home_folder(command, copied, tmp_path, monkeypatch):
+    """A shell expands ~ at the beginning of a word only; not in --out=~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    run = f"~/{copied.relative_to(tmp_path)}" if copied.is_relative_to(tmp_path) else copied
+    command("sample", run, "-n", 1, "--out=~/new/samples.png")
+    command("reconstruct", run, "~/a.png", "--out=~/new/pairs.png")
+    command("encode", run, "--out=~/new/latents.npz")
+    command("export", run, "~/new/model.safetensors")
+    command("import", "~/new/model.safetensors", "~/new/run", f"--config={run}/config.yaml")
+    names = {"samples.png", "pairs.png", "latents.npz", "model.safetensors", "run"}
+    assert {path.name for path in (tmp_path / "new").iterdir()} == names
+    assert command("evaluate", "~/new/run") == command("evaluate", run)
+
+
+def test_reconstruct_special_files(refused, made, tmp_path):
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("fifo.png", "zero.png"):
+        assert "found a special file" in refused("reconstruct", made, tmp_path / name, "--out", tmp_path / "x.png")
+    assert not (tmp_path / "x.png").exists()
 
 
 def test_sample(command, copied, tmp_path):

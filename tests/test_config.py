@@ -1,6 +1,7 @@
 """Configurations: what a YAML file and flags give, and that whatever is wrong with them is said in one line."""
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vae_jax.config import (
     ObjectiveConfig,
     OutputConfig,
     TrainConfig,
+    check_used,
     load_config,
     shipped,
     to_yaml,
@@ -271,6 +273,137 @@ def test_broken_file(content, named, file):
     message = refused(path)
     assert message.startswith(str(path))
     assert re.search(named, message)
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        # YAML 1.1 would read 15, 31, 90 and 90.5.
+        ("seed: 017", "seed: expected a decimal number; found 017"),
+        ("train: {epochs: 0x1F}", "train.epochs: expected a decimal number; found 0x1F"),
+        ("train: {epochs: 1:30}", "train.epochs: expected a decimal number; found 1:30"),
+        ("data: {test: 1:30.5}", "data.test: expected a decimal number; found 1:30.5"),
+        ("model: {channels: [8, 017]}", "model.channels: expected a decimal number; found 017"),
+        ("train: {epochs: 1e3}", "train.epochs: expected a whole number; found 1000.0"),
+        ("data: {source: no}", "data.source: expected text; found False"),
+        ("data: {name: 2024}", "data.name: expected text or null; found 2024"),
+        ("model: {channels: 8}", "model.channels: expected a list of whole numbers; found 8"),
+        ("model: {strides: x}", "model.strides: expected a whole number or a list of whole numbers; found x"),
+        # Said twice.
+        ("seed: 1\nseed: 2", "'seed' again in line 2"),
+        ("train: {epochs: 1, epochs: 2}", "'epochs' again in line 1"),
+        ("train: {<<: {epochs: 3}}", "plain options"),
+        ("? [a]\n: 1", "plain options"),
+        # Large.
+        ("model: {channels: [" + "8, " * 100 + "8]}", "model.channels: expected at most 64 numbers; found 101"),
+        ("model: {channels: [" + "8, " * 20_000 + "8]}", "plain options"),
+        ("data: {path: " + "a" * 5000 + "}", "data.path: expected at most 4,096 characters; found 5,000"),
+        ('data: {path: "a\\0"}', "data.path: expected at most 4,096 characters; found a null character"),
+        ("seed: " + "a" * 100_000, "seed: expected a whole number; found aaa"),
+    ],
+    ids=lambda value: repr(value[:25]),
+)
+def test_what_yaml_makes_of_it(content, named, file):
+    message = refused(file(content))
+    assert named in message
+    assert len(message) < 1000
+
+
+def test_numbers_as_they_look(file):
+    """YAML 1.1 takes some of these for text or dates."""
+    found = load_config(file("seed: 1_000\ntrain: {learning_rate: 1e-4}\ndata: {validation: .5, path: 2024-01-01}"))
+    assert (found.seed, found.train.learning_rate, found.data.validation) == (1000, 1e-4, 0.5)
+    assert found.data.path == "2024-01-01"
+    assert load_config(file("\ufeffmodel: {batch_norm: no}\r\nseed: 3\r\n")).seed == 3
+    assert load_config(file("data: {path: 017}")).data.path == "017"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("seed", "017", "seed: expected a decimal number; found 017"),
+        ("train.epochs", "1:30", "train.epochs: expected a decimal number; found 1:30"),
+        ("model.channels", "[0x8]", "model.channels: expected a decimal number; found 0x8"),
+        ("model.channels", [1] * 65, "model.channels: expected at most 64 numbers; found 65"),
+        ("model.channels", [1] * 1_000_000, "--model.channels: expected at most"),
+        ("model.channels", "[" * 20_000, "model.channels: expected a list"),
+        ("train.epochs", "x" * 1_000_000, "--train.epochs: expected at most"),
+        ("data.path", "a\0", "data.path"),
+        ("train.learning_rate", "9" * 400, "train.learning_rate: expected a number below 1e308; found one too large"),
+        ("train.learning_rate", "9" * 5000, "train.learning_rate: expected a number; found 999"),
+        ("seed", "!!bool x", "seed: expected a whole number; found !!bool x"),
+        ("model.channels", "[1, *a]", "model.channels: expected a list of whole numbers; found [1, *a]"),
+        ("data", "/dev/zero", "--data: expected one of its options"),
+        ("train", "some.yaml", "--train: expected one of its options"),
+    ],
+    ids=lambda value: repr(value)[:25],
+)
+def test_what_flags_make_of_it(option, value, named):
+    message = refused(**{option: value})
+    assert named in message
+    assert len(message) < 1000
+
+
+def test_a_section_at_once():
+    assert load_config(train="{epochs: 3, batch_size: 7}").train.batch_size == 7
+
+
+def test_special_files(tmp_path):
+    os.mkfifo(tmp_path / "fifo.yaml")  # would wait for a writer forever
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    for name in ("fifo.yaml", "zero.yaml"):
+        assert refused(tmp_path / name).endswith("found a special file")
+
+
+def test_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "some.yaml").write_text("seed: 5")
+    assert load_config("~/some.yaml").seed == 5
+    assert "found no such file" in refused("~nobody-of-this-name/some.yaml")
+
+
+# --- What would be ignored -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"data.name": "cifar10"}, "data.name: expected data.source tfds; found digits"),
+        ({"data.path": "x", "data.source": "mnist"}, "data.path: expected data.source folder or array; found mnist"),
+        ({"data.manual_dir": "x", "data.source": "folder"}, "data.manual_dir: expected data.source mnist or "),
+        ({"data.skip_bad": True, "data.source": "mnist"}, "data.skip_bad: expected data.source folder; found mnist"),
+        ({"objective.name": "autoencoder", "objective.beta": 2}, "objective.beta: expected objective.name vae; found"),
+        ({"objective.corruption_level": 0.5}, "objective.corruption_level: expected objective.name denoising_auto"),
+        ({"train.decay_rate": 0.5}, "train.decay_rate: expected train.schedule exponential; found constant"),
+        ({"model.batch_norm": False, "model.batch_norm_momentum": 0.5}, "model.batch_norm true; found false"),
+    ],
+    ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
+)
+def test_options_that_nothing_looks_at(options, named, file):
+    config = load_config(**options)
+    assert load_config(file(to_yaml(config))) == config  # such a run, once made, can still be looked at
+    with pytest.raises(UserError, match=re.escape(named)):
+        check_used(config)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_configurations_use_their_options(name):
+    check_used(load_config(name))
+    check_used(load_config(name, **{"data.cache_dir": "x"}))
+
+
+def test_sources_and_objectives_of_ones_own_look_at_what_they_like():
+    check_used(load_config(**{"data.source": "mine", "data.name": "x", "objective.name": "mine", "objective.beta": 3}))
+
+
+def test_what_is_ignored_is_known_of_every_source_and_objective():
+    from vae_jax.data import SOURCES
+    from vae_jax.objectives import OBJECTIVES
+
+    assert {name: set(choices) for name, choices in module.OURS.items()} == {
+        "data.source": set(SOURCES),
+        "objective.name": set(OBJECTIVES),
+    }
 
 
 def test_no_such_file(tmp_path):

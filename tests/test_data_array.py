@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import os
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -179,6 +181,65 @@ def test_a_zip_bomb_is_refused(config, monkeypatch):
     assert "expected at most 1,048,576 bytes" in refused(config())
     np.savez(config().path, images=np.zeros((2048, 32, 32), np.uint8))
     assert len(load(config()).test) == 2
+
+
+def test_memory_is_asked_first(config, monkeypatch):
+    np.savez_compressed(config().path, images=np.zeros((20_000, 32, 32), np.uint8))
+    np.savez(config("floats.npz").path, images=np.zeros((6_000, 32, 32)))
+    monkeypatch.setattr("vae_jax.memory.available", lambda: 19 << 20)
+    assert "found a need of 20 MB" in refused(config(image_size=32))
+    assert "found a need of 49 MB" in refused(config("floats.npz"))
+
+
+def test_a_long_header_is_not_read(config):
+    """Of format 2.0, it can claim 4 GB, and compressed it can have them."""
+    header = b"\x93NUMPY\x02\x00" + struct.pack("<I", 1 << 26)
+    with zipfile.ZipFile(config().path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", header + b" " * (1 << 26))
+    tracemalloc.start()
+    try:
+        assert "header of at most 10,000 bytes" in refused(config())
+        assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_are_refused(config, method):
+    with zipfile.ZipFile(config().path, "w", method) as archive:
+        archive.writestr("images.npy", npy_header("(3, 6, 6)") + bytes(108))
+    assert "as np.savez or np.savez_compressed writes it" in refused(config())
+
+
+def test_headers_of_python_2_are_read_without_a_warning(config):
+    with open(config("data.npy").path, "wb") as file:
+        file.write(npy_header("(3L, 6L, 6L)") + bytes(108))
+    assert len(load(config("data.npy")).train) == 1
+
+
+def test_special_files_and_huge_ones(config, tmp_path):
+    os.mkfifo(tmp_path / "fifo.npy")
+    assert "found a special file" in refused(config("fifo.npy"))
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    assert "found a special file" in refused(config("zero.npz"))
+    for name, claimed in (("data.npy", 1 << 40), ("images.npy", 1 << 20)):
+        with open(tmp_path / name, "wb") as file:
+            file.write(npy_header(f"({claimed}, 1024, 1024)"))
+            file.truncate(file.tell() + (1 << 40))  # a hole, which takes no place on the disk
+    assert "does not fit" in refused(config("data.npy"))
+    assert "of memory that are free" in refused(config("images.npy"))
+
+
+@pytest.mark.parametrize("shape", [(1, 9_000, 9_000), (1, 1, 70_000)])
+def test_images_are_no_larger_than_in_a_folder(config, shape):
+    np.save(config("data.npy").path, np.zeros(shape, np.uint8))
+    assert "found an image over that limit" in refused(config("data.npy"))
+
+
+def test_a_home_folder(config, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "data.npy", IMAGES)
+    assert len(load(DataConfig("array", path="~/data.npy", image_size=6, test=2.0)).train) == 8
 
 
 def saved(compressed: bool) -> bytes:

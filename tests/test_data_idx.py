@@ -2,6 +2,7 @@
 
 import contextlib
 import gzip
+import multiprocessing
 import os
 import re
 import socket
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -135,6 +137,12 @@ def test_a_lying_header_reserves_no_memory():
         tracemalloc.stop()
 
 
+def test_a_bomb_that_does_not_fit(monkeypatch):
+    monkeypatch.setattr("vae_jax.memory.available", lambda: 1 << 20)
+    with pytest.raises(UserError, match=r"^file, 33,554,432 bytes .* a need of 34 MB$"):
+        read_idx(bad_idx(shape=(1 << 15, 32, 32), body=1 << 25), 3, "file")
+
+
 # Files at hand
 
 
@@ -185,6 +193,63 @@ def test_a_relative_s_files_are_recognised(manual, config, monkeypatch):
     monkeypatch.setattr("vae_jax.data.idx.FAMILY", (source(lambda: remote(relative, "http://127.0.0.1:1")),))
     with pytest.raises(UserError, match=f"which is tiny's {NAMES[0]}$"):
         load(manual_config(config, write(relative, manual)))
+
+
+def test_files_of_another_size_are_not_read_to_the_end(manual, config):
+    with (manual / NAMES[0]).open("wb") as file:
+        file.truncate(1 << 40)  # a hole, which takes no place on the disk
+    with pytest.raises(UserError, match=r"expected tiny's, [\d,]+ bytes, found 1,099,511,627,776$") as error:
+        load(manual_config(config, manual))
+    assert str(manual / NAMES[0]) in message(error)
+
+
+def test_special_files_are_no_files(manual, config):
+    (manual / NAMES[0]).unlink()
+    os.mkfifo(manual / NAMES[0])
+    (manual / NAMES[1]).unlink()
+    (manual / NAMES[1]).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"missing {NAMES[0]}, {NAMES[1]}$"):
+        load(manual_config(config, manual))
+
+
+def _load_in_process(files, url, config, answers):
+    SOURCES["tiny"] = source(lambda: remote(files, url))
+    lines = []
+    data = load(config, report=lines.append)
+    answers.put((data.train.images.tobytes(), data.test.images.tobytes(), lines))
+
+
+@pytest.mark.parametrize("place", ["manual", "downloaded"])
+def test_two_processes_on_an_empty_cache(manual, config, tmp_path, place):
+    context = multiprocessing.get_context("spawn")
+    answers = context.Queue()
+    with serving(dict(FILES)) as server:
+        if place == "manual":
+            config = manual_config(config, manual)
+        config = replace(config, image_size=30)
+        processes = [
+            context.Process(target=_load_in_process, args=(FILES, server.url, config, answers)) for _ in range(2)
+        ]
+        for process in processes:
+            process.start()
+        first, second = (answers.get(timeout=100) for _ in processes)
+        for process in processes:
+            process.join()
+        assert first[:2] == second[:2]
+        assert sum("cached in" in line for line in first[2] + second[2]) == 1
+        if place == "downloaded":
+            assert all(server.requests.count(name) == 2 for name in NAMES)  # the probe, and the download
+        images = load(config).train.images if place == "manual" else None
+        assert images is None or images.tobytes() == first[0]
+    assert len(leftovers(tmp_path / "cache" / "images")) == 1
+    assert leftovers(tmp_path / "cache" / "downloads") == ([] if place == "manual" else sorted(NAMES))
+
+
+def test_what_a_killed_download_left_is_removed(server, config, tmp_path):
+    left = tmp_path / "cache" / "downloads" / "tiny" / ".new-killed"
+    write({"half": b""}, left)
+    load(config)
+    assert not left.exists()
 
 
 def test_labels_must_be_as_many_as_images(tmp_path, config, monkeypatch):
@@ -344,6 +409,13 @@ def test_real_mnist_at_32(mnist_config):
             part = slice(start, start + 5000)
             expected = bilinear(small.images[part, ..., 0], 32)
             np.testing.assert_array_equal(large.images[part, ..., 0], expected)
+
+
+@real
+def test_real_mnist_too_large_for_memory(mnist_config, monkeypatch):
+    monkeypatch.setattr("vae_jax.memory.available", lambda: 20_000_000_000)
+    with pytest.raises(UserError, match=r"data\.image_size 1024: 60,000 images .* found a need of 62,915 MB$"):
+        load(DataConfig(**{**vars(mnist_config), "image_size": 1024}))
 
 
 @real

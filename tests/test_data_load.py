@@ -2,8 +2,11 @@
 
 import math
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -267,6 +270,144 @@ def test_two_processes_at_once(array_config):
         process.join()
     assert sums[0] == sums[1] == load(array_config).train.images.sum()
     assert len(cached_files(array_config)) == 1
+
+
+KILLED = """
+import os, signal, sys
+import numpy as np
+from vae_jax.config import DataConfig
+from vae_jax.data import load
+
+whole = np.savez
+def half(file, **arrays):
+    whole(file, **arrays)
+    file.flush()
+    os.ftruncate(file.fileno(), os.fstat(file.fileno()).st_size // 2)
+    os.kill(os.getpid(), signal.SIGKILL)
+np.savez = half
+load(DataConfig("array", path=sys.argv[1], image_size=16, test=0.1, cache_dir=sys.argv[2]))
+"""
+
+
+def test_a_process_killed_while_it_writes(array_config):
+    """What it leaves is neither trusted, nor in the way, nor kept."""
+    for _ in range(2):
+        found = subprocess.run([sys.executable, "-c", KILLED, array_config.path, array_config.cache_dir], timeout=60)
+        assert found.returncode == -signal.SIGKILL
+    left = cached_files(array_config)
+    assert sorted(path.name[:5] for path in left) == [".lock", ".new-"]  # the second one removed what the first left
+    lines = []
+    first = load(array_config, report=lines.append)
+    assert len(lines) == 1
+    assert "cached in" in lines[0]
+    (file,) = cached_files(array_config)
+    assert not file.name.startswith(".")
+    same(first, load(array_config))
+
+
+def test_what_others_left_is_removed_after_a_day(array_config):
+    folder = cache_folder(array_config) / "images"
+    folder.mkdir(parents=True)
+    for name, hours in ((".new-old.npz", 25), (".new-young.npz", 1)):
+        (folder / name).write_text("half")
+        os.utime(folder / name, (time.time() - hours * 3600,) * 2)
+    load(array_config)
+    assert [path.name for path in cached_files(array_config) if path.name.startswith(".")] == [".new-young.npz"]
+
+
+WAITING = """
+import sys
+from pathlib import Path
+from vae_jax.data.lock import locked
+
+with locked(Path(sys.argv[1]), "it", lambda line: print(line, flush=True)) as alone:
+    print(alone, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path):
+    path = tmp_path / "new" / "lock"
+
+    def start():
+        return subprocess.Popen(
+            [sys.executable, "-c", WAITING, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def said(process):
+        return process.stdout.readline().strip()
+
+    with start() as first:
+        assert said(first) == "True"
+        with start() as second:
+            assert said(second) == "waiting for another process that prepares it"
+            first.kill()
+            assert said(second) == "True"
+            with start() as third:
+                assert said(third) == "waiting for another process that prepares it"
+                second.communicate("\n", timeout=20)
+                assert said(third) == "True"
+                third.communicate("\n", timeout=20)
+    assert list(path.parent.iterdir()) == []
+
+
+def test_where_nothing_can_be_locked_each_works_for_itself(tmp_path):
+    from vae_jax.data.lock import locked
+
+    (tmp_path / "file").write_text("not a folder")
+    with locked(tmp_path / "file" / "lock", "it", lambda line: None) as alone:
+        assert not alone
+
+
+# Memory
+
+
+def test_what_does_not_fit_is_refused_before_it_is_made(array_config, monkeypatch):
+    monkeypatch.setattr("vae_jax.memory.available", lambda: 30_000_000)
+    with pytest.raises(
+        UserError, match=r"data\.image_size 1024: 30 images of 1024x1024x1: expected to fit into the 30 MB"
+    ):
+        load(replace(array_config, image_size=1024))
+    assert cached_files(array_config) == []
+    monkeypatch.undo()
+    load(replace(array_config, image_size=1024))
+    monkeypatch.setattr("vae_jax.memory.available", lambda: 30_000_000)
+    with pytest.raises(UserError, match=r"data\.image_size 1024: the images in .* a need of 31 MB"):
+        load(replace(array_config, image_size=1024))
+
+
+def test_what_is_held_out_is_a_copy(monkeypatch):
+    monkeypatch.setattr("vae_jax.memory.available", lambda: 30_000_000)
+    with pytest.raises(UserError, match=r"data\.test: another copy of 40 images"):
+        hold_out(Split(np.zeros((40, 1000, 1000, 1), np.uint8)), 0.5, "data.test")
+
+
+def test_memory_is_asked_of_the_system():
+    from vae_jax import memory
+
+    assert 1 << 20 < memory.available() < 1 << 50
+    memory.check(1, "nothing much")
+    with pytest.raises(
+        UserError, match=r"model: expected to fit into the .* MB of memory that are free, found a need of"
+    ):
+        memory.check(1 << 60, "model")
+
+
+# What nothing looks at
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (DataConfig("mnist", skip_bad=True), "data.skip_bad: expected data.source folder; found mnist"),
+        (DataConfig(path="x"), "data.path: expected data.source folder or array; found digits"),
+        (DataConfig("array", name="x"), "data.name: expected data.source tfds; found array"),
+    ],
+)
+def test_an_option_that_nothing_looks_at_is_refused(config, message):
+    with pytest.raises(UserError) as error:
+        load(config)
+    assert str(error.value) == message
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

@@ -1,12 +1,15 @@
 """Data sets of tensorflow-datasets, without TensorFlow."""
 
+import contextlib
 import hashlib
 import io
+import shutil
 import subprocess
 import sys
 import tarfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +152,36 @@ def test_what_is_prepared_is_not_prepared_again(config, monkeypatch):
     assert again.image_shape == (12, 12, 3)
     np.testing.assert_array_equal(first.train.labels, again.train.labels)
     assert again.class_names == ("even", "odd")
+
+
+def test_another_process_may_have_prepared_it_meanwhile(config, monkeypatch):
+    """While this one waited for the lock."""
+    from vae_jax.data import tfds as module
+
+    images = config("vae_tiny/pil")
+    expected, cache = load(images), Path(images.cache_dir)
+    shutil.rmtree(cache / "images")
+    (data_dir,) = cache.glob("tensorflow_datasets/vae_tiny/pil/*")
+    data_dir.rename(data_dir.with_name("elsewhere"))
+
+    @contextlib.contextmanager
+    def waited(*args):
+        data_dir.with_name("elsewhere").rename(data_dir)
+        yield True
+
+    monkeypatch.setattr(module, "locked", waited)
+    monkeypatch.setattr(module, "_prepare", None)
+    np.testing.assert_array_equal(load(images).train.images, expected.train.images)
+
+
+def test_what_a_killed_preparation_left_is_removed(config):
+    folder = Path(config("").cache_dir) / "tensorflow_datasets" / "vae_tiny" / "pil"
+    left = folder / "incomplete.ABC123_1.0.0"
+    left.mkdir(parents=True)
+    (left / "half").write_text("half")
+    load(config("vae_tiny/pil"))
+    assert [path.name for path in folder.iterdir()] == ["1.0.0"]
+    assert not list((folder.parent.parent).glob(".lock*"))
 
 
 def test_the_cache_needs_no_tensorflow_datasets(config):

@@ -4,7 +4,9 @@ Nothing here imports jax, so the command line can teach and refuse without waiti
 """
 
 import difflib
+import functools
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -17,7 +19,13 @@ from vae_jax.registry import lookup
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-SIZE_LIMIT = 1 << 20  # bytes of a YAML file; parsing more takes minutes
+SIZE_LIMIT = 1 << 17  # bytes of a YAML file or of a flag's value
+PARTS_LIMIT = 10_000  # names, values and brackets in it; more take seconds
+TEXT_LIMIT = 4096  # characters of a name or a path
+COUNT_LIMIT = 64  # numbers in a list
+MESSAGE_LIMIT = 500  # characters of what another package says about a configuration
+NO_DECIMAL = re.compile(r"[-+]?(0[0-9_box][0-9a-fA-F_]*|[0-9][0-9_]*(:[0-9]+)+\.?[0-9_]*)")  # 017, 0x1F, 1:30
+YAML = "plain_yaml"  # jsonargparse's name for our way to read YAML
 
 
 def _require(section: Any, **expectations: str) -> None:
@@ -29,14 +37,20 @@ def _require(section: Any, **expectations: str) -> None:
     for name, interval in expectations.items():
         found = getattr(section, name)
         low, high = (float(end) for end in interval[1:-1].split(","))
+        if isinstance(found, tuple) and len(found) > COUNT_LIMIT:
+            raise UserError(f"{_option(section, name)}: expected at most {COUNT_LIMIT} numbers; found {len(found):,}")
         for value in found if isinstance(found, tuple) else (found,):
             if value is None:
                 continue
             above = value > low if interval[0] == "(" else value >= low
             below = value < high if interval[-1] == ")" else value <= high
             if not (above and below):  # neither holds for NaN
-                option = f"{type(section).__name__.removesuffix('Config').lower()}.{name}".removeprefix(".")
-                raise UserError(f"{option}: expected a number in {interval}; found {value!s:.40}")
+                raise UserError(f"{_option(section, name)}: expected a number in {interval}; found {value!s:.40}")
+
+
+def _option(section: Any, name: str) -> str:
+    """An option's dotted name."""
+    return f"{type(section).__name__.removesuffix('Config').lower()}.{name}".removeprefix(".")
 
 
 @dataclass(frozen=True)
@@ -56,6 +70,8 @@ class DataConfig:
         validation: held out of the training images; below 1 a fraction, from 1 on a number of images.
         test: held out for testing where the source has no test split of its own; below 1 a fraction, from 1 on a
             number of images.
+        skip_bad: where data.source is folder, leave out images that cannot be used, and list them, instead of
+            refusing the folder.
     """
 
     source: str = "digits"
@@ -67,8 +83,14 @@ class DataConfig:
     channels: int = 1
     validation: float = 0.0
     test: float = 0.2
+    skip_bad: bool = False
 
     def __post_init__(self):
+        for name in ("name", "path", "manual_dir", "cache_dir"):
+            value = getattr(self, name) or ""
+            if len(value) > TEXT_LIMIT or "\0" in value:
+                found = "a null character" if "\0" in value else f"{len(value):,}"
+                raise UserError(f"data.{name}: expected at most {TEXT_LIMIT:,} characters; found {found}")
         _require(self, image_size="[1, 1024]", channels="[1, 3]", validation="[0, inf)", test="[0, inf)")
         if self.channels == 2:
             raise UserError("data.channels: expected 1 (grey) or 3 (RGB); found 2")
@@ -266,6 +288,58 @@ class Config:
         _require(self, seed="[0, 4294967295]")
 
 
+# Options that only some choices look at: option, the option that chooses, and the choices.
+MEANT_FOR = (
+    ("data.name", "data.source", ("tfds",)),
+    ("data.path", "data.source", ("folder", "array")),
+    ("data.manual_dir", "data.source", ("mnist", "fashion_mnist", "kmnist", "tfds")),
+    ("data.skip_bad", "data.source", ("folder",)),
+    ("objective.beta", "objective.name", ("vae",)),
+    ("objective.corruption", "objective.name", ("denoising_autoencoder",)),
+    ("objective.corruption_level", "objective.name", ("denoising_autoencoder",)),
+    ("train.decay_rate", "train.schedule", ("exponential",)),
+    ("model.batch_norm_momentum", "model.batch_norm", (True,)),
+)
+# Whoever registers a source or an objective of their own decides what it looks at.
+OURS = {
+    "data.source": ("digits", "mnist", "fashion_mnist", "kmnist", "tfds", "folder", "array"),
+    "objective.name": ("vae", "autoencoder", "denoising_autoencoder"),
+}
+
+
+def check_used(config: Config) -> None:
+    """Refuses an option that the rest of the configuration would silently ignore.
+
+    Raises:
+        UserError: naming it, what it needs and what was found.
+    """
+    _check_used({section.name: getattr(config, section.name) for section in fields(config)})
+
+
+def check_data_used(config: DataConfig) -> None:
+    """The same for the data alone."""
+    _check_used({"data": config})
+
+
+def _check_used(sections: dict[str, Any]) -> None:
+    def value(option: str) -> Any:
+        section, name = option.split(".")
+        return getattr(sections[section], name)
+
+    for option, by, choices in MEANT_FOR:
+        section, name = option.split(".")
+        if section not in sections or value(option) == getattr(type(sections[section])(), name):
+            continue
+        found = value(by)
+        if found not in choices and (by not in OURS or found in OURS[by]):
+            raise UserError(f"{option}: expected {by} {' or '.join(map(_to_yaml, choices))}; found {_to_yaml(found)}")
+
+
+def expand(path: str | Path) -> Path:
+    """A path with ~ for the home folder, which a shell expands at a word's beginning only."""
+    return Path(os.path.expanduser(path))
+
+
 def shipped() -> dict[str, Path]:
     """The configurations that come with the package, by name."""
     package = Path(__file__).parent
@@ -280,13 +354,13 @@ def find(name: str | Path) -> Path:
     Raises:
         UserError: if there is neither.
     """
-    path = Path(name)
+    path = expand(name)
     if path.is_file():
         return path
     if str(name) in shipped():
         return shipped()[str(name)]
-    kind = "a folder" if path.is_dir() else "no such file"
-    raise UserError(f"--config {name}: expected a YAML file or one of {', '.join(shipped())}; found {kind}")
+    kind = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
+    raise UserError(f"--config {name!s:.200}: expected a YAML file or one of {', '.join(shipped())}; found {kind}")
 
 
 def add_options(parser: "ArgumentParser") -> None:
@@ -299,9 +373,83 @@ def _parser() -> "ArgumentParser":
     """A parser of a configuration's options and nothing else."""
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode=yaml_mode())
     add_options(parser)
     return parser
+
+
+@functools.cache
+def yaml_mode() -> str:
+    """The parser_mode with which jsonargparse reads YAML as `_load_yaml` does, in files and in flags."""
+    import yaml
+    from jsonargparse import set_loader
+
+    set_loader(YAML, _load_yaml, exceptions=(yaml.YAMLError,))
+    return YAML
+
+
+@functools.cache
+def _yaml_loader() -> Any:
+    """A loader for which a number is what it looks like, as in YAML 1.2.
+
+    YAML 1.1 reads 017 as 15, 1:30 as 90, 1e-3 as text and 2024-01-01 as a date.
+    """
+    import yaml
+
+    base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):
+        pass
+
+    other = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in other]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    numbers = {
+        "int": r"[-+]?(0|[1-9][0-9_]*)",
+        "float": r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    }
+    for kind, pattern in numbers.items():
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", re.compile(f"^(?:{pattern})$"), list("-+.0123456789"))
+    return Loader
+
+
+def _load_yaml(text: str) -> Any:
+    """What a YAML text says, if it builds no more than it shows and says nothing twice.
+
+    Raises:
+        YAMLError: it is none, or it does.
+    """
+    import yaml
+
+    depth = 0
+    # Looked at before anything is built from it: aliases and depth can make a short text a large structure.
+    for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        more = isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None)
+        if more or depth > 3 or number > PARTS_LIMIT:
+            raise yaml.YAMLError(f"expected plain options by section; found more than that in {_line(event)}")
+    nodes = [yaml.compose(text, Loader=_yaml_loader())]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, yaml.SequenceNode):
+            nodes += node.value
+        elif isinstance(node, yaml.MappingNode):
+            names = set()
+            for key, value in node.value:
+                if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
+                    raise yaml.YAMLError(f"expected plain options by section; found more than that in {_line(key)}")
+                if key.value in names:
+                    raise yaml.YAMLError(f"expected each option once; found {key.value!r:.60} again in {_line(key)}")
+                names.add(key.value)
+                nodes.append(value)
+    return yaml.load(text, Loader=_yaml_loader())
+
+
+def _line(part: Any) -> str:
+    return f"line {part.start_mark.line + 1}"
 
 
 def _check_file(path: Path) -> None:
@@ -316,21 +464,14 @@ def _check_file(path: Path) -> None:
 
     try:
         with path.open("rb") as file:
-            text = file.read(SIZE_LIMIT + 1).decode()
-        if len(text) > SIZE_LIMIT:
+            content = file.read(SIZE_LIMIT + 1)
+        if len(content) > SIZE_LIMIT:
             raise UserError(f"{path}: expected a YAML file of at most {SIZE_LIMIT:,} bytes; found a longer one")
-        depth = 0
-        # Looked at before anything is built from it: aliases and depth can make a short file a large structure.
-        for event in yaml.parse(text, Loader=yaml.SafeLoader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > 3 or isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
-                line = event.start_mark.line + 1
-                raise UserError(f"{path}: expected plain options by section; found more than that in line {line}")
-        found = yaml.safe_load(text)
+        found = _load_yaml(content.decode())
     except UserError:
         raise
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: expected a YAML file; {' '.join(str(error).split())}") from error
+        raise UserError(f"{path}: expected a YAML file; {_brief(error)}") from error
     if not isinstance(found, dict):
         kind = "nothing" if found is None else type(found).__name__
         raise UserError(f"{path}: expected options by section, as in `train: {{epochs: 5}}`; found {kind}")
@@ -338,11 +479,63 @@ def _check_file(path: Path) -> None:
     for name, options in found.items():
         section = lookup(sections, str(name), str(path))
         if not is_dataclass(section):
+            _check_decimal(name, options, f"{path}: ")
             continue
         if not isinstance(options, dict):
             raise UserError(f"{path}: {name}: expected a section of options; found {options!r:.60}")
-        for option in options:
+        for option, value in options.items():
             lookup({field.name: field for field in fields(section)}, str(option), f"{path}: {name}")
+            _check_decimal(f"{name}.{option}", value, f"{path}: ")
+
+
+@functools.cache
+def _types() -> dict[str, str]:
+    """Every option's type, as it is written above."""
+    sections = {field.name: field.type for field in fields(Config)}
+    types = {name: section for name, section in sections.items() if not is_dataclass(section)}
+    for name, section in sections.items():
+        if is_dataclass(section):
+            types |= {f"{name}.{option.name}": option.type for option in fields(section)}
+    return {option: re.sub(r"<class '(\w+)'>", r"\1", str(kind)) for option, kind in types.items()}
+
+
+def _check_decimal(option: str, value: Any, where: str = "") -> None:
+    """Refuses text that jsonargparse would read as a number in YAML 1.1's ways, where an option is no text.
+
+    Nor does jsonargparse tell which option has a number that is too large.
+    """
+    values = value if isinstance(value, list) else [value]
+    if "float" in _types().get(option, "") and any(isinstance(each, int) and abs(each) > 1e308 for each in values):
+        raise UserError(f"{where}{option}: expected a number below 1e308; found one too large")
+    strange = [each for each in values if isinstance(each, str) and NO_DECIMAL.fullmatch(each)]
+    if strange and "str" not in _types().get(option, "str"):
+        raise UserError(f"{where}{option}: expected a decimal number; found {strange[0]:.60}")
+
+
+def _check_flags(arguments: Sequence[str]) -> None:
+    """Refuses values that would be read in ways nobody means, or for long.
+
+    jsonargparse takes a whole section as a flag, and opens what is not options in braces as a file.
+    """
+    import yaml
+
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
+        flag, equals, value = argument.partition("=")
+        option, value = flag.removeprefix("--"), value if equals else following
+        if len(argument) > SIZE_LIMIT:
+            raise UserError(f"{flag:.60}: expected at most {SIZE_LIMIT:,} characters; found {len(argument):,}")
+        if not flag.startswith("--"):
+            continue
+        if option in _types():
+            if "str" in _types()[option]:
+                continue  # taken as it is
+            try:
+                found = _load_yaml(value)
+            except (yaml.YAMLError, ValueError) as error:
+                raise UserError(f"{_expected(option)}; found {value:.60}") from error
+            _check_decimal(option, found)
+        elif any(name.startswith(f"{option}.") for name in _types()) and not value.lstrip().startswith("{"):
+            raise UserError(f"{flag}: expected one of its options, as in {flag}.OPTION VALUE; found {value!r:.60}")
 
 
 def read(parser: "ArgumentParser", arguments: Sequence[str]) -> Any:
@@ -361,6 +554,7 @@ def read(parser: "ArgumentParser", arguments: Sequence[str]) -> Any:
                 file = find(argument.removeprefix("--config="))
             else:
                 rest.append(argument)
+        _check_flags(rest)
         if file is None:
             return _instantiate(parser, rest)
         _check_file(file)
@@ -373,7 +567,30 @@ def read(parser: "ArgumentParser", arguments: Sequence[str]) -> Any:
         raise
     except Exception as error:  # jsonargparse raises many kinds for strange values
         message = " ".join(str(getattr(error, "message", error)).split())
-        raise UserError(where + message + _nearest(parser, message)) from error
+        if not where and "argument" not in message and "key" not in message:  # a loader's own, which names no option
+            message = f"expected options that can be read, found {' '.join(arguments)!r:.200} ({message:.200})"
+        raise UserError(where + (_type_fault(message) or _brief(message) + _nearest(parser, message))) from error
+
+
+def _brief(error: object) -> str:
+    """What another package says, on one line of bounded length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= MESSAGE_LIMIT else f"{text[:MESSAGE_LIMIT]} …"
+
+
+def _type_fault(message: str) -> str:
+    """jsonargparse's complaint about an option's type, in few words; empty if it is another complaint."""
+    fault = re.match(r'Parser key "([a-z]+(?:\.[a-z_0-9]+)?)": .*?Expected an? .*(?:Got|Given) value: (.*)', message)
+    if not fault or fault[1] not in _types():
+        return ""
+    return f"{_expected(fault[1])}; found {fault[2]:.60}"
+
+
+def _expected(option: str) -> str:
+    """What an option takes, as the beginning of a complaint."""
+    words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "None": "null"}
+    words |= {"tuple[int, ...]": "a list of whole numbers"}
+    return f"{option}: expected {' or '.join(words[kind] for kind in _types()[option].split(' | '))}"
 
 
 def _nearest(parser: "ArgumentParser", message: str) -> str:

@@ -8,6 +8,9 @@ class UserError(ValueError):
     it and exits with code 2; library code lets it pass.
     """
 
+    def __init__(self, message: str):
+        super().__init__(printable(message))  # names of files are a part of it, and they may hold anything
+
 
 class Diverged(UserError):
     """A training whose loss, gradient or parameters are not finite any more."""
@@ -15,3 +18,8 @@ class Diverged(UserError):
 
 class Stopped(Exception):
     """A training that was asked to stop, and did once its state was saved; the message tells where it stands."""
+
+
+def printable(text: str) -> str:
+    """The text as one line that does nothing to a terminal."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)

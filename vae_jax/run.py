@@ -433,6 +433,7 @@ class _Recorder:
             "data": self.data.name,
             "train_images": len(self.data.train),
             "test_images": len(self.data.test),
+            **({"skipped_images": list(self.data.skipped)} if self.data.skipped else {}),
             "device": self.made_with["device"],
             "cores": int(self.made_with["cores"]),
             "versions": {name: each for name, each in self.made_with.items() if name not in ("device", "cores")},

@@ -7,13 +7,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from vae_jax.cli import compare, exchange, train, use
 from vae_jax.cli.common import Verb
-from vae_jax.config import from_namespace, read, to_yaml
-from vae_jax.errors import UserError
+from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
+from vae_jax.errors import UserError, printable
 from vae_jax.folder import check_writable, user_cache
 
 PRINT_CONFIG = "--print_config"
@@ -59,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _line(text: str) -> str:
-    """One line that says what the text says and does nothing to a terminal, whatever file its words come from."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in " ".join(text.split()))
+    """One line that says what the text says, wherever its words come from."""
+    return printable(" ".join(text.split()))
 
 
 def _keep_compiled() -> None:
@@ -128,6 +127,7 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
         formatter_class=Formatter,
         exit_on_error=False,
         allow_abbrev=False,
+        parser_mode=yaml_mode(),
     )
     verb.options(parser)
     try:
@@ -137,7 +137,9 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
             raise
         raise UserError(f"expected `vae-jax {name} {verb.usage}`: {error}") from error
     if name == "train" and options.resume and not options.config and options.out:
-        own = Path(options.out) / "config.yaml"
+        own = expand(options.out) / "config.yaml"
         if own.is_file():  # a run goes on as it began, without being told its configuration again
             options = read(parser, [*arguments, f"--config={own}"])
+    if hasattr(options, "train"):
+        check_used(from_namespace(options))
     return options

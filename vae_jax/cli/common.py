@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vae_jax.errors import UserError
+from vae_jax.config import expand
+from vae_jax.errors import UserError, printable
 from vae_jax.folder import check_writable, read_config
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Verb(NamedTuple):
 
 def say(line: str) -> None:
     """Tells what goes on, apart from a command's result."""
-    print(line, file=sys.stderr, flush=True)
+    print(printable(line), file=sys.stderr, flush=True)
 
 
 def run_options(parser: Any) -> None:
@@ -91,17 +92,15 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
 
     if options.checkpoint not in ("latest", "best"):
         raise UserError(f"--checkpoint: expected latest or best; found {options.checkpoint!r}")
-    read_config(Path(options.run))  # refuses what is no run before jax starts up
+    read_config(expand(options.run))  # refuses what is no run before jax starts up
     set_device(options.device)
-    trained = load(options.run, options.checkpoint, say)
+    trained = load(expand(options.run), options.checkpoint, say)
     return trained, use(trained)
 
 
 def absolute_paths(config: "Config") -> "Config":
     """The configuration with its data's paths absolute, since a run must find them from anywhere."""
-    found = {
-        name: str(Path(path).expanduser().absolute()) for name in DATA_PATHS if (path := getattr(config.data, name))
-    }
+    found = {name: str(expand(path).absolute()) for name in DATA_PATHS if (path := getattr(config.data, name))}
     return replace(config, data=replace(config.data, **found))
 
 
@@ -120,8 +119,8 @@ def target(options: Any, default: str) -> Path:
     Raises:
         UserError: if there is no such run, or the file's folder cannot be written.
     """
-    read_config(Path(options.run))  # a folder that is no run's stays as it is
-    path = Path(options.out) if options.out else Path(options.run) / default
+    read_config(expand(options.run))  # a folder that is no run's stays as it is
+    path = expand(options.out) if options.out else expand(options.run) / default
     if path.is_dir():
         raise UserError(f"--out {path}: expected a file, found a folder")
     check_writable(path.parent)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_jax.cli.common import Verb, absolute_paths, device_option, positive, say, set_device
-from vae_jax.config import add_options, from_namespace
+from vae_jax.config import add_options, expand, from_namespace
 from vae_jax.errors import UserError
 from vae_jax.folder import check_writable
 from vae_jax.registry import lookup
@@ -44,7 +44,7 @@ def _options(parser: Any) -> None:
 
 
 def _compare(options: Any) -> int:
-    folder = Path(options.out)
+    folder = expand(options.out)
     levels = list(dict.fromkeys(level.strip() for level in options.levels.split(",")))
     from vae_jax import compare
 
@@ -61,7 +61,7 @@ def _compare(options: Any) -> int:
     from vae_jax.compare import results
     from vae_jax.compare.level import DIFFERS
 
-    added = [results.read(Path(path)) for path in options.add]
+    added = [results.read(expand(path)) for path in options.add]
     config = absolute_paths(from_namespace(options))
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes may share a GPU
     device = set_device(options.device)

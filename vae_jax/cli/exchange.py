@@ -1,10 +1,9 @@
 """`vae-jax export` and `vae-jax import`: weights to and from PyTorch."""
 
-from pathlib import Path
 from typing import Any
 
 from vae_jax.cli.common import Verb, absolute_paths, set_device
-from vae_jax.config import add_options, from_namespace
+from vae_jax.config import add_options, expand, from_namespace
 from vae_jax.errors import UserError
 from vae_jax.folder import check_folder, check_writable, read_config
 
@@ -22,8 +21,8 @@ def _export(options: Any) -> None:
         raise UserError(f"--to: expected torch; found {options.to!r}")
     if options.checkpoint not in ("latest", "best"):
         raise UserError(f"--checkpoint: expected latest or best; found {options.checkpoint!r}")
-    path = Path(options.file)
-    read_config(Path(options.run))
+    path, folder = expand(options.file), expand(options.run)
+    read_config(folder)
     if path.is_dir():
         raise UserError(f"{path}: expected a file, found a folder")
     if path.exists() and not options.overwrite:
@@ -32,7 +31,7 @@ def _export(options: Any) -> None:
     set_device("cpu")
     from vae_jax.interop.exchange import export_run
 
-    shapes = export_run(options.run, path, options.checkpoint)
+    shapes = export_run(folder, path, options.checkpoint)
     print(f"{path}: {len(shapes)} tensors with PyTorch's names and layouts")
     print(f"  in PyTorch: model.load_state_dict(safetensors.torch.load_file({path.name!r}), strict=True)")
 
@@ -45,7 +44,7 @@ def _import_options(parser: Any) -> None:
 
 
 def _import(options: Any) -> None:
-    path, folder = Path(options.file), Path(options.run)
+    path, folder = expand(options.file), expand(options.run)
     check_folder(folder, False, options.overwrite)
     config = absolute_paths(from_namespace(options))
     set_device("cpu")

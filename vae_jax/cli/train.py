@@ -5,11 +5,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from vae_jax.cli.common import Verb, absolute_paths, device_option, say, set_device
-from vae_jax.config import Config, add_options, from_namespace
+from vae_jax.config import Config, add_options, expand, from_namespace
 from vae_jax.errors import Stopped, UserError
 from vae_jax.folder import check_folder
 
@@ -27,7 +26,7 @@ def _train(options: Any) -> int:
         raise UserError("--out: expected the run folder to make, found none; for example --out runs/first")
     if options.resume and options.overwrite:
         raise UserError("--resume, --overwrite: expected one of them, found both")
-    folder = Path(options.out).expanduser()
+    folder = expand(options.out)
     check_folder(folder, options.resume, options.overwrite)
     config = absolute_paths(from_namespace(options))
 

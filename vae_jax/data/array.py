@@ -4,6 +4,7 @@ Nothing is unpickled, and no size that a header claims is believed before it is 
 """
 
 import os
+import warnings
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from vae_jax.config import DataConfig
+from vae_jax import memory
+from vae_jax.config import DataConfig, expand
 from vae_jax.data.dataset import Split
-from vae_jax.data.resize import Resizer
+from vae_jax.data.resize import Resizer, check_size
 from vae_jax.data.source import Opened, Report, Splits, file_state, required
 from vae_jax.errors import UserError
 
@@ -27,6 +29,7 @@ LAYOUTS = (  # names of the train images, train labels, test images and test lab
     ("images", "labels", "", ""),
 )
 UNPACKED_LIMIT = 4 << 30  # bytes; a compressed array can claim any size, and a zip bomb does
+HEADER_LIMIT = 10_000  # bytes; numpy's own limit, which it looks at after it has read them
 
 
 def array(config: DataConfig, report: Report) -> Opened:
@@ -35,9 +38,10 @@ def array(config: DataConfig, report: Report) -> Opened:
     Raises:
         UserError: the file is missing or damaged, or its arrays are of another kind.
     """
-    path = Path(required(config.path, "data.path", "array")).expanduser()
+    path = expand(required(config.path, "data.path", "array"))
     if path.suffix.lower() not in (".npy", ".npz") or not path.is_file():
-        found = "a folder" if path.is_dir() else "another file" if path.exists() else "nothing"
+        kind = "another file" if path.is_file() else "a special file"
+        found = "a folder" if path.is_dir() else kind if path.exists() else "nothing"
         raise UserError(f"data.path {path}: expected an .npy or .npz file, found {found}")
     with _damage_named(path):
         names = _names(path)
@@ -78,9 +82,13 @@ class _Header:
 def _damage_named(path: Path) -> Iterator[None]:
     """Turns what a damaged file raises into a UserError; numpy's and zipfile's parsers raise many kinds."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of numpy, about headers that Python 2 wrote
+            yield
     except UserError:
         raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: expected a whole {path.suffix} file, found a damaged one ({reason})") from error
@@ -103,6 +111,8 @@ def _member(path: Path, name: str) -> Iterator[tuple[Any, _Header]]:
         return
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{name}.npy")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError(f"{path}, {name}: expected it as np.savez or np.savez_compressed writes it, found another")
         if info.compress_type != zipfile.ZIP_STORED and info.file_size > UNPACKED_LIMIT:
             raise UserError(
                 f"{path}, {name}: expected at most {UNPACKED_LIMIT:,} bytes of compressed data, found "
@@ -119,7 +129,13 @@ def _header(file: Any, size: int, where: str) -> _Header:
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
         raise UserError(f"{where}: expected .npy format 1.0 or 2.0, found {version[0]}.{version[1]}")
-    parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    field, parse = {
+        (1, 0): (2, np.lib.format.read_array_header_1_0),
+        (2, 0): (4, np.lib.format.read_array_header_2_0),
+    }[version]
+    if (length := int.from_bytes(file.read(field), "little")) > HEADER_LIMIT:
+        raise UserError(f"{where}: expected an .npy header of at most {HEADER_LIMIT:,} bytes, found {length:,}")
+    file.seek(-field, os.SEEK_CUR)
     shape, _, dtype = parse(file)
     body = size - file.tell()
     if dtype.hasobject or min(shape, default=1) < 1 or prod(shape) * dtype.itemsize != body:
@@ -135,11 +151,13 @@ def _checked(path: Path, name: str) -> _Header:
         raise UserError(f"{header.where}: expected images (n, h, w) or (n, h, w, 1, 3 or 4), found shape {shape}")
     if dtype != np.uint8 and dtype.kind != "f":
         raise UserError(f"{header.where}: expected uint8 or floats in [0, 1], found {dtype}")
+    check_size(shape[2], shape[1], header.where)
     return header
 
 
 def _array(path: Path, name: str) -> tuple[_Header, np.ndarray]:
     with _member(path, name) as (file, header):
+        memory.check(prod(header.shape) * header.dtype.itemsize, f"{header.where}, {header.dtype} {header.shape}")
         file.seek(0)
         return header, np.lib.format.read_array(file, allow_pickle=False)
 
@@ -149,6 +167,7 @@ def _images(path: Path, name: str) -> UInt8[np.ndarray, "n h w *c"]:
     header, images = _array(path, name)
     if images.dtype == np.uint8:
         return images
+    memory.check(images.size, f"{header.where}: {images.shape} as uint8")
     out = np.empty(images.shape, np.uint8)
     step = max(1, (1 << 24) // prod(images.shape[1:]))
     for start in range(0, len(images), step):
@@ -162,9 +181,9 @@ def _images(path: Path, name: str) -> UInt8[np.ndarray, "n h w *c"]:
 
 def _labels(path: Path, name: str, count: int) -> Int64[np.ndarray, " n"]:
     """Reads labels, one integer an image, (n,) or Keras's (n, 1)."""
-    header, labels = _array(path, name)
-    if header.shape not in ((count,), (count, 1)) or header.dtype.kind not in "iu":
-        raise UserError(
-            f"{header.where}: expected {count:,} integer labels, found {header.dtype} of shape {header.shape}"
-        )
-    return labels.reshape(count).astype(np.int64)
+    with _member(path, name) as (_, header):
+        if header.shape not in ((count,), (count, 1)) or header.dtype.kind not in "iu":
+            raise UserError(
+                f"{header.where}: expected {count:,} integer labels, found {header.dtype} of shape {header.shape}"
+            )
+    return _array(path, name)[1].reshape(count).astype(np.int64)

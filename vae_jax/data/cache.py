@@ -5,24 +5,31 @@ file is made anew. The cache folder can be deleted at any time.
 """
 
 import hashlib
+import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from vae_jax.config import DataConfig
+from vae_jax import memory
+from vae_jax.config import DataConfig, expand
 from vae_jax.data.dataset import Split
+from vae_jax.data.lock import locked
 from vae_jax.data.source import Report, Splits
+from vae_jax.errors import UserError
 from vae_jax.folder import user_cache
 
-FORMAT = "1"  # a part of the key: count up whenever the same input gives other images
+FORMAT = "2"  # a part of the key: count up whenever the same input gives other images or the file another content
+ABANDONED = 24 * 3600.0  # seconds after which a file is no longer being written
 
 
 def cache_folder(config: DataConfig) -> Path:
     """Where everything is kept: `data.cache_dir`, or by default vae_jax in the user's cache folder."""
-    return Path(config.cache_dir).expanduser() if config.cache_dir else user_cache()
+    return expand(config.cache_dir) if config.cache_dir else user_cache()
 
 
 def cached(
@@ -45,34 +52,56 @@ def cached(
     """
     digest = hashlib.sha256(repr((FORMAT, key, shape)).encode()).hexdigest()[:20]
     path = folder / "images" / f"{name}-{'x'.join(map(str, shape))}-{digest}.npz"
-    try:
-        return _read(path, shape)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        report(f"{path} cannot be read ({type(error).__name__}): making it anew")
-    splits = make()
-    try:
-        _write(path, splits)
-        report(f"cached in {path}")
-    except OSError as error:
-        report(f"the images are not cached: {error}")
+    if (found := _found(path, shape, lambda line: None)) is not None:
+        return found
+    with locked(path.with_name(f".lock-{digest}"), name, report) as alone:
+        # Another process may have made it, and let go of the lock, since.
+        if (found := _found(path, shape, report)) is not None:
+            return found
+        splits = make()
+        try:
+            _write(path, f".new-{digest}-", splits, alone)
+            report(f"cached in {path}")
+        except OSError as error:
+            report(f"the images are not cached: {error}")
     return splits
 
 
-def _write(path: Path, splits: Splits) -> None:
-    """Writes beside the file and renames: another process sees the whole file or none."""
-    arrays = {"train_images": splits.train.images}
-    if splits.train.labels is not None:
-        arrays["train_labels"] = splits.train.labels
-    if splits.test is not None:
-        arrays["test_images"] = splits.test.images
-        if splits.test.labels is not None:
-            arrays["test_labels"] = splits.test.labels
-    if splits.class_names is not None:
-        arrays["class_names"] = np.array(splits.class_names, dtype=np.str_)
+def _found(path: Path, shape: tuple[int, int, int], report: Report) -> Splits | None:
+    """What the cache holds, or None where it is not there or damaged."""
+    try:
+        return _read(path, shape)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except UserError:
+        raise
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+        report(f"{path} cannot be read ({type(error).__name__}): making it anew")
+        return None
+
+
+def _write(path: Path, prefix: str, splits: Splits, alone: bool) -> None:
+    """Writes beside the file and renames: another process sees the whole file or none.
+
+    Args:
+        path: of the file.
+        prefix: of the name of the file beside it.
+        splits: its content.
+        alone: no other process writes this file now, and what begins like its name was left by one that died.
+    """
+    text = json.dumps({"class_names": splits.class_names, "skipped": splits.skipped})
+    arrays = {"text": np.frombuffer(text.encode(), np.uint8)}
+    for name, split in (("train", splits.train), ("test", splits.test)):
+        if split is not None:
+            arrays[f"{name}_images"] = split.images
+            if split.labels is not None:
+                arrays[f"{name}_labels"] = split.labels
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", suffix=".npz", delete=False) as file:
+    for left in path.parent.glob(".new-*"):
+        with suppress(OSError):
+            if (alone and left.name.startswith(prefix)) or time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, suffix=".npz", delete=False) as file:
         try:
             np.savez(file, allow_pickle=False, **arrays)
             file.close()
@@ -83,9 +112,16 @@ def _write(path: Path, splits: Splits) -> None:
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> Splits:
-    """Reads what `_write` wrote; raises any kind of exception where the file is damaged."""
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-        arrays = dict(archive)
+    """Reads what `_write` wrote; raises any kind of exception where the file is damaged.
+
+    Raises:
+        UserError: there is not enough memory for it.
+    """
+    with path.open("rb") as file:
+        memory.check(os.fstat(file.fileno()).st_size, f"data.image_size {shape[0]}: the images in {path}")
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = dict(archive)
+    text = json.loads(arrays["text"].tobytes())
     splits = {}
     for split in ("train", "test"):
         if split == "train" or "test_images" in arrays:
@@ -97,5 +133,5 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Splits:
             ):
                 raise ValueError(f"unexpected arrays in {path}")
             splits[split] = Split(images, labels)
-    names = arrays.get("class_names")
-    return Splits(**splits, class_names=None if names is None else tuple(map(str, names)))
+    names = text["class_names"]
+    return Splits(**splits, class_names=names and tuple(names), skipped=tuple(text["skipped"]))

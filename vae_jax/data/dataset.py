@@ -32,6 +32,7 @@ class Dataset:
         test: the test images, never trained on.
         validation: held out of the training images (`data.validation`), or None.
         class_names: the label's names, or None where the source has none.
+        skipped: the images that were left out (`data.skip_bad`), each with the reason.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Dataset:
     test: Split
     validation: Split | None = None
     class_names: tuple[str, ...] | None = None
+    skipped: tuple[str, ...] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

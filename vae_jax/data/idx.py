@@ -7,6 +7,7 @@ image as a PNG into records and read those back (5 to 17 s for MNIST); gzip and 
 
 import gzip
 import hashlib
+import shutil
 import tempfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -20,10 +21,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vae_jax.config import DataConfig
+from vae_jax import memory
+from vae_jax.config import DataConfig, expand
 from vae_jax.data.cache import cache_folder
 from vae_jax.data.dataset import Split
 from vae_jax.data.download import RemoteFile, download
+from vae_jax.data.lock import locked
 from vae_jax.data.resize import Resizer
 from vae_jax.data.source import Opened, Report, Splits, file_state
 from vae_jax.errors import UserError
@@ -33,6 +36,7 @@ FILES = {  # split: its images and its labels
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
 NAMES = FILES["train"] + FILES["test"]
+HASHED_LIMIT = 1 << 27  # bytes; several times the largest of these files
 
 
 def registered_files(builder: str) -> tuple[RemoteFile, ...]:
@@ -68,7 +72,7 @@ class Idx:
             fingerprint = (version("tensorflow-datasets"),)
             return Opened(self.name, lambda resizer: self._read(self._downloaded(config, report), resizer), fingerprint)
         try:
-            paths = self._manual(Path(config.manual_dir).expanduser())
+            paths = self._manual(expand(config.manual_dir))
             fingerprint = tuple(part for path in paths.values() for part in file_state(path))
         except OSError as error:
             raise UserError(f"data.manual_dir {error.filename}: cannot be read ({error.strerror})") from error
@@ -90,6 +94,8 @@ class Idx:
         for file in self.files():
             path = paths[file.name]
             try:
+                if (size := path.stat().st_size) > HASHED_LIMIT:
+                    raise UserError(f"{path}: expected {self.name}'s, {file.size:,} bytes, found {size:,}")
                 with path.open("rb") as opened:
                     sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
                 contents[file.name] = path.read_bytes() if sha256 == file.sha256 else b""
@@ -110,6 +116,11 @@ class Idx:
                 report(f"the downloaded files are not kept: {error}")
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             paths = {name: folder / name for name in NAMES}
+            if all(_has(paths[file.name], file) for file in self.files()):
+                return self._verified(paths)
+            if stack.enter_context(locked(folder / ".lock", self.name, report)):
+                for left in folder.glob(".new-*"):  # by a process that died
+                    shutil.rmtree(left, ignore_errors=True)
             wanted = [file for file in self.files() if not _has(paths[file.name], file)]
             if wanted:
                 report(f"downloading {self.name}: {sum(file.size for file in wanted) / 1e6:.1f} MB into {folder}")
@@ -158,7 +169,9 @@ def read_idx(content: bytes, dimensions: int, name: str) -> UInt8[np.ndarray, ".
             shape = tuple(int(size) for size in np.frombuffer(header, ">u4", offset=4))
             size = prod(shape)
             # deflate packs 1032-fold at best: what claims more lies, and must not make us reserve memory
-            body = file.read(size + 1) if size <= 1032 * len(content) else b""
+            if possible := size <= 1032 * len(content):
+                memory.check(size, f"{name}, {size:,} bytes {shape}")
+            body = file.read(size + 1) if possible else b""
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{name}: expected a whole gzip file, found a damaged one ({error})") from error
     if size == 0 or len(body) != size:
@@ -170,6 +183,8 @@ def read_idx(content: bytes, dimensions: int, name: str) -> UInt8[np.ndarray, ".
 def _has(path: Path, file: RemoteFile) -> bool:
     """Whether a downloaded file is there with the right content."""
     try:
+        if not path.is_file() or path.stat().st_size != file.size:
+            return False
         with path.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
     except OSError:

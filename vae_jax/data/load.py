@@ -7,15 +7,16 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vae_jax.config import DataConfig
+from vae_jax import memory
+from vae_jax.config import DataConfig, check_data_used, expand
 from vae_jax.data.array import array
 from vae_jax.data.cache import cache_folder, cached
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.digits import digits
 from vae_jax.data.folder import folder
 from vae_jax.data.idx import FASHION_MNIST, KMNIST, MNIST
-from vae_jax.data.resize import Resizer, decode
-from vae_jax.data.source import Report, Source
+from vae_jax.data.resize import Resizer
+from vae_jax.data.source import Report, Source, listed
 from vae_jax.data.tfds import tfds
 from vae_jax.errors import UserError
 from vae_jax.registry import lookup
@@ -46,13 +47,18 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
         UserError: an option, a file or the network does not let it.
     """
     report = report or (lambda line: None)
+    check_data_used(config)
     opened = lookup(SOURCES, config.source, "data.source")(config, report)
     resizer = Resizer(config.image_size, config.channels, report)
     if opened.fingerprint is None:
         splits = opened.read(resizer)
     else:
-        key = (config.source, opened.name, *opened.fingerprint)
+        key = (config.source, opened.name, str(config.skip_bad), *opened.fingerprint)
         splits = cached(cache_folder(config), config.source, key, resizer.shape, lambda: opened.read(resizer), report)
+    if splits.skipped:
+        report(f"data.skip_bad: {len(splits.skipped):,} images are left out")
+        for line in listed(splits.skipped):
+            report(f"  {line}")
     train, test = splits.train, splits.test
     if test is None:
         if config.test == 0:
@@ -61,7 +67,7 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     validation = None
     if config.validation != 0:
         train, validation = hold_out(train, config.validation, "data.validation")
-    return Dataset(opened.name, train, test, validation, splits.class_names)
+    return Dataset(opened.name, train, test, validation, splits.class_names, splits.skipped)
 
 
 def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.ndarray, "images size size channels"]:
@@ -70,13 +76,13 @@ def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.nda
     Raises:
         UserError: one of them cannot be read; names it.
     """
-    for path in map(Path, paths):
+    files = [expand(path) for path in paths]
+    for path in files:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
             raise UserError(f"{path}: expected an image file, found {found}")
-    return Resizer(config.image_size, config.channels).stack(
-        (decode(Path(path), str(path)) for path in paths), len(paths)
-    )
+    resizer = Resizer(config.image_size, config.channels)
+    return resizer.stack((resizer.read(path, str(path)) for path in files), len(files))
 
 
 def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Split]:
@@ -100,6 +106,7 @@ def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Spl
     count = ceil(round(amount * total, 6)) if amount < 1 else int(amount)
     if count >= total:
         raise UserError(f"{option}: expected to leave images for training, found {count:,} to hold out of {total:,}")
+    memory.check(split.images.nbytes, f"{option}: another copy of {total:,} images")
     order = np.random.RandomState(0).permutation(total)  # the legacy generator's stream is frozen for good
     kept, held = np.sort(order[count:]), order[:count]
 

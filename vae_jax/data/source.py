@@ -1,6 +1,6 @@
 """What a data source is: one function from the configuration to an `Opened` data set."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +11,7 @@ from vae_jax.data.resize import Resizer
 from vae_jax.errors import UserError
 
 Report = Callable[[str], None]
+LISTED = 20  # of many things; the rest is counted
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class Splits:
         train: the training images.
         test: the test images, or None where the source has no test split of its own.
         class_names: the labels' names, or None.
+        skipped: the images that were left out, each with the reason.
     """
 
     train: Split
     test: Split | None = None
     class_names: tuple[str, ...] | None = None
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,9 @@ def file_state(path: Path) -> tuple[str, ...]:
     """A file's place, size and time of change: as long as they stay, its content is taken to be the same."""
     stat = path.stat()
     return str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)
+
+
+def listed(things: Sequence[str]) -> list[str]:
+    """The first of many things, and how many more there are."""
+    more = [f"and {len(things) - LISTED:,} more"] if len(things) > LISTED else []
+    return [*things[:LISTED], *more]

@@ -9,6 +9,7 @@ import contextlib
 import glob
 import io
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
@@ -20,11 +21,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vae_jax.config import DataConfig
+from vae_jax.config import DataConfig, expand
 from vae_jax.data.cache import cache_folder
 from vae_jax.data.dataset import Split
 from vae_jax.data.download import limited_requests, unreachable
-from vae_jax.data.resize import Resizer, decode
+from vae_jax.data.lock import locked
+from vae_jax.data.resize import Resizer
 from vae_jax.data.source import Opened, Report, Splits, required
 from vae_jax.errors import UserError
 
@@ -40,10 +42,16 @@ def tfds(config: DataConfig, report: Report) -> Opened:
     name = required(config.name, "data.name", "tfds")
 
     def read(resizer: Resizer) -> Splits:
-        builder = _builder(name, cache_folder(config) / "tensorflow_datasets")
+        folder = cache_folder(config) / "tensorflow_datasets"
+        builder = _builder(name, folder)
         image, label = _features(builder)
         if not builder.is_prepared():
-            _prepare(builder, name, config, report)
+            with locked(folder / f".lock-{builder.name}", name, report) as alone:
+                builder = _builder(name, folder)  # another process may have prepared it since
+                if not builder.is_prepared():
+                    if alone:
+                        _remove_abandoned(builder)
+                    _prepare(builder, name, config, report)
         sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
         test = next((split for split in ("test", "validation") if sizes.get(split)), None)
         if not sizes.get("train"):
@@ -55,7 +63,7 @@ def tfds(config: DataConfig, report: Report) -> Opened:
             names,
         )
 
-    manual = "" if config.manual_dir is None else str(Path(config.manual_dir).expanduser().resolve())
+    manual = "" if config.manual_dir is None else os.path.realpath(expand(config.manual_dir))
     return Opened(name, read, (version("tensorflow-datasets"), manual))
 
 
@@ -133,7 +141,8 @@ def _prepare(builder: Any, name: str, config: DataConfig, report: Report) -> Non
     report(f"downloading and preparing {name} in {builder.data_dir}")
     if not sys.stderr.isatty():
         tensorflow_datasets.disable_progress_bar()
-    options = tensorflow_datasets.download.DownloadConfig(manual_dir=config.manual_dir)
+    manual_dir = config.manual_dir and expand(config.manual_dir)
+    options = tensorflow_datasets.download.DownloadConfig(manual_dir=manual_dir)
     try:
         # tensorflow-datasets prints to stdout, which belongs to the program
         with contextlib.redirect_stdout(io.StringIO()), limited_requests(), _plain_tensorflow():
@@ -145,6 +154,15 @@ def _prepare(builder: Any, name: str, config: DataConfig, report: Report) -> Non
         ) from error
     except Exception as error:  # of requests, the file system, and whatever the builder's own code raises
         raise UserError(f"data.name {name}: it was not prepared: {_reason(error)}") from error
+
+
+def _remove_abandoned(builder: Any) -> None:
+    """Removes what tensorflow-datasets had half written in a process that died."""
+    from tensorflow_datasets.core.constants import INCOMPLETE_PREFIX
+
+    folder = Path(builder.data_dir)
+    for left in folder.parent.glob(f"{INCOMPLETE_PREFIX}*_{glob.escape(folder.name)}"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _read(builder: Any, split: str, image: str, label: str | None, resizer: Resizer) -> Split:
@@ -159,12 +177,12 @@ def _read(builder: Any, split: str, image: str, label: str | None, resizer: Resi
     try:
         records = builder.as_data_source(split, decoders=skipped)
 
-        def images() -> Iterator[Image.Image]:
+        def images() -> Iterator[np.ndarray]:
             for start in range(0, len(records), BATCH):
                 batch = range(start, min(start + BATCH, len(records)))
                 for index, example in zip(batch, records.__getitems__(batch), strict=True):
                     labels.append(int(example[label]) if label else 0)
-                    yield decode(example[image], f"{builder.name}, {split} image {index}")
+                    yield resizer.read(example[image], f"{builder.name}, {split} image {index}")
 
         stacked = resizer.stack(images(), len(records))
     except UserError:

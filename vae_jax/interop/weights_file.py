@@ -103,10 +103,7 @@ def read(path: Path, expected: Mapping[str, np.ndarray], model: str) -> Weights:
         UserError: if it is no such file, or has other arrays, all of which are named; or holds numbers that are not
             finite, or variances or counts below 0.
     """
-    kind = check_source(path)
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if kind == "safetensors":
+    if check_source(path) == "safetensors":
         arrays = _read_safetensors(path, path, expected, model)
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -114,7 +111,8 @@ def read(path: Path, expected: Mapping[str, np.ndarray], model: str) -> Weights:
             _unpickle(path, converted)
             arrays = _read_safetensors(converted, path, expected, model)
     _check_numbers(path, arrays)
-    return Weights(arrays, sha256)
+    with path.open("rb") as file:  # last: now it is known to be no larger than it should be
+        return Weights(arrays, hashlib.file_digest(file, "sha256").hexdigest())
 
 
 def _read_safetensors(file: Path, path: Path, expected: Mapping[str, np.ndarray], model: str) -> dict[str, np.ndarray]:

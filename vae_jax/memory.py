@@ -1,0 +1,30 @@
+"""What fits into memory, asked before anything is allocated: an allocation that is too large succeeds, and the
+system then ends the process when it writes there."""
+
+import psutil
+
+from vae_jax.errors import UserError
+
+SMALL = 1 << 24  # bytes that are not asked about: the program itself takes many times as much
+
+
+def available() -> int:
+    """Bytes of memory that can be had without swapping."""
+    return psutil.virtual_memory().available
+
+
+def check(needed: int, what: str) -> None:
+    """Refuses what does not fit.
+
+    Args:
+        needed: bytes.
+        what: needs them, for the message; it begins with the option or file to blame.
+
+    Raises:
+        UserError: naming what, how much is free and how much would be needed.
+    """
+    if needed > SMALL and needed > (free := available()):
+        raise UserError(
+            f"{what}: expected to fit into the {free / 1e6:,.0f} MB of memory that are free, found a need of "
+            f"{needed / 1e6:,.0f} MB"
+        )
