@@ -69,6 +69,7 @@ def test_a_lock_is_held_once_and_let_go(tmp_path):
         with pytest.raises(UserError, match=f"process {os.getpid()} is writing"), writing(folder):
             raise AssertionError
         assert snapshot(folder) == before
+    assert not (tmp_path / "new").exists()  # nothing was written
     with writing(folder):
-        pass
-    assert [path.name for path in folder.iterdir()] == [LOCK]
+        (folder / "metrics.jsonl").write_text("")
+    assert {path.name for path in folder.iterdir()} == {LOCK, "metrics.jsonl"}

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from run_fixtures import compiled_once, snapshot
 
-from vae_jax import run
+from vae_jax import memory, run
 from vae_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainConfig, load_config
 from vae_jax.data import Dataset, Split, load
 from vae_jax.errors import UserError
@@ -287,6 +287,18 @@ def test_nothing_is_deleted_or_written_for_what_cannot_be_trained(data, copied, 
     assert not (tmp_path / "new").exists()
 
 
+def test_a_step_that_does_not_fit_into_memory_is_refused_before_anything_is_lost(data, copied, tmp_path, monkeypatch):
+    before = snapshot(copied)
+    monkeypatch.setattr(memory, "SMALL", 1000)
+    monkeypatch.setattr(memory, "available", lambda: 20_000)
+    assert "model: training its" in refused(run.train, CONFIG, data, copied, overwrite=True)
+    monkeypatch.setattr(memory, "available", lambda: 60_000)
+    for folder in (copied, tmp_path / "new"):
+        assert "train.batch_size 20: the arrays of a step" in refused(run.train, CONFIG, data, folder, overwrite=True)
+    assert snapshot(copied) == before
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("content", ["hydra: {job: 1}", "not ours", ""], ids=["section", "text", "empty"])
 @pytest.mark.parametrize("option", ["resume", "overwrite"])
 def test_another_programs_folder_is_left_alone(data, tmp_path, content, option):
@@ -412,7 +424,7 @@ def test_the_summarys_best_is_what_the_best_checkpoint_gives(data, tmp_path):
 def test_the_summarys_best_is_finite_where_one_is(whole):
     folder, trained = whole
     recorder = run._Recorder(
-        CONFIG, Dataset("some", *[Split(np.zeros((4, 8, 8, 1), np.uint8))] * 2), folder, None, lambda: False
+        CONFIG, Dataset("some", *[Split(np.zeros((4, 8, 8, 1), np.uint8))] * 2), folder, lambda: False
     )
     history = [{**epoch, "test_loss": loss} for epoch, loss in zip(trained.history, [math.nan, 2.0, 3.0], strict=True)]
     found = recorder._summary(trained._replace(history=history), 1.0)

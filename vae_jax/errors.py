@@ -1,4 +1,4 @@
-"""The one exception for what a user can put right."""
+"""What is told a user: what they can put right, and that a training stopped as they asked."""
 
 
 class UserError(ValueError):

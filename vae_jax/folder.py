@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vae_jax.config import Config, load_config
@@ -75,6 +75,7 @@ def writing(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     path = folder / LOCK
+    made = [each for each in (folder.absolute(), *folder.absolute().parents) if not each.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
@@ -89,6 +90,11 @@ def writing(folder: Path) -> Iterator[None]:
         path.write_text(str(os.getpid()), encoding="utf-8")
         yield
     finally:
+        with suppress(OSError):
+            if made and [each.name for each in folder.iterdir()] == [LOCK]:  # refused after all: as if nothing was
+                path.unlink()
+                for each in made:
+                    each.rmdir()
         lock.release()
 
 

@@ -42,6 +42,7 @@ from vae_jax.train import (
     TrainState,
     build,
     check_batches,
+    check_parameters,
     fit,
     make_keys,
     make_step,
@@ -50,7 +51,7 @@ from vae_jax.train import (
 )
 
 if TYPE_CHECKING:
-    from vae_jax.checkpoint import Keeper, Saved
+    from vae_jax.checkpoint import Saved
 
 SUMMARY_SPLITS = ("train", "validation", "test")
 ORIGIN = "imported.json"
@@ -99,11 +100,10 @@ def train(
             of `fit`.
         Stopped: once it has stopped because it should.
     """
-    from vae_jax.checkpoint import Keeper  # orbax takes a second to import
-
     folder = Path(folder)
     check_folder(folder, resume, overwrite)
     check_batches(config, len(data.train))
+    check_parameters(config, data.image_shape)
     # Whatever does not fit together is refused before anything is deleted or written.
     make_step(config, *build(config, data.image_shape), optimizer.build(config.train, 1))
     with writing(folder):
@@ -111,27 +111,12 @@ def train(
         earlier = None
         if resume and (folder / "config.yaml").exists():
             earlier = _earlier(config, data, folder, report)
-        if overwrite:
-            _delete(folder)
-        try:
-            write_text(folder / "config.yaml", to_yaml(config))
-            (folder / "figures").mkdir(exist_ok=True)
-            checkpoints = Keeper(folder / "checkpoints", config.output.keep_checkpoints, report)
-        except OSError as error:
-            raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
-        if earlier and not earlier.images:
-            report(f"continuing {folder} from imported weights, with a fresh optimiser state")
-        elif earlier:
-            report(f"continuing {folder} after epoch {len(earlier.history)}, step {int(earlier.state.step)}")
-            if changed := _changed(earlier.made_with, environment()):
-                report(
-                    f"warning: {folder} was trained with {changed}: it goes on, but may not end bit for bit where an "
-                    f"undisturbed run would"
-                )
+        recorder = _Recorder(config, data, folder, should_stop)
 
-        recorder = _Recorder(config, data, folder, checkpoints, should_stop)
-        if earlier:
-            recorder.write_metrics(earlier.history)
+        def on_start() -> None:
+            if overwrite:
+                _delete(folder)
+            recorder.open(earlier, report)
 
         def record_epoch(epoch: dict[str, Any], state: TrainState) -> None:
             recorder.epoch(epoch, state)
@@ -145,6 +130,7 @@ def train(
                 config,
                 data,
                 resume=(earlier.state, earlier.history) if earlier else None,
+                on_start=on_start,
                 on_progress=on_progress,
                 on_chunk=recorder.chunk,
                 on_epoch=record_epoch,
@@ -349,11 +335,9 @@ def _options(config: Any, prefix: str = "") -> dict[str, Any]:
 class _Recorder:
     """Keeps what a run's callbacks bring."""
 
-    def __init__(
-        self, config: Config, data: Dataset, folder: Path, checkpoints: "Keeper", should_stop: Callable[[], bool]
-    ):
-        self.config, self.data, self.folder, self.checkpoints = config, data, folder, checkpoints
-        self.should_stop, self.made_with = should_stop, environment()
+    def __init__(self, config: Config, data: Dataset, folder: Path, should_stop: Callable[[], bool]):
+        self.config, self.data, self.folder, self.should_stop = config, data, folder, should_stop
+        self.made_with = environment()
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         self.network, self.objective = build(config, data.image_shape)
@@ -365,6 +349,34 @@ class _Recorder:
             return make_model(config, self.network, self.objective, variables).reconstruct(images)
 
         self._reconstruct = reconstruct
+
+    def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
+        """Writes what a run begins with, and tells what it goes on from.
+
+        Raises:
+            UserError: if the folder cannot be written.
+        """
+        from vae_jax.checkpoint import Keeper  # orbax takes a second to import
+
+        folder = self.folder
+        try:
+            write_text(folder / "config.yaml", to_yaml(self.config))
+            (folder / "figures").mkdir(exist_ok=True)
+            self.checkpoints = Keeper(folder / "checkpoints", self.config.output.keep_checkpoints, report)
+        except OSError as error:
+            raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
+        if earlier is None:
+            return
+        self.write_metrics(earlier.history)
+        if not earlier.images:
+            report(f"continuing {folder} from imported weights, with a fresh optimiser state")
+            return
+        report(f"continuing {folder} after epoch {len(earlier.history)}, step {int(earlier.state.step)}")
+        if changed := _changed(earlier.made_with, self.made_with):
+            report(
+                f"warning: {folder} was trained with {changed}: it goes on, but may not end bit for bit where an "
+                f"undisturbed run would"
+            )
 
     def chunk(self, state: TrainState, history: list[dict[str, Any]]) -> None:
         stop = self.should_stop()

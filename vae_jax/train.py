@@ -17,7 +17,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
-from vae_jax import models, objectives, optimizer
+from vae_jax import memory, models, objectives, optimizer
 from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
 from vae_jax.errors import Diverged, UserError
@@ -204,6 +204,23 @@ def check_batches(config: Config, images: int) -> None:
     )
 
 
+def check_parameters(config: Config, image_shape: tuple[int, int, int]) -> None:
+    """Refuses a network whose parameters, with their gradient and Adam's two moments, do not fit into memory.
+
+    Raises:
+        UserError: naming how many there are.
+    """
+    network, _ = build(config, image_shape)
+    shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
+    _check_memory(4 * size, f"model: training its {models.count_parameters(shapes.params):,} parameters")
+
+
+def _check_memory(needed: int, what: str) -> None:
+    if jax.default_backend() == "cpu":  # where too much ends the process without a word; elsewhere jax tells
+        memory.check(needed, what)
+
+
 def start(config: Config, image_shape: tuple[int, int, int], images: int) -> TrainState:
     """The state before the first step of a run on this many training images; 0 where they are not known yet.
 
@@ -226,6 +243,7 @@ def fit(
     data: Dataset,
     *,
     resume: tuple[TrainState, list[dict[str, Any]]] | None = None,
+    on_start: Callable[[], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_chunk: Callable[[TrainState, list[dict[str, Any]]], None] | None = None,
     on_epoch: Callable[[dict[str, Any], TrainState], None] | None = None,
@@ -236,6 +254,7 @@ def fit(
         config: of the run.
         data: the images.
         resume: a state and its history to go on from, instead of starting anew.
+        on_start: called before the first step, when all that may be refused has been looked at.
         on_progress: called about once a second with where the run stands.
         on_chunk: called as often inside an epoch, with the state and the history so far: the place to save.
         on_epoch: called after each epoch with its figures and the state: the place for W&B or TensorBoard. The
@@ -256,6 +275,7 @@ def fit(
     """
     count, batch_size = len(data.train), config.train.batch_size
     check_batches(config, count)
+    check_parameters(config, data.image_shape)
     full, remainder = divmod(count, batch_size)
     steps = full + (remainder > 0)
     network, objective = build(config, data.image_shape)
@@ -283,6 +303,10 @@ def fit(
         if size
     ]
     compile_seconds = time.perf_counter() - began
+    for _, size, loop in parts:
+        _check_memory(loop.memory_analysis().temp_size_in_bytes, f"train.batch_size {size}: the arrays of a step")
+    if on_start:
+        on_start()
 
     chunk = config.train.chunk_steps or (history[-1]["chunk_steps"] if history else FIRST_CHUNK)
     done = int(state.step) % steps

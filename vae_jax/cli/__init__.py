@@ -54,6 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         print(f"vae-jax: error: {_line(what)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):  # jax's word for a device's memory that is full
+            raise
+        print(f"vae-jax: error: not enough memory on the device: {_line(str(error))[:300]}", file=sys.stderr)
+        return 2
     return 0
 
 
