@@ -19,7 +19,7 @@ from PIL import Image
 from run_fixtures import TINY, compiled_once, flags, snapshot
 
 import vae_jax
-from vae_jax.cli import VERBS, main, use
+from vae_jax.cli import VERBS, main, train, use
 from vae_jax.config import load_config, shipped
 from vae_jax.evaluate import BATCH
 from vae_jax.folder import LOCK
@@ -549,6 +549,25 @@ def test_on_a_terminal_a_bar_shows_and_a_signal_saves_and_stops(tmp_path, cache,
     assert max(steps) == int(stopped[1])
     assert "Traceback" not in shown
     assert not (folder / "summary.json").exists()
+
+
+def test_a_second_ctrl_c_stops_at_once_and_what_was_ignored_stays_so(capsys):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with train._stop_signals() as stop:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert stop == [signal.SIGTERM, signal.SIGTERM]
+        assert "saving and stopping" in capsys.readouterr().err
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with train._stop_signals() as stop:
+            signal.raise_signal(signal.SIGINT)
+        assert stop == []
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize(("verb", "hint"), [("train", True), ("sample", False)])

@@ -17,7 +17,7 @@ from run_fixtures import compiled_once, snapshot
 from vae_jax import memory, run
 from vae_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainConfig, load_config
 from vae_jax.data import Dataset, Split, load
-from vae_jax.errors import UserError
+from vae_jax.errors import Stopped, UserError
 from vae_jax.evaluate import make_evaluator, means
 from vae_jax.train import build, make_keys
 
@@ -220,6 +220,15 @@ def test_resuming_a_finished_run_changes_nothing(whole, data, copied):
     assert {**before, "seconds": 0} == {**after, "seconds": 0}
 
 
+def test_going_on_elsewhere_is_told(data, copied, monkeypatch):
+    """On as many cores nothing is, see `test_a_damaged_checkpoint_is_never_trained_on`."""
+    here, told = run.cores(), []
+    monkeypatch.setattr(run, "cores", lambda: 99)
+    run.train(with_train(epochs=4), data, copied, resume=True, report=told.append)
+    assert told[1].startswith(f"warning: {copied} was trained with cores {here} (now 99): it goes on, but may not end")
+    assert summary(copied)["cores"] == 99
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
@@ -243,6 +252,18 @@ def test_resuming_on_other_data_is_refused(data, copied):
     # A change of epochs is allowed, but not written where the rest is refused.
     assert "100" in refused(run.train, with_train(epochs=9), fewer, copied, resume=True)
     assert snapshot(copied) == before
+
+
+def test_stopping_saves_first(whole, data, tmp_path):
+    """Inside an epoch and after one; the run then ends as if it had not been stopped."""
+    folder, asked = tmp_path / "run", iter([False, False, False, True, False, True])
+    for expected, step in (("in epoch 2 and saved after step 8", 8), ("saved after epoch 2, step 12", 12)):
+        with pytest.raises(Stopped, match=expected):
+            run.train(CONFIG, data, folder, resume=True, should_stop=lambda: next(asked))
+        assert int(run.load(folder).state.step) == step
+    run.train(CONFIG, data, folder, resume=True)
+    same(run.load(folder).state, whole[1].state)
+    assert metrics(folder) == metrics(whole[0])
 
 
 # --- What is in the way ----------------------------------------------------------------------------------------------
