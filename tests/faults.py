@@ -136,6 +136,22 @@ def copy(source: Path, target: Path) -> None:
                 shutil.copyfile(path, place)
 
 
+def half_write(folder: Path) -> str:
+    """Cuts the newest of the files that are not in their place yet to half; gives words for it."""
+    files = [path for path in folder.rglob("*") if path.is_file() and ".tmp" in str(path.relative_to(folder))]
+    if not files:
+        return ""
+    newest = max(files, key=lambda path: path.stat().st_mtime_ns)
+    with newest.open("r+b") as file:
+        file.truncate(newest.stat().st_size // 2)
+    return f" with {newest.relative_to(folder)} in half"
+
+
+def again(folder: Path, options: list[str]) -> list[str]:
+    """How a run is resumed: as it told to, once it has begun."""
+    return ["train", "--out", str(folder), "--resume", *([] if (folder / "config.yaml").exists() else options)]
+
+
 def command(*arguments: str) -> tuple[int, str]:
     """A command in this process: its exit code and what it prints to standard error."""
     from vae_jax.cli import main
@@ -154,6 +170,8 @@ def writes(work: Path, count: int, seed: int) -> int:
     def keep(number: int, what: str) -> None:
         names[number] = what
         copy(work / "whole", moments / str(number))
+        if number % 2:  # a file that is being written may be there in part
+            names[number] += half_write(moments / str(number))
 
     with watch.on(work / "whole", keep):
         assert command("train", "--out", str(work / "whole"), *TINY)[0] == 0
@@ -169,7 +187,7 @@ def writes(work: Path, count: int, seed: int) -> int:
 
     for number in chosen:
         folder = moments / str(number)
-        code, said = command("train", "--out", str(folder), "--resume", *TINY)
+        code, said = command(*again(folder, TINY))
         tell(number, "killed", differences(folder, expected) if code == 0 else [f"exit code {code}: {said}"])
         shutil.rmtree(folder)
     for number in chosen:
@@ -185,7 +203,7 @@ def writes(work: Path, count: int, seed: int) -> int:
         if code not in (0, 2) or "Traceback" in said or (code == 2 and len(said.splitlines()) != 1):
             wrong.append(f"exit code {code}: {said}")
         if code == 2 or not (folder / "summary.json").exists():
-            code, said = command("train", "--out", str(folder), "--resume", *TINY)
+            code, said = command(*again(folder, TINY))
             wrong += [f"exit code {code} afterwards: {said}"] if code else []
         tell(number, "refused", wrong + differences(folder, expected))
         shutil.rmtree(folder)
@@ -198,7 +216,7 @@ def writes(work: Path, count: int, seed: int) -> int:
 def start(folder: Path, options: list[str], core: int) -> subprocess.Popen:
     pinned = f"import os, sys; os.sched_setaffinity(0, {{{core}}}); from vae_jax.cli import main; sys.exit(main())"
     return subprocess.Popen(
-        [sys.executable, "-c", pinned, "train", "--out", str(folder), "--resume", *options],
+        [sys.executable, "-c", pinned, *again(folder, options)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -207,7 +225,7 @@ def start(folder: Path, options: list[str], core: int) -> subprocess.Popen:
 
 
 def kills(work: Path, count: int, seed: int, options: list[str], cores: list[int]) -> int:
-    """`count` runs, each killed once or more at random moments and then resumed to its end."""
+    """`count` runs, each killed at a random moment, some once more or stopped by SIGTERM, and resumed to the end."""
     seconds = 0.0
     for name in ("warm", "whole"):  # the first fills the cache of compiled programs
         began = time.monotonic()
@@ -234,8 +252,12 @@ def kills(work: Path, count: int, seed: int, options: list[str], cores: list[int
                         return number, at, differences(folder, expected)
                     shutil.rmtree(folder)  # it was faster than the kill: once more
                 except subprocess.TimeoutExpired:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.communicate()
+                    # The first time always without warning.
+                    kind = signal.SIGKILL if not at else rng.choice([signal.SIGKILL, signal.SIGTERM])
+                    process.send_signal(kind)
+                    said = process.communicate()[1]
+                    if process.returncode not in (-kind, 128 + kind, 0):
+                        return number, at, [f"exit code {process.returncode} after {kind.name}: {said}"]
                     at.append(round(moment, 2))
         finally:
             free.append(core)

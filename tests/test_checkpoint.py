@@ -307,6 +307,12 @@ def test_a_wrong_array_is_damage_even_with_right_files(two, monkeypatch):
     with pytest.raises(UserError, match="none"):
         restore(two, "latest", state_of, told.append)
     assert "opt_state['m']" in told[0]
+    monkeypatch.undo()
+    # What was passed over is moved, so that the run that goes on from step 1 can save its own step 2.
+    told = []
+    Keeper(two, 1, told.append, newest=1).save(saved(2), 3.0)
+    assert str(two / DAMAGED / "2") in told[0]
+    assert steps(two) == [1, 2]
 
 
 def test_a_checkpoint_deleted_while_it_is_read_is_looked_for_again(two, monkeypatch):

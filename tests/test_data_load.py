@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vae_jax.config import DataConfig
+from vae_jax.config import DataConfig, check_data_used
 from vae_jax.data import SOURCES, Dataset, Split, load
 from vae_jax.data.cache import cache_folder
 from vae_jax.data.load import hold_out
@@ -406,7 +406,7 @@ def test_memory_is_asked_of_the_system():
 )
 def test_an_option_that_nothing_looks_at_is_refused(config, message):
     with pytest.raises(UserError) as error:
-        load(config)
+        check_data_used(config)
     assert str(error.value) == message
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
@@ -19,7 +20,8 @@ from vae_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainC
 from vae_jax.data import Dataset, Split, load
 from vae_jax.errors import Stopped, UserError
 from vae_jax.evaluate import make_evaluator, means
-from vae_jax.train import build, make_keys
+from vae_jax.objectives import OBJECTIVES, Objective
+from vae_jax.train import build, make_keys, step_keys
 
 CONFIG = Config(
     data=DataConfig(image_size=8),
@@ -256,7 +258,7 @@ def test_resuming_on_other_data_is_refused(data, copied):
 
 def test_stopping_saves_first(whole, data, tmp_path):
     """Inside an epoch and after one; the run then ends as if it had not been stopped."""
-    folder, asked = tmp_path / "run", iter([False, False, False, True, False, True])
+    folder, asked = tmp_path / "run", iter([False, False, False, False, True, False, False, True])
     for expected, step in (("in epoch 2 and saved after step 8", 8), ("saved after epoch 2, step 12", 12)):
         with pytest.raises(Stopped, match=expected):
             run.train(CONFIG, data, folder, resume=True, should_stop=lambda: next(asked))
@@ -264,6 +266,37 @@ def test_stopping_saves_first(whole, data, tmp_path):
     run.train(CONFIG, data, folder, resume=True)
     same(run.load(folder).state, whole[1].state)
     assert metrics(folder) == metrics(whole[0])
+
+
+def test_a_diverged_run_saves_nothing_of_it_and_goes_on_if_such_steps_are_skipped(data, tmp_path, monkeypatch):
+    """The loss of step 9, in the second epoch, is NaN."""
+    bad, _ = step_keys(jax.random.fold_in(make_keys(0).steps, 8))
+
+    def broken(key, model, images, config):
+        found = OBJECTIVES["vae"].terms(key, model, images, config)
+        is_bad = (jax.random.key_data(key) == jax.random.key_data(bad)).all()
+        return found._replace(loss=jnp.where(is_bad, jnp.nan, found.loss))
+
+    monkeypatch.setitem(OBJECTIVES, "broken", Objective(broken))
+    config = replace(CONFIG, objective=replace(CONFIG.objective, name="broken"))
+    folder = tmp_path / "run"
+    message = refused(run.train, config, data, folder)
+    assert "diverged in epoch 2: the loss of step 3 of 6 is nan; last finite: loss " in message
+    assert "begin anew or go on from step 6 with --resume --train.skip_nonfinite true" in message
+    assert [path.name for path in (folder / "checkpoints").iterdir()] == ["6"]
+    assert run.load(folder, "best").history == run.load(folder).history
+    skipping = replace(config, train=replace(config.train, skip_nonfinite=True))
+    trained = run.train(skipping, data, folder, resume=True)
+    assert [epoch.get("skipped_steps") for epoch in trained.history] == [None, 1, 0]
+
+
+def test_a_run_in_its_third_epoch_is_not_cut_to_two(data, tmp_path):
+    asked = iter([False] * 7 + [True])
+    with pytest.raises(Stopped, match="in epoch 3"):
+        run.train(CONFIG, data, tmp_path / "run", should_stop=lambda: next(asked))
+    assert "train.epochs: expected at least the 3 epochs" in refused(
+        run.train, with_train(epochs=2), data, tmp_path / "run", resume=True
+    )
 
 
 # --- What is in the way ----------------------------------------------------------------------------------------------

@@ -100,8 +100,15 @@ def save(folder: Path, saved: Saved, loss: float | None = None) -> None:
 class Keeper:
     """Writes a run's checkpoints and keeps the newest few of them, and the one with the lowest loss."""
 
-    def __init__(self, folder: Path, keep: int, report: Report):
-        """Opens, and creates if need be, a folder of checkpoints; what is damaged there is moved out of the way."""
+    def __init__(self, folder: Path, keep: int, report: Report, newest: int | None = None):
+        """Opens, and creates if need be, a folder of checkpoints; what is damaged there is moved out of the way.
+
+        Args:
+            folder: of the checkpoints.
+            keep: how many of the newest are kept.
+            report: is told of what is moved.
+            newest: the step that the run goes on from, if any: checkpoints of later ones were passed over.
+        """
         folder.mkdir(exist_ok=True)
         self._folder, self._keep = folder, keep
         self._losses: dict[int, float | None] = {}
@@ -112,7 +119,10 @@ class Keeper:
                 self._set_aside(path, "half-written, the process died while saving", report)
             elif _is_step(path):
                 try:
-                    self._losses[int(path.name)] = _description(path)["loss"]
+                    loss = _description(path)["loss"]
+                    if newest is not None and int(path.name) > newest:
+                        raise DamageError("passed over")
+                    self._losses[int(path.name)] = loss
                 except DamageError as error:
                     self._set_aside(path, str(error), report)
 
@@ -199,7 +209,7 @@ def _read(folder: Path, template: Callable[[int], TrainState]) -> Saved:
             if sha256 and _sha256(array.tobytes()) != sha256:
                 raise DamageError(f"damaged, {name} is not as it was saved")
         return Saved(jax.tree.map(jnp.asarray, state), *(description[name] for name in Saved._fields[1:]))
-    except (DamageError, UserError):
+    except (DamageError, UserError, MemoryError):
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds
         raise DamageError(f"damaged, {_reason(error)}") from error
@@ -235,9 +245,11 @@ def _description(folder: Path) -> dict[str, Any]:
         saved, found = description["files"], _files(folder)
     except DamageError:
         raise
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamageError(f"damaged, {Path(error.filename).name} is missing") from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except OSError as error:  # too many open files, no permission, …: nothing that is wrong with the checkpoint
+        raise UserError(f"{error.filename or folder}: cannot be read; {error.strerror or error}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamageError(f"damaged, {DESCRIPTION} cannot be read ({_reason(error)})") from error
     if made > FORMAT:
         raise UserError(f"{folder}: expected a checkpoint of format {FORMAT} or older, found {made}; update vae_jax")

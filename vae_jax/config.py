@@ -317,7 +317,7 @@ def check_used(config: Config) -> None:
 
 
 def check_data_used(config: DataConfig) -> None:
-    """The same for the data alone."""
+    """The same for options of the data alone."""
     _check_used({"data": config})
 
 

@@ -1,6 +1,8 @@
 """The folders in use, seen without jax: commands refuse a wrong one before jax starts up; and files written whole."""
 
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,6 +11,7 @@ from vae_jax.config import Config, load_config
 from vae_jax.errors import UserError
 
 LOCK = ".lock"  # held by the process that writes into a run folder
+LEFT_OVER = re.compile(r"\.lock|\..*\.tmp|\.import\.\d+")  # what a process may leave that died
 
 
 def user_cache() -> Path:
@@ -37,11 +40,15 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         UserError: if the folder is in use and neither option says what to do, it is not a run's, or it cannot be
             written.
     """
+    try:
+        os.fspath(folder).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{folder}: expected a name in UTF-8 for the run") from error
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: expected a folder for the run, found a file")
     check_writable(folder)
     # What a process leaves that died before it had written the run's configuration is nothing.
-    if not folder.is_dir() or all(path.name == LOCK or _is_temporary(path) for path in folder.iterdir()):
+    if not folder.is_dir() or all(LEFT_OVER.fullmatch(path.name) for path in folder.iterdir()):
         return
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: expected a new or empty folder or a run's; found other files, which are left alone")
@@ -84,10 +91,14 @@ def writing(folder: Path) -> Iterator[None]:
         holder = path.read_text(encoding="utf-8", errors="replace").strip()
         who = f"process {holder}" if holder.isdigit() else "another process"
         raise UserError(f"{folder}: {who} is writing into this run; wait until it ends, or stop it") from error
-    except OSError as error:
-        raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{folder}: expected a folder that can be written; {reason}") from error
     try:
         path.write_text(str(os.getpid()), encoding="utf-8")
+        for left in (*folder.iterdir(), *folder.glob("figures/.*.tmp")):
+            if left.name != LOCK and LEFT_OVER.fullmatch(left.name):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
     finally:
         with suppress(OSError):
@@ -96,10 +107,6 @@ def writing(folder: Path) -> Iterator[None]:
                 for each in made:
                     each.rmdir()
         lock.release()
-
-
-def _is_temporary(path: Path) -> bool:
-    return path.name.startswith(".") and path.name.endswith(".tmp") and path.is_file()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -19,7 +19,6 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +29,7 @@ import numpy as np
 
 import vae_jax
 from vae_jax import figures, models, optimizer
-from vae_jax.config import Config, to_yaml
+from vae_jax.config import Config, check_used, to_yaml
 from vae_jax.data import Dataset
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.evaluate import Model, make_model
@@ -41,11 +40,8 @@ from vae_jax.train import (
     Trained,
     TrainState,
     build,
-    check_batches,
-    check_parameters,
     fit,
     make_keys,
-    make_step,
     start,
     start_from,
 )
@@ -53,10 +49,11 @@ from vae_jax.train import (
 if TYPE_CHECKING:
     from vae_jax.checkpoint import Saved
 
+DEVICE = ("device", "cores", "XLA_FLAGS")  # of `environment`; the others are versions
 SUMMARY_SPLITS = ("train", "validation", "test")
 ORIGIN = "imported.json"
-# Of a run; the configuration, which makes a folder one, goes last when it is deleted.
-CONTENTS = ("metrics.jsonl", "summary.json", "checkpoints", "figures", "latents_*.npz", ORIGIN, ".*.tmp", "config.yaml")
+# Of a run, in the order in which it is deleted; its configuration, which makes the folder a run's, is written over.
+CONTENTS = ("figures", "latents_*.npz", "summary.json", "metrics.jsonl", "checkpoints", ORIGIN)
 # What may differ when a run is continued: how far it goes, where its data lie and what it keeps.
 CHANGEABLE = (
     "train.epochs",
@@ -101,11 +98,9 @@ def train(
         Stopped: once it has stopped because it should.
     """
     folder = Path(folder)
+    if not resume:  # a run goes on with what it has, even where an older version let more pass
+        check_used(config)
     check_folder(folder, resume, overwrite)
-    check_batches(config, len(data.train))
-    check_parameters(config, data.image_shape)
-    # Whatever does not fit together is refused before anything is deleted or written.
-    make_step(config, *build(config, data.image_shape), optimizer.build(config.train, 1))
     with writing(folder):
         check_folder(folder, resume, overwrite)  # again, since another process may have been here meanwhile
         earlier = None
@@ -113,10 +108,12 @@ def train(
             earlier = _earlier(config, data, folder, report)
         recorder = _Recorder(config, data, folder, should_stop)
 
-        def on_start() -> None:
+        def on_start() -> None:  # whatever does not fit together has been refused by now
             if overwrite:
                 _delete(folder)
             recorder.open(earlier, report)
+            if should_stop():
+                raise Stopped("stopped before the first step")
 
         def record_epoch(epoch: dict[str, Any], state: TrainState) -> None:
             recorder.epoch(epoch, state)
@@ -136,7 +133,8 @@ def train(
                 on_epoch=record_epoch,
             )
         except Diverged as error:
-            raise Diverged(f"{error}; nothing of this is saved, {folder} keeps the checkpoints before it") from error
+            on = f" or go on from step {recorder.saved_step} with --resume --train.skip_nonfinite true"
+            raise Diverged(f"{error}; begin anew{on if recorder.saved_step else ''}") from error
         recorder.finish(trained, time.perf_counter() - began)
         return trained
 
@@ -151,6 +149,7 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "vae_jax": vae_jax.__version__,
         **{name: version(name) for name in packages},
+        **({"XLA_FLAGS": flags} if (flags := os.environ.get("XLA_FLAGS")) else {}),
     }
 
 
@@ -158,9 +157,8 @@ def _changed(then: dict[str, str], now: dict[str, str]) -> str:
     """Where two environments differ, in words; empty where they do not."""
     if not then:
         return "an older vae_jax, which did not note on what"
-    return ", ".join(
-        f"{name} {then.get(name, 'none')} (now {value})" for name, value in now.items() if then.get(name) != value
-    )
+    both = {name: (then.get(name, "none"), now.get(name, "none")) for name in {**then, **now}}
+    return ", ".join(f"{name} {before} (now {after})" for name, (before, after) in both.items() if before != after)
 
 
 def adopt(
@@ -185,30 +183,24 @@ def adopt(
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
     state = start_from(config, variables, 0)
     model = use(Trained(config, shape, state, []))
-    missing = [path for path in folder.absolute().parents if not path.exists()]
-    # Made beside the folder and moved into it when it is whole: half a run is none, and an old one is not lost for it.
-    making = folder.absolute().with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        (making / "figures").mkdir(parents=True)
-        write_text(making / ORIGIN, json.dumps(origin, indent=2) + "\n")
-        if model.sample:
-            _draw_samples(making, config, model)
-        (making / "checkpoints").mkdir()
-        checkpoint.save(making / "checkpoints", checkpoint.Saved(state, [], 0))
-        write_text(making / "config.yaml", to_yaml(config))
-        with writing(folder):
-            check_folder(folder, False, overwrite)
+    with writing(folder):
+        check_folder(folder, False, overwrite)
+        # Made in a folder of its own and moved when it is whole: half a run is none, and an old one is not lost for it.
+        making = folder / f".import.{os.getpid()}"
+        try:
+            (making / "figures").mkdir(parents=True)
+            write_text(making / ORIGIN, json.dumps(origin, indent=2) + "\n")
+            if model.sample:
+                _draw_samples(making, config, model)
+            (making / "checkpoints").mkdir()
+            checkpoint.save(making / "checkpoints", checkpoint.Saved(state, [], 0))
+            write_text(making / "config.yaml", to_yaml(config))
             if overwrite:
                 _delete(folder)
             for path in sorted(making.iterdir(), key=lambda path: path.name == "config.yaml"):
                 os.replace(path, folder / path.name)
-        making.rmdir()
-    except BaseException:
-        shutil.rmtree(making, ignore_errors=True)
-        for path in missing:
-            with suppress(OSError):
-                path.rmdir()
-        raise
+        finally:
+            shutil.rmtree(making, ignore_errors=True)
     return Trained(config, shape, state, [])
 
 
@@ -292,17 +284,15 @@ def _earlier(config: Config, data: Dataset, folder: Path, report: Callable[[str]
         )
     if earlier.digest != _digest(data):
         raise UserError(f"{folder}: the run was trained on other images; a run continues on the same data only")
-    if len(earlier.history) > config.train.epochs:
-        raise UserError(
-            f"train.epochs: expected at least the {len(earlier.history)} epochs the run has; "
-            f"found {config.train.epochs}"
-        )
+    begun = -(-int(earlier.state.step) // -(-earlier.images // config.train.batch_size))
+    if begun > config.train.epochs:
+        raise UserError(f"train.epochs: expected at least the {begun} epochs the run has; found {config.train.epochs}")
     return earlier
 
 
 def _digest(data: Dataset) -> str:
     """Tells one set of training images from another."""
-    return hashlib.sha256(data.train.images.tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(data.train.images).data).hexdigest()
 
 
 def _check_same(config: Config, earlier: Config, folder: Path) -> None:
@@ -337,7 +327,7 @@ class _Recorder:
 
     def __init__(self, config: Config, data: Dataset, folder: Path, should_stop: Callable[[], bool]):
         self.config, self.data, self.folder, self.should_stop = config, data, folder, should_stop
-        self.made_with = environment()
+        self.made_with, self.saved_step = environment(), 0
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         self.network, self.objective = build(config, data.image_shape)
@@ -359,14 +349,17 @@ class _Recorder:
         from vae_jax.checkpoint import Keeper  # orbax takes a second to import
 
         folder = self.folder
+        newest = int(earlier.state.step) if earlier else 0
         try:
             write_text(folder / "config.yaml", to_yaml(self.config))
             (folder / "figures").mkdir(exist_ok=True)
-            self.checkpoints = Keeper(folder / "checkpoints", self.config.output.keep_checkpoints, report)
+            self.checkpoints = Keeper(folder / "checkpoints", self.config.output.keep_checkpoints, report, newest)
+            (folder / "summary.json").unlink(missing_ok=True)  # it is of a finished run
         except OSError as error:
             raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
         if earlier is None:
             return
+        self.saved_step = newest
         self.write_metrics(earlier.history)
         if not earlier.images:
             report(f"continuing {folder} from imported weights, with a fresh optimiser state")
@@ -404,7 +397,7 @@ class _Recorder:
         from vae_jax.checkpoint import Saved
 
         self.checkpoints.save(Saved(state, history, len(self.data.train), self.digest, self.made_with), loss)
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saved_step = time.monotonic(), int(state.step)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         self.history = list(history)
@@ -448,7 +441,7 @@ class _Recorder:
             **({"skipped_images": list(self.data.skipped)} if self.data.skipped else {}),
             "device": self.made_with["device"],
             "cores": int(self.made_with["cores"]),
-            "versions": {name: each for name, each in self.made_with.items() if name not in ("device", "cores")},
+            "versions": {name: each for name, each in self.made_with.items() if name not in DEVICE},
         }
 
 

@@ -147,7 +147,7 @@ def make_step(
         change, opt_state_then = transformation.update(gradient, opt_state, variables.params)
         then = updated._replace(params=optax.apply_updates(variables.params, change)), opt_state_then
         if config.train.skip_nonfinite:
-            finite = _finite((sums, gradient))
+            finite = _finite((sums, gradient, then))
             then = jax.tree.map(lambda then, now: jnp.where(finite, then, now), then, (variables, opt_state))
             sums = jnp.where(finite, sums, jnp.nan)
         return then[0], then[1], sums
@@ -328,7 +328,8 @@ def fit(
                     done, seconds = done + length, seconds + elapsed
                     sums = np.asarray(state.sums, np.float64)
                     # A gradient that is not finite shows in the next step's loss, or in what it left behind.
-                    _check_finite(config, sums[:done], bool(finite(state.variables)), epoch, steps, history)
+                    left_finite = bool(finite((state.variables, state.opt_state)))
+                    _check_finite(config, sums[:done], left_finite, epoch, steps, history)
                     if done < steps:
                         if on_progress:
                             speed = (done - first) * batch_size / seconds
@@ -360,22 +361,23 @@ def fit(
 def _check_finite(
     config: Config,
     sums: Float[np.ndarray, "done 3"],
-    variables_finite: bool,
+    left_finite: bool,
     epoch: int,
     steps: int,
     history: list[dict[str, Any]],
 ) -> None:
-    """Stops a run whose loss, parameters or running statistics are no numbers any more.
+    """Stops a run whose losses, or what the last step left (parameters, running statistics, Adam's moments), are no
+    numbers any more.
 
     Raises:
         Diverged: naming the first such step of the epoch.
     """
     finite: Any = np.isfinite(sums).all(1)
     may_go_on = finite.all() or (config.train.skip_nonfinite and (finite.any() or len(sums) < steps))
-    if variables_finite and may_go_on:
+    if left_finite and may_go_on:
         return
     if may_go_on:
-        bad, found = len(sums), f"parameters or running statistics are not finite after step {len(sums)} of {steps}"
+        bad, found = len(sums), f"parameters or Adam's moments are not finite after step {len(sums)} of {steps}"
     else:
         bad = int(np.flatnonzero(~finite)[0])
         found = f"the loss of step {bad + 1} of {steps} is {sums[bad, 0]}"
@@ -396,13 +398,13 @@ def remedies(config: Config) -> str:
     """What most likely helps where a training diverges."""
     train = config.train
     steps = [
-        f"lower train.learning_rate (now {train.learning_rate:g})",
-        *(["set train.gradient_clip"] if train.gradient_clip is None else []),
-        *(["set train.warmup_steps"] if not train.warmup_steps else []),
-        *(["set model.precision to float32"] if config.model.precision == "bfloat16" else []),
-        *(["if it is a rare batch, set train.skip_nonfinite"] if not train.skip_nonfinite else []),
+        f"a lower train.learning_rate (now {train.learning_rate:g})",
+        *(["train.gradient_clip"] if train.gradient_clip is None else []),
+        *(["train.warmup_steps"] if not train.warmup_steps else []),
+        *(["model.precision float32"] if config.model.precision == "bfloat16" else []),
+        *(["train.skip_nonfinite, if it is rare"] if not train.skip_nonfinite else []),
     ]
-    return f"remedies: {'; '.join(steps)}"
+    return f"what helps most often: {', '.join(steps)}"
 
 
 def _means(

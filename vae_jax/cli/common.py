@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vae_jax.config import expand
+from vae_jax.config import DataConfig, check_data_used, expand
 from vae_jax.errors import UserError, printable
 from vae_jax.folder import check_writable, read_config
 
@@ -108,8 +108,9 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
     """The data of a run, from where the options say they lie now."""
     from vae_jax.data import load
 
-    given = {name: getattr(options.data, name) for name in DATA_PATHS}
-    config = replace(trained.config.data, **{name: path for name, path in given.items() if path is not None})
+    given = {name: path for name in DATA_PATHS if (path := getattr(options.data, name)) is not None}
+    config = replace(trained.config.data, **given)
+    check_data_used(DataConfig(config.source, **given))
     return load(config, report=say)
 
 

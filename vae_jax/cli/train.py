@@ -4,12 +4,12 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from vae_jax.cli.common import Verb, absolute_paths, device_option, say, set_device
 from vae_jax.config import Config, add_options, expand, from_namespace
-from vae_jax.errors import Stopped, UserError
+from vae_jax.errors import Stopped, UserError, printable
 from vae_jax.folder import check_folder
 
 
@@ -40,9 +40,10 @@ def _train(options: Any) -> int:
 
     shapes = jax.eval_shape(network.init, train.make_keys(config.seed).init)
     held_out = f", {len(images.validation):,} validation" if images.validation is not None else ""
+    name = printable(images.name)
     print(
-        f"data: {images.name}, {len(images.train):,} training{held_out} and {len(images.test):,} test images of "
-        f"{'x'.join(map(str, images.image_shape))}; model: {config.model.network}, "
+        f"data: {name}, {len(images.train):,} training{held_out} and {len(images.test):,} test images "
+        f"of {'x'.join(map(str, images.image_shape))}; model: {config.model.network}, "
         f"{models.count_parameters(shapes.params):,} parameters, {config.model.latent} latent dimensions",
         flush=True,
     )
@@ -55,20 +56,23 @@ def _train(options: Any) -> int:
                 folder,
                 resume=options.resume,
                 overwrite=options.overwrite,
-                report=lambda line: print(line, flush=True),
+                report=lambda line: print(printable(line), flush=True),
                 on_progress=on_progress,
                 on_epoch=lambda figures, state: print(_epoch_line(figures, config, objective.unit), flush=True),
-                should_stop=lambda: bool(stop),
+                should_stop=lambda: _tell_stopping(stop),
             )
         except Stopped as stopped:
             trained, said = None, str(stopped)
     if trained is None:
-        say(f"vae-jax: {said}; `vae-jax train --out {shlex.quote(str(folder))} --resume` goes on from there")
+        again = f"vae-jax train --out {shlex.quote(str(folder))} --resume"
+        again += f" --device {options.device}" if options.device else ""
+        with suppress(OSError):  # whoever reads it may have stopped as well
+            say(f"vae-jax: {said}; `{again}` goes on from there")
         return 128 + stop[0]
     print(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {len(trained.history)} epochs")
-    print(f"run folder: {folder}")
+    print(f"run folder: {printable(str(folder))}")
     for path in sorted((folder / "figures").glob("*.png")):
-        print(f"  picture: {path}")
+        print(f"  picture: {printable(str(path))}")
     return 0
 
 
@@ -80,9 +84,7 @@ def _stop_signals() -> Iterator[list[int]]:
     def note(number: int, _: Any) -> None:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        received.append(number)
-        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
-        say(f"vae-jax: {signal.Signals(number).name}: saving and stopping, in about a second{again}")
+        received.append(number)  # and nothing is printed, which might fail or wait here
 
     # What is ignored, as Ctrl-C in a shell's background job, goes on being ignored.
     handled = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) != signal.SIG_IGN]
@@ -92,6 +94,15 @@ def _stop_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _tell_stopping(received: list[int]) -> bool:
+    """Whether to stop, told the first time."""
+    if len(received) == 1:
+        received.append(received[0])
+        with suppress(OSError):
+            say(f"vae-jax: {signal.Signals(received[0]).name}: saving and stopping")
+    return bool(received)
 
 
 def _epoch_line(figures: dict[str, Any], config: Config, unit: str) -> str:

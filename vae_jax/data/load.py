@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vae_jax import memory
-from vae_jax.config import DataConfig, check_data_used, expand
+from vae_jax.config import DataConfig, expand
 from vae_jax.data.array import array
 from vae_jax.data.cache import cache_folder, cached
 from vae_jax.data.dataset import Dataset, Split
@@ -47,7 +47,6 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
         UserError: an option, a file or the network does not let it.
     """
     report = report or (lambda line: None)
-    check_data_used(config)
     opened = lookup(SOURCES, config.source, "data.source")(config, report)
     resizer = Resizer(config.image_size, config.channels, report)
     if opened.fingerprint is None:
