@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vae_jax import memory
 from vae_jax.config import DataConfig, check_data_used
 from vae_jax.data import SOURCES, Dataset, Split, load
 from vae_jax.data.cache import cache_folder
@@ -383,8 +385,6 @@ def test_what_is_held_out_is_a_copy(monkeypatch):
 
 
 def test_memory_is_asked_of_the_system():
-    from vae_jax import memory
-
     assert 1 << 20 < memory.available() < 1 << 50
     memory.check(1, "nothing much")
     with pytest.raises(
@@ -423,3 +423,13 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 def test_every_source_is_registered_under_its_documented_name():
     for name in SOURCES:
         assert name in DataConfig.__doc__
+
+
+def test_a_containers_limit_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=100_000))
+    assert memory.available(tmp_path) == 100_000
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 200\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    for limit, free in (("1000", 500), ("max", 100_000), ("600", 100), ("300", 0), ("999999", 99_999 + 400)):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        assert memory.available(tmp_path) == min(free, 100_000)
