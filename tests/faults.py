@@ -277,6 +277,7 @@ def main() -> int:
     parser.add_argument("what", choices=["writes", "kills"])
     parser.add_argument("--count", type=int, default=0, help="how many; 0 for every write")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=60, help="of the digits run, 60 in full")
     parser.add_argument("--tiny", action="store_true", help="kill the tiny run instead of the digits run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
@@ -284,7 +285,7 @@ def main() -> int:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{work}/compiled"
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         if options.what == "kills":
-            run = TINY if options.tiny else ["--config=digits"]
+            run = TINY if options.tiny else ["--config=digits", f"--train.epochs={options.epochs}"]
             return kills(Path(work), options.count, options.seed, run, sorted(os.sched_getaffinity(0))) > 0
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before jax starts its threads
         return writes(Path(work), options.count, options.seed) > 0

@@ -11,7 +11,7 @@ from vae_jax.config import Config, load_config
 from vae_jax.errors import UserError
 
 LOCK = ".lock"  # held by the process that writes into a run folder
-LEFT_OVER = re.compile(r"\.lock|\..*\.tmp|\.import\.\d+")  # what a process may leave that died
+LEFT_OVER = re.compile(r"\.lock|\..+\.\d+\.tmp|\.import\.\d+")  # what a process may leave that died
 
 
 def user_cache() -> Path:
