@@ -10,6 +10,7 @@ import signal
 import tarfile
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -146,6 +147,16 @@ def test_a_full_disk_fails_loudly_and_keeps_what_is_there(folder, size):
     assert snapshot(folder) == before
     keeping.save(saved(2), 0.5)
     assert steps(folder) == [2]
+
+
+def test_space_is_asked_for_first(folder, monkeypatch):
+    keeping = keeper(folder)
+    keeping.save(saved(1), 1.0)
+    before = snapshot(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(UserError, match="cannot be saved; no space left on the disk"):
+        keeping.save(saved(2), 0.5)
+    assert snapshot(folder) == before
 
 
 @pytest.mark.parametrize("call", ["mkdir", "rename", "write_text"])

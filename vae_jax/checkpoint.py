@@ -30,6 +30,7 @@ FORMAT = 2  # counted up when what is written changes; `_read_format_1` tells wh
 DESCRIPTION = "checkpoint.json"
 DAMAGED = "damaged"  # where what cannot be used is moved to; it is never deleted
 UNFINISHED, DELETED = ".tmp", ".deleted"  # how the names of folders end that a dead process may leave
+SPACE = 1.2  # times the arrays' size is free before they are written
 Report = Callable[[str], None]
 
 
@@ -77,6 +78,10 @@ def save(folder: Path, saved: Saved, loss: float | None = None) -> None:
     try:
         with _uninterrupted():
             making.mkdir()
+            # Asked first: of a disk that is full orbax's threads would print tracebacks of their own.
+            needed, free = SPACE * sum(array.nbytes for array in arrays.values()), shutil.disk_usage(making).free
+            if free < needed:
+                raise OSError(f"no space left on the disk: {free / 1e6:,.1f} MB, of {needed / 1e6:,.1f} MB needed")
             _orbax().save(making.absolute() / "state", args=ocp.args.StandardSave(state))
             description = {
                 "format": FORMAT,
@@ -188,7 +193,7 @@ def restore(folder: Path, which: str, template: Callable[[int], TrainState], rep
                 return saved
     except _DeletedError:  # by a training that goes on: there is a newer one
         return restore(folder, which, template, report)
-    raise UserError(f"{folder}: expected a sound checkpoint, found none; {passed_over[0]}")
+    raise UserError(f"{passed_over[0]}; expected a sound checkpoint, found none: begin the run anew")
 
 
 def _read(folder: Path, template: Callable[[int], TrainState]) -> Saved:

@@ -106,6 +106,8 @@ def train(
         earlier = None
         if resume and (folder / "config.yaml").exists():
             earlier = _earlier(config, data, folder, report)
+        elif resume:
+            report(f"no run in {folder} yet: beginning one")
         recorder = _Recorder(config, data, folder, should_stop)
 
         def on_start() -> None:  # whatever does not fit together has been refused by now
@@ -134,7 +136,8 @@ def train(
             )
         except Diverged as error:
             on = f" or go on from step {recorder.saved_step} with --resume --train.skip_nonfinite true"
-            raise Diverged(f"{error}; begin anew{on if recorder.saved_step else ''}") from error
+            anew = f"begin anew (--overwrite or another --out){on if recorder.saved_step else ''}"
+            raise Diverged(f"{error}; {anew}") from error
         recorder.finish(trained, time.perf_counter() - began)
         return trained
 
@@ -274,6 +277,11 @@ def _earlier(config: Config, data: Dataset, folder: Path, report: Callable[[str]
     _check_same(config, read_config(folder), folder)
     earlier = _restore(folder, "latest", config, data.image_shape, report)
     if earlier is None:
+        if epochs := _epochs(folder):
+            raise UserError(
+                f"{folder}/checkpoints: expected a checkpoint, since metrics.jsonl has {epochs} epochs; found none; "
+                f"--overwrite begins anew"
+            )
         return None
     if not earlier.images:
         return earlier._replace(state=start_from(config, earlier.state.variables, len(data.train)))
@@ -288,6 +296,14 @@ def _earlier(config: Config, data: Dataset, folder: Path, report: Callable[[str]
     if begun > config.train.epochs:
         raise UserError(f"train.epochs: expected at least the {begun} epochs the run has; found {config.train.epochs}")
     return earlier
+
+
+def _epochs(folder: Path) -> int:
+    """How many epochs a run's metrics tell of; they are written after an epoch's checkpoint."""
+    try:
+        return len([json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
+    except (OSError, ValueError, TypeError, KeyError):
+        return 0
 
 
 def _digest(data: Dataset) -> str:

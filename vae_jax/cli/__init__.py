@@ -141,15 +141,11 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
         if "arguments are required" not in str(error):
             raise
         raise UserError(f"expected `vae-jax {name} {verb.usage}`: {error}") from error
-    if name == "train" and options.resume and not options.config and options.out:
+    if name == "train" and options.resume and options.out and not options.config and not options.overwrite:
         own = expand(options.out) / "config.yaml"
         if own.is_file():  # a run goes on as it began, without being told its configuration again
             return read(parser, [*arguments, f"--config={own}"])
-        given = {each.split("=")[0] for each in arguments if each.startswith("--")}
-        if given <= {"--resume", "--out", "--device"}:
-            raise UserError(
-                f"--resume: expected a run that has begun in {options.out}, found none; begin it with --config"
-            )
+        raise UserError(f"--resume: expected a run that has begun in {options.out}, found none; begin it with --config")
     if hasattr(options, "train"):
         check_used(from_namespace(options))
     return options

@@ -164,6 +164,6 @@ VERBS = {
         "  vae-jax train --config article --out runs/z2 --model.latent 2        another latent size\n"
         "  vae-jax train --config digits --out runs/mine --data.source folder --data.path photos --data.channels 3",
         usage="--out RUN [--config FILE]",
-        interrupted="; `vae-jax train … --resume` goes on from the last checkpoint",
+        interrupted="; `vae-jax train … --resume` goes on from the last checkpoint, if there is one",
     ),
 }
