@@ -282,7 +282,10 @@ def test_a_diverged_run_saves_nothing_of_it_and_goes_on_if_such_steps_are_skippe
     folder = tmp_path / "run"
     message = refused(run.train, config, data, folder)
     assert "diverged in epoch 2: the loss of step 3 of 6 is nan; last finite: loss " in message
-    assert "begin anew or go on from step 6 with --resume --train.skip_nonfinite true" in message
+    assert (
+        "begin anew (--overwrite or another --out) or go on from step 6 with --resume --train.skip_nonfinite true"
+        in message
+    )
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["6"]
     assert run.load(folder, "best").history == run.load(folder).history
     skipping = replace(config, train=replace(config.train, skip_nonfinite=True))

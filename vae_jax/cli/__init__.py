@@ -13,7 +13,7 @@ from vae_jax.cli import compare, exchange, train, use
 from vae_jax.cli.common import Verb
 from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
 from vae_jax.errors import UserError, printable
-from vae_jax.folder import check_writable, user_cache
+from vae_jax.folder import check_folder, check_writable, user_cache
 
 PRINT_CONFIG = "--print_config"
 COMPILED_LIMIT = 1 << 30  # bytes of compiled programs kept; the ones not used for longest go first
@@ -145,6 +145,7 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
         own = expand(options.out) / "config.yaml"
         if own.is_file():  # a run goes on as it began, without being told its configuration again
             return read(parser, [*arguments, f"--config={own}"])
+        check_folder(expand(options.out), True, False)
         raise UserError(f"--resume: expected a run that has begun in {options.out}, found none; begin it with --config")
     if hasattr(options, "train"):
         check_used(from_namespace(options))
