@@ -30,11 +30,13 @@ def _evaluate(options: Any) -> None:
         raise UserError(f"--latent: expected sample or mean; found {options.latent!r}")
     trained, _ = open_run(options)
     from vae_jax import train
+    from vae_jax.composition import build
     from vae_jax.evaluate import make_evaluator, means
 
-    network, objective = train.build(trained.config, trained.image_shape)
-    images = _split(load_data(options, trained), options.split).images
-    evaluate = make_evaluator(trained.config, network, objective, images, options.latent)
+    network, objective = build(trained.config, trained.image_shape)
+    split = _split(load_data(options, trained), options.split)
+    images, labels = split.images, train.told(trained.config, split)
+    evaluate = make_evaluator(trained.config, network, objective, images, options.latent, labels)
     terms = evaluate(trained.state.variables, train.make_keys(trained.config.seed).evaluate)
     loss, reconstruction, kl = means(terms)
     found = {

@@ -1,0 +1,22 @@
+"""Priors p(z): one function each, and one line here."""
+
+from vae_jax.config import PriorConfig
+from vae_jax.priors.base import Aggregate, Prior
+from vae_jax.priors.standard_normal import standard_normal, standard_normal_log_prob
+from vae_jax.registry import lookup
+
+__all__ = ["PRIORS", "Aggregate", "Prior", "get", "standard_normal_log_prob"]
+
+# Each: (config, latent dimensions, image shape) -> Prior.
+PRIORS = {
+    "standard_normal": standard_normal,
+}
+
+
+def get(config: PriorConfig, latent: int, image_shape: tuple[int, int, int]) -> Prior:
+    """The configured prior over `latent` dimensions, for images of (height, width, channels).
+
+    Raises:
+        UserError: if the name is unknown.
+    """
+    return lookup(PRIORS, config.name, "prior.name")(config, latent, image_shape)
