@@ -505,8 +505,11 @@ def test_on_a_terminal_a_bar_shows_and_a_signal_saves_and_stops(tmp_path, cache,
     folder = tmp_path / "run"
     options = flags(**{**TINY, "out": folder, "train.epochs": 100_000, "train.chunk_steps": 1})
     terminal, its_side = pty.openpty()
-    # Ctrl-C is ignored in what a shell's background job starts, as these tests may be.
-    begin = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    # Ctrl-C is ignored in what a shell's background job starts, as these tests may be. Where it hangs, it tells where.
+    begin = (
+        "import faulthandler, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "faulthandler.dump_traceback_later(100)"
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", f"{begin}; from vae_jax.cli import main; sys.exit(main())", "train", *options],
         env={
@@ -532,6 +535,9 @@ def test_on_a_terminal_a_bar_shows_and_a_signal_saves_and_stops(tmp_path, cache,
             if not interrupted and "images/s" in shown and "epoch 2/" in shown:
                 child.send_signal(number)
                 interrupted = True
+        assert child.poll() is not None or time.monotonic() < deadline, (
+            f"it hangs, told to stop: {interrupted}\n{shown[-9000:]}"
+        )
         code = child.wait(60)
     finally:
         child.kill()
