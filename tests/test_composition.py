@@ -101,7 +101,7 @@ def refusal(config):
 
 
 def covering():
-    """Combinations that hold every pair of choices that some combination allows (greedily, the most new pairs first)."""
+    """Combinations that hold every pair of choices which some combination allows: the most new pairs first."""
     sizes = [len(axis) for axis in AXES]
     every = np.array([numbers for numbers in product(*map(range, sizes)) if refusal(config_of(numbers)) is None])
     starts = np.cumsum([0, *sizes])
