@@ -16,7 +16,7 @@ class MADE(NamedTuple):
     """A masked autoencoder for distribution estimation (Germain et al. 2015, section 4), with a context.
 
     Each input has a degree, its place, and each hidden unit one from 0 on, below the last place; weights lead only to
-    units of at least the degree they come from, and to outputs of a higher one (equations 8 and 9). The context has
+    units of at least the degree they come from, and to outputs of a higher one (equations 12 and 13). The context has
     degree 0: everything depends on it, the first outputs too, through hidden units of degree 0.
 
     Attributes:
