@@ -111,13 +111,15 @@ class ModelConfig:
         layers: units of an MLP's hidden layers, first to last; the decoder mirrors them.
         gated: an MLP's layers are gated, each unit multiplied by another's sigmoid, and have no activation.
         blocks: residual blocks after each of a residual network's changes of size.
-        channels: feature maps of the encoder's convolutions, first to last; the decoder mirrors them.
+        channels: feature maps of the encoder's convolutions, or a residual network's stages, first to last; the
+            decoder mirrors them.
         kernel: side of every convolution's kernel.
         strides: of the encoder's convolutions, one for all or one each; the decoder mirrors them.
         paddings: of the encoder's convolutions, one each; null derives them from the image size.
         hidden: units of the linear layer between the convolutions and the heads.
         activation: after every layer but the last: leaky_relu (slope 0.01), relu, elu, gelu, silu or tanh.
-        batch_norm: BatchNorm after every convolution but the decoder's last.
+        batch_norm: BatchNorm after every convolution but the decoder's last, or before all but a residual encoder's
+            first.
         batch_norm_momentum: weight of the newest batch in the running statistics (PyTorch's convention).
         unbiased_running_variance: as PyTorch keeps it; false keeps the biased variance, as Flax does.
         hidden_activation: an activation after the hidden linear layer (the article has none).
@@ -431,8 +433,9 @@ MEANT_FOR = (
     ("model.convolution", "model.network", CONVOLUTIONS),
     *(
         (f"model.{option}", "model.network", ("convolutional",))
-        for option in ("kernel", "strides", "paddings", "hidden", "hidden_activation", "batch_norm_momentum")
+        for option in ("kernel", "strides", "paddings", "hidden", "hidden_activation")
     ),
+    ("model.batch_norm_momentum", "model.network", CONVOLUTIONS),
     ("model.batch_norm_momentum", "model.batch_norm", (True,)),
     ("posterior.name", "objective.name", BOUNDS),
     ("posterior.flows", "posterior.name", ("planar", "iaf")),

@@ -8,6 +8,8 @@ from jaxtyping import Array, Float, Key, PyTree
 from vae_jax.layout import Features, Images
 from vae_jax.posteriors.base import no_parameters
 
+Outputs = Float[Array, "batch height width outputs"]
+
 
 def sum_pixels(features: Features) -> Float[Array, " batch"]:
     """The sum over each image's pixels."""
@@ -28,8 +30,8 @@ class Likelihood(NamedTuple):
     """
 
     outputs: int
-    log_prob: Callable[[PyTree, Images, Images], Float[Array, " batch"]]
-    mean: Callable[[PyTree, Images], Images]
+    log_prob: Callable[[PyTree, Outputs, Images], Float[Array, " batch"]]
+    mean: Callable[[PyTree, Outputs], Images]
     init: Callable[[Key[Array, ""]], PyTree] = no_parameters
     treatments: tuple[str, ...] = ("grey", "static", "dynamic", "dequantized")
     reason: str = ""

@@ -13,10 +13,11 @@ from vae_jax.config import ModelConfig
 from vae_jax.models.convolutional import convolutional
 from vae_jax.models.initialization import INITIALIZATIONS, initialize
 from vae_jax.models.mlp import mlp
+from vae_jax.models.residual import residual
 from vae_jax.registry import lookup
 
 # Each: (config, image shape, heads with their sizes, outputs for each channel of a pixel) -> module.
-NETWORKS = {"convolutional": convolutional, "mlp": mlp}
+NETWORKS = {"convolutional": convolutional, "mlp": mlp, "residual": residual}
 
 
 class Precision(NamedTuple):
