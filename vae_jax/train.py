@@ -202,7 +202,7 @@ def check_batches(config: Config, images: int) -> None:
         UserError: if a batch of the epoch would hold one image only.
     """
     size = config.train.batch_size
-    if not config.model.batch_norm or (size > 1 and images % size != 1):
+    if not config.model.batch_norm or config.model.network == "mlp" or (size > 1 and images % size != 1):
         return
     found = "a batch of one image" if size == 1 else f"a last batch of one image ({images} images in batches of {size})"
     raise UserError(

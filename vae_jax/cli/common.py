@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from vae_jax.train import Trained
 
 DATA_PATHS = ("manual_dir", "cache_dir", "path")
+# Sections and options that may name something of a user's own.
+EXTENSIBLE = (
+    ("model", "network"),
+    ("posterior", "name"),
+    ("prior", "name"),
+    ("likelihood", "name"),
+    ("objective", "name"),
+)
 
 
 class Verb(NamedTuple):
@@ -99,9 +107,15 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
 
 
 def absolute_paths(config: "Config") -> "Config":
-    """The configuration with its data's paths absolute, since a run must find them from anywhere."""
+    """The configuration with its paths absolute, since a run must find its data and a user's files from anywhere."""
     found = {name: str(expand(path).absolute()) for name in DATA_PATHS if (path := getattr(config.data, name))}
-    return replace(config, data=replace(config.data, **found))
+    config = replace(config, data=replace(config.data, **found))
+    for section, option in EXTENSIBLE:
+        file, colon, entry = getattr(getattr(config, section), option).rpartition(":")
+        if file.endswith(".py"):
+            name = f"{expand(file).absolute()}{colon}{entry}"
+            config = replace(config, **{section: replace(getattr(config, section), **{option: name})})
+    return config
 
 
 def load_data(options: Any, trained: "Trained") -> "Dataset":
