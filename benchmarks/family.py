@@ -5,8 +5,8 @@
 
 MNIST at 28x28 with Burda et al.'s MLP, 30 epochs. Dynamically binarised: minus the ELBO on the test images and the
 importance-weighted NLL of 5,000 samples on the first 1,000 of them. Grey levels: minus the ELBO under the continuous
-Bernoulli likelihood, for the model trained with it and for the one trained with the plain Bernoulli, which is no density
-of grey levels.
+Bernoulli likelihood, for the model trained with it and for the one trained with the plain Bernoulli, which is no
+density of grey levels.
 """
 
 import argparse

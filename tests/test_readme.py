@@ -66,9 +66,8 @@ def test_what_it_names_exists():
         r"`(vae_jax/[\w/]*(?:\.py)?|tests/\w+\.py)`", README
     ):
         assert (ROOT / path).exists(), path
-    for option in re.findall(
-        r"`((?:data|model|posterior|prior|likelihood|objective|train|output)\.(?!py`)\w+)`", README
-    ):
+    sections = "data|model|posterior|prior|likelihood|objective|train|output"
+    for option in re.findall(rf"`((?:{sections})\.(?!py`)\w+)`", README):
         assert option in _options(Config()), option
     assert set(re.findall(r"\| `vae-jax (\w+)", README)) == set(VERBS)
     assert set(re.findall(r"^\| `(\w+)` \| the", README, re.MULTILINE)) == set(shipped())
