@@ -107,7 +107,7 @@ def test_everything_is_switchable(changes):
         ({}, (32, 28, 1), "expected a square image; found 32x28"),
         ({"activation": "swich"}, (32, 32, 1), r"model\.activation: .*found 'swich'"),
         ({"initialization": "zeros"}, (32, 32, 1), r"model\.initialization: .*found 'zeros'"),
-        ({"network": "resnext"}, (32, 32, 1), r"model\.network: .*found 'resnext'"),
+        ({"network": "resnet"}, (32, 32, 1), r"model\.network: .*found 'resnet'"),
         ({"network": "residual"}, (32, 28, 1), "model.network residual: expected a square image; found 32x28"),
         ({"network": "residual"}, (8, 8, 1), "model.channels: expected at most 3 stages"),
         ({"network": "mlp", "activation": "swich"}, (8, 8, 1), r"model\.activation: .*found 'swich'"),
