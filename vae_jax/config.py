@@ -433,9 +433,22 @@ MEANT_FOR = (
     ("model.convolution", "model.network", CONVOLUTIONS),
     *(
         (f"model.{option}", "model.network", ("convolutional",))
-        for option in ("kernel", "strides", "paddings", "hidden", "hidden_activation")
+        for option in (
+            "kernel",
+            "strides",
+            "paddings",
+            "hidden",
+            "hidden_activation",
+            "head_activation",
+            "head_dropout",
+            "decoder_dropout",
+        )
     ),
-    ("model.batch_norm_momentum", "model.network", CONVOLUTIONS),
+    *(
+        (f"model.{option}", "model.network", CONVOLUTIONS)
+        for option in ("batch_norm", "batch_norm_momentum", "unbiased_running_variance")
+    ),
+    ("model.activation", "model.gated", (False,)),
     ("model.batch_norm_momentum", "model.batch_norm", (True,)),
     ("posterior.name", "objective.name", BOUNDS),
     ("posterior.flows", "posterior.name", ("planar", "iaf")),
