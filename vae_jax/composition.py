@@ -4,6 +4,7 @@ Here samples get their axis, labels reach the networks, and images are treated; 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -234,11 +235,10 @@ def _aggregate(autoencoder: Autoencoder, posterior: Posterior, params: PyTree, l
 
     def log_prob(z: Latents, images: Array) -> Array:
         assert posterior.log_prob
-        shape = (*z.shape[:-1], len(images))
-        heads = {
-            name: jnp.broadcast_to(head, (*shape, head.shape[-1])) for name, head in autoencoder.encode(images).items()
-        }
-        return posterior.log_prob(params, jnp.broadcast_to(z[..., None, :], (*shape, latent)), heads)
+        heads, log_prob = autoencoder.encode(images), partial(posterior.log_prob, params)
+        # What depends on an image alone is computed once for it, not for every z.
+        each = jax.vmap(jax.vmap(log_prob, (None, 0)), (0, None))(z.reshape(-1, latent), heads)
+        return each.reshape(*z.shape[:-1], len(images))
 
     def sample(key: Key[Array, ""], images: Array) -> Array:
         noise = jax.random.normal(key, (len(images), latent))

@@ -1,6 +1,7 @@
 """A mixture of Gaussians as the prior."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +24,13 @@ def mixture(config: PriorConfig, latent: int, image_shape: tuple[int, int, int])
         return {"logits": jnp.zeros(count), "mu": mu, "log_var": jnp.full((count, latent), math.log(0.5))}
 
     def log_prob(params: PyTree, z: Latents, aggregate: Aggregate) -> Float[Array, "*batch"]:
-        shape = (*z.shape[:-1], count, latent)
-        gaussians = {name: jnp.broadcast_to(params[name], shape) for name in ("mu", "log_var")}
-        within = diagonal_log_prob({}, jnp.broadcast_to(z[..., None, :], shape), gaussians)
-        return logsumexp(within + jnp.broadcast_to(log_softmax(params["logits"]), shape[:-1]), -1)
+        gaussians = {name: params[name] for name in ("mu", "log_var")}
+        # What depends on a component alone is computed once for it, not for every z.
+        each = jax.vmap(jax.vmap(partial(diagonal_log_prob, {}), (None, 0)), (0, None))(
+            z.reshape(-1, latent), gaussians
+        )
+        weighted = each + jnp.broadcast_to(log_softmax(params["logits"]), each.shape)
+        return logsumexp(weighted, -1).reshape(z.shape[:-1])
 
     def sample(params: PyTree, key: Key[Array, ""], samples: int, aggregate: Aggregate) -> Float[Array, "count latent"]:
         which, noise = jax.random.split(key)
