@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_fixtures import compiled_once
 
 from vae_jax import composition, likelihoods, objectives, optimizer, posteriors, priors, train
 from vae_jax.config import Config
@@ -27,11 +28,11 @@ TINY = {
     "model.activation": "tanh",
     "model.latent": 2,
     "train.batch_size": 6,
-    "posterior.flows": 2,
+    "posterior.flows": 1,
     "posterior.hidden": 4,
     "posterior.context": 3,
     "prior.components": 3,
-    "prior.flows": 2,
+    "prior.flows": 1,
     "prior.hidden": 4,
     "likelihood.components": 2,
     "objective.samples": 3,
@@ -100,20 +101,27 @@ def refusal(config):
     return None
 
 
+def features(numbers):
+    """What a combination has: the name in every section, and every option that changes what it does."""
+    chosen = [item for number, axis in zip(numbers, AXES, strict=True) for item in axis[number].items()]
+    return frozenset(chosen)
+
+
 def covering():
-    """Combinations that hold every pair of choices which some combination allows: the most new pairs first."""
-    sizes = [len(axis) for axis in AXES]
-    every = np.array([numbers for numbers in product(*map(range, sizes)) if refusal(config_of(numbers)) is None])
-    starts = np.cumsum([0, *sizes])
-    number = every + starts[:-1]  # of a choice among all
-    pairs = np.stack([number[:, a] * starts[-1] + number[:, b] for a, b in combinations(range(len(AXES)), 2)], 1)
-    missing = np.zeros(starts[-1] ** 2, bool)
-    missing[pairs] = True
-    rows = []
+    """Combinations that hold every pair of features which some combination allows: the most new pairs first."""
+    every = [numbers for numbers in product(*map(range, map(len, AXES))) if refusal(config_of(numbers)) is None]
+    has = [features(numbers) for numbers in every]
+    number = {
+        pair: i for i, pair in enumerate({pair for each in has for pair in combinations(sorted(each, key=str), 2)})
+    }
+    pairs = [[number[pair] for pair in combinations(sorted(each, key=str), 2)] for each in has]
+    width = max(map(len, pairs))
+    pairs = np.array([(each * width)[:width] for each in pairs])  # filled up by repeating; a pair counts once
+    missing, rows = np.ones(len(number), bool), []
     while missing.any():
-        rows.append(every[missing[pairs].sum(1).argmax()])
-        missing[pairs[(every == rows[-1]).all(1)]] = False
-    return [tuple(map(int, row)) for row in rows]
+        rows.append(int(missing[pairs].sum(1).argmax()))
+        missing[pairs[rows[-1]]] = False
+    return [every[row] for row in rows]
 
 
 def name_of(numbers):
@@ -122,20 +130,136 @@ def name_of(numbers):
     )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled", optimized=False):
+        yield
+
+
 @pytest.mark.parametrize("numbers", covering(), ids=name_of)
 def test_a_combination_trains(numbers):
+    """Three steps, all in one compiled call: every parameter moves, and all stay finite."""
     config = config_of(numbers)
     network, objective = composition.build(config, SHAPE)
-    transformation = optimizer.build(config.train, 1)
-    state = train.start(config, SHAPE, len(IMAGES))
-    step = jax.jit(train.make_step(config, network, objective, transformation))
+    step = train.make_step(config, network, objective, optimizer.build(config.train, 1))
     labels = LABELS if config.model.classes else None
-    variables, opt_state = state.variables, state.opt_state
-    for number in range(3):
-        key = jax.random.key(number)
-        variables, opt_state, sums = step(variables, opt_state, jnp.asarray(IMAGES), key, labels, jnp.float32(number))
-        assert np.isfinite(sums).all()
-    moved = jax.tree.map(lambda now, then: bool((now != then).any()), variables.params, state.variables.params)
+
+    @jax.jit
+    def run(images):
+        state = train.start(config, SHAPE, len(images))
+
+        def body(carry, number):
+            key = jax.random.fold_in(jax.random.key(0), number)
+            *carry, sums = step(*carry, images, key, labels, number.astype(float))
+            return tuple(carry), sums
+
+        (variables, _), sums = jax.lax.scan(body, (state.variables, state.opt_state), jnp.arange(3))
+        moved = jax.tree.map(lambda now, then: (now != then).any(), variables.params, state.variables.params)
+        return variables, sums, moved
+
+    variables, sums, moved = run(jnp.asarray(IMAGES))
+    assert np.isfinite(sums).all()
     still = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(moved) if not leaf]
     assert not still
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+
+
+REFUSED = {
+    r"objective\.kl: expected sampled or auto with posterior planar and prior standard_normal.*found analytic": {
+        "objective.kl": "analytic",
+        "posterior.name": "planar",
+    },
+    r"objective\.kl: expected sampled or auto .*prior mixture, whose KL has no closed form": {
+        "objective.kl": "analytic",
+        "prior.name": "mixture",
+    },
+    r"objective\.gradient: expected standard with an analytic KL": {
+        "objective.kl": "analytic",
+        "objective.gradient": "stl",
+    },
+    r"objective\.gradient: expected standard with posterior planar, whose density is known at its own samples": {
+        "objective.name": "iwae",
+        "objective.gradient": "dreg",
+        "posterior.name": "planar",
+    },
+    r"objective\.free_bits: expected 0 with posterior full_gaussian": {
+        "objective.free_bits": 0.1,
+        "posterior.name": "full_gaussian",
+    },
+    r"objective\.free_bits: expected 0 with .*objective\.kl sampled": {
+        "objective.free_bits": 0.1,
+        "objective.kl": "sampled",
+    },
+    r"prior\.name: expected another prior than one made of posteriors with posterior planar.*found vamp": {
+        "prior.name": "vamp",
+        "posterior.name": "planar",
+    },
+    r"model\.classes: expected 0 with prior vamp, whose pseudo-inputs have no labels; found 3": {
+        "prior.name": "vamp",
+        "model.classes": 3,
+    },
+    r"data\.treatment: expected grey or dequantized with likelihood continuous_bernoulli: .*; found dynamic": {
+        "likelihood.name": "continuous_bernoulli",
+        "data.treatment": "dynamic",
+    },
+    r"data\.treatment: expected grey or static or dynamic with likelihood bernoulli: .*; found dequantized": {
+        "data.treatment": "dequantized",
+    },
+    r"data\.treatment: expected grey with likelihood discretized_logistic: .*; found dequantized": {
+        "likelihood.name": "discretized_logistic",
+        "data.treatment": "dequantized",
+    },
+    r"posterior\.name: expected objective\.name vae or .*; found autoencoder": {
+        "objective.name": "autoencoder",
+        "posterior.name": "iaf",
+    },
+    r"objective\.schedule: expected objective\.name vae; found iwae": {
+        "objective.name": "iwae",
+        "objective.schedule": "warmup",
+    },
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_makes_no_sense_together_is_refused_with_the_reason(message):
+    config = load_config(**{"data.image_size": 3, "model.network": "mlp", **REFUSED[message]})
+    with pytest.raises(UserError, match=message):
+        check_used(config)
+        composition.build(config, SHAPE)
+
+
+def test_labels_reach_encoder_and_decoder():
+    config = load_config(**{**TINY, "model.classes": 3})
+    network, _ = composition.build(config, SHAPE)
+    variables = network.init(jax.random.key(0))
+    images = jnp.asarray(IMAGES[:1] / 255, float)
+
+    def use(label):
+        return network.apply(
+            variables, lambda model: (model.encode(images)["mu"], model.decode(jnp.zeros((2, 1, 2)))), labels=label
+        )[0]
+
+    (mu, outputs), (other_mu, other_outputs) = use(jnp.array([0])), use(jnp.array([2]))
+    assert (mu != other_mu).all()
+    assert outputs.shape == (2, 1, *SHAPE)  # an axis of samples before the batch
+    assert (outputs != other_outputs).all()
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    with pytest.raises(UserError, match=r"model\.classes: .*one of 3 labels for each image; found none"):
+        use(None)
+
+
+def test_one_sample_with_an_axis_is_one_without():
+    network, _ = composition.build(load_config(**TINY), SHAPE)
+    variables = network.init(jax.random.key(0))
+    images, key = network.treat(None, jnp.asarray(IMAGES)), jax.random.key(1)
+
+    def sample(samples):
+        def run(model):
+            z, log_q = model.sample(key, model.encode(images), samples)
+            return z, log_q, model.log_likelihood(images, model.decode(z)), model.log_prior(z)
+
+        return network.apply(variables, run)[0]
+
+    for plain, with_axis in zip(sample(None), sample(1), strict=True):
+        np.testing.assert_allclose(with_axis[0], plain, rtol=1e-5)
+    assert len({float(log_q) for log_q in sample(4)[1][:, 0]}) == 4  # every sample is another one
