@@ -103,7 +103,7 @@ def annealed_nll(
     images: UInt8[np.ndarray, "images h w c"],
     key: Key[Array, ""],
     *,
-    temperatures: int = 1000,
+    temperatures: int = 500,
     chains: int = 16,
     leapfrog: int = 10,
     labels: Int[np.ndarray, " images"] | None = None,
