@@ -169,9 +169,7 @@ def annealed_nll(
         log_w = log_w + (betas[-1] - betas[-2]) * point[2]  # a move after the last weight would change nothing
         return _log_add((jnp.full(len(images), -jnp.inf), jnp.zeros(len(images))), log_w)
 
-    top, total = _over_images(
-        estimate, variables, images, labels, key, max(1, _rows(images) // chains), on_progress
-    )
+    top, total = _over_images(estimate, variables, images, labels, key, max(1, _rows(images) // chains), on_progress)
     return math.log(chains) - top - np.log(total)
 
 
