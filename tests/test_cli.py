@@ -673,7 +673,7 @@ def test_evaluate_more(command, made, monkeypatch):
         "test NLL 24.500 nats per image (importance-weighted, 7 samples)",
         "test NLL 2.500 nats per image (annealed importance sampling, 30 temperatures, 16 chains)",
     ]
-    assert [re.sub(r"\d.*", "", line) for line in lines[3:]] == [
+    assert [re.sub(r"-?\d.*", "", line) for line in lines[3:]] == [
         "active units ",
         "KL of the aggregate posterior from the prior ",
         "mutual information of image and z ",
@@ -701,14 +701,14 @@ def test_what_is_no_run(refused, made, verb, tmp_path):
         (["evaluate", "--images", "0"], "--images"),
         (["evaluate", "--images", "598"], "--images: expected at most the 597 of --split test; found 598"),
         (["evaluate", "--nll-samples", "0"], "--nll-samples"),
-        (["evaluate", "--nll-samples", "many"], "nll-samples"),
+        (["evaluate", "--nll-samples", "many"], "--nll-samples: expected a whole number; found many"),
         (["evaluate", "--ais", "-1"], "--ais"),
         (["evaluate", "--ais", "10", "--ais-chains", "0"], "--ais-chains"),
         (["evaluate", "--ais-chains", "4"], "--ais-chains: expected --ais beside it; found none"),
         (["encode", "--split", "tset"], "--split"),
         (["encode", "--split", "../up/down"], "--split"),
         (["sample", "-n", "0"], "-n"),
-        (["sample", "-n", "few"], "n"),
+        (["sample", "-n", "few"], "-n: expected a whole number; found few"),
         (["sample", "-n", "null"], "n"),
         (["sample", "--seed", "-1"], "--seed"),
         (["sample", "--seed", "9" * 30], "--seed"),

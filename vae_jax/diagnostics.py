@@ -37,7 +37,8 @@ class Surgery(NamedTuple):
 
     Attributes:
         aggregate_kl: KL(q(z) ‖ p(z)) in nats, where q(z) is the mean of all images' posteriors.
-        mutual_information: I_q(x; z) in nats; at most `limit`, up to the noise of the estimate.
+        mutual_information: I_q(x; z) in nats; at most `limit`. The noise of the estimates may carry either a little
+            beyond its bounds, and so below 0.
         limit: log of the number of images.
     """
 
