@@ -80,8 +80,8 @@ def importance_nll(
         heads = of_model(lambda model: model.encode(treated))
 
         def weigh(model, numbers):
-            by_sample = jax.vmap(jax.random.fold_in, (None, 0))
-            each = jax.vmap(by_sample, (0, None), 1)(keys, numbers)  # keys of (samples, images)
+            by_image = jax.vmap(jax.random.fold_in, (0, None))
+            each = jax.vmap(by_image, (None, 0))(keys, numbers)  # keys of (samples, images)
             z, log_q = jax.vmap(jax.vmap(model.sample), (0, None))(each, heads)
             return model.log_likelihood(treated, model.decode(z)) + model.log_prior(z) - log_q
 
@@ -103,7 +103,7 @@ def annealed_nll(
     images: UInt8[np.ndarray, "images h w c"],
     key: Key[Array, ""],
     *,
-    temperatures: int = 1000,
+    temperatures: int = 500,
     chains: int = 16,
     leapfrog: int = 10,
     labels: Int[np.ndarray, " images"] | None = None,
@@ -241,8 +241,8 @@ def _over_images(
     return top, total
 
 
-def _sigmoid_schedule(temperatures: int) -> Float[np.ndarray, " temperatures+1"]:
-    """β from 0 to 1, closest at both ends (Wu et al. 2017, section 4.1)."""
+def _sigmoid_schedule(temperatures: int) -> Float[np.ndarray, " _"]:
+    """β₀ to the last, from 0 to 1, closest at both ends (Wu et al. 2017, section 4.1)."""
     sigmoid = 1 / (1 + np.exp(-np.linspace(-STEEPNESS, STEEPNESS, temperatures + 1)))
     return ((sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])).astype(np.float32)
 

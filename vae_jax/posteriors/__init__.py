@@ -2,7 +2,8 @@
 
 from vae_jax.config import PosteriorConfig
 from vae_jax.posteriors.base import Heads, Latents, Posterior
-from vae_jax.posteriors.gaussian import diagonal_gaussian, point
+from vae_jax.posteriors.flows import iaf, planar
+from vae_jax.posteriors.gaussian import diagonal_gaussian, full_gaussian, point
 from vae_jax.registry import lookup
 
 __all__ = ["POSTERIORS", "Heads", "Latents", "Posterior", "get", "point"]
@@ -10,6 +11,9 @@ __all__ = ["POSTERIORS", "Heads", "Latents", "Posterior", "get", "point"]
 # Each: (config, latent dimensions) -> Posterior.
 POSTERIORS = {
     "diagonal_gaussian": diagonal_gaussian,
+    "full_gaussian": full_gaussian,
+    "planar": planar,
+    "iaf": iaf,
 }
 
 

@@ -2,7 +2,10 @@
 
 from vae_jax.config import PriorConfig
 from vae_jax.priors.base import Aggregate, Prior
+from vae_jax.priors.flow import flow
+from vae_jax.priors.mixture import mixture
 from vae_jax.priors.standard_normal import standard_normal, standard_normal_log_prob
+from vae_jax.priors.vamp import vamp
 from vae_jax.registry import lookup
 
 __all__ = ["PRIORS", "Aggregate", "Prior", "get", "standard_normal_log_prob"]
@@ -10,6 +13,9 @@ __all__ = ["PRIORS", "Aggregate", "Prior", "get", "standard_normal_log_prob"]
 # Each: (config, latent dimensions, image shape) -> Prior.
 PRIORS = {
     "standard_normal": standard_normal,
+    "mixture": mixture,
+    "vamp": vamp,
+    "flow": flow,
 }
 
 
