@@ -20,16 +20,14 @@ from vae_jax.feed import Feed
 from vae_jax.models import Variables
 from vae_jax.objectives import Model as Bound
 from vae_jax.objectives import Objective, Terms
-from vae_jax.posteriors import Heads
+from vae_jax.posteriors import Heads, Latents
 
 BATCH = 250  # images at a time; no result depends on it but through the noise, which is drawn for each batch
 
 Evaluator = Callable[[Variables, Key[Array, ""]], Terms]
 
 
-def _in_batches(
-    function: Callable[..., Any], count: int, *arrays: Array | None, first: Int[Array, ""] | int = 0
-) -> Any:
+def in_batches(function: Callable[..., Any], count: int, *arrays: Array | None, first: Int[Array, ""] | int = 0) -> Any:
     """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, joined again."""
     batches = -(-count // BATCH)
     # The last batch is filled up by repeating the last image; the surplus is cut off again.
@@ -84,7 +82,7 @@ def make_evaluator(
 
             return network.apply(variables, terms, labels=labels)[0]
 
-        return _in_batches(batch, len(images), images, labels, first=first)
+        return in_batches(batch, len(images), images, labels, first=first)
 
     def evaluate(variables: Variables, key: Key[Array, ""]) -> Terms:
         parts = [
@@ -151,14 +149,14 @@ def make_model(network: Composition, objective: Objective, variables: Variables)
             heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
             return {**heads, "mu": network.center(variables, heads)[0]}
 
-        return _in_batches(batch, len(images), jnp.asarray(images), labels)
+        return in_batches(batch, len(images), jnp.asarray(images), labels)
 
     @jax.jit
     def decode(z: Any, labels: Any = None) -> Array:
         def batch(_, z, labels):
             return network.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
 
-        return _in_batches(batch, len(z), jnp.asarray(z), labels)
+        return in_batches(batch, len(z), jnp.asarray(z), labels)
 
     def reconstruct(images: Any, labels: Any = None) -> Array:
         return decode(encode(images, labels)["mu"], labels)
@@ -167,3 +165,43 @@ def make_model(network: Composition, objective: Objective, variables: Variables)
         return decode(network.sample_prior(variables, key, n), labels)
 
     return Model(encode, decode, reconstruct, sample if objective.generative else None, network.latent)
+
+
+class Posteriors(NamedTuple):
+    """What the encoder makes of images, with one z drawn for each.
+
+    Attributes:
+        heads: of the posterior, each (images, size).
+        centers: the posteriors' centres, (images, latent).
+        z: drawn from each, (images, latent); of an autoencoder its code.
+        log_q: log q(z|x) of it, (images,), in nats; 0 for an autoencoder.
+        log_p: log p(z), (images,), in nats; of no meaning for an autoencoder.
+    """
+
+    heads: Heads
+    centers: Latents
+    z: Latents
+    log_q: Float[Array, " images"]
+    log_p: Float[Array, " images"]
+
+
+def make_posteriors(network: Composition, variables: Variables) -> Callable[..., Posteriors]:
+    """(key, uint8 images, labels=None) -> Posteriors; labels where the model is told them."""
+
+    @jax.jit
+    def posteriors(key: Key[Array, ""], images: Any, labels: Any = None) -> Posteriors:
+        def batch(number, images, labels):
+            batch_key = jax.random.fold_in(key, number)
+            treated = network.treat(jax.random.fold_in(batch_key, 1), images)
+
+            def look(model: Bound) -> Posteriors:
+                heads = model.encode(treated)
+                z, log_q = model.sample(batch_key, heads)
+                return Posteriors(heads, heads["mu"], z, log_q, model.log_prior(z))
+
+            found = network.apply(variables, look, labels=labels)[0]
+            return found._replace(centers=network.center(variables, found.heads)[0])
+
+        return in_batches(batch, len(images), jnp.asarray(images), labels)
+
+    return posteriors

@@ -1,7 +1,8 @@
 """What several commands share: their options, the device, the run and the data they name."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ from vae_jax.folder import check_writable, read_config
 
 if TYPE_CHECKING:
     from vae_jax.config import Config
-    from vae_jax.data import Dataset
+    from vae_jax.data import Dataset, Split
     from vae_jax.evaluate import Model
     from vae_jax.train import Trained
 
@@ -50,6 +51,22 @@ class Verb(NamedTuple):
 def say(line: str) -> None:
     """Tells what goes on, apart from a command's result."""
     print(printable(line), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Within it a live bar for (done, total) on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+    task = bar.add_task("", total=None)
+    with bar:
+        yield lambda done, total: bar.update(task, total=total, completed=done)
 
 
 def run_options(parser: Any) -> None:
@@ -126,6 +143,19 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
     config = replace(trained.config.data, **given)
     check_data_used(DataConfig(config.source, **given))
     return load(config, report=say)
+
+
+def split_of(data: "Dataset", name: str) -> "Split":
+    """A run's test, validation or training images.
+
+    Raises:
+        UserError: if it has none of this name.
+    """
+    splits = {"test": data.test, "validation": data.validation, "train": data.train}
+    if (split := splits.get(name)) is None:
+        found = [split for split, images in splits.items() if images is not None]
+        raise UserError(f"--split: expected one of {', '.join(found)} (what this run has); found {name!r}")
+    return split
 
 
 def target(options: Any, default: str) -> Path:
