@@ -223,9 +223,13 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_makes_no_sense_together_is_refused_with_the_reason(message):
     config = load_config(**{"data.image_size": 3, "model.network": "mlp", **REFUSED[message]})
-    with pytest.raises(UserError, match=message):
+
+    def use():
         check_used(config)
         composition.build(config, SHAPE)
+
+    with pytest.raises(UserError, match=message):
+        use()
 
 
 def test_labels_reach_encoder_and_decoder():
