@@ -26,7 +26,7 @@ SHAPE, PIXELS, LATENT, SIGMA = (2, 3, 1), 6, 2, 0.2
 RANDOM = np.random.RandomState(0)
 W, B = 0.3 * RANDOM.randn(PIXELS, LATENT), RANDOM.uniform(0.3, 0.7, PIXELS)
 M = W.T @ W + SIGMA**2 * np.eye(LATENT)
-MARGINAL = multivariate_normal(B, W @ W.T + SIGMA**2 * np.eye(PIXELS))
+C = W @ W.T + SIGMA**2 * np.eye(PIXELS)
 IMAGES = RANDOM.randint(0, 256, (8, *SHAPE)).astype(np.uint8)
 CONFIG = Config(
     model=ModelConfig(network="linear", latent=LATENT),
@@ -95,7 +95,7 @@ def model_of(treatment="grey", **objective):
 
 
 def exact_nll(images=IMAGES):
-    return -MARGINAL.logpdf(images.reshape(len(images), -1) / 255)
+    return -multivariate_normal.logpdf(images.reshape(len(images), -1) / 255, B, C)  # type: ignore[arg-type]
 
 
 def losses(variables, images=IMAGES, key=1, **options):
