@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from run_fixtures import compiled_once
 
 from vae_jax import composition, likelihoods, objectives, optimizer, posteriors, priors, train
 from vae_jax.config import Config
@@ -17,6 +16,8 @@ from vae_jax.likelihoods import LIKELIHOODS
 from vae_jax.objectives import OBJECTIVES
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.priors import PRIORS
+
+pytestmark = pytest.mark.usefixtures("unoptimized")
 
 SHAPE = (3, 3, 1)
 IMAGES = np.random.RandomState(0).randint(0, 256, (6, *SHAPE), np.uint8)
@@ -128,12 +129,6 @@ def name_of(numbers):
     return " ".join(
         "-".join(str(value) for value in axis[number].values()) for number, axis in zip(numbers, AXES, strict=True)
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    with compiled_once(tmp_path_factory.getbasetemp() / "compiled", optimized=False):
-        yield
 
 
 @pytest.mark.parametrize("numbers", covering(), ids=name_of)
