@@ -17,11 +17,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from vae_jax.estimators import importance_nll
 
 import vae_jax
 from vae_jax import train
 from vae_jax.composition import build
+from vae_jax.estimators import importance_nll
 from vae_jax.evaluate import make_evaluator, means
 
 COMMON = {

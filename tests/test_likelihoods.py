@@ -11,9 +11,9 @@ import scipy.special
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vae_jax.data.treatments import TREATMENTS
 
 from vae_jax.config import LikelihoodConfig
-from vae_jax.data.treatments import TREATMENTS
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import LIKELIHOODS, bernoulli_log_prob, get, pixel_mean, squared_error
 from vae_jax.likelihoods.continuous_bernoulli import continuous_bernoulli_mean, log_sinhc

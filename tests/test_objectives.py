@@ -185,13 +185,15 @@ def test_a_sampled_kl_has_the_closed_forms_mean_and_stl_the_same_value():
 
 
 def test_free_bits_cost_the_larger_of_each_dimensions_mean_kl_and_the_bits():
-    model = linear_model(0.5)
+    model = linear_model(0.5, epoch=1.0)
     by_dimension = np.asarray(model.kl_by_dimension(model.encode(IMAGES)), np.float64).mean(0)
     bits = float(by_dimension.mean())  # between the two dimensions
     found = terms_of("vae", model, free_bits=bits, beta=2.0)
     assert by_dimension.min() < bits < by_dimension.max()
     np.testing.assert_allclose(found.loss - found.reconstruction, 2 * (bits + by_dimension.max()), rtol=1e-5)
     np.testing.assert_allclose(found.kl, terms_of("vae", model).kl)
+    evaluated = terms_of("vae", linear_model(0.5), free_bits=bits)
+    np.testing.assert_allclose(evaluated.loss, evaluated.reconstruction + evaluated.kl, rtol=1e-6)
 
 
 @pytest.mark.parametrize(

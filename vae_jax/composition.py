@@ -13,8 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from vae_jax import likelihoods, models, objectives, posteriors, priors
-from vae_jax.config import Config
-from vae_jax.data.treatments import TREATMENTS
+from vae_jax.config import CONVOLUTIONS, Config
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import Likelihood
 from vae_jax.models import Autoencoder, Trace, Variables
@@ -22,6 +21,7 @@ from vae_jax.objectives import Model, Objective
 from vae_jax.posteriors import Heads, Latents, Posterior
 from vae_jax.priors import Aggregate, Prior
 from vae_jax.registry import lookup
+from vae_jax.treatments import TREATMENTS
 
 PARTS = ("posterior", "prior", "likelihood")  # beside the networks, and only where they have parameters
 
@@ -70,6 +70,14 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Compositio
     posterior = make_posterior(config.posterior, latent)
     prior = priors.get(config.prior, latent, image_shape)
     likelihood = likelihoods.get(config.likelihood, image_shape)
+    for option, part, kind in (
+        ("posterior", posterior, Posterior),
+        ("prior", prior, Prior),
+        ("likelihood", likelihood, Likelihood),
+    ):
+        if not isinstance(part, kind):
+            name = getattr(config, option).name
+            raise UserError(f"{option}.name: expected {name} to give a {kind.__name__}; found {type(part).__name__}")
     treat = lookup(TREATMENTS, config.data.treatment, "data.treatment")
     check(config, posterior, prior, likelihood)
     network = models.build(config.model, image_shape, posterior.heads, likelihood.outputs)
@@ -107,7 +115,16 @@ def check(config: Config, posterior: Posterior, prior: Prior, likelihood: Likeli
         )
     if prior.posterior and config.model.classes:
         refuse("model.classes", f"0 with {p}, whose pseudo-inputs have no labels", config.model.classes)
-    if treatment not in likelihood.treatments:
+    if config.model.batch_norm and config.model.network in CONVOLUTIONS:
+        # In training BatchNorm's statistics tie the samples of a batch together.
+        if objective.name == "piwae" or objective.gradient == "dreg":
+            what = f"objective {objective.name} with gradient {objective.gradient}"
+            refuse("model.batch_norm", f"false with {what}, which weighs each sample's own gradient", "true")
+        if prior.posterior:
+            refuse(
+                "model.batch_norm", f"false with {p}, whose pseudo-inputs would enter the running statistics", "true"
+            )
+    if posterior.heads.keys() - {"mu"} and treatment not in likelihood.treatments:
         known = " or ".join(likelihood.treatments)
         refuse("data.treatment", f"{known} with likelihood {config.likelihood.name}: {likelihood.reason}", treatment)
 

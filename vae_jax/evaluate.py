@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vae_jax.composition import Composition
-from vae_jax.config import Config
+from vae_jax.config import BOUNDS, Config
 from vae_jax.errors import UserError
 from vae_jax.feed import Feed
 from vae_jax.models import Variables
@@ -61,6 +61,9 @@ def make_evaluator(
     """
     if latent not in ("sample", "mean"):
         raise UserError(f"--latent: expected sample or mean; found {latent!r}")
+    if latent == "mean" and _sampled(config, network):
+        why = "since the KL of this objective, posterior and prior is taken from samples"
+        raise UserError(f"--latent: expected sample, {why}; found mean")
     feed = Feed(images, config.train.shard_images, BATCH, labels)
 
     @jax.jit
@@ -73,7 +76,7 @@ def make_evaluator(
     ) -> Terms:
         def batch(number, images, labels):
             batch_key = jax.random.fold_in(key, number)
-            treated = network.treat(jax.random.fold_in(batch_key, 1), images)
+            treated = network.treat(jax.random.fold_in(batch_key, 2), images)  # as in training, apart from a split
 
             def terms(model: Bound) -> Terms:
                 if latent == "mean":
@@ -95,6 +98,15 @@ def make_evaluator(
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
 
     return evaluate
+
+
+def _sampled(config: Config, network: Composition) -> bool:
+    """Whether the loss is made of log q(z|x) at samples, so that no single z can stand for them."""
+    objective = config.objective
+    if objective.name not in ("vae", "capacity_vae"):
+        return objective.name in BOUNDS
+    closed = network.posterior.kl is not None and network.prior.standard
+    return objective.kl == "sampled" or objective.gradient == "stl" or not closed
 
 
 def _centered(network: Composition, variables: Variables) -> Callable[..., tuple[Array, Array]]:
@@ -139,24 +151,42 @@ class Model(NamedTuple):
 def make_model(network: Composition, objective: Objective, variables: Variables) -> Model:
     """The model with these variables, ready for use."""
 
-    @jax.jit
-    def encode(images: Any, labels: Any = None) -> dict[str, Array]:
-        if images.dtype != jnp.uint8:
-            raise UserError(f"images: expected uint8 levels 0 to 255; found {images.dtype}")
+    def check(count: int, labels: Any) -> Any:
+        if labels is None or isinstance(labels, jax.core.Tracer):  # a model that is told labels refuses none itself
+            return labels
+        if not network.classes:
+            raise UserError("labels: expected none, since the model is told none (model.classes 0); found some")
+        labels = np.asarray(labels)
+        if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(f"labels: expected {count} whole numbers; found {labels.dtype} of shape {labels.shape}")
+        if not 0 <= labels.min(initial=0) <= labels.max(initial=0) < network.classes:
+            found = f"{labels.min()} to {labels.max()}"
+            raise UserError(f"labels: expected numbers from 0 to {network.classes - 1}; found {found}")
+        return jnp.asarray(labels, jnp.int32)
 
+    @jax.jit
+    def encode_told(images: Any, labels: Any) -> dict[str, Array]:
         def batch(number, images, labels):
             treated = network.treat(jax.random.fold_in(jax.random.key(0), number), images)
             heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
             return {**heads, "mu": network.center(variables, heads)[0]}
 
-        return in_batches(batch, len(images), jnp.asarray(images), labels)
+        return in_batches(batch, len(images), images, labels)
 
     @jax.jit
-    def decode(z: Any, labels: Any = None) -> Array:
+    def decode_told(z: Any, labels: Any) -> Array:
         def batch(_, z, labels):
             return network.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
 
-        return in_batches(batch, len(z), jnp.asarray(z), labels)
+        return in_batches(batch, len(z), z, labels)
+
+    def encode(images: Any, labels: Any = None) -> dict[str, Array]:
+        if images.dtype != jnp.uint8:
+            raise UserError(f"images: expected uint8 levels 0 to 255; found {images.dtype}")
+        return encode_told(jnp.asarray(images), check(len(images), labels))
+
+    def decode(z: Any, labels: Any = None) -> Array:
+        return decode_told(jnp.asarray(z), check(len(z), labels))
 
     def reconstruct(images: Any, labels: Any = None) -> Array:
         return decode(encode(images, labels)["mu"], labels)
@@ -192,7 +222,7 @@ def make_posteriors(network: Composition, variables: Variables) -> Callable[...,
     def posteriors(key: Key[Array, ""], images: Any, labels: Any = None) -> Posteriors:
         def batch(number, images, labels):
             batch_key = jax.random.fold_in(key, number)
-            treated = network.treat(jax.random.fold_in(batch_key, 1), images)
+            treated = network.treat(jax.random.fold_in(batch_key, 2), images)  # as in training, apart from a split
 
             def look(model: Bound) -> Posteriors:
                 heads = model.encode(treated)

@@ -14,15 +14,15 @@ from vae_jax.errors import UserError
 T = TypeVar("T")
 
 
-def lookup(registry: Mapping[str, T], name: str, option: str) -> T:
-    """The registry's entry called `name`; "FILE.py:ENTRY" or "PACKAGE.MODULE:ENTRY" names one that is not in it.
+def lookup(registry: Mapping[str, T], name: str, option: str, importable: bool = False) -> T:
+    """The registry's entry called `name`; if `importable`, "FILE.py:ENTRY" or "PACKAGE.MODULE:ENTRY" names another.
 
     Raises:
         UserError: if there is none; names the option, the choices and the nearest one.
     """
     if name in registry:
         return registry[name]
-    if ":" in str(name):
+    if importable and ":" in name:
         return _imported(str(name), option)
     near = difflib.get_close_matches(str(name), registry, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
@@ -45,7 +45,11 @@ def _imported(path: str, option: str) -> Any:
         near = difflib.get_close_matches(entry, [each for each in vars(module) if each[0] != "_"], n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(f"{option}: expected {entry!r} in {where}; found none of that name{hint}")
-    return getattr(module, entry)
+    found = getattr(module, entry)
+    if not callable(found) and not isinstance(found, tuple):
+        kind = type(found).__name__
+        raise UserError(f"{option}: expected a function or a class called {entry!r} in {where}; found {kind}")
+    return found
 
 
 def _from_path(name: str) -> ModuleType:

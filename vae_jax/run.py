@@ -291,7 +291,7 @@ def _earlier(config: Config, data: Dataset, folder: Path, report: Callable[[str]
             f"{folder}: the run was trained on {earlier.images} images, found {len(data.train)}; a run continues "
             f"on the same data only"
         )
-    if earlier.digest != _digest(data):
+    if earlier.digest != _digest(config, data):
         raise UserError(f"{folder}: the run was trained on other images; a run continues on the same data only")
     begun = -(-int(earlier.state.step) // -(-earlier.images // config.train.batch_size))
     if begun > config.train.epochs:
@@ -307,9 +307,12 @@ def _epochs(folder: Path) -> int:
         return 0
 
 
-def _digest(data: Dataset) -> str:
-    """Tells one set of training images from another."""
-    return hashlib.sha256(np.ascontiguousarray(data.train.images).data).hexdigest()
+def _digest(config: Config, data: Dataset) -> str:
+    """Tells one set of training images from another, with their labels where the model is told them."""
+    digest = hashlib.sha256(np.ascontiguousarray(data.train.images).data)
+    if (labels := told(config, data.train)) is not None:
+        digest.update(np.ascontiguousarray(labels).data)
+    return digest.hexdigest()
 
 
 def _check_same(config: Config, earlier: Config, folder: Path) -> None:
@@ -348,7 +351,7 @@ class _Recorder:
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         self.network, self.objective = build(config, data.image_shape)
-        self.digest = _digest(data)
+        self.digest = _digest(config, data)
         self.best_by = "test_loss" if data.validation is None else "validation_loss"
 
         @jax.jit

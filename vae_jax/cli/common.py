@@ -138,11 +138,14 @@ def absolute_paths(config: "Config") -> "Config":
 def load_data(options: Any, trained: "Trained") -> "Dataset":
     """The data of a run, from where the options say they lie now."""
     from vae_jax.data import load
+    from vae_jax.train import check_labels
 
     given = {name: path for name in DATA_PATHS if (path := getattr(options.data, name)) is not None}
     config = replace(trained.config.data, **given)
     check_data_used(DataConfig(config.source, **given))
-    return load(config, report=say)
+    data = load(config, report=say)
+    check_labels(trained.config, data)
+    return data
 
 
 def split_of(data: "Dataset", name: str) -> "Split":

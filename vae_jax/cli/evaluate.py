@@ -84,7 +84,11 @@ def _evaluate(options: Any) -> None:
         "latent": options.latent,
         "checkpoint": options.checkpoint,
     }
-    parts = f" = reconstruction {reconstruction:.3f} + KL {kl:.3f}" if objective.generative else ""
+    parts = ""
+    if objective.generative:
+        adds_up = abs(loss - reconstruction - kl) <= 1e-5 * abs(loss)
+        parts = f"reconstruction {reconstruction:.3f}{' +' if adds_up else ','} KL {kl:.3f}"
+        parts = f" = {parts}" if adds_up else f" ({parts})"
     drawn = f", z: {options.latent}" if objective.generative else ""
     line = f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({len(images):,} images{drawn})"
     if not options.json:

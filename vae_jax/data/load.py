@@ -11,6 +11,7 @@ from jaxtyping import UInt8
 from vae_jax import memory
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.array import array
+from vae_jax.data.binarize import TREATMENTS, binarize
 from vae_jax.data.cache import cache_folder, cached
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.digits import digits
@@ -19,7 +20,6 @@ from vae_jax.data.idx import FASHION_MNIST, KMNIST, MNIST
 from vae_jax.data.resize import Resizer
 from vae_jax.data.source import Report, Source, listed
 from vae_jax.data.tfds import tfds
-from vae_jax.data.treatments import TREATMENTS, binarize
 from vae_jax.errors import UserError
 from vae_jax.registry import lookup
 
@@ -49,7 +49,7 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
         UserError: an option, a file or the network does not let it.
     """
     report = report or (lambda line: None)
-    lookup(TREATMENTS, config.treatment, "data.treatment")
+    lookup(dict.fromkeys(TREATMENTS), config.treatment, "data.treatment")
     opened = lookup(SOURCES, config.source, "data.source")(config, report)
     resizer = Resizer(config.image_size, config.channels, report)
     if opened.fingerprint is None:

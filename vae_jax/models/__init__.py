@@ -109,7 +109,7 @@ def build(
         UserError: if a name is unknown or the sizes do not fit.
     """
     lookup(INITIALIZATIONS, config.initialization, "model.initialization")
-    module = lookup(NETWORKS, config.network, "model.network")(config, image_shape, heads, outputs)
+    module = lookup(NETWORKS, config.network, "model.network", importable=True)(config, image_shape, heads, outputs)
 
     precision = lookup(PRECISIONS, config.precision, "model.precision")
 

@@ -41,5 +41,5 @@ def get(config: ObjectiveConfig) -> Objective:
             "objective.gradient: expected standard or stl for objective vae, whose one sample has no "
             "weights; found dreg"
         )
-    found = lookup(OBJECTIVES, config.name, "objective.name")
+    found = lookup(OBJECTIVES, config.name, "objective.name", importable=True)
     return found if isinstance(found, Objective) else Objective(found)

@@ -8,13 +8,16 @@ from vae_jax.objectives.base import Terms
 def vae(key, model, images, config) -> Terms:
     """−log p(x|z) + β·KL(q(z|x) ‖ p(z)), in nats per image.
 
-    β = 1 gives −ELBO (Kingma & Welling 2013, equation 10, one sample of z; with `kl: sampled` equation 8); others the
+    β = 1 gives −ELBO (Kingma & Welling 2013, equation 10, one sample of z; with `kl: sampled` equation 6); others the
     β-VAE (Higgins et al. 2017, equation 4). β may follow a schedule. With free bits the KL costs
-    Σ_j max(λ, mean over the batch of KL_j) (Kingma et al. 2016, equation 15). With gradient stl the sampled KL's
+    Σ_j max(λ, mean over the batch of KL_j) in training (Kingma et al. 2016, equation 15). With gradient stl the sampled KL's
     gradient has no score of q (Roeder et al. 2017, equation 8).
     """
     heads, reconstruction, kl = _parts(key, model, images, config)
-    cost = jnp.maximum(config.free_bits, model.kl_by_dimension(heads).mean(0)).sum() if config.free_bits else kl
+    cost = kl
+    if config.free_bits:  # in training; evaluation gives every image its own KL
+        bits = jnp.maximum(config.free_bits, model.kl_by_dimension(heads).mean(0)).sum()
+        cost = jnp.where(jnp.isinf(model.epoch), kl, bits)
     beta = config.beta * SCHEDULES[config.schedule](config, model.epoch)
     return Terms(reconstruction + beta * cost, reconstruction, kl)
 

@@ -1,7 +1,6 @@
 """What is done to an image's levels when it is used: pure functions (key, uint8 images) -> images in [0, 1]."""
 
 import jax
-import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 
 Levels = UInt8[Array, "*shape"]
@@ -27,13 +26,3 @@ def dequantized(key: Key[Array, ""] | None, images: Levels) -> Treated:
 
 # Static binarisation is done once, when the data are loaded; what is 0 or 255 then is 0 or 1 here.
 TREATMENTS = {"grey": grey, "static": grey, "dynamic": dynamic, "dequantized": dequantized}
-RANDOM = ("dynamic", "dequantized")
-
-
-def binarize(images: UInt8[np.ndarray, "*shape"], seed: int) -> UInt8[np.ndarray, "*shape"]:
-    """Levels 0 and 255, each 255 with its grey level's probability, the same for the same seed and images.
-
-    (Salakhutdinov & Murray 2008, section 5: binarised once.)
-    """
-    drawn = np.random.default_rng(seed).integers(0, 255, images.shape, np.uint8)
-    return np.where(images > drawn, np.uint8(255), np.uint8(0))
