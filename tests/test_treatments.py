@@ -38,9 +38,8 @@ def test_a_binarised_pixel_is_one_with_its_levels_probability(drawn):
 
 
 def test_dynamic_binarisation_is_fresh_for_each_key_and_repeats_for_the_same():
-    first, again, other = (
-        np.asarray(TREATMENTS["dynamic"](jax.random.key(key), jnp.asarray(MANY))) for key in (0, 0, 1)
-    )
+    levels = jnp.asarray(MANY)
+    first, again, other = (np.asarray(TREATMENTS["dynamic"](jax.random.key(key), levels)) for key in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 
