@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vae_jax.composition import Composition
@@ -152,7 +153,7 @@ def make_model(network: Composition, objective: Objective, variables: Variables)
     """The model with these variables, ready for use."""
 
     def check(count: int, labels: Any) -> Any:
-        if labels is None or isinstance(labels, jax.core.Tracer):  # a model that is told labels refuses none itself
+        if labels is None or isinstance(labels, Tracer):  # a model that is told labels refuses none itself
             return labels
         if not network.classes:
             raise UserError("labels: expected none, since the model is told none (model.classes 0); found some")

@@ -10,8 +10,8 @@ def vae(key, model, images, config) -> Terms:
 
     β = 1 gives −ELBO (Kingma & Welling 2013, equation 10, one sample of z; with `kl: sampled` equation 6); others the
     β-VAE (Higgins et al. 2017, equation 4). β may follow a schedule. With free bits the KL costs
-    Σ_j max(λ, mean over the batch of KL_j) in training (Kingma et al. 2016, equation 15). With gradient stl the sampled KL's
-    gradient has no score of q (Roeder et al. 2017, equation 8).
+    Σ_j max(λ, mean over the batch of KL_j) in training (Kingma et al. 2016, equation 15). With gradient stl the sampled
+    KL's gradient has no score of q (Roeder et al. 2017, equation 8).
     """
     heads, reconstruction, kl = _parts(key, model, images, config)
     cost = kl
