@@ -11,13 +11,13 @@ import scipy.special
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vae_jax.data.treatments import TREATMENTS
 
 from vae_jax.config import LikelihoodConfig
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import LIKELIHOODS, bernoulli_log_prob, get, pixel_mean, squared_error
 from vae_jax.likelihoods.continuous_bernoulli import continuous_bernoulli_mean, log_sinhc
 from vae_jax.likelihoods.logistic import log_mass
+from vae_jax.treatments import TREATMENTS
 
 level_log_mass = jax.jit(log_mass)
 LEVELS = np.arange(256) / 255
