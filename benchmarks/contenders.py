@@ -61,7 +61,7 @@ def vae_jax(options: Options, images: np.ndarray) -> Run:
     def run(steps: int) -> None:
         nonlocal state
         zero = jnp.int32(0)
-        state = loop(state, resident, order, zero, keys.steps, zero, jnp.int32(steps))
+        state = loop(state, resident, None, order, zero, keys.steps, zero, jnp.int32(steps))
         jax.block_until_ready(state)
 
     return run

@@ -42,7 +42,7 @@ def compiled_loop(batch: int):
     images = jnp.asarray(np.random.RandomState(0).randint(0, 256, (100 * batch, *SHAPE), np.uint8))
     keys, zero = train.make_keys(0), jnp.int32(0)
     state = train.start(config, SHAPE, len(images))
-    arguments = images, jax.random.permutation(keys.shuffle, len(images)), zero, keys.steps, zero
+    arguments = images, None, jax.random.permutation(keys.shuffle, len(images)), zero, keys.steps, zero
     return train.make_loop(step, batch, batch).lower(state, *arguments, zero).compile(), state, arguments
 
 

@@ -37,6 +37,14 @@ def compilation_cache(tmp_path_factory):
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "-1"
 
 
+@pytest.fixture(scope="module")
+def unoptimized():
+    """Compiles without optimisations, which takes two thirds of the time, for tests where nothing depends on them."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def mnist_dir() -> Path:
     """The folder with MNIST's four files."""

@@ -186,12 +186,17 @@ def test_ctrl_c_waits_until_a_checkpoint_is_whole(folder, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         return real(path)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_files", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            keeping.save(saved(1), 2.0)
+    # Ctrl-C is ignored in what a shell's background job starts, as these tests may be.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "_files", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                keeping.save(saved(1), 2.0)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert int(restore(folder, "latest", state_of, silent).state.step) == 1
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # --- Damage ----------------------------------------------------------------------------------------------------------

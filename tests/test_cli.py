@@ -647,6 +647,47 @@ def test_evaluate_the_best(command, made):
     assert found["loss"] == summary(made)["best_loss"]
 
 
+def test_evaluate_more(command, made, monkeypatch):
+    """Estimates and diagnostics come after what is printed without them, which stays as it is."""
+    from vae_jax import estimators
+
+    def importance_nll(config, network, variables, images, key, samples, *, labels=None, on_progress=None):
+        assert (images.shape, images.dtype, samples, labels) == ((50, 8, 8, 1), np.uint8, 7, None)
+        return np.arange(50.0)
+
+    def annealed_nll(config, network, variables, images, key, *, temperatures, chains, labels=None, on_progress=None):
+        assert (len(images), temperatures, chains, labels) == (50, 30, 16, None)
+        return np.full(50, 2.5)
+
+    monkeypatch.setattr(estimators, "importance_nll", importance_nll)
+    monkeypatch.setattr(estimators, "annealed_nll", annealed_nll)
+    few = ("--images", 50)
+    plain, (line,) = evaluated(command, made, *few), command("evaluate", made, *few)
+    assert plain["images"] == 50
+    more = (*few, "--nll-samples", 7, "--ais", 30, "--diagnostics")
+    found, lines = evaluated(command, made, *more), command("evaluate", made, *more)
+    assert {name: found[name] for name in plain} == plain
+    assert found["nll"] == 24.5
+    assert (found["ais_nll"], found["ais_temperatures"], found["ais_chains"]) == (2.5, 30, 16)
+    assert found["nll_samples"] == 7
+    assert found["active_units"] == sum(variance > 0.01 for variance in found["unit_variances"])
+    assert found["mutual_information_limit"] == pytest.approx(np.log(597))  # of the split, of which these are a part
+    assert 0 < found["probe_accuracy"] < 1
+    assert lines[:3] == [
+        line,
+        "test NLL 24.500 nats per image (importance-weighted, 7 samples)",
+        "test NLL 2.500 nats per image (annealed importance sampling, 30 temperatures, 16 chains)",
+    ]
+    assert [re.sub(r"-?\d.*", "", line) for line in lines[3:]] == [
+        "active units ",
+        "KL of the aggregate posterior from the prior ",
+        "mutual information of image and z ",
+        "squared error of reconstructions ",
+        "linear probe of the labels ",
+        "",
+    ]
+
+
 @pytest.mark.parametrize("verb", use.VERBS)
 def test_what_is_no_run(refused, made, verb, tmp_path):
     for run in (tmp_path / "none", tmp_path, made / "config.yaml"):
@@ -662,13 +703,23 @@ def test_what_is_no_run(refused, made, verb, tmp_path):
     [
         (["evaluate", "--latent", "mode"], "--latent"),
         (["evaluate", "--split", "tset"], "--split"),
+        (["evaluate", "--images", "0"], "--images"),
+        (["evaluate", "--images", "598"], "--images: expected at most the 597 of --split test; found 598"),
+        (["evaluate", "--nll-samples", "0"], "--nll-samples"),
+        (["evaluate", "--nll-samples", "many"], "--nll-samples: expected a whole number; found many"),
+        (["evaluate", "--ais", "-1"], "--ais"),
+        (["evaluate", "--ais", "10", "--ais-chains", "0"], "--ais-chains"),
+        (["evaluate", "--ais-chains", "4"], "--ais-chains: expected --ais beside it; found none"),
         (["encode", "--split", "tset"], "--split"),
         (["encode", "--split", "../up/down"], "--split"),
         (["sample", "-n", "0"], "-n"),
-        (["sample", "-n", "few"], "n"),
+        (["sample", "-n", "few"], "-n: expected a whole number; found few"),
         (["sample", "-n", "null"], "n"),
         (["sample", "--seed", "-1"], "--seed"),
         (["sample", "--seed", "9" * 30], "--seed"),
+        (["sample", "--from", "kde"], "--from: expected prior, gmm or second_stage; found 'kde'"),
+        (["sample", "--label", "3"], "--label: expected none"),
+        (["reconstruct", "--label", "3"], "--label: expected none"),
         (["interpolate", "--seed", "-1"], "--seed"),
         (["interpolate", "-n", "0"], "-n"),
         (["interpolate", "--steps", "0"], "--steps"),
@@ -774,6 +825,15 @@ def test_sample(command, copied, tmp_path):
     assert other.read_bytes() != first
 
 
+def test_sample_from_a_mixture(command, copied):
+    path = written(command, "sample", copied, "-n", 9, "--from", "gmm")
+    assert path == copied / "figures" / "samples_gmm_seed0.png"
+    first = path.read_bytes()
+    assert first != written(command, "sample", copied, "-n", 9).read_bytes()
+    assert written(command, "sample", copied, "-n", 9, "--from", "gmm").read_bytes() == first
+    assert written(command, "sample", copied, "-n", 9, "--from", "gmm", "--seed", 1).read_bytes() != first
+
+
 def test_sample_arrays(command, made, tmp_path):
     arrays = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -808,6 +868,21 @@ def test_encode(command, copied, split, count):
         from vae_jax import load_run, use
 
         np.testing.assert_array_equal(file["mu"], use(load_run(copied)).encode(data.images)["mu"])
+
+
+def test_an_encoding_that_fails_leaves_the_old_one(command, copied, capsys, monkeypatch):
+    path = written(command, "encode", copied)
+    before = snapshot(copied)
+
+    def half(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", half)
+    for verb, *more in (("encode",), ("sample", "--out", path)):
+        assert main([verb, str(copied), *map(str, more)]) == 2
+        assert "No space left" in capsys.readouterr().err
+        assert snapshot(copied) == before
 
 
 def test_encode_to_a_name_without_ending(command, made, tmp_path):
@@ -865,12 +940,55 @@ def test_an_autoencoder(command, refused, tmp_path):
     assert found["loss"] == found["reconstruction"] == summary(folder)["test_loss"]
     before = snapshot(folder)
     line = refused("sample", folder)
-    assert "autoencoder" in line
+    assert "--from: expected gmm or second_stage for objective autoencoder" in line
+    for option in ("--nll-samples", "--ais"):
+        assert f"{option}: expected a model with a likelihood" in refused("evaluate", folder, option, 10)
     assert snapshot(folder) == before
+    assert written(command, "sample", folder, "--from", "gmm") == folder / "figures" / "samples_gmm_seed0.png"
     with np.load(written(command, "encode", folder)) as file:
         assert set(file) == {"mu", "labels"}
     written(command, "reconstruct", folder)
     assert "KL" not in command("evaluate", folder)[0]
+
+
+def test_a_conditional_model(command, refused, tmp_path):
+    """Told the digit, through every command: what is drawn follows the label."""
+    folder = tmp_path / "run"
+    mlp = {name: value for name, value in TINY.items() if not name.startswith(("model.", "train.chunk"))}
+    mlp |= {"model.network": "mlp", "model.layers": [32], "model.latent": 2, "model.classes": 10, "train.epochs": 1}
+    command("train", "--out", folder, *flags(**mlp))
+    assert evaluated(command, folder)["loss"] == summary(folder)["test_loss"]
+    assert evaluated(command, folder, "--diagnostics", "--nll-samples", 2)["nll"] > 0
+
+    def drawn(*arguments):
+        with np.load(written(command, "sample", folder, "-n", 12, "--out", tmp_path / "x.npz", *arguments)) as file:
+            return file["images"]
+
+    turns, threes = drawn(), drawn("--label", 3)
+    same = [np.array_equal(a, b) for a, b in zip(turns, threes, strict=True)]
+    assert same == [number % 10 == 3 for number in range(12)]
+    fitted = drawn("--from", "gmm", "--label", 3)
+    assert not np.array_equal(fitted, threes)
+    path = written(command, "sample", folder, "--label", 3)
+    assert path == folder / "figures" / "samples_label3_seed0.png"
+    for verb in ("reconstruct", "encode", "interpolate", "traverse"):
+        written(command, verb, folder)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    pairs = []
+    for label in (3, 4):
+        path = written(
+            command, "reconstruct", folder, tmp_path / "a.png", "--label", label, "--out", tmp_path / "b.png"
+        )
+        pairs.append(path.read_bytes())
+    assert pairs[0] != pairs[1]
+    before = snapshot(folder)
+    assert "--label: expected the label of the image files" in refused("reconstruct", folder, tmp_path / "a.png")
+    assert "test images have theirs" in refused("reconstruct", folder, "--label", 3)
+    for verb, *more in (("sample",), ("reconstruct", tmp_path / "a.png")):
+        for label in (-1, 10):
+            expected = f"--label: expected a number from 0 to 9; found {label}"
+            assert expected in refused(verb, folder, *more, "--label", label)
+    assert snapshot(folder) == before
 
 
 def test_shipped_configurations_say_their_command():

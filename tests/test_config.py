@@ -396,12 +396,20 @@ def test_sources_and_objectives_of_ones_own_look_at_what_they_like():
     check_used(load_config(**{"data.source": "mine", "data.name": "x", "objective.name": "mine", "objective.beta": 3}))
 
 
-def test_what_is_ignored_is_known_of_every_source_and_objective():
+def test_what_is_ignored_is_known_of_every_registry():
     from vae_jax.data import SOURCES
+    from vae_jax.likelihoods import LIKELIHOODS
+    from vae_jax.models import NETWORKS
     from vae_jax.objectives import OBJECTIVES
+    from vae_jax.posteriors import POSTERIORS
+    from vae_jax.priors import PRIORS
 
     assert {name: set(choices) for name, choices in module.OURS.items()} == {
         "data.source": set(SOURCES),
+        "model.network": set(NETWORKS),
+        "posterior.name": set(POSTERIORS),
+        "prior.name": set(PRIORS),
+        "likelihood.name": set(LIKELIHOODS),
         "objective.name": set(OBJECTIVES),
     }
 

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -103,7 +102,3 @@ def test_an_autoencoder_has_no_prior_to_sample_from(small_data):
     model = vae_jax.use(train.fit(config, small_data))
     assert model.sample is None
     assert set(model.encode(small_data.test.images)) == {"mu"}
-
-
-def test_pixels():
-    np.testing.assert_allclose(evaluate.pixels(jnp.array([0, 51, 255], jnp.uint8)), [0, 0.2, 1], rtol=2e-7)

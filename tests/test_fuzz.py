@@ -28,7 +28,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from vae_jax.cli import VERBS, _parse
-from vae_jax.config import Config, DataConfig, check_used, load_config, to_yaml
+from vae_jax.config import Config, DataConfig, check_used, from_namespace, load_config, to_yaml
 from vae_jax.data import Dataset, load
 from vae_jax.data.idx import read_idx
 from vae_jax.errors import UserError, printable
@@ -195,7 +195,7 @@ def check_config(found: Config | None, place: Path) -> None:
     again = place / "again.yaml"
     again.write_text(to_yaml(found), encoding="utf-8", errors="surrogatepass")
     assert load_config(again) == found
-    outcome(lambda: check_used(found), "data.", "objective.", "train.", "model.")
+    outcome(lambda: check_used(found), *(f"{name}." for name in SECTIONS))
 
 
 @fuzzed(1000)
@@ -234,7 +234,7 @@ def test_flags(place, given_flags):
     names = (*OPTIONS, *SECTIONS, "--", "config", "arguments", "train")
     options = outcome(lambda: _parse("train", VERBS["train"], arguments), *names)
     if options is not None:
-        check_config(Config(options.seed, options.data, options.model, options.objective, options.train), place)
+        check_config(from_namespace(options), place)
 
 
 # --- MNIST's files ---------------------------------------------------------------------------------------------------

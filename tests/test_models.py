@@ -1,8 +1,10 @@
 """The networks: sizes, names, quirks and initialisation."""
 
+import math
 import re
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +14,23 @@ import pytest
 from vae_jax.config import ModelConfig
 from vae_jax.errors import UserError
 from vae_jax.models import Variables, build, count_parameters
+from vae_jax.models.convolution import output_size
 from vae_jax.models.convolutional import plan
 from vae_jax.models.layers import ACTIVATIONS
+from vae_jax.models.residual import KERNEL, padding
+from vae_jax.models.residual import plan as residual_plan
 
-HEADS = ("mu", "log_var")
+HEADS = {"mu": 20, "log_var": 20}
 ARTICLE = ModelConfig()
 
 
-def run(config, shape, heads=HEADS, batch=3, **options):
+def heads_of(size):
+    return dict.fromkeys(HEADS, size)
+
+
+def run(config, shape, batch=3, outputs=1, **options):
     """Parameters, heads and decoded images of a fresh network."""
-    network = build(config, shape, heads)
+    network = build(config, shape, heads_of(config.latent), outputs)
     variables = network.init(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (batch, *shape))
 
@@ -99,12 +108,170 @@ def test_everything_is_switchable(changes):
         ({"activation": "swich"}, (32, 32, 1), r"model\.activation: .*found 'swich'"),
         ({"initialization": "zeros"}, (32, 32, 1), r"model\.initialization: .*found 'zeros'"),
         ({"network": "resnet"}, (32, 32, 1), r"model\.network: .*found 'resnet'"),
+        ({"network": "residual"}, (32, 28, 1), "model.network residual: expected a square image; found 32x28"),
+        ({"network": "residual"}, (8, 8, 1), "model.channels: expected at most 3 stages"),
+        ({"network": "mlp", "activation": "swich"}, (8, 8, 1), r"model\.activation: .*found 'swich'"),
         ({"precision": "float16"}, (32, 32, 1), r"model\.precision: .*bfloat16.*found 'float16'"),
     ],
 )
 def test_what_cannot_be_built_is_refused_with_the_reason(changes, shape, reason):
     with pytest.raises(UserError, match=reason):
         build(replace(ARTICLE, **changes), shape, HEADS)
+
+
+# --- Multi-layer perceptrons and residual networks --------------------------------------------------------------------
+
+
+def dense(*units):
+    """Parameters of fully connected layers, from the first's inputs to the last's outputs."""
+    return sum((inputs + 1) * outputs for inputs, outputs in pairwise(units))
+
+
+def test_burdas_network():
+    """784-200-200-(50, 50) and 50-200-200-784 (Burda et al. 2016, section 5)."""
+    config = ModelConfig(network="mlp", latent=50, layers=(200, 200), activation="tanh")
+    variables, heads, logits, _ = run(config, (28, 28, 1))
+    assert count_parameters(variables.params["encoder"]) == dense(784, 200, 200, 100)
+    assert count_parameters(variables.params["decoder"]) == dense(50, 200, 200, 784)
+    assert set(variables.params["encoder"]) == {"hidden", "fc_mu", "fc_log_var"}
+    assert {name: head.shape for name, head in heads.items()} == {"mu": (3, 50), "log_var": (3, 50)}
+    assert logits.shape == (3, 28, 28, 1)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_an_mlp_is_its_formula(gated):
+    config = ModelConfig(network="mlp", latent=3, layers=(7, 5), activation="tanh", gated=gated)
+    shape = (2, 3, 3)
+    variables, heads, logits, _ = run(config, shape, outputs=2)
+    encoder, decoder = (variables.params[part] for part in ("encoder", "decoder"))
+    gates = dense(18, 7, 5) + dense(3, 5, 7) if gated else 0
+    expected = dense(18, 7, 5, 6) + dense(3, 5, 7, 36) + gates
+    assert count_parameters(variables.params) == expected
+
+    def linear(layer, x):
+        return x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+
+    def hidden(layers, x):
+        for i in (1, 2):
+            h = linear(layers[f"fc{i}"], x)
+            x = h / (1 + np.exp(-linear(layers[f"gate{i}"], x))) if gated else np.tanh(h)
+        return x
+
+    images = np.asarray(jax.random.uniform(jax.random.key(1), (3, *shape)))
+    h = hidden(encoder["hidden"], images.reshape(3, -1))
+    for name, head in heads.items():
+        np.testing.assert_allclose(head, linear(encoder[f"fc_{name}"], h), rtol=1e-4, atol=1e-6)
+    h = hidden(decoder["hidden"], np.asarray(heads["mu"]))
+    np.testing.assert_allclose(logits, linear(decoder["fc_out"], h).reshape(3, 2, 3, 6), rtol=1e-4, atol=1e-6)
+
+
+RESIDUAL = ModelConfig(network="residual", latent=3, channels=(2, 3))
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "channels", "outputs"),
+    [
+        ("residual", 28, 1, 1),
+        ("residual", 33, 3, 2),
+        ("residual", 64, 1, 3),
+        ("residual", 5, 3, 1),
+        ("mlp", 33, 3, 2),
+    ],
+)
+def test_images_of_any_size_channels_and_outputs(network, size, channels, outputs):
+    config = replace(RESIDUAL, network=network, layers=(4,))
+    _, heads, logits, _ = run(config, (size, size, channels), batch=2, outputs=outputs)
+    assert logits.shape == (2, size, size, outputs * channels)
+    assert {name: head.shape for name, head in heads.items()} == {"mu": (2, 3), "log_var": (2, 3)}
+    assert np.isfinite(logits).all()
+    # A picture is not the same everywhere, nor for every latent.
+    assert np.asarray(logits).std((1, 2)).min() > 0
+    assert np.asarray(logits).std(0).max((0, 1)).min() > 0
+
+
+@pytest.mark.parametrize("blocks", [0, 2])
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_a_residual_networks_layers(blocks, batch_norm):
+    config = replace(RESIDUAL, blocks=blocks, batch_norm=batch_norm)
+    variables = jax.eval_shape(build(config, (7, 7, 1), heads_of(3), 2).init, jax.random.key(0))
+
+    def conv(side, inner, outer):
+        return side * side * inner * outer
+
+    norms = 2 * batch_norm
+    block = {width: 2 * (conv(3, width, width) + width * (1 + norms)) for width in (2, 3)}
+    stages = blocks * (block[2] + block[3]) + (2 + 3) * norms
+    encoder = conv(4, 1, 2) + 2 + conv(4, 2, 3) + 3 + stages + dense(3 * 2 * 2, 6)
+    decoder = dense(3, 3 * 2 * 2) + stages + conv(4, 3, 2) + 2 + conv(4, 2, 2) + 2
+    assert count_parameters(variables.params["encoder"]) == encoder
+    assert count_parameters(variables.params["decoder"]) == decoder
+    assert bool(variables.batch_stats) == batch_norm
+    assert {"fc_mu", "fc_log_var"} < set(variables.params["encoder"])
+
+
+@pytest.mark.parametrize("network", ["mlp", "residual"])
+def test_the_gradient_reaches_every_parameter_and_nothing_is_random(network):
+    """Not through a ReLU, which may happen to be off; without BatchNorm, which undoes the biases before it."""
+    config = replace(RESIDUAL, network=network, layers=(4, 5), gated=True, activation="tanh", batch_norm=False)
+    network = build(config, (6, 6, 1), heads_of(3))
+    variables = network.init(jax.random.key(0))
+    images = jax.random.uniform(jax.random.key(1), (2, 6, 6, 1))
+
+    @jax.jit
+    def gradient(params):
+        def both(autoencoder):
+            heads = autoencoder.encode(images)
+            return jnp.sin(autoencoder.decode(heads["mu"] + jnp.exp(heads["log_var"]))).sum()
+
+        return jax.value_and_grad(lambda params: network.apply(Variables(params, {}), both, train=True)[0])(params)
+
+    first, second = gradient(variables.params), gradient(variables.params)
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    for path, leaf in jax.tree.leaves_with_path(first[1]):
+        # What lies on a border can miss an image of no more pixels; most of each kernel cannot.
+        assert np.mean(np.asarray(leaf) != 0) > 0.5, path
+
+
+def test_a_residual_block_adds_to_what_it_is_given():
+    """With all of a block's last convolutions at 0, blocks are the identity: the network is the one without them."""
+    images = jax.random.uniform(jax.random.key(1), (2, 5, 5, 1))
+    with_blocks, without = (build(replace(RESIDUAL, blocks=blocks), (5, 5, 1), heads_of(3)) for blocks in (1, 0))
+    variables = with_blocks.init(jax.random.key(0))
+
+    def silent(path, leaf):
+        names = [each.key for each in path]
+        return 0 * leaf if names[1].startswith("block") and names[2] == "conv2" else leaf
+
+    def bare(tree):
+        return {
+            part: {name: layer for name, layer in layers.items() if "block" not in name}
+            for part, layers in tree.items()
+        }
+
+    def both(autoencoder):
+        heads = autoencoder.encode(images)
+        return heads, autoencoder.decode(heads["mu"])
+
+    variables = variables._replace(params=jax.tree.map_with_path(silent, variables.params))
+    found = jax.jit(partial(with_blocks.apply, function=both))(variables)[0]
+    variables = Variables(bare(variables.params), bare(variables.batch_stats))
+    expected = jax.jit(partial(without.apply, function=both))(variables)[0]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+def test_stages_halve_and_round_up(size):
+    most = math.ceil(math.log2(size))
+    sizes = residual_plan(replace(RESIDUAL, channels=(1,) * max(most, 1)), (size, size, 1)) if most else (1,)
+    assert sizes[-1] == 1
+    for before, after in pairwise(sizes):
+        assert after == math.ceil(before / 2)
+        # Not one pixel is left out, nor would the transposed convolution leave one at its bias.
+        assert output_size(before, KERNEL, 2, padding(before)) == after
+        reached = {2 * i - padding(before) + tap for i in range(after) for tap in range(KERNEL)}
+        assert reached >= set(range(before))
+    with pytest.raises(UserError, match=rf"at most {most} stages.*{size}x{size}; found {most + 1}"):
+        residual_plan(replace(RESIDUAL, channels=(1,) * (most + 1)), (size, size, 1))
 
 
 def test_pytorchs_initialisation():

@@ -124,7 +124,7 @@ def test_chunks_equal_one_scan_bit_for_bit(small_data):
     loop = train.make_loop(step, 16, 16)
     chunked = jax.tree.map(jnp.copy, state)
     for first, last in ((0, 1), (1, 4)):
-        chunked = loop(chunked, images, order, jnp.int32(0), keys.steps, jnp.int32(first), jnp.int32(last))
+        chunked = loop(chunked, images, None, order, jnp.int32(0), keys.steps, jnp.int32(first), jnp.int32(last))
     same(chunked, scanned)
 
 
@@ -176,7 +176,7 @@ def test_nothing_recompiles_after_the_first_epoch(small_data):
 def test_the_loop_moves_nothing_to_or_from_the_device(small_data):
     step, state, images = parts(CONFIG, small_data)
     keys = train.make_keys(0)
-    arguments = images, jnp.arange(70), jnp.int32(0), keys.steps, jnp.int32(0), jnp.int32(3)
+    arguments = images, None, jnp.arange(70), jnp.int32(0), keys.steps, jnp.int32(0), jnp.int32(3)
     loop = train.make_loop(step, 16, 16).lower(state, *arguments).compile()
     with jax.transfer_guard("disallow"):
         state = loop(state, *arguments)

@@ -67,6 +67,9 @@ class DataConfig:
         cache_dir: where downloads and resized images are kept; by default vae_jax in the user's cache folder.
         image_size: images are resized to image_size x image_size (bilinear).
         channels: 1 for grey, 3 for RGB.
+        treatment: of the levels 0 to 255 that an image has: grey (as they are, divided by 255), static (binarised once,
+            each pixel to 1 with its grey level's probability), dynamic (the same afresh each time an image is seen) or
+            dequantized (noise below one level added, for likelihoods of continuous values).
         validation: held out of the training images; below 1 a fraction, from 1 on a number of images.
         test: held out for testing where the source has no test split of its own; below 1 a fraction, from 1 on a
             number of images.
@@ -81,6 +84,7 @@ class DataConfig:
     cache_dir: str | None = None
     image_size: int = 32
     channels: int = 1
+    treatment: str = "grey"
     validation: float = 0.0
     test: float = 0.2
     skip_bad: bool = False
@@ -101,22 +105,29 @@ class ModelConfig:
     """The encoder and the decoder. The defaults are the article's network, quirks included.
 
     Attributes:
-        network: which pair of networks (vae_jax/models).
+        network: which pair of networks (vae_jax/models): convolutional (the article's), mlp or residual.
         latent: dimensions of the latent space z.
-        channels: feature maps of the encoder's convolutions, first to last; the decoder mirrors them.
+        classes: how many labels there are, if the networks are told each image's (the conditional VAE); 0 for none.
+        layers: units of an MLP's hidden layers, first to last; the decoder mirrors them.
+        gated: an MLP's layers are gated, each unit multiplied by another's sigmoid, and have no activation.
+        blocks: residual blocks after each of a residual network's changes of size.
+        channels: feature maps of the encoder's convolutions, or a residual network's stages, first to last; the
+            decoder mirrors them.
         kernel: side of every convolution's kernel.
         strides: of the encoder's convolutions, one for all or one each; the decoder mirrors them.
         paddings: of the encoder's convolutions, one each; null derives them from the image size.
         hidden: units of the linear layer between the convolutions and the heads.
         activation: after every layer but the last: leaky_relu (slope 0.01), relu, elu, gelu, silu or tanh.
-        batch_norm: BatchNorm after every convolution but the decoder's last.
+        batch_norm: BatchNorm after every convolution but the decoder's last, or before all but a residual encoder's
+            first.
         batch_norm_momentum: weight of the newest batch in the running statistics (PyTorch's convention).
         unbiased_running_variance: as PyTorch keeps it; false keeps the biased variance, as Flax does.
         hidden_activation: an activation after the hidden linear layer (the article has none).
         head_activation: an activation after the heads for mean and log-variance (the article has it).
         head_dropout: dropout rate after the heads (the article has 0.2; 0 for none).
         decoder_dropout: dropout rate after the decoder's linear layer.
-        initialization: pytorch (uniform in ±1/√fan_in, biases too) or lecun (Flax's: LeCun normal, biases 0).
+        initialization: pytorch (uniform in ±1/√fan_in, biases too), lecun (Flax's: LeCun normal, biases 0) or glorot
+            (uniform in ±√(6/(fan_in + fan_out)), biases 0).
         convolution: auto (matmul on a CPU, native elsewhere), native (XLA's) or matmul (im2col + matrix product).
         precision: of the networks' arithmetic: float32; tensorfloat32 (products rounded to 10 bits on hardware that
             has it, float32 elsewhere); or bfloat16 (activations and products; parameters, BatchNorm's statistics,
@@ -125,6 +136,10 @@ class ModelConfig:
 
     network: str = "convolutional"
     latent: int = 20
+    classes: int = 0
+    layers: tuple[int, ...] = (200, 200)
+    gated: bool = False
+    blocks: int = 1
     channels: tuple[int, ...] = (8, 16, 32, 64)
     kernel: int = 4
     strides: int | tuple[int, ...] = 2
@@ -146,6 +161,9 @@ class ModelConfig:
         _require(
             self,
             latent="[1, 65536]",
+            classes="[0, 65536]",
+            layers="[1, 65536]",
+            blocks="[0, 64]",
             channels="[1, 65536]",
             kernel="[1, 64]",
             strides="[1, 64]",
@@ -160,24 +178,128 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class PosteriorConfig:
+    """The approximate posterior q(z|x).
+
+    Attributes:
+        name: diagonal_gaussian, full_gaussian (with a full covariance), planar (a planar flow) or iaf (an inverse
+            autoregressive flow), see vae_jax/posteriors; or the import path of your own.
+        flows: steps of a flow.
+        hidden: units of each hidden layer of an inverse autoregressive flow's networks.
+        context: numbers that the encoder gives an inverse autoregressive flow beside its first Gaussian.
+    """
+
+    name: str = "diagonal_gaussian"
+    flows: int = 4
+    hidden: int = 64
+    context: int = 32
+
+    def __post_init__(self):
+        _require(self, flows="[1, 1024]", hidden="[1, 65536]", context="[1, 65536]")
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """The prior p(z).
+
+    Attributes:
+        name: standard_normal, mixture (of Gaussians), vamp (the posterior at learned pseudo-inputs) or flow (a
+            normalising flow of coupling layers), see vae_jax/priors; or the import path of your own.
+        components: of a mixture, or pseudo-inputs.
+        flows: coupling layers of a flow.
+        hidden: units of each hidden layer of a flow's networks.
+    """
+
+    name: str = "standard_normal"
+    components: int = 100
+    flows: int = 4
+    hidden: int = 64
+
+    def __post_init__(self):
+        _require(self, components="[1, 65536]", flows="[1, 1024]", hidden="[1, 65536]")
+
+
+@dataclass(frozen=True)
+class LikelihoodConfig:
+    """The likelihood p(x|z).
+
+    Attributes:
+        name: bernoulli, continuous_bernoulli, gaussian, discretized_logistic or discretized_logistic_mixture, see
+            vae_jax/likelihoods; or the import path of your own.
+        variance: of a Gaussian: fixed, shared (one for all pixels, learned) or pixel (one for each, from the decoder).
+        scale: a Gaussian's standard deviation where it is fixed, and where it starts otherwise; grey levels are 0 to 1.
+        components: of a mixture, for each pixel.
+    """
+
+    name: str = "bernoulli"
+    variance: str = "fixed"
+    scale: float = 0.1
+    components: int = 5
+
+    def __post_init__(self):
+        _require(self, scale="[0.001, 1000]", components="[1, 1024]")
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """What is minimised.
 
     Attributes:
-        name: vae (Bernoulli reconstruction + KL, nats per image), autoencoder (squared error, no sampling) or
-            denoising_autoencoder (the same from a corrupted input), see vae_jax/objectives.
+        name: vae (−ELBO), capacity_vae (the KL pulled to a growing capacity), iwae, miwae, piwae, ciwae (importance-
+            weighted bounds), autoencoder (squared error, no sampling) or denoising_autoencoder (the same from a
+            corrupted input), see vae_jax/objectives; or the import path of your own.
         beta: weight of the KL term in nats; 1 is the ELBO, others the β-VAE.
+        kl: analytic, sampled (one sample of log q(z|x) − log p(z)) or auto: analytic where there is a closed form.
+        gradient: standard; stl (sticking the landing: without the score of q) or dreg (doubly reparameterized).
+        schedule: of beta: constant, warmup (linear from 0) or cyclical (the same again and again).
+        warmup_epochs: of schedule warmup.
+        cycle_epochs: of schedule cyclical, the length of a cycle …
+        cycle_ratio: … and the part of it in which beta rises.
+        free_bits: nats of KL that cost nothing in each dimension, on the average of a batch.
+        capacity: of capacity_vae, the KL in nats that it grows to …
+        capacity_epochs: … over so many epochs …
+        capacity_weight: … and the weight of the distance from it.
+        samples: k of the importance-weighted bounds; in each group of miwae and piwae.
+        groups: of miwae and piwae, averaged over.
+        elbo_weight: of ciwae, between 0 (IWAE) and 1 (ELBO).
         corruption: of a denoising autoencoder's input: gaussian (added noise) or masking (pixels set to 0).
         corruption_level: the noise's standard deviation (grey levels are 0 to 1), or the fraction masked.
     """
 
     name: str = "vae"
     beta: float = 1.0
+    kl: str = "auto"
+    gradient: str = "standard"
+    schedule: str = "constant"
+    warmup_epochs: float = 10.0
+    cycle_epochs: float = 10.0
+    cycle_ratio: float = 0.5
+    free_bits: float = 0.0
+    capacity: float = 25.0
+    capacity_epochs: float = 50.0
+    capacity_weight: float = 100.0
+    samples: int = 5
+    groups: int = 4
+    elbo_weight: float = 0.5
     corruption: str = "gaussian"
     corruption_level: float = 0.3
 
     def __post_init__(self):
-        _require(self, beta="[0, inf)", corruption_level="[0, 1]")
+        _require(
+            self,
+            beta="[0, inf)",
+            warmup_epochs="(0, inf)",
+            cycle_epochs="(0, inf)",
+            cycle_ratio="(0, 1]",
+            free_bits="[0, inf)",
+            capacity="[0, inf)",
+            capacity_epochs="(0, inf)",
+            capacity_weight="[0, inf)",
+            samples="[1, 1000000]",
+            groups="[1, 1000000]",
+            elbo_weight="[0, 1]",
+            corruption_level="[0, 1]",
+        )
 
 
 @dataclass(frozen=True)
@@ -191,7 +313,8 @@ class TrainConfig:
         adam_b1: decay of Adam's first moment.
         adam_b2: decay of Adam's second moment.
         adam_eps: Adam's ε.
-        schedule: of the learning rate: constant, cosine or linear (both down to 0 at the end), or exponential.
+        schedule: of the learning rate: constant, cosine or linear (both down to 0 at the end), exponential, or burda
+            (stages of 1, 3, 9, 27, … epochs, at rates that fall tenfold from the first to the eighth).
         warmup_steps: steps in which the learning rate first rises linearly from 0.
         decay_rate: with schedule exponential, the factor per epoch.
         gradient_clip: largest global norm of a gradient, or null for no clipping.
@@ -272,6 +395,9 @@ class Config:
         seed: of everything random: initialisation, shuffling, noise and dropout.
         data: the images.
         model: the networks.
+        posterior: q(z|x).
+        prior: p(z).
+        likelihood: p(x|z).
         objective: what is minimised.
         train: how it is minimised.
         output: what is kept.
@@ -280,6 +406,9 @@ class Config:
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
@@ -288,22 +417,83 @@ class Config:
         _require(self, seed="[0, 4294967295]")
 
 
+BOUNDS = ("vae", "capacity_vae", "iwae", "miwae", "piwae", "ciwae")
+AUTOENCODERS = ("autoencoder", "denoising_autoencoder")
+CONVOLUTIONS = ("convolutional", "residual")
 # Options that only some choices look at: option, the option that chooses, and the choices.
 MEANT_FOR = (
     ("data.name", "data.source", ("tfds",)),
     ("data.path", "data.source", ("folder", "array")),
     ("data.manual_dir", "data.source", ("mnist", "fashion_mnist", "kmnist", "tfds")),
     ("data.skip_bad", "data.source", ("folder",)),
+    ("model.layers", "model.network", ("mlp",)),
+    ("model.gated", "model.network", ("mlp",)),
+    ("model.blocks", "model.network", ("residual",)),
+    ("model.channels", "model.network", CONVOLUTIONS),
+    ("model.convolution", "model.network", CONVOLUTIONS),
+    *(
+        (f"model.{option}", "model.network", ("convolutional",))
+        for option in (
+            "kernel",
+            "strides",
+            "paddings",
+            "hidden",
+            "hidden_activation",
+            "head_activation",
+            "head_dropout",
+            "decoder_dropout",
+        )
+    ),
+    *(
+        (f"model.{option}", "model.network", CONVOLUTIONS)
+        for option in ("batch_norm", "batch_norm_momentum", "unbiased_running_variance")
+    ),
+    ("model.activation", "model.gated", (False,)),
+    ("model.batch_norm_momentum", "model.batch_norm", (True,)),
+    ("posterior.name", "objective.name", BOUNDS),
+    ("posterior.flows", "posterior.name", ("planar", "iaf")),
+    ("posterior.hidden", "posterior.name", ("iaf",)),
+    ("posterior.context", "posterior.name", ("iaf",)),
+    ("prior.name", "objective.name", BOUNDS),
+    ("prior.components", "prior.name", ("mixture", "vamp")),
+    ("prior.flows", "prior.name", ("flow",)),
+    ("prior.hidden", "prior.name", ("flow",)),
+    ("likelihood.name", "objective.name", BOUNDS),
+    ("likelihood.variance", "likelihood.name", ("gaussian",)),
+    ("likelihood.scale", "likelihood.name", ("gaussian",)),
+    ("likelihood.components", "likelihood.name", ("discretized_logistic_mixture",)),
     ("objective.beta", "objective.name", ("vae",)),
+    ("objective.kl", "objective.name", ("vae", "capacity_vae")),
+    ("objective.gradient", "objective.name", ("vae", "iwae", "miwae")),
+    ("objective.schedule", "objective.name", ("vae",)),
+    ("objective.warmup_epochs", "objective.schedule", ("warmup",)),
+    ("objective.cycle_epochs", "objective.schedule", ("cyclical",)),
+    ("objective.cycle_ratio", "objective.schedule", ("cyclical",)),
+    ("objective.free_bits", "objective.name", ("vae",)),
+    ("objective.capacity", "objective.name", ("capacity_vae",)),
+    ("objective.capacity_epochs", "objective.name", ("capacity_vae",)),
+    ("objective.capacity_weight", "objective.name", ("capacity_vae",)),
+    ("objective.samples", "objective.name", ("iwae", "miwae", "piwae", "ciwae")),
+    ("objective.groups", "objective.name", ("miwae", "piwae")),
+    ("objective.elbo_weight", "objective.name", ("ciwae",)),
     ("objective.corruption", "objective.name", ("denoising_autoencoder",)),
     ("objective.corruption_level", "objective.name", ("denoising_autoencoder",)),
     ("train.decay_rate", "train.schedule", ("exponential",)),
-    ("model.batch_norm_momentum", "model.batch_norm", (True,)),
 )
-# Whoever registers a source or an objective of their own decides what it looks at.
+# Whoever registers a part of their own decides what it looks at.
 OURS = {
     "data.source": ("digits", "mnist", "fashion_mnist", "kmnist", "tfds", "folder", "array"),
-    "objective.name": ("vae", "autoencoder", "denoising_autoencoder"),
+    "model.network": ("convolutional", "mlp", "residual"),
+    "posterior.name": ("diagonal_gaussian", "full_gaussian", "planar", "iaf"),
+    "prior.name": ("standard_normal", "mixture", "vamp", "flow"),
+    "likelihood.name": (
+        "bernoulli",
+        "continuous_bernoulli",
+        "gaussian",
+        "discretized_logistic",
+        "discretized_logistic_mixture",
+    ),
+    "objective.name": (*BOUNDS, *AUTOENCODERS),
 }
 
 
@@ -627,7 +817,7 @@ def load_config(name: str | Path | None = None, **overrides: Any) -> Config:
 
 def from_namespace(found: Any) -> Config:
     """The configuration in a parsed namespace."""
-    return Config(found.seed, found.data, found.model, found.objective, found.train, found.output)
+    return Config(**{section.name: getattr(found, section.name) for section in fields(Config)})
 
 
 def to_yaml(config: Config) -> str:

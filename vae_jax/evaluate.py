@@ -11,28 +11,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.typing import ArrayLike
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, UInt8
 
-from vae_jax import posteriors, priors
-from vae_jax.config import Config
+from vae_jax.composition import Composition
+from vae_jax.config import BOUNDS, Config
 from vae_jax.errors import UserError
 from vae_jax.feed import Feed
-from vae_jax.likelihoods import pixel_mean
-from vae_jax.models import Autoencoder, Network, Variables
-from vae_jax.objectives import Objective, Terms, bind
+from vae_jax.models import Variables
+from vae_jax.objectives import Model as Bound
+from vae_jax.objectives import Objective, Terms
+from vae_jax.posteriors import Heads, Latents
 
 BATCH = 250  # images at a time; no result depends on it but through the noise, which is drawn for each batch
 
 Evaluator = Callable[[Variables, Key[Array, ""]], Terms]
 
 
-def pixels(images: UInt8[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """Grey levels 0 to 255 as [0, 1]."""
-    return images.astype(float) / 255
-
-
-def _in_batches(function: Callable[..., Any], count: int, *arrays: Array, first: Int[Array, ""] | int = 0) -> Any:
+def in_batches(function: Callable[..., Any], count: int, *arrays: Array | None, first: Int[Array, ""] | int = 0) -> Any:
     """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, joined again."""
     batches = -(-count // BATCH)
     # The last batch is filled up by repeating the last image; the surplus is cut off again.
@@ -40,7 +36,7 @@ def _in_batches(function: Callable[..., Any], count: int, *arrays: Array, first:
 
     def body(_, number_and_index):
         number, index = number_and_index
-        return None, function(number, *(array[index] for array in arrays))
+        return None, function(number, *(None if array is None else array[index] for array in arrays))
 
     _, results = lax.scan(body, None, (first + jnp.arange(batches), index))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], results)
@@ -48,10 +44,11 @@ def _in_batches(function: Callable[..., Any], count: int, *arrays: Array, first:
 
 def make_evaluator(
     config: Config,
-    network: Network,
+    network: Composition,
     objective: Objective,
     images: UInt8[np.ndarray, "images h w c"],
     latent: str = "sample",
+    labels: Int[np.ndarray, " images"] | None = None,
 ) -> Evaluator:
     """(variables, key) -> the objective's terms for each of these images, (images,) each.
 
@@ -60,37 +57,68 @@ def make_evaluator(
         network: built from it.
         objective: built from it.
         images: to evaluate on.
-        latent: "sample" draws z from the posterior, one sample an image; "mean" takes its mean.
+        latent: "sample" draws z from the posterior; "mean" takes its mean (of a flow, its centre).
+        labels: of the images, where the model is told them.
     """
     if latent not in ("sample", "mean"):
         raise UserError(f"--latent: expected sample or mean; found {latent!r}")
-    sample = objective.posterior.sample if latent == "sample" else posteriors.mean
-    feed = Feed(images, config.train.shard_images, BATCH)
+    if latent == "mean" and _sampled(config, network):
+        why = "since the KL of this objective, posterior and prior is taken from samples"
+        raise UserError(f"--latent: expected sample, {why}; found mean")
+    feed = Feed(images, config.train.shard_images, BATCH, labels)
 
     @jax.jit
     def evaluate_shard(
-        variables: Variables, images: UInt8[Array, "images h w c"], first: Int[Array, ""], key: Key[Array, ""]
+        variables: Variables,
+        images: UInt8[Array, "images h w c"],
+        labels: Int[Array, " images"] | None,
+        first: Int[Array, ""],
+        key: Key[Array, ""],
     ) -> Terms:
-        def batch(number, images):
-            def terms(autoencoder: Autoencoder) -> Terms:
-                model = bind(autoencoder, sample)
-                return objective.terms(jax.random.fold_in(key, number), model, pixels(images), config.objective)
+        def batch(number, images, labels):
+            batch_key = jax.random.fold_in(key, number)
+            treated = network.treat(jax.random.fold_in(batch_key, 2), images)  # as in training, apart from a split
 
-            return network.apply(variables, terms)[0]
+            def terms(model: Bound) -> Terms:
+                if latent == "mean":
+                    model = model._replace(sample=_centered(network, variables))
+                return objective.terms(batch_key, model, treated, config.objective)
 
-        return _in_batches(batch, len(images), images, first=first)
+            return network.apply(variables, terms, labels=labels)[0]
+
+        return in_batches(batch, len(images), images, labels, first=first)
 
     def evaluate(variables: Variables, key: Key[Array, ""]) -> Terms:
         parts = [
             jax.tree.map(
                 lambda part, count=shard.last - shard.first: part[:count],
-                evaluate_shard(variables, shard.images, jnp.int32(shard.first // BATCH), key),
+                evaluate_shard(variables, shard.images, shard.labels, jnp.int32(shard.first // BATCH), key),
             )
             for shard in feed.shards()
         ]
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
 
     return evaluate
+
+
+def _sampled(config: Config, network: Composition) -> bool:
+    """Whether the loss is made of log q(z|x) at samples, so that no single z can stand for them."""
+    objective = config.objective
+    if objective.name not in ("vae", "capacity_vae"):
+        return objective.name in BOUNDS
+    closed = network.posterior.kl is not None and network.prior.standard
+    return objective.kl == "sampled" or objective.gradient == "stl" or not closed
+
+
+def _centered(network: Composition, variables: Variables) -> Callable[..., tuple[Array, Array]]:
+    """`Model.sample` that gives the posterior's centre, and log q there; the key is not used."""
+
+    def sample(key: Key[Array, ""], heads: Heads, samples: int | None = None) -> tuple[Array, Array]:
+        z, log_q = network.center(variables, heads)
+        repeats = () if samples is None else (samples,)
+        return jnp.broadcast_to(z, (*repeats, *z.shape)), jnp.broadcast_to(log_q, (*repeats, *log_q.shape))
+
+    return sample
 
 
 def means(terms: Terms) -> tuple[float, float, float]:
@@ -102,46 +130,109 @@ def means(terms: Terms) -> tuple[float, float, float]:
 class Model(NamedTuple):
     """A trained model in use: pure, compiled functions of arrays.
 
+    Where the model is told labels (`model.classes`), each function takes them too, (n,): `encode(images, labels)`.
+
     Attributes:
-        encode: uint8 images (n, height, width, channels) -> {"mu", and "log_var" for a VAE}, each (n, latent);
-            a UserError for images of another type.
+        encode: uint8 images (n, height, width, channels) -> {"mu", and "log_var" for a VAE}, each (n, latent), and
+            whatever else the posterior is made of; a UserError for images of another type. "mu" is the posterior's
+            mean (of a flow, its centre).
         decode: z (n, latent) -> pictures (n, height, width, channels) in [0, 1].
-        reconstruct: uint8 images -> pictures decoded from the posterior's mean.
+        reconstruct: uint8 images -> pictures decoded from "mu".
         sample: (key, n) -> pictures decoded from the prior; None for an autoencoder, which has no prior.
         latent: dimensions of z.
     """
 
-    encode: Callable[[ArrayLike], dict[str, Float[Array, "n latent"]]]
-    decode: Callable[[ArrayLike], Float[Array, "n h w c"]]
-    reconstruct: Callable[[ArrayLike], Float[Array, "n h w c"]]
-    sample: Callable[[Key[Array, ""], int], Float[Array, "n h w c"]] | None
+    encode: Callable[..., dict[str, Float[Array, "n _"]]]
+    decode: Callable[..., Float[Array, "n h w c"]]
+    reconstruct: Callable[..., Float[Array, "n h w c"]]
+    sample: Callable[..., Float[Array, "n h w c"]] | None
     latent: int
 
 
-def make_model(config: Config, network: Network, objective: Objective, variables: Variables) -> Model:
+def make_model(network: Composition, objective: Objective, variables: Variables) -> Model:
     """The model with these variables, ready for use."""
 
+    def check(count: int, labels: Any) -> Any:
+        if labels is None or isinstance(labels, Tracer):  # a model that is told labels refuses none itself
+            return labels
+        if not network.classes:
+            raise UserError("labels: expected none, since the model is told none (model.classes 0); found some")
+        labels = np.asarray(labels)
+        if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+            raise UserError(f"labels: expected {count} whole numbers; found {labels.dtype} of shape {labels.shape}")
+        if not 0 <= labels.min(initial=0) <= labels.max(initial=0) < network.classes:
+            found = f"{labels.min()} to {labels.max()}"
+            raise UserError(f"labels: expected numbers from 0 to {network.classes - 1}; found {found}")
+        return jnp.asarray(labels, jnp.int32)
+
     @jax.jit
-    def encode(images):
+    def encode_told(images: Any, labels: Any) -> dict[str, Array]:
+        def batch(number, images, labels):
+            treated = network.treat(jax.random.fold_in(jax.random.key(0), number), images)
+            heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
+            return {**heads, "mu": network.center(variables, heads)[0]}
+
+        return in_batches(batch, len(images), images, labels)
+
+    @jax.jit
+    def decode_told(z: Any, labels: Any) -> Array:
+        def batch(_, z, labels):
+            return network.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
+
+        return in_batches(batch, len(z), z, labels)
+
+    def encode(images: Any, labels: Any = None) -> dict[str, Array]:
         if images.dtype != jnp.uint8:
             raise UserError(f"images: expected uint8 levels 0 to 255; found {images.dtype}")
+        return encode_told(jnp.asarray(images), check(len(images), labels))
 
-        def batch(_, images):
-            return network.apply(variables, lambda autoencoder: autoencoder.encode(pixels(images)))[0]
+    def decode(z: Any, labels: Any = None) -> Array:
+        return decode_told(jnp.asarray(z), check(len(z), labels))
 
-        return _in_batches(batch, len(images), jnp.asarray(images))
+    def reconstruct(images: Any, labels: Any = None) -> Array:
+        return decode(encode(images, labels)["mu"], labels)
+
+    def sample(key: Key[Array, ""], n: int, labels: Any = None) -> Array:
+        return decode(network.sample_prior(variables, key, n), labels)
+
+    return Model(encode, decode, reconstruct, sample if objective.generative else None, network.latent)
+
+
+class Posteriors(NamedTuple):
+    """What the encoder makes of images, with one z drawn for each.
+
+    Attributes:
+        heads: of the posterior, each (images, size).
+        centers: the posteriors' centres, (images, latent).
+        z: drawn from each, (images, latent); of an autoencoder its code.
+        log_q: log q(z|x) of it, (images,), in nats; 0 for an autoencoder.
+        log_p: log p(z), (images,), in nats; of no meaning for an autoencoder.
+    """
+
+    heads: Heads
+    centers: Latents
+    z: Latents
+    log_q: Float[Array, " images"]
+    log_p: Float[Array, " images"]
+
+
+def make_posteriors(network: Composition, variables: Variables) -> Callable[..., Posteriors]:
+    """(key, uint8 images, labels=None) -> Posteriors; labels where the model is told them."""
 
     @jax.jit
-    def decode(z):
-        def batch(_, z):
-            return pixel_mean(network.apply(variables, lambda autoencoder: autoencoder.decode(z))[0])
+    def posteriors(key: Key[Array, ""], images: Any, labels: Any = None) -> Posteriors:
+        def batch(number, images, labels):
+            batch_key = jax.random.fold_in(key, number)
+            treated = network.treat(jax.random.fold_in(batch_key, 2), images)  # as in training, apart from a split
 
-        return _in_batches(batch, len(z), jnp.asarray(z))
+            def look(model: Bound) -> Posteriors:
+                heads = model.encode(treated)
+                z, log_q = model.sample(batch_key, heads)
+                return Posteriors(heads, heads["mu"], z, log_q, model.log_prior(z))
 
-    def reconstruct(images):
-        return decode(encode(images)["mu"])
+            found = network.apply(variables, look, labels=labels)[0]
+            return found._replace(centers=network.center(variables, found.heads)[0])
 
-    def sample(key, n):
-        return decode(priors.standard_normal_sample(key, n, config.model.latent))
+        return in_batches(batch, len(images), jnp.asarray(images), labels)
 
-    return Model(encode, decode, reconstruct, sample if objective.generative else None, config.model.latent)
+    return posteriors

@@ -19,12 +19,14 @@ class Shard(NamedTuple):
         first: the first place.
         last: the place after the last.
         images: uint8, (images, height, width, channels).
+        labels: theirs, (images,), if the feed was given any.
         order: where in `images` the image of each place is, from the first place on.
     """
 
     first: int
     last: int
     images: UInt8[Array, "images h w c"]
+    labels: Int[Array, " images"] | None
     order: Int[Array, " places"]
 
 
@@ -37,7 +39,13 @@ def fits(images: UInt8[np.ndarray, "images h w c"]) -> bool:
 class Feed:
     """Brings images to the device in a given order."""
 
-    def __init__(self, images: UInt8[np.ndarray, "images h w c"], shard_images: int, multiple: int):
+    def __init__(
+        self,
+        images: UInt8[np.ndarray, "images h w c"],
+        shard_images: int,
+        multiple: int,
+        labels: Int[np.ndarray, " images"] | None = None,
+    ):
         """Takes the images.
 
         Args:
@@ -45,6 +53,7 @@ class Feed:
             shard_images: so many in a shard, of which up to three are on the device: in use, loaded and done with;
                 0 for all if they fit, and otherwise for shards of an eighth of what may be filled.
             multiple: a shard holds a multiple of so many images, twice as many at least.
+            labels: of the images, if they are wanted too.
         """
         if not shard_images and not fits(images):
             limit = jax.local_devices()[0].memory_stats()["bytes_limit"]
@@ -54,6 +63,7 @@ class Feed:
         self.images, self.size = images, size if shard_images and size < len(images) else 0
         # With shards every one has the same shape, so that one compiled program serves all.
         self._resident = None if self.size else jnp.asarray(images)
+        self._labels = None if labels is None else np.asarray(labels, np.int32)
         self._places = jnp.arange(self.size or len(images), dtype=jnp.int32)
 
     @property
@@ -65,19 +75,22 @@ class Feed:
         """The images from place `first` of the order on; without an order as they come."""
         count = len(self.images)
         if self._resident is not None:
-            yield Shard(0, count, self._resident, self._places if order is None else order)
+            labels = None if self._labels is None else jnp.asarray(self._labels)
+            yield Shard(0, count, self._resident, labels, self._places if order is None else order)
             return
         rows = np.arange(count) if order is None else np.asarray(order)
 
         def load(place: int) -> Any:
             chosen = rows[place : place + self.size]
             # The last shard is filled up with images that are not used.
-            return jax.device_put(self.images[np.pad(chosen, (0, self.size - len(chosen)), "edge")])
+            chosen = np.pad(chosen, (0, self.size - len(chosen)), "edge")
+            labels = None if self._labels is None else self._labels[chosen]
+            return jax.device_put((self.images[chosen], labels))
 
         with ThreadPoolExecutor(1) as pool:
             loading = pool.submit(load, first)
             for place in range(first, count, self.size):
-                images = loading.result()
+                images, labels = loading.result()
                 if place + self.size < count:
                     loading = pool.submit(load, place + self.size)
-                yield Shard(place, min(place + self.size, count), images, self._places)
+                yield Shard(place, min(place + self.size, count), images, labels, self._places)

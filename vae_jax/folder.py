@@ -109,11 +109,18 @@ def writing(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that no half-written one is ever seen."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside this one to write to, which takes its place at the end: no half-written one is ever seen."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that no half-written one is ever seen."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -13,12 +13,19 @@ def _steps(config: TrainConfig, epoch: int) -> int:
     return max(1, config.epochs * epoch - config.warmup_steps)
 
 
+STAGES = 8  # of the schedule "burda"; the last one has no end
+
 # Each gives the schedule after the warm-up, from the configuration and the steps in an epoch.
 SCHEDULES: dict[str, Callable[[TrainConfig, int], optax.Schedule]] = {
     "constant": lambda config, epoch: optax.constant_schedule(config.learning_rate),
     "cosine": lambda config, epoch: optax.cosine_decay_schedule(config.learning_rate, _steps(config, epoch)),
     "linear": lambda config, epoch: optax.linear_schedule(config.learning_rate, 0.0, _steps(config, epoch)),
     "exponential": lambda config, epoch: optax.exponential_decay(config.learning_rate, epoch, config.decay_rate),
+    # Burda et al. 2016, section 5: 3^i epochs at the learning rate times 10^(-i/7); the paper has i from 0 to 7.
+    "burda": lambda config, epoch: optax.join_schedules(
+        [optax.constant_schedule(config.learning_rate * 10 ** (-stage / 7)) for stage in range(STAGES)],
+        [epoch * (3 ** (stage + 1) - 1) // 2 for stage in range(STAGES - 1)],
+    ),
 }
 ENDING = ("cosine", "linear")  # these depend on how many epochs there will be
 

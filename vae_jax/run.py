@@ -29,6 +29,7 @@ import numpy as np
 
 import vae_jax
 from vae_jax import figures, models, optimizer
+from vae_jax.composition import build
 from vae_jax.config import Config, check_used, to_yaml
 from vae_jax.data import Dataset
 from vae_jax.errors import Diverged, Stopped, UserError
@@ -39,11 +40,11 @@ from vae_jax.train import (
     Progress,
     Trained,
     TrainState,
-    build,
     fit,
     make_keys,
     start,
     start_from,
+    told,
 )
 
 if TYPE_CHECKING:
@@ -256,7 +257,7 @@ def _restore(
 def use(trained: Trained) -> Model:
     """The trained model ready for use: encode, decode, reconstruct and sample, compiled."""
     network, objective = build(trained.config, trained.image_shape)
-    return make_model(trained.config, network, objective, trained.state.variables)
+    return make_model(network, objective, trained.state.variables)
 
 
 def _delete(folder: Path) -> None:
@@ -290,7 +291,7 @@ def _earlier(config: Config, data: Dataset, folder: Path, report: Callable[[str]
             f"{folder}: the run was trained on {earlier.images} images, found {len(data.train)}; a run continues "
             f"on the same data only"
         )
-    if earlier.digest != _digest(data):
+    if earlier.digest != _digest(config, data):
         raise UserError(f"{folder}: the run was trained on other images; a run continues on the same data only")
     begun = -(-int(earlier.state.step) // -(-earlier.images // config.train.batch_size))
     if begun > config.train.epochs:
@@ -306,9 +307,12 @@ def _epochs(folder: Path) -> int:
         return 0
 
 
-def _digest(data: Dataset) -> str:
-    """Tells one set of training images from another."""
-    return hashlib.sha256(np.ascontiguousarray(data.train.images).data).hexdigest()
+def _digest(config: Config, data: Dataset) -> str:
+    """Tells one set of training images from another, with their labels where the model is told them."""
+    digest = hashlib.sha256(np.ascontiguousarray(data.train.images).data)
+    if (labels := told(config, data.train)) is not None:
+        digest.update(np.ascontiguousarray(labels).data)
+    return digest.hexdigest()
 
 
 def _check_same(config: Config, earlier: Config, folder: Path) -> None:
@@ -347,12 +351,12 @@ class _Recorder:
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         self.network, self.objective = build(config, data.image_shape)
-        self.digest = _digest(data)
+        self.digest = _digest(config, data)
         self.best_by = "test_loss" if data.validation is None else "validation_loss"
 
         @jax.jit
-        def reconstruct(variables, images):
-            return make_model(config, self.network, self.objective, variables).reconstruct(images)
+        def reconstruct(variables, images, labels):
+            return make_model(self.network, self.objective, variables).reconstruct(images, labels)
 
         self._reconstruct = reconstruct
 
@@ -399,7 +403,9 @@ class _Recorder:
         # Before the checkpoint: a run that goes on from there does not come by here again.
         if number % output.figure_every == 0 or number == self.config.train.epochs:
             shown = self.data.test.images[: output.figure_images]
-            below = np.asarray(self._reconstruct(state.variables, jnp.asarray(shown)))
+            labels = told(self.config, self.data.test)
+            labels = None if labels is None else jnp.asarray(labels[: output.figure_images])
+            below = np.asarray(self._reconstruct(state.variables, jnp.asarray(shown), labels))
             figures.pairs(self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png", shown / 255, below)
         self.history.append(epoch)
         self._save(state, self.history, epoch[self.best_by])
@@ -421,12 +427,12 @@ class _Recorder:
 
     def finish(self, trained: Trained, seconds: float) -> None:
         config, history = trained.config, trained.history
-        use = make_model(config, self.network, self.objective, trained.state.variables)
+        use = make_model(self.network, self.objective, trained.state.variables)
         folder = self.folder / "figures"
         figures.loss_curve(folder / "loss.png", history, self.objective.unit)
         if use.sample:
             _draw_samples(self.folder, config, use)
-        if config.model.latent == 2:
+        if config.model.latent == 2 and not config.model.classes:
             draw_latent_plane(folder / "latent_plane.png", use, self.data)
         write_text(self.folder / "summary.json", json.dumps(self._summary(trained, seconds), indent=2) + "\n")
 
@@ -465,7 +471,8 @@ def _draw_samples(folder: Path, config: Config, model: Model) -> None:
     """The picture of samples from the prior in a run folder."""
     assert model.sample is not None
     count = config.output.figure_images
-    pictures = np.asarray(model.sample(make_keys(config.seed).samples, count))
+    labels = jnp.arange(count) % config.model.classes if config.model.classes else None
+    pictures = np.asarray(model.sample(make_keys(config.seed).samples, count, labels))
     figures.grid(folder / "figures" / "samples.png", pictures, columns=max(1, int(count**0.5)))
 
 

@@ -17,14 +17,15 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
-from vae_jax import memory, models, objectives, optimizer
+from vae_jax import memory, models, optimizer
+from vae_jax.composition import Composition, build
 from vae_jax.config import Config
-from vae_jax.data.dataset import Dataset
+from vae_jax.data.dataset import Dataset, Split
 from vae_jax.errors import Diverged, UserError
-from vae_jax.evaluate import make_evaluator, means, pixels
+from vae_jax.evaluate import make_evaluator, means
 from vae_jax.feed import Feed
-from vae_jax.models import Network, Variables
-from vae_jax.objectives import Objective, Terms
+from vae_jax.models import Variables
+from vae_jax.objectives import Model, Objective, Terms
 from vae_jax.registry import lookup
 
 REDUCTIONS = {"sum": jnp.sum, "mean": jnp.mean}
@@ -69,6 +70,11 @@ def step_keys(key: Key[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
     return objective, dropout
 
 
+def treatment_key(key: Key[Array, ""]) -> Key[Array, ""]:
+    """Of one step: for what is done to its images."""
+    return jax.random.fold_in(key, 2)  # not among those of `step_keys`
+
+
 def epoch_order(key: Key[Array, ""], epoch: Int[Array, ""], images: int) -> Int[Array, " images"]:
     """The order in which an epoch, counted from 0, takes the training images; `key` is the run's for shuffling."""
     return jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(images, dtype=jnp.int32))
@@ -108,38 +114,34 @@ class Trained(NamedTuple):
     history: list[dict[str, Any]]
 
 
-def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Network, Objective]:
-    """The configured network and objective.
-
-    Raises:
-        UserError: if the configuration does not fit together.
-    """
-    objective = objectives.get(config.objective)
-    return models.build(config.model, image_shape, objective.posterior.heads), objective
-
-
 def make_step(
-    config: Config, network: Network, objective: Objective, transformation: optax.GradientTransformation
+    config: Config, network: Composition, objective: Objective, transformation: optax.GradientTransformation
 ) -> Callable[..., tuple[Variables, PyTree, Float[Array, "3"]]]:
-    """One pure update: (variables, opt_state, images, key) -> (variables, opt_state, sums of loss, parts).
+    """One pure update: (variables, opt_state, images, key, labels=None, epoch=inf) -> (variables, opt_state, sums).
 
-    `images` is uint8, (batch, height, width, channels); the step's sums are over the batch. With
+    `images` is uint8, (batch, height, width, channels), `labels` (batch,) where the model is told them, and `epoch` how
+    many the run has trained, with the fraction; the step's sums, of the loss and its parts, are over the batch. With
     `train.skip_nonfinite` an update whose loss or gradient is not finite changes nothing, and its sums are NaN.
     """
     reduce = lookup(REDUCTIONS, config.train.reduction, "train.reduction")
 
     def step(
-        variables: Variables, opt_state: PyTree, images: UInt8[Array, "batch h w c"], key: Key[Array, ""]
+        variables: Variables,
+        opt_state: PyTree,
+        images: UInt8[Array, "batch h w c"],
+        key: Key[Array, ""],
+        labels: Int[Array, " batch"] | None = None,
+        epoch: Float[Array, ""] | float = jnp.inf,
     ) -> tuple[Variables, PyTree, Float[Array, "3"]]:
         objective_key, dropout_key = step_keys(key)
-        targets = pixels(images)
+        targets = network.treat(treatment_key(key), images)
 
         def loss(params: PyTree) -> tuple[Array, tuple[Variables, Terms]]:
-            def terms(autoencoder: models.Autoencoder) -> Terms:
-                model = objectives.bind(autoencoder, objective.posterior.sample)
+            def terms(model: Model) -> Terms:
                 return objective.terms(objective_key, model, targets, config.objective)
 
-            found, updated = network.apply(variables._replace(params=params), terms, dropout_key, train=True)
+            then = variables._replace(params=params)
+            found, updated = network.apply(then, terms, dropout_key, train=True, labels=labels, epoch=epoch)
             return reduce(found.loss), (updated, found)
 
         gradient, (updated, found) = jax.grad(loss, has_aux=True)(variables.params)
@@ -161,7 +163,9 @@ def _finite(tree: PyTree) -> Bool[Array, ""]:
 
 
 def make_loop(step: Callable[..., Any], stride: int, size: int) -> Any:
-    """Steps first … last−1 of an epoch as one compiled call: (state, images, order, start, key, first, last) -> state.
+    """Steps first … last−1 of an epoch as one compiled call.
+
+    (state, images, labels, order, start, key, first, last) -> state; labels are None where the model is told none.
 
     Step i takes the `size` images from place i·stride on of the epoch's permutation, of which `order` holds the
     places from `start` on. The bounds are arguments, so one compilation serves calls of any length (lax.scan would
@@ -171,6 +175,7 @@ def make_loop(step: Callable[..., Any], stride: int, size: int) -> Any:
     def loop(
         state: TrainState,
         images: UInt8[Array, "images h w c"],
+        labels: Int[Array, " images"] | None,
         order: Int[Array, " places"],
         start: Int[Array, ""],
         key: Key[Array, ""],
@@ -178,9 +183,11 @@ def make_loop(step: Callable[..., Any], stride: int, size: int) -> Any:
         last: Int[Array, ""],
     ) -> TrainState:
         def body(i: Int[Array, ""], state: TrainState) -> TrainState:
-            batch = images[lax.dynamic_slice_in_dim(order, i * stride - start, size)]
-            step_key = jax.random.fold_in(key, state.step)
-            variables, opt_state, sums = step(state.variables, state.opt_state, batch, step_key)
+            chosen = lax.dynamic_slice_in_dim(order, i * stride - start, size)
+            batch, step_key = images[chosen], jax.random.fold_in(key, state.step)
+            epoch = state.step / len(state.sums)
+            told = None if labels is None else labels[chosen]
+            variables, opt_state, sums = step(state.variables, state.opt_state, batch, step_key, told, epoch)
             return TrainState(state.step + 1, variables, opt_state, state.sums.at[i].set(sums))
 
         return lax.fori_loop(first, last, body, state)
@@ -195,7 +202,7 @@ def check_batches(config: Config, images: int) -> None:
         UserError: if a batch of the epoch would hold one image only.
     """
     size = config.train.batch_size
-    if not config.model.batch_norm or (size > 1 and images % size != 1):
+    if not config.model.batch_norm or config.model.network == "mlp" or (size > 1 and images % size != 1):
         return
     found = "a batch of one image" if size == 1 else f"a last batch of one image ({images} images in batches of {size})"
     raise UserError(
@@ -219,6 +226,31 @@ def check_parameters(config: Config, image_shape: tuple[int, int, int]) -> None:
 def _check_memory(needed: int, what: str) -> None:
     if jax.default_backend() == "cpu":  # where too much ends the process without a word; elsewhere jax tells
         memory.check(needed, what)
+
+
+def told(config: Config, split: Split) -> np.ndarray | None:
+    """The labels of a split's images, where the model is told them."""
+    return split.labels if config.model.classes else None
+
+
+def check_labels(config: Config, data: Dataset) -> None:
+    """Refuses images without the labels that the model is to be told.
+
+    Raises:
+        UserError: naming what was expected and found.
+    """
+    if not config.model.classes:
+        return
+    for name, split in (("training", data.train), ("test", data.test), ("validation", data.validation)):
+        if split is None:
+            continue
+        if split.labels is None:
+            raise UserError(f"model.classes: expected {name} images with labels; found none in {data.name}")
+        if not 0 <= split.labels.min(initial=0) <= split.labels.max(initial=0) < config.model.classes:
+            raise UserError(
+                f"model.classes: expected labels from 0 to {config.model.classes - 1} in {data.name}; found "
+                f"{split.labels.min()} to {split.labels.max()} among its {name} images"
+            )
 
 
 def start(config: Config, image_shape: tuple[int, int, int], images: int) -> TrainState:
@@ -285,17 +317,20 @@ def fit(
     state, history = resume or (start(config, data.image_shape, count), [])
     # Copied, since the loop takes its argument's buffers over: the caller's state survives, and so does his list.
     state, history = jax.tree.map(jnp.copy, state), list(history)
-    feed = Feed(data.train.images, config.train.shard_images, batch_size)
-    evaluators = {"test": make_evaluator(config, network, objective, data.test.images)}
-    if data.validation is not None:
-        evaluators["validation"] = make_evaluator(config, network, objective, data.validation.images)
+    check_labels(config, data)
+    feed = Feed(data.train.images, config.train.shard_images, batch_size, told(config, data.train))
+    evaluators = {
+        name: make_evaluator(config, network, objective, split.images, labels=told(config, split))
+        for name, split in (("test", data.test), ("validation", data.validation))
+        if split is not None
+    }
 
     began = time.perf_counter()
     shuffle = jax.jit(partial(epoch_order, images=count))
     finite = jax.jit(_finite)
     zero = jnp.int32(0)
-    shard = jax.ShapeDtypeStruct(feed.shape, jnp.uint8), jax.ShapeDtypeStruct(feed.shape[:1], jnp.int32)
-    arguments = (state, *shard, zero, keys.steps, zero, zero)
+    images, numbers = jax.ShapeDtypeStruct(feed.shape, jnp.uint8), jax.ShapeDtypeStruct(feed.shape[:1], jnp.int32)
+    arguments = (state, images, numbers if config.model.classes else None, numbers, zero, keys.steps, zero, zero)
     # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled loop).
     parts = [
         (end, size, make_loop(step, batch_size, size).lower(*arguments).compile())
@@ -320,7 +355,8 @@ def fit(
                 while done < min(end, shard_end):
                     length = min(chunk, min(end, shard_end) - done)
                     bounds = jnp.int32(done), jnp.int32(done + length)
-                    state = loop(state, shard.images, shard.order, jnp.int32(shard.first), keys.steps, *bounds)
+                    place = shard.images, shard.labels, shard.order, jnp.int32(shard.first)
+                    state = loop(state, *place, keys.steps, *bounds)
                     jax.block_until_ready(state)
                     elapsed = time.perf_counter() - began
                     if not config.train.chunk_steps and length == chunk and size == batch_size:

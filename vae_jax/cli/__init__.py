@@ -5,6 +5,7 @@ jax is imported only once a command has its arguments, so that help and refusals
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from vae_jax.folder import check_folder, check_writable, user_cache
 
 PRINT_CONFIG = "--print_config"
 COMPILED_LIMIT = 1 << 30  # bytes of compiled programs kept; the ones not used for longest go first
+# What jsonargparse says of a flag without a section.
+NO_NUMBER = re.compile(r"""Parser key "(\w+)": Expected a <class '(int|float)'>\. Got value: (.*)""", re.DOTALL)
 VERBS = {**train.VERBS, **use.VERBS, **exchange.VERBS, **compare.VERBS}
 
 
@@ -138,6 +141,11 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
     try:
         options = read(parser, arguments)
     except UserError as error:
+        if found := NO_NUMBER.fullmatch(str(error)):
+            key, kind, value = found.groups()
+            option = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
+            number = "a whole number" if kind == "int" else "a number"
+            raise UserError(f"{option}: expected {number}; found {value}") from error
         if "arguments are required" not in str(error):
             raise
         raise UserError(f"expected `vae-jax {name} {verb.usage}`: {error}") from error

@@ -1,7 +1,8 @@
 """What several commands share: their options, the device, the run and the data they name."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,11 +13,19 @@ from vae_jax.folder import check_writable, read_config
 
 if TYPE_CHECKING:
     from vae_jax.config import Config
-    from vae_jax.data import Dataset
+    from vae_jax.data import Dataset, Split
     from vae_jax.evaluate import Model
     from vae_jax.train import Trained
 
 DATA_PATHS = ("manual_dir", "cache_dir", "path")
+# Sections and options that may name something of a user's own.
+EXTENSIBLE = (
+    ("model", "network"),
+    ("posterior", "name"),
+    ("prior", "name"),
+    ("likelihood", "name"),
+    ("objective", "name"),
+)
 
 
 class Verb(NamedTuple):
@@ -42,6 +51,22 @@ class Verb(NamedTuple):
 def say(line: str) -> None:
     """Tells what goes on, apart from a command's result."""
     print(printable(line), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
+    """Within it a live bar for (done, total) on a terminal, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+    task = bar.add_task("", total=None)
+    with bar:
+        yield lambda done, total: bar.update(task, total=total, completed=done)
 
 
 def run_options(parser: Any) -> None:
@@ -99,19 +124,41 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
 
 
 def absolute_paths(config: "Config") -> "Config":
-    """The configuration with its data's paths absolute, since a run must find them from anywhere."""
+    """The configuration with its paths absolute, since a run must find its data and a user's files from anywhere."""
     found = {name: str(expand(path).absolute()) for name in DATA_PATHS if (path := getattr(config.data, name))}
-    return replace(config, data=replace(config.data, **found))
+    config = replace(config, data=replace(config.data, **found))
+    for section, option in EXTENSIBLE:
+        file, colon, entry = getattr(getattr(config, section), option).rpartition(":")
+        if file.endswith(".py"):
+            name = f"{expand(file).absolute()}{colon}{entry}"
+            config = replace(config, **{section: replace(getattr(config, section), **{option: name})})
+    return config
 
 
 def load_data(options: Any, trained: "Trained") -> "Dataset":
     """The data of a run, from where the options say they lie now."""
     from vae_jax.data import load
+    from vae_jax.train import check_labels
 
     given = {name: path for name in DATA_PATHS if (path := getattr(options.data, name)) is not None}
     config = replace(trained.config.data, **given)
     check_data_used(DataConfig(config.source, **given))
-    return load(config, report=say)
+    data = load(config, report=say)
+    check_labels(trained.config, data)
+    return data
+
+
+def split_of(data: "Dataset", name: str) -> "Split":
+    """A run's test, validation or training images.
+
+    Raises:
+        UserError: if it has none of this name.
+    """
+    splits = {"test": data.test, "validation": data.validation, "train": data.train}
+    if (split := splits.get(name)) is None:
+        found = [split for split, images in splits.items() if images is not None]
+        raise UserError(f"--split: expected one of {', '.join(found)} (what this run has); found {name!r}")
+    return split
 
 
 def target(options: Any, default: str) -> Path:

@@ -32,10 +32,11 @@ def _train(options: Any) -> int:
 
     device = set_device(options.device)
     from vae_jax import data, models, run, train
+    from vae_jax.composition import build
 
     print(f"device: {device}", flush=True)
     images = data.load(config.data, report=say)
-    network, objective = train.build(config, images.image_shape)
+    network, objective = build(config, images.image_shape)
     import jax
 
     shapes = jax.eval_shape(network.init, train.make_keys(config.seed).init)

@@ -1,64 +1,65 @@
 """The commands that use a trained model: evaluate, reconstruct, sample, encode, interpolate, traverse."""
 
-import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_jax.cli.common import Verb, load_data, open_run, out_option, positive, run_options, seed_of, target
+from vae_jax.cli import evaluate
+from vae_jax.cli.common import (
+    Verb,
+    load_data,
+    open_run,
+    out_option,
+    positive,
+    progress,
+    run_options,
+    seed_of,
+    split_of,
+    target,
+)
 from vae_jax.errors import UserError
+from vae_jax.folder import replacing
 
 if TYPE_CHECKING:
-    from vae_jax.data import Dataset
+    from vae_jax.train import Trained
+
+SOURCES = ("prior", "gmm", "second_stage")  # of z; the last two are in vae_jax/samplers.py
 
 
-def _evaluate_options(parser: Any) -> None:
-    run_options(parser)
-    parser.add_argument("--latent", type=str, default="sample", help="z from the posterior: sample, or its mean")
-    parser.add_argument("--split", type=str, default="test", help="the images: test, validation or train")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+def _label_option(parser: Any, what: str) -> None:
+    told = f"where the model is told labels (model.classes): {what}"
+    parser.add_argument("--label", type=int, default=None, help=told)
 
 
-def _split(data: "Dataset", name: str) -> Any:
-    splits = {"test": data.test, "validation": data.validation, "train": data.train}
-    if splits.get(name) is None:
-        found = [split for split, images in splits.items() if images is not None]
-        raise UserError(f"--split: expected one of {', '.join(found)} (what this run has); found {name!r}")
-    return splits[name]
+def _label(options: Any, trained: "Trained") -> int | None:
+    """The label given, where the model is told labels.
+
+    Raises:
+        UserError: if the model knows no such label.
+    """
+    label, classes = options.label, trained.config.model.classes
+    if label is None:
+        return None
+    if not classes:
+        raise UserError(f"--label: expected none for a model that is told no labels (model.classes 0); found {label}")
+    if not 0 <= label < classes:
+        raise UserError(f"--label: expected a number from 0 to {classes - 1}; found {label}")
+    return label
 
 
-def _evaluate(options: Any) -> None:
-    if options.latent not in ("sample", "mean"):
-        raise UserError(f"--latent: expected sample or mean; found {options.latent!r}")
-    trained, _ = open_run(options)
-    from vae_jax import train
-    from vae_jax.evaluate import make_evaluator, means
+def _save_arrays(path: Path, **arrays: Any) -> None:
+    """Writes an .npz file so that no half-written one is ever seen."""
+    import numpy as np
 
-    network, objective = train.build(trained.config, trained.image_shape)
-    images = _split(load_data(options, trained), options.split).images
-    evaluate = make_evaluator(trained.config, network, objective, images, options.latent)
-    terms = evaluate(trained.state.variables, train.make_keys(trained.config.seed).evaluate)
-    loss, reconstruction, kl = means(terms)
-    found = {
-        "loss": loss,
-        "reconstruction": reconstruction,
-        "kl": kl,
-        "images": len(images),
-        "unit": objective.unit,
-        "split": options.split,
-        "latent": options.latent,
-        "checkpoint": options.checkpoint,
-    }
-    if options.json:
-        print(json.dumps(found))
-        return
-    parts = f" = reconstruction {reconstruction:.3f} + KL {kl:.3f}" if objective.generative else ""
-    drawn = f", z: {options.latent}" if objective.generative else ""
-    print(f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({len(images):,} images{drawn})")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:  # np.savez would add .npz to a name without it
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _reconstruct_options(parser: Any) -> None:
     run_options(parser)
     parser.add_argument("images", metavar="IMAGES", type=str, nargs="*", help="image files; without any, test images")
     parser.add_argument("-n", type=int, default=64, help="how many test images")
+    _label_option(parser, "the one of the image files")
     out_option(parser, "RUN/figures/reconstructions.png")
 
 
@@ -70,43 +71,95 @@ def _reconstruct(options: Any) -> None:
     trained, model = open_run(options)
     from vae_jax import figures
     from vae_jax.data import read_images
+    from vae_jax.train import told
 
+    label, labels = _label(options, trained), None
     if options.images:
+        if trained.config.model.classes and label is None:
+            raise UserError(
+                "--label: expected the label of the image files, which this model is told (model.classes); found none"
+            )
         images = read_images(options.images, trained.config.data)
+        labels = None if label is None else np.full(len(images), label)
+    elif label is not None:
+        raise UserError(f"--label: expected image files that it is of, test images have theirs; found {label}")
     else:
-        images = load_data(options, trained).test.images[:count]
-    print(figures.pairs(path, images / 255, np.asarray(model.reconstruct(images))))
+        test = load_data(options, trained).test
+        images, labels = test.images[:count], told(trained.config, test)
+        labels = None if labels is None else labels[:count]
+    print(figures.pairs(path, images / 255, np.asarray(model.reconstruct(images, labels))))
 
 
 def _sample_options(parser: Any) -> None:
     run_options(parser)
     parser.add_argument("-n", type=int, default=64, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same pictures")
-    out_option(parser, "RUN/figures/samples_seed<SEED>.png; a name ending in .npz gets the array `images` instead")
+    parser.add_argument(
+        "--from",
+        type=str,
+        default="prior",
+        help="where z comes from: prior, or a density fitted now to the training images' latents, which makes an "
+        "autoencoder generative too: gmm (a mixture of 10 Gaussians) or second_stage (a VAE of z)",
+    )
+    _label_option(parser, "of all pictures; by default each in turn")
+    out_option(
+        parser,
+        "RUN/figures/samples_seed<SEED>.png, with --from and --label in its name where they are given; "
+        "a name ending in .npz gets the array `images` instead",
+    )
 
 
 def _sample(options: Any) -> None:
     import numpy as np
 
-    path = target(options, f"figures/samples_seed{options.seed}.png")
+    source = getattr(options, "from")
+    if source not in SOURCES:
+        raise UserError(f"--from: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}; found {source!r}")
+    named = ("" if source == "prior" else f"{source}_") + ("" if options.label is None else f"label{options.label}_")
+    path = target(options, f"figures/samples_{named}seed{options.seed}.png")
     count, seed = positive(options.n, "-n"), seed_of(options)
     trained, model = open_run(options)
     import jax
 
     from vae_jax import figures
 
-    if model.sample is None:
+    label, classes = _label(options, trained), trained.config.model.classes
+    labels = None
+    if classes:
+        labels = np.arange(count) % classes if label is None else np.full(count, label)
+    key = jax.random.key(seed)
+    if source != "prior":
+        pictures = model.decode(_fitted(options, trained, source)(key, count), labels)
+    elif model.sample is None:
         raise UserError(
-            f"{options.run}: expected a model with a prior to sample from; found objective "
-            f"{trained.config.objective.name}"
+            f"--from: expected gmm or second_stage for objective {trained.config.objective.name}, which has no prior "
+            f"to sample from; found prior"
         )
-    pictures = np.asarray(model.sample(jax.random.key(seed), count))
+    else:
+        pictures = model.sample(key, count, labels)
+    pictures = np.asarray(pictures)
     if path.suffix == ".npz":
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(path, images=pictures)
+        _save_arrays(path, images=pictures)
         print(path)
     else:
         print(figures.grid(path, pictures, columns=max(1, int(count**0.5))))
+
+
+def _fitted(options: Any, trained: "Trained", source: str) -> Any:
+    """The sampler of z, fitted with the run's own seed: --seed chooses what is drawn from it, not what it is."""
+    import jax
+
+    from vae_jax import samplers, train
+    from vae_jax.composition import build
+
+    network, _ = build(trained.config, trained.image_shape)
+    images = load_data(options, trained).train
+    key = jax.random.fold_in(train.make_keys(trained.config.seed).samples, 1)
+    labels = train.told(trained.config, images)
+    with progress(f"fitting {source}") as on_progress:
+        return samplers.fit_sampler(
+            source, network, trained.state.variables, images.images, key, labels, on_progress=on_progress
+        )
 
 
 def _encode_options(parser: Any) -> None:
@@ -120,13 +173,13 @@ def _encode(options: Any) -> None:
 
     path = target(options, f"latents_{options.split}.npz")
     trained, model = open_run(options)
-    split = _split(load_data(options, trained), options.split)
-    arrays = {name: np.asarray(head) for name, head in model.encode(split.images).items()}
+    from vae_jax.train import told
+
+    split = split_of(load_data(options, trained), options.split)
+    arrays = {name: np.asarray(head) for name, head in model.encode(split.images, told(trained.config, split)).items()}
     if split.labels is not None:
         arrays["labels"] = split.labels
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:  # np.savez would add .npz to a name without it
-        np.savez(file, allow_pickle=False, **arrays)
+    _save_arrays(path, **arrays)
     print(f"{path}: {', '.join(f'{name} {array.shape}' for name, array in arrays.items())}")
 
 
@@ -145,13 +198,18 @@ def _interpolate(options: Any) -> None:
     rows, steps, seed = positive(options.n, "-n"), positive(options.steps, "--steps"), seed_of(options)
     trained, model = open_run(options)
     from vae_jax import figures
+    from vae_jax.train import told
 
-    images = load_data(options, trained).test.images
-    chosen = np.random.RandomState(seed).choice(len(images), 2 * rows, replace=2 * rows > len(images))
-    ends = np.asarray(model.encode(images[chosen])["mu"]).reshape(2, rows, 1, -1)
+    test = load_data(options, trained).test
+    chosen = np.random.RandomState(seed).choice(len(test), 2 * rows, replace=2 * rows > len(test))
+    labels = told(trained.config, test)
+    labels = None if labels is None else labels[chosen]
+    ends = np.asarray(model.encode(test.images[chosen], labels)["mu"]).reshape(2, rows, 1, -1)
     weights = np.linspace(0, 1, steps)[None, :, None]
     z = (1 - weights) * ends[0] + weights * ends[1]
-    pictures = np.asarray(model.decode(z.reshape(rows * steps, -1)))
+    if labels is not None:  # there is nothing between two labels: each half of a row has the one of its end
+        labels = np.where(weights[:, :, 0] <= 0.5, *labels.reshape(2, rows, 1)).reshape(-1)
+    pictures = np.asarray(model.decode(z.reshape(rows * steps, -1), labels))
     print(figures.grid(path, pictures, columns=steps))
 
 
@@ -172,25 +230,24 @@ def _traverse(options: Any) -> None:
         raise UserError(f"--extent: expected a number in (0, 1000]; found {options.extent}")
     trained, model = open_run(options)
     from vae_jax import figures
+    from vae_jax.train import told
 
-    images = load_data(options, trained).test.images
-    if not 0 <= options.image < len(images):
-        raise UserError(f"--image: expected a number from 0 to {len(images) - 1}; found {options.image}")
-    z = np.asarray(model.encode(images[options.image : options.image + 1])["mu"])
+    test = load_data(options, trained).test
+    if not 0 <= options.image < len(test):
+        raise UserError(f"--image: expected a number from 0 to {len(test) - 1}; found {options.image}")
+    labels = told(trained.config, test)
+    labels = None if labels is None else labels[options.image : options.image + 1]
+    z = np.asarray(model.encode(test.images[options.image : options.image + 1], labels)["mu"])
     z = z.repeat(model.latent * steps, 0).reshape(model.latent, steps, model.latent)
     for dimension in range(model.latent):
         z[dimension, :, dimension] = np.linspace(-options.extent, options.extent, steps)
-    pictures = np.asarray(model.decode(z.reshape(-1, model.latent)))
+    labels = None if labels is None else labels.repeat(model.latent * steps)
+    pictures = np.asarray(model.decode(z.reshape(-1, model.latent), labels))
     print(figures.grid(path, pictures, columns=steps))
 
 
 VERBS = {
-    "evaluate": Verb(
-        "print the loss of a run's model on its test images",
-        _evaluate_options,
-        _evaluate,
-        "example:\n  vae-jax evaluate runs/digits --latent mean --json",
-    ),
+    **evaluate.VERBS,
     "reconstruct": Verb(
         "draw images above their reconstructions",
         _reconstruct_options,
@@ -199,10 +256,13 @@ VERBS = {
         usage="RUN [IMAGES…]",
     ),
     "sample": Verb(
-        "draw new images from the prior",
+        "draw new images",
         _sample_options,
         _sample,
-        "example:\n  vae-jax sample runs/digits -n 64 --seed 0",
+        "examples:\n"
+        "  vae-jax sample runs/digits -n 64 --seed 0          from the prior\n"
+        "  vae-jax sample runs/digits --from gmm              from a mixture fitted to the latents\n"
+        "  vae-jax sample runs/conditional --label 3          of a model that is told labels",
     ),
     "encode": Verb(
         "save the latents of a run's images to an .npz file",

@@ -45,9 +45,9 @@ def check(config: Config, image_shape: tuple[int, int, int], levels: Sequence[st
             "--add FILE lays our results beside others'"
         )
     from vae_jax.compare.pair import Pair
-    from vae_jax.interop.torch_twin import check_objective
+    from vae_jax.interop.torch_twin import check_known
 
-    check_objective(config.objective)
+    check_known(config)
     Pair(config, image_shape)
 
 

@@ -10,9 +10,7 @@ import torch
 
 from vae_jax.compare.level import Level, Request, judge
 from vae_jax.compare.pair import PRECISIONS, Pair, difference, precisely
-from vae_jax.evaluate import pixels
-from vae_jax.likelihoods import pixel_mean
-from vae_jax.models import Autoencoder
+from vae_jax.objectives import Model
 
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}  # of the larger of 1 and the output's largest entry
 
@@ -40,9 +38,9 @@ def _outputs(request: Request, precision: str) -> dict[str, Any]:
     variables = pair.variables()
     pair.share(variables)
 
-    def whole(autoencoder: Autoencoder, images: Any) -> Any:
-        heads = autoencoder.encode(pixels(images))
-        return heads, pixel_mean(autoencoder.decode(heads["mu"]))
+    def whole(model: Model, images: Any) -> Any:
+        heads = model.encode(pair.network.treat(None, images))
+        return heads, model.mean(model.decode(heads["mu"]))
 
     def ours(variables: Any, images: Any) -> Any:
         return pair.network.trace(variables, partial(whole, images=images))

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from jaxtyping import Array, Float, Key, UInt8
 
-from vae_jax import objectives, posteriors
+from vae_jax.composition import build
 from vae_jax.config import Config
 from vae_jax.errors import UserError
-from vae_jax.evaluate import pixels
 from vae_jax.interop.torch_training import compute_exactly, to_torch
 from vae_jax.interop.torch_twin import TorchTwin
 from vae_jax.interop.torch_weights import to_state_dict
-from vae_jax.models import Autoencoder, Variables
-from vae_jax.train import build, make_keys, step_keys
+from vae_jax.models import Variables
+from vae_jax.objectives import Model
+from vae_jax.posteriors import Heads, Latents
+from vae_jax.train import make_keys, step_keys
 
 PRECISIONS = ("float32", "float64")
 PERTURBATION = 0.3  # of fresh running statistics, whose 0 and 1 would make evaluation mode trivial
@@ -69,7 +70,7 @@ class Pair:
         self.network, self.objective = build(config, image_shape)
         self.dtype = jnp.zeros(()).dtype
         self.device = torch_device()
-        self.twin = TorchTwin(config.model, image_shape, self.objective.posterior.heads)
+        self.twin = TorchTwin(config.model, image_shape, tuple(self.network.posterior.heads))
         self.twin.to(self.device, torch.float64 if self.dtype == jnp.float64 else torch.float32)
         self._draws = jax.jit(self._draw)
 
@@ -117,15 +118,16 @@ class Pair:
         objective_key, dropout_key = step_keys(jax.random.fold_in(key, step))
         noise = []
 
-        def sample(key: Key[Array, ""], heads: posteriors.Heads) -> posteriors.Latents:
-            # z of mean 0 and variance 1 is the noise itself.
-            noise.append(self.objective.posterior.sample(key, jax.tree.map(jnp.zeros_like, heads)))
-            return noise[-1]
+        def terms(model: Model) -> Any:
+            def sample(key: Key[Array, ""], heads: Heads) -> tuple[Latents, Any]:
+                # z of mean 0 and variance 1 is the noise itself.
+                drawn, log_q = model.sample(key, jax.tree.map(jnp.zeros_like, heads))
+                noise.append(drawn)
+                return drawn, log_q
 
-        def terms(autoencoder: Autoencoder) -> Any:
-            model = objectives.bind(autoencoder, sample)
-            return self.objective.terms(objective_key, model, pixels(images), self.config.objective)
+            return self.objective.terms(objective_key, model._replace(sample=sample), targets, self.config.objective)
 
+        targets = self.network.treat(None, images)
         trace = self.network.trace(variables, terms, dropout_key, train=True)
         return Draws(noise[-1], trace.masks)
 

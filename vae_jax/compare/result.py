@@ -13,9 +13,10 @@ import jax
 from vae_jax.compare import results
 from vae_jax.compare.level import DIFFERS, NO_DIFFERENCE, UNTESTED, Level, Request
 from vae_jax.compare.worker import FRAMEWORKS, Job
+from vae_jax.composition import build
 from vae_jax.errors import UserError
 from vae_jax.models import count_parameters
-from vae_jax.train import build, make_keys
+from vae_jax.train import make_keys
 
 
 def result(request: Request) -> Level:

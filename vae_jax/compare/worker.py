@@ -54,11 +54,11 @@ def vae_jax(job: Job, config: Config, send: Send) -> None:
 
 def pytorch(job: Job, config: Config, send: Send) -> None:
     """One run of the twin as a PyTorch script does it."""
-    from vae_jax import objectives
     from vae_jax.compare.pair import torch_device
     from vae_jax.interop.torch_training import fit
+    from vae_jax.interop.torch_twin import heads_of
 
-    heads = objectives.get(config.objective).posterior.heads
+    heads = heads_of(config)
     fit(
         config, job.data, heads, torch_device(), lambda done: send("progress", done), lambda epoch: send("epoch", epoch)
     )

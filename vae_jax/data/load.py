@@ -1,6 +1,7 @@
 """From the configuration to a data set: open the source, read or cache it, hold out test and validation."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from jaxtyping import UInt8
 from vae_jax import memory
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.array import array
+from vae_jax.data.binarize import TREATMENTS, binarize
 from vae_jax.data.cache import cache_folder, cached
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.digits import digits
@@ -47,6 +49,7 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
         UserError: an option, a file or the network does not let it.
     """
     report = report or (lambda line: None)
+    lookup(dict.fromkeys(TREATMENTS), config.treatment, "data.treatment")
     opened = lookup(SOURCES, config.source, "data.source")(config, report)
     resizer = Resizer(config.image_size, config.channels, report)
     if opened.fingerprint is None:
@@ -66,7 +69,14 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     validation = None
     if config.validation != 0:
         train, validation = hold_out(train, config.validation, "data.validation")
+    if config.treatment == "static":
+        train, test = _binarized(train, 1), _binarized(test, 2)
+        validation = validation and _binarized(validation, 3)
     return Dataset(opened.name, train, test, validation, splits.class_names, splits.skipped)
+
+
+def _binarized(split: Split, seed: int) -> Split:
+    return replace(split, images=binarize(split.images, seed))
 
 
 def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.ndarray, "images size size channels"]:
@@ -81,7 +91,8 @@ def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.nda
             found = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
             raise UserError(f"{path}: expected an image file, found {found}")
     resizer = Resizer(config.image_size, config.channels)
-    return resizer.stack((resizer.read(path, str(path)) for path in files), len(files))
+    images = resizer.stack((resizer.read(path, str(path)) for path in files), len(files))
+    return binarize(images, 0) if config.treatment == "static" else images
 
 
 def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Split]:

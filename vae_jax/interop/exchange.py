@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax import run
+from vae_jax.composition import build
 from vae_jax.config import Config
 from vae_jax.errors import UserError
 from vae_jax.interop import weights_file
 from vae_jax.interop.torch_weights import COUNTER, from_state_dict, to_state_dict
-from vae_jax.train import Trained, build, make_keys
+from vae_jax.models import Variables
+from vae_jax.train import Trained, make_keys
 
 
 def export_run(folder: str | Path, path: str | Path, checkpoint: str = "latest") -> dict[str, tuple[int, ...]]:
@@ -32,6 +34,7 @@ def export_run(folder: str | Path, path: str | Path, checkpoint: str = "latest")
     path = Path(path)
     check_target(path)
     trained = run.load(folder, checkpoint)
+    _check_exchangeable(trained.config, trained.state.variables)
     state, origin = trained.state, run.origin(folder)
     step = int(state.step)
     counters = {name: count + step for name, count in origin["counters"].items()} if origin else step
@@ -47,6 +50,21 @@ def check_target(path: Path) -> None:
     """Refuses to export to a file whose name tells another format."""
     if path.suffix.lower() != ".safetensors":
         raise UserError(f"{path}: expected a file name ending in .safetensors; found {path.suffix or 'no ending'}")
+
+
+def _check_exchangeable(config: Config, variables: Variables) -> None:
+    """Refuses weights for which PyTorch's flat names do not tell where they belong.
+
+    Raises:
+        UserError: naming the part of the model that has them.
+    """
+    if config.model.network != "convolutional":
+        raise UserError(
+            f"model.network: expected convolutional, the only one with PyTorch's names; found {config.model.network}"
+        )
+    if more := set(variables.params) - {"encoder", "decoder"}:
+        names = ", ".join(f"{part}.name {getattr(config, part).name}" for part in sorted(more))
+        raise UserError(f"{names}: expected parts without parameters of their own, which have no names in PyTorch")
 
 
 def import_run(path: str | Path, config: Config, folder: str | Path, overwrite: bool = False) -> Trained:
@@ -66,6 +84,7 @@ def import_run(path: str | Path, config: Config, folder: str | Path, overwrite: 
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
     network, _ = build(config, shape)
     like = network.init(make_keys(config.seed).init)
+    _check_exchangeable(config, like)
     weights = weights_file.read(path, to_state_dict(like), f"model.network {config.model.network} as configured")
     variables = jax.tree.map(jnp.asarray, from_state_dict(weights.arrays, like))
     counters = {name: int(array) for name, array in weights.arrays.items() if name.endswith(COUNTER)}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vae_jax.config import ModelConfig, ObjectiveConfig
+from vae_jax.config import Config, ModelConfig, ObjectiveConfig
 from vae_jax.errors import UserError
 from vae_jax.models.convolutional import plan
 
@@ -25,7 +25,19 @@ ACTIVATIONS = {
 }
 
 
+# What the twin knows; whatever else a configuration may choose has one value for which it does.
 OBJECTIVES = ("vae", "autoencoder")
+KNOWN = {
+    "data.treatment": "grey",
+    "model.network": "convolutional",
+    "model.classes": 0,
+    "posterior.name": "diagonal_gaussian",
+    "prior.name": "standard_normal",
+    "likelihood.name": "bernoulli",
+    "objective.gradient": "standard",
+    "objective.schedule": "constant",
+    "objective.free_bits": 0,
+}
 
 
 def check_objective(config: ObjectiveConfig) -> None:
@@ -36,6 +48,27 @@ def check_objective(config: ObjectiveConfig) -> None:
     """
     if config.name not in OBJECTIVES:
         raise UserError(f"objective.name: the PyTorch twin knows {' and '.join(OBJECTIVES)}; found {config.name}")
+    if config.kl == "sampled":
+        raise UserError("objective.kl: the PyTorch twin knows analytic; found sampled")
+
+
+def check_known(config: Config) -> None:
+    """Refuses a configuration that is not the article's composition, with its objectives.
+
+    Raises:
+        UserError: naming the option and what the twin knows.
+    """
+    check_objective(config.objective)
+    for option, known in KNOWN.items():
+        section, name = option.split(".")
+        found = getattr(getattr(config, section), name)
+        if found != known:
+            raise UserError(f"{option}: the PyTorch twin knows {known}; found {found}")
+
+
+def heads_of(config: Config) -> tuple[str, ...]:
+    """The heads that the configured objective needs, of those the twin knows."""
+    return ("mu",) if config.objective.name == "autoencoder" else ("mu", "log_var")
 
 
 class TorchTwin(nn.Module):

@@ -1,6 +1,6 @@
 """Networks. The only package that imports flax: everything else sees `Network`, two pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,9 +12,12 @@ from jaxtyping import Array, Float, Key, PyTree
 from vae_jax.config import ModelConfig
 from vae_jax.models.convolutional import convolutional
 from vae_jax.models.initialization import INITIALIZATIONS, initialize
+from vae_jax.models.mlp import mlp
+from vae_jax.models.residual import residual
 from vae_jax.registry import lookup
 
-NETWORKS = {"convolutional": convolutional}
+# Each: (config, image shape, heads with their sizes, outputs for each channel of a pixel) -> module.
+NETWORKS = {"convolutional": convolutional, "mlp": mlp, "residual": residual}
 
 
 class Precision(NamedTuple):
@@ -53,11 +56,11 @@ class Autoencoder(NamedTuple):
     """A network with its variables bound, as an objective sees it.
 
     Attributes:
-        encode: images (batch, height, width, channels) in [0, 1] -> the posterior's heads, each (batch, latent).
-        decode: z (batch, latent) -> logits (batch, height, width, channels).
+        encode: images (batch, height, width, channels) in [0, 1] -> the posterior's heads, each (batch, size).
+        decode: z (batch, latent) -> what the likelihood needs, (batch, height, width, outputs·channels).
     """
 
-    encode: Callable[[Float[Array, "batch h w c"]], dict[str, Float[Array, "batch latent"]]]
+    encode: Callable[[Float[Array, "batch h w c"]], dict[str, Float[Array, "batch _"]]]
     decode: Callable[[Float[Array, "batch latent"]], Float[Array, "batch h w c"]]
 
 
@@ -91,14 +94,22 @@ class Trace(NamedTuple):
     masks: dict[str, Array]
 
 
-def build(config: ModelConfig, image_shape: tuple[int, int, int], heads: tuple[str, ...]) -> Network:
-    """The configured network for images of (height, width, channels), with these heads of the posterior.
+def build(
+    config: ModelConfig, image_shape: tuple[int, int, int], heads: Mapping[str, int], outputs: int = 1
+) -> Network:
+    """The configured network for images of (height, width, channels).
+
+    Args:
+        config: of the model. With `classes`, an image comes with as many further channels, and z with as many numbers.
+        image_shape: (height, width, channels).
+        heads: of the posterior, each with its size.
+        outputs: numbers that the decoder gives for each channel of a pixel.
 
     Raises:
         UserError: if a name is unknown or the sizes do not fit.
     """
     lookup(INITIALIZATIONS, config.initialization, "model.initialization")
-    module = lookup(NETWORKS, config.network, "model.network")(config, image_shape, heads)
+    module = lookup(NETWORKS, config.network, "model.network", importable=True)(config, image_shape, heads, outputs)
 
     precision = lookup(PRECISIONS, config.precision, "model.precision")
 
@@ -127,7 +138,8 @@ def build(config: ModelConfig, image_shape: tuple[int, int, int], heads: tuple[s
             return {**variables, "params": initialize(config.initialization, key, variables["params"])}
 
         # The inputs are arguments: as constants the compiler would evaluate the network on them.
-        variables = jax.jit(make)(key, jnp.zeros((1, *image_shape)), jnp.zeros((1, config.latent)))
+        images = jnp.zeros((1, *image_shape[:2], image_shape[2] + config.classes))
+        variables = jax.jit(make)(key, images, jnp.zeros((1, config.latent + config.classes)))
         return Variables(variables["params"], variables.get("batch_stats", {}))
 
     def apply(

@@ -3,6 +3,7 @@
 Layers carry the names of the PyTorch original's state_dict: conv1, BN1, …, fc1, fc_mu, fc_log_var; fc2, dec1, deb1, ….
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -39,7 +40,7 @@ class Plan(NamedTuple):
     widths: tuple[int, ...]
 
 
-def plan(config: ModelConfig, image_shape: tuple[int, int, int]) -> Plan:
+def plan(config: ModelConfig, image_shape: tuple[int, int, int], outputs: int = 1) -> Plan:
     """Derives the network's sizes.
 
     Where `model.paddings` is null, each convolution is padded by half of what its kernel exceeds its stride, rounded
@@ -83,7 +84,7 @@ def plan(config: ModelConfig, image_shape: tuple[int, int, int]) -> Plan:
             )
         sizes.append(result)
         paddings.append(padding)
-    widths = (config.channels[-1], *config.channels[:0:-1], image_channels)
+    widths = (config.channels[-1], *config.channels[:0:-1], outputs * image_channels)
     return Plan(tuple(sizes), tuple(strides), tuple(paddings), widths)
 
 
@@ -93,15 +94,15 @@ class Encoder(nn.Module):
     Attributes:
         config: the model's configuration.
         plan: the sizes derived from it.
-        heads: what the posterior needs, "mu" alone or "mu" and "log_var"; each is one linear layer, fc_mu, ….
+        heads: what the posterior needs, such as "mu" and "log_var", with its size; each is one linear layer, fc_mu, ….
     """
 
     config: ModelConfig
     plan: Plan
-    heads: tuple[str, ...]
+    heads: Mapping[str, int]
 
     @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> dict[str, Float[Array, "latent batch"]]:
+    def __call__(self, x: Features, *, train: bool) -> dict[str, Float[Array, "_ batch"]]:
         config = self.config
         activation = ACTIVATIONS[config.activation]
         convolution = choose(config.convolution)
@@ -118,8 +119,8 @@ class Encoder(nn.Module):
         if config.hidden_activation:
             x = activation(x)
         heads = {}
-        for head in self.heads:
-            h = Linear(config.latent, name=f"fc_{head}")(x)
+        for head, size in self.heads.items():
+            h = Linear(size, name=f"fc_{head}")(x)
             if config.head_activation:
                 h = activation(h)
             heads[head] = Dropout(config.head_dropout, name=f"dropout_{head}")(h, train=train)
@@ -127,7 +128,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to the logits of the image's pixels.
+    """Latents to what the likelihood needs of the image's pixels.
 
     Attributes:
         config: the model's configuration.
@@ -171,14 +172,15 @@ class ConvolutionalAutoencoder(nn.Module):
 
     config: ModelConfig
     image_shape: tuple[int, int, int]
-    heads: tuple[str, ...]
+    heads: Mapping[str, int]
+    outputs: int
 
     def setup(self):
-        sizes = plan(self.config, self.image_shape)
+        sizes = plan(self.config, self.image_shape, self.outputs)
         self.encoder = Encoder(self.config, sizes, self.heads)
         self.decoder = Decoder(self.config, sizes)
 
-    def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch latent"]]:
+    def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch _"]]:
         heads = self.encoder(to_features(x), train=train)
         return {name: head.T for name, head in heads.items()}
 
@@ -187,7 +189,7 @@ class ConvolutionalAutoencoder(nn.Module):
 
 
 def convolutional(
-    config: ModelConfig, image_shape: tuple[int, int, int], heads: tuple[str, ...]
+    config: ModelConfig, image_shape: tuple[int, int, int], heads: Mapping[str, int], outputs: int
 ) -> ConvolutionalAutoencoder:
     """The article's network; 165,409 parameters for 32x32 grey images and 20 latent dimensions.
 
@@ -197,4 +199,4 @@ def convolutional(
     lookup(ACTIVATIONS, config.activation, "model.activation")
     choose(config.convolution)
     plan(config, image_shape)
-    return ConvolutionalAutoencoder(config, image_shape, heads)
+    return ConvolutionalAutoencoder(config, image_shape, heads, outputs)

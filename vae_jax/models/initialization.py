@@ -25,12 +25,14 @@ def _normal(key: Key[Array, ""], count: int) -> Draw:
     return jax.random.truncated_normal(key, -2.0, 2.0, (count,)) / TRUNCATED_DEVIATION
 
 
-# Each entry: how to draw, and the factors of a kernel's and of a bias's numbers, given the kernel's fan-in.
-INITIALIZATIONS: dict[str, tuple[Callable[..., Draw], Callable[[int], tuple[float, float]]]] = {
+# Each entry: how to draw, and the factors of a kernel's and of a bias's numbers, given the kernel's fan-in and fan-out.
+INITIALIZATIONS: dict[str, tuple[Callable[..., Draw], Callable[[int, int], tuple[float, float]]]] = {
     # PyTorch's default for Linear, Conv2d and ConvTranspose2d: uniform in ±1/√fan_in, biases too.
-    "pytorch": (_uniform, lambda fan_in: (fan_in**-0.5, fan_in**-0.5)),
+    "pytorch": (_uniform, lambda fan_in, fan_out: (fan_in**-0.5, fan_in**-0.5)),
     # Flax's default (LeCun et al. 1998): a truncated normal of variance 1/fan_in, biases 0.
-    "lecun": (_normal, lambda fan_in: (fan_in**-0.5, 0.0)),
+    "lecun": (_normal, lambda fan_in, fan_out: (fan_in**-0.5, 0.0)),
+    # Glorot & Bengio 2010, equation 16: uniform in ±√(6 / (fan_in + fan_out)), biases 0.
+    "glorot": (_uniform, lambda fan_in, fan_out: ((6 / (fan_in + fan_out)) ** 0.5, 0.0)),
 }
 
 
@@ -57,7 +59,8 @@ def initialize(name: str, key: Key[Array, ""], params: PyTree) -> PyTree:
             return node
         if "kernel" not in node:
             return {name: fill(child) for name, child in node.items()}
-        kernel_factor, bias_factor = factors(math.prod(node["kernel"].shape[:-1]))
+        *side, _, last = node["kernel"].shape
+        kernel_factor, bias_factor = factors(math.prod(node["kernel"].shape[:-1]), math.prod(side) * last)
         return {"kernel": take(node["kernel"], kernel_factor), "bias": take(node["bias"], bias_factor)}
 
     return fill(params)

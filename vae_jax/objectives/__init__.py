@@ -1,26 +1,45 @@
 """Objectives: one short pure function each, and one line here."""
 
 from vae_jax.config import ObjectiveConfig
+from vae_jax.errors import UserError
 from vae_jax.objectives.autoencoder import CORRUPTIONS, autoencoder, denoising_autoencoder
-from vae_jax.objectives.base import Model, Objective, Terms, bind
-from vae_jax.objectives.vae import vae
-from vae_jax.posteriors import POINT
+from vae_jax.objectives.base import Model, Objective, Terms
+from vae_jax.objectives.importance import ciwae, iwae, miwae, piwae
+from vae_jax.objectives.vae import SCHEDULES, capacity_vae, vae
 from vae_jax.registry import lookup
 
-__all__ = ["OBJECTIVES", "Model", "Objective", "Terms", "bind", "get"]
+__all__ = ["OBJECTIVES", "Model", "Objective", "Terms", "get"]
 
 OBJECTIVES = {
     "vae": Objective(vae),
-    "autoencoder": Objective(autoencoder, POINT, "squared error per image", generative=False),
-    "denoising_autoencoder": Objective(denoising_autoencoder, POINT, "squared error per image", generative=False),
+    "capacity_vae": Objective(capacity_vae),
+    "iwae": Objective(iwae),
+    "miwae": Objective(miwae),
+    "piwae": Objective(piwae),
+    "ciwae": Objective(ciwae),
+    "autoencoder": Objective(autoencoder, "squared error per image", generative=False),
+    "denoising_autoencoder": Objective(denoising_autoencoder, "squared error per image", generative=False),
+}
+CHOICES = {
+    "corruption": CORRUPTIONS,
+    "schedule": SCHEDULES,
+    "kl": ("auto", "analytic", "sampled"),
+    "gradient": ("standard", "stl", "dreg"),
 }
 
 
 def get(config: ObjectiveConfig) -> Objective:
-    """The configured objective.
+    """The configured objective; a function from a user's file is taken as one in nats.
 
     Raises:
-        UserError: if the name, or the corruption's, is unknown.
+        UserError: if its name, or another one in its options, is unknown.
     """
-    lookup(CORRUPTIONS, config.corruption, "objective.corruption")
-    return lookup(OBJECTIVES, config.name, "objective.name")
+    for option, choices in CHOICES.items():
+        lookup(dict.fromkeys(choices), getattr(config, option), f"objective.{option}")
+    if config.gradient == "dreg" and config.name == "vae":
+        raise UserError(
+            "objective.gradient: expected standard or stl for objective vae, whose one sample has no "
+            "weights; found dreg"
+        )
+    found = lookup(OBJECTIVES, config.name, "objective.name", importable=True)
+    return found if isinstance(found, Objective) else Objective(found)

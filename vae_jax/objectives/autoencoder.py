@@ -20,7 +20,8 @@ def denoising_autoencoder(key, model, images, config) -> Terms:
 
 
 def _reconstruct(key, model, inputs, targets) -> Terms:
-    error = squared_error(model.decode(model.sample(key, model.encode(inputs))), targets)
+    code, _ = model.sample(key, model.encode(inputs))
+    error = squared_error(model.decode(code), targets)
     return Terms(error, error, jnp.zeros_like(error))
 
 

@@ -1,17 +1,56 @@
-"""The VAE's objective, and the β-VAE's."""
+"""The VAE's objective, and its variants that weigh the KL otherwise."""
 
-from vae_jax.likelihoods import bernoulli_log_prob
+import jax.numpy as jnp
+
 from vae_jax.objectives.base import Terms
-from vae_jax.posteriors import diagonal_gaussian_kl
 
 
 def vae(key, model, images, config) -> Terms:
-    """−log p(x|z) + β·KL(q(z|x) ‖ N(0, I)), in nats per image.
+    """−log p(x|z) + β·KL(q(z|x) ‖ p(z)), in nats per image.
 
-    β = 1 gives −ELBO (Kingma & Welling 2013, equation 10, one sample of z); others the β-VAE (Higgins et al. 2017,
-    equation 4).
+    β = 1 gives −ELBO (Kingma & Welling 2013, equation 10, one sample of z; with `kl: sampled` equation 6); others the
+    β-VAE (Higgins et al. 2017, equation 4). β may follow a schedule. With free bits the KL costs
+    Σ_j max(λ, mean over the batch of KL_j) in training (Kingma et al. 2016, equation 15). With gradient stl the sampled
+    KL's gradient has no score of q (Roeder et al. 2017, equation 8).
     """
+    heads, reconstruction, kl = _parts(key, model, images, config)
+    cost = kl
+    if config.free_bits:  # in training; evaluation gives every image its own KL
+        bits = jnp.maximum(config.free_bits, model.kl_by_dimension(heads).mean(0)).sum()
+        cost = jnp.where(jnp.isinf(model.epoch), kl, bits)
+    beta = config.beta * SCHEDULES[config.schedule](config, model.epoch)
+    return Terms(reconstruction + beta * cost, reconstruction, kl)
+
+
+def capacity_vae(key, model, images, config) -> Terms:
+    """−log p(x|z) + γ·|KL(q(z|x) ‖ p(z)) − C|, C growing linearly (Burgess et al. 2018, equation 8); nats per image."""
+    _, reconstruction, kl = _parts(key, model, images, config)
+    capacity = config.capacity * jnp.minimum(1.0, model.epoch / config.capacity_epochs)
+    return Terms(reconstruction + config.capacity_weight * jnp.abs(kl - capacity), reconstruction, kl)
+
+
+def _parts(key, model, images, config):
+    """The heads, −log p(x|z) of one sample and the KL, in its closed form or from the sample."""
     heads = model.encode(images)
-    reconstruction = -bernoulli_log_prob(model.decode(model.sample(key, heads)), images)
-    kl = diagonal_gaussian_kl(heads)
-    return Terms(reconstruction + config.beta * kl, reconstruction, kl)
+    z, log_q = model.sample(key, heads)
+    reconstruction = -model.log_likelihood(images, model.decode(z))
+    if config.gradient == "stl":
+        return heads, reconstruction, model.log_posterior(z, heads) - model.log_prior(z)
+    if config.kl == "sampled" or model.kl is None:
+        return heads, reconstruction, log_q - model.log_prior(z)
+    return heads, reconstruction, model.kl(heads)
+
+
+def _cyclical(config, epoch):
+    within = jnp.where(jnp.isinf(epoch), config.cycle_epochs, epoch % config.cycle_epochs)
+    return jnp.minimum(1.0, within / (config.cycle_ratio * config.cycle_epochs))
+
+
+# What β is multiplied with, by epoch; 1 in the end.
+SCHEDULES = {
+    "constant": lambda config, epoch: 1.0,
+    # Bowman et al. 2016, section 3.1; Sønderby et al. 2016, equation 8: linear from 0.
+    "warmup": lambda config, epoch: jnp.minimum(1.0, epoch / config.warmup_epochs),
+    # Fu et al. 2019, equations 4 and 5: rising in the first part of every cycle.
+    "cyclical": _cyclical,
+}

@@ -1,15 +1,23 @@
-"""Likelihoods p(x|z), as pure functions of the decoder's output and the image."""
+"""The Bernoulli likelihood, and the squared error of an autoencoder, which shares its picture."""
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vae_jax.layout import Features, Images, to_features
+from vae_jax.config import LikelihoodConfig
+from vae_jax.layout import Images, to_features
+from vae_jax.likelihoods.base import Likelihood, sum_pixels
 
 
-def _sum(features: Features) -> Float[Array, " batch"]:
-    """The sum over each image's pixels."""
-    return features.sum((1, 2, 3)).reshape(-1)
+def bernoulli(config: LikelihoodConfig, image_shape: tuple[int, int, int]) -> Likelihood:
+    """Independent Bernoulli pixels; the decoder gives logits."""
+    return Likelihood(
+        1,
+        lambda params, logits, images: bernoulli_log_prob(logits, images),
+        lambda params, logits: pixel_mean(logits),
+        treatments=("grey", "static", "dynamic"),
+        reason="its pixels are 0 or 1, or grey levels that stand for probabilities",
+    )
 
 
 def bernoulli_log_prob(logits: Images, images: Images) -> Float[Array, " batch"]:
@@ -25,12 +33,12 @@ def bernoulli_log_prob(logits: Images, images: Images) -> Float[Array, " batch"]
     positive = logits > 0
     softplus = jnp.where(positive, logits, 0) + jnp.log1p(jnp.exp(jnp.where(positive, -logits, logits)))
     log_prob = images * logits - softplus
-    return _sum(log_prob)
+    return sum_pixels(log_prob)
 
 
 def squared_error(logits: Images, images: Images) -> Float[Array, " batch"]:
     """‖x − σ(logits)‖² per image, summed over pixels: the L2 loss of a plain autoencoder, whose last layer is σ."""
-    return _sum(jnp.square(to_features(images) - pixel_mean(to_features(logits))))
+    return sum_pixels(jnp.square(to_features(images) - pixel_mean(to_features(logits))))
 
 
 def pixel_mean(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -1,0 +1,203 @@
+"""`vae-jax evaluate`."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from vae_jax.cli.common import Verb, load_data, open_run, positive, progress, run_options, say, split_of
+from vae_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from vae_jax.composition import Composition
+    from vae_jax.data import Dataset, Split
+    from vae_jax.train import Trained
+
+CHAINS = 16  # of annealed importance sampling, for each image
+
+
+def _evaluate_options(parser: Any) -> None:
+    run_options(parser)
+    parser.add_argument("--latent", type=str, default="sample", help="z from the posterior: sample, or its mean")
+    parser.add_argument("--split", type=str, default="test", help="the images: test, validation or train")
+    parser.add_argument("--images", type=int, default=None, metavar="N", help="the first N images of the split only")
+    parser.add_argument(
+        "--nll-samples",
+        type=int,
+        default=None,
+        metavar="K",
+        help="estimate the negative log-likelihood too, importance-weighted with K samples an image; 5000 is usual",
+    )
+    parser.add_argument(
+        "--ais",
+        type=int,
+        default=None,
+        metavar="TEMPERATURES",
+        help="estimate it by annealed importance sampling too, over so many temperatures",
+    )
+    parser.add_argument(
+        "--ais-chains", type=int, default=None, metavar="N", help=f"chains for each image with --ais; default {CHAINS}"
+    )
+    parser.add_argument(
+        "--diagnostics",
+        action="store_true",
+        help="look at the latents too: active units, aggregate posterior, mutual information, reconstruction error, "
+        "and how well they tell labels",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def _evaluate(options: Any) -> None:
+    if options.latent not in ("sample", "mean"):
+        raise UserError(f"--latent: expected sample or mean; found {options.latent!r}")
+    for option in ("--images", "--nll-samples", "--ais", "--ais-chains"):
+        if (value := getattr(options, option[2:].replace("-", "_"))) is not None:
+            positive(value, option)
+    if options.ais_chains is not None and options.ais is None:
+        raise UserError("--ais-chains: expected --ais beside it; found none")
+    trained, _ = open_run(options)
+    from vae_jax import train
+    from vae_jax.composition import build
+    from vae_jax.data import Split
+    from vae_jax.evaluate import make_evaluator, means
+
+    network, objective = build(trained.config, trained.image_shape)
+    for option, value in (("--nll-samples", options.nll_samples), ("--ais", options.ais)):
+        if value is not None and not objective.generative:
+            name = trained.config.objective.name
+            raise UserError(f"{option}: expected a model with a likelihood to estimate; found objective {name}")
+    data = load_data(options, trained)
+    whole = split_of(data, options.split)
+    count = len(whole) if options.images is None else options.images
+    if count > len(whole):
+        raise UserError(f"--images: expected at most the {len(whole):,} of --split {options.split}; found {count:,}")
+    split = Split(whole.images[:count], None if whole.labels is None else whole.labels[:count])
+    images, labels = split.images, train.told(trained.config, split)
+    evaluate = make_evaluator(trained.config, network, objective, images, options.latent, labels)
+    terms = evaluate(trained.state.variables, train.make_keys(trained.config.seed).evaluate)
+    loss, reconstruction, kl = means(terms)
+    found = {
+        "loss": loss,
+        "reconstruction": reconstruction,
+        "kl": kl,
+        "images": len(images),
+        "unit": objective.unit,
+        "split": options.split,
+        "latent": options.latent,
+        "checkpoint": options.checkpoint,
+    }
+    parts = ""
+    if objective.generative:
+        adds_up = abs(loss - reconstruction - kl) <= 1e-5 * abs(loss)
+        parts = f"reconstruction {reconstruction:.3f}{' +' if adds_up else ','} KL {kl:.3f}"
+        parts = f" = {parts}" if adds_up else f" ({parts})"
+    drawn = f", z: {options.latent}" if objective.generative else ""
+    line = f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({len(images):,} images{drawn})"
+    if not options.json:
+        print(line, flush=True)  # what follows may take its time
+    more, lines = _estimates(options, trained, network, split)
+    found |= more
+    if options.diagnostics:
+        more, further = _diagnostics(options, trained, network, data, split, len(whole))
+        found |= more
+        lines += further
+    if options.json:
+        print(json.dumps(found))
+    for each in [] if options.json else lines:
+        print(each)
+
+
+def _keys(trained: "Trained") -> Any:
+    """Of importance sampling, annealing and diagnostics: none of those that batches of the evaluation get."""
+    import jax
+
+    from vae_jax.train import make_keys
+
+    return jax.random.split(jax.random.fold_in(make_keys(trained.config.seed).evaluate, 2**32 - 1), 3)
+
+
+def _estimates(
+    options: Any, trained: "Trained", network: "Composition", split: "Split"
+) -> tuple[dict[str, Any], list[str]]:
+    """The estimates of −log p(x) asked for, as figures and as lines."""
+    if options.nll_samples is None and options.ais is None:
+        return {}, []
+    import numpy as np
+
+    from vae_jax import estimators
+    from vae_jax.train import told
+
+    nll_key, ais_key, _ = _keys(trained)
+    run = (trained.config, network, trained.state.variables, split.images)
+    labels = told(trained.config, split)
+    found, lines = {}, []
+    if (samples := options.nll_samples) is not None:
+        with progress("importance sampling") as on_progress:
+            each = estimators.importance_nll(*run, nll_key, samples, labels=labels, on_progress=on_progress)
+        nll = float(np.asarray(each, np.float64).mean())
+        found |= {"nll": nll, "nll_samples": samples}
+        lines.append(f"{options.split} NLL {nll:.3f} nats per image (importance-weighted, {samples:,} samples)")
+    if (temperatures := options.ais) is not None:
+        chains = options.ais_chains or CHAINS
+        with progress("annealed importance sampling") as on_progress:
+            each = estimators.annealed_nll(
+                *run, ais_key, temperatures=temperatures, chains=chains, labels=labels, on_progress=on_progress
+            )
+        nll = float(np.asarray(each, np.float64).mean())
+        found |= {"ais_nll": nll, "ais_temperatures": temperatures, "ais_chains": chains}
+        lines.append(
+            f"{options.split} NLL {nll:.3f} nats per image (annealed importance sampling, {temperatures:,} "
+            f"temperatures, {chains:,} chains)"
+        )
+    return found, lines
+
+
+def _diagnostics(
+    options: Any, trained: "Trained", network: "Composition", data: "Dataset", split: "Split", whole: int
+) -> tuple[dict[str, Any], list[str]]:
+    """The figures of the latents, and as lines what of them there is."""
+    from vae_jax import diagnostics
+
+    *_, key = _keys(trained)
+    train = None if options.split == "train" else data.train
+    with progress("aggregate posterior") as on_progress:
+        found = diagnostics.diagnose(
+            trained.config,
+            network,
+            trained.state.variables,
+            split,
+            key,
+            train=train,
+            total=whole,
+            report=say,
+            on_progress=on_progress,
+        )
+    lines = [
+        f"active units {found['active_units']} of {network.latent} (variance of their means over {diagnostics.ACTIVE})"
+    ]
+    if found["aggregate_kl"] is not None:
+        lines += [
+            f"KL of the aggregate posterior from the prior {found['aggregate_kl']:.3f} nats",
+            f"mutual information of image and z {found['mutual_information']:.3f} nats (at most "
+            f"{found['mutual_information_limit']:.3f}, the log of the number of images)",
+        ]
+    lines.append(
+        f"squared error of reconstructions {found['squared_error']:.4f} per image, "
+        f"{found['squared_error_per_pixel']:.6f} per pixel"
+    )
+    if found["probe_accuracy"] is not None:
+        lines += [
+            f"linear probe of the labels {found['probe_accuracy']:.2%} right",
+            f"{diagnostics.NEIGHBOURS} nearest training images {found['knn_accuracy']:.2%} right",
+        ]
+    return found, lines
+
+
+VERBS = {
+    "evaluate": Verb(
+        "print the loss of a run's model on its test images",
+        _evaluate_options,
+        _evaluate,
+        "examples:\n"
+        "  vae-jax evaluate runs/digits --latent mean --json\n"
+        "  vae-jax evaluate runs/digits --nll-samples 5000 --diagnostics",
+    ),
+}

@@ -1,0 +1,18 @@
+"""Static binarisation: done once, when the data are loaded. Whatever else is done to images, is done in their use.
+
+(See vae_jax/treatments.py. Nothing here imports jax, which loading data can do without.)
+"""
+
+import numpy as np
+from jaxtyping import UInt8
+
+TREATMENTS = ("grey", "static", "dynamic", "dequantized")
+
+
+def binarize(images: UInt8[np.ndarray, "*shape"], seed: int) -> UInt8[np.ndarray, "*shape"]:
+    """Levels 0 and 255, each 255 with its grey level's probability, the same for the same seed and images.
+
+    (Salakhutdinov & Murray 2008, section 5: binarised once.)
+    """
+    drawn = np.random.default_rng(seed).integers(0, 255, images.shape, np.uint8)
+    return np.where(images > drawn, np.uint8(255), np.uint8(0))

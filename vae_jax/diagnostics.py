@@ -1,0 +1,296 @@
+"""What a trained model does with its latent space: units in use, the aggregate posterior, reconstructions, labels.
+
+The figures are of posteriors and pictures that are there already (`vae_jax.evaluate.make_posteriors`); `diagnose`
+puts them together for a trained model.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Key
+
+from vae_jax import objectives
+from vae_jax.composition import Composition
+from vae_jax.config import Config
+from vae_jax.data.dataset import Split
+from vae_jax.errors import UserError
+from vae_jax.evaluate import in_batches, make_posteriors
+from vae_jax.models import Variables
+from vae_jax.posteriors import Heads
+
+ACTIVE = 0.01  # variance of its mean over the images from which a unit counts as active
+BLOCK = 256  # pairs of z and posterior are looked at in blocks of BLOCK × BLOCK, which bounds the memory
+NEIGHBOURS = 5
+
+# (z (n, latent), heads (m, size) each) -> log q(z_i|x_j), (n, m), in nats.
+PairwiseLogProb = Callable[[Any, Heads], Any]
+OnProgress = Callable[[int, int], None]  # (done, total)
+
+
+class Surgery(NamedTuple):
+    """The KL term of the ELBO, cut in two (Hoffman & Johnson 2016, section 2): their sum is E KL(q(z|x) ‖ p(z)).
+
+    Attributes:
+        aggregate_kl: KL(q(z) ‖ p(z)) in nats, where q(z) is the mean of all images' posteriors.
+        mutual_information: I_q(x; z) in nats; at most `limit`. The noise of the estimates may carry either a little
+            beyond its bounds, and so below 0.
+        limit: log of the number of images.
+    """
+
+    aggregate_kl: float
+    mutual_information: float
+    limit: float
+
+
+def unit_variances(centers: Float[Array, "images latent"]) -> Float[np.ndarray, " latent"]:
+    """Cov_x(E_q(z|x)[z]), the activity of each latent unit (Burda et al. 2016, section 5.2), over the images.
+
+    Args:
+        centers: the posteriors' means; of a flow, their centres stand for them.
+    """
+    return np.asarray(centers, np.float64).var(0)
+
+
+def active_units(variances: Float[np.ndarray, " latent"], threshold: float = ACTIVE) -> int:
+    """How many units are active: those with a variance above the threshold (Burda et al. 2016, section 5.2)."""
+    return int((variances > threshold).sum())
+
+
+def aggregate_log_prob(
+    log_prob: PairwiseLogProb,
+    heads: Heads,
+    z: Float[Array, "images latent"],
+    total: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> Float[np.ndarray, " images"]:
+    """log q(z) of each z, where q(z) = 1/N Σₙ q(z|xₙ) (Hoffman & Johnson 2016, section 2), in nats.
+
+    All images' posteriors make it exact. Where the images are a part of N others, z's own image weighs 1/N and each
+    of the others (N − 1)/(N (M − 1)), which leaves q(z), though not its logarithm, without bias (Chen et al. 2018,
+    appendix C.2, minibatch stratified sampling); with equal weights log q(z) would come out too high by up to log N/M.
+
+    Args:
+        log_prob: of every z under every posterior, (n, m); compiled here, for blocks of BLOCK × BLOCK.
+        heads: of the images' posteriors, (images, size) each.
+        z: one drawn from each of them, in the same order.
+        total: N, if there are more images than these M.
+        on_progress: called with the number of z done and all.
+
+    Raises:
+        ValueError: if `total` is less than the number of images.
+    """
+    images = len(z)
+    total = images if total is None else total
+    if total < images:
+        raise ValueError(f"total: expected at least the {images} images; found {total}")
+    own = -np.log(total)
+    other = np.log((total - 1) / (total * (images - 1))) if images > 1 else 0.0
+    blocks = -(-images // BLOCK)
+    places = jnp.arange(blocks * BLOCK).reshape(blocks, BLOCK)
+
+    def blocked(array: Array) -> Array:  # the last block is filled up, by what `places` then leaves out
+        return array[jnp.minimum(places, images - 1)]
+
+    @jax.jit
+    def block(z: Array, rows: Array, heads: Heads) -> Array:
+        def add(log_sum: Array, columns_and_heads: tuple[Array, Heads]) -> tuple[Array, None]:
+            columns, heads = columns_and_heads
+            weight = jnp.where(rows[:, None] == columns[None, :], own, other)
+            weight = jnp.where((columns < images)[None, :], weight, -jnp.inf)
+            log_terms = log_prob(z, heads) + weight
+            return jnp.logaddexp(log_sum, jax.nn.logsumexp(log_terms, -1)), None
+
+        return lax.scan(add, jnp.full(BLOCK, -jnp.inf), (places, heads))[0]
+
+    heads, z = jax.tree.map(blocked, heads), blocked(z)
+    found = []
+    for number in range(blocks):
+        found.append(np.asarray(block(z[number], places[number], heads)))
+        if on_progress:
+            on_progress(min((number + 1) * BLOCK, images), images)
+    return np.concatenate(found)[:images]
+
+
+def elbo_surgery(
+    log_prob: PairwiseLogProb,
+    heads: Heads,
+    z: Float[Array, "images latent"],
+    log_q: Float[Array, " images"],
+    log_p: Float[Array, " images"],
+    total: int | None = None,
+    on_progress: OnProgress | None = None,
+) -> Surgery:
+    """KL(q(z) ‖ p(z)) and I_q(x; z) by Monte Carlo (Hoffman & Johnson 2016, equations 6 to 8).
+
+    They are the means over images, each with one z ~ q(z|x), of log q(z) − log p(z) and of log q(z|x) − log q(z). With
+    all N images q(z) is exact and the estimates have no bias. From M < N of them log q(z) varies from one choice of
+    images to another and comes out too low on average (Jensen), so the information comes out too high and the KL
+    too low.
+
+    Args:
+        log_prob: see `aggregate_log_prob`, as for `heads`, `total` and `on_progress`.
+        heads: of the posteriors.
+        z: one from each.
+        log_q: log q(z|x) of each z under its own image.
+        log_p: log p(z).
+        total: N, if there are more images than these.
+        on_progress: told how far it is.
+    """
+    log_aggregate = aggregate_log_prob(log_prob, heads, z, total, on_progress).astype(np.float64)
+    information = float((np.asarray(log_q, np.float64) - log_aggregate).mean())
+    kl = float((log_aggregate - np.asarray(log_p, np.float64)).mean())
+    return Surgery(kl, information, float(np.log(len(z) if total is None else total)))
+
+
+def check_density(config: Config, network: Composition) -> None:
+    """Refuses a posterior without a density at any z, of which the aggregate posterior is made.
+
+    Raises:
+        UserError: naming the posterior.
+    """
+    if network.posterior.log_prob is None:
+        found = f"posterior {config.posterior.name}, whose density is known at its own samples only"
+        if not objectives.get(config.objective).generative:
+            found = f"objective {config.objective.name}, whose code has no density"
+        raise UserError(f"--diagnostics: the aggregate posterior needs a posterior's density at any z; found {found}")
+
+
+def pairwise_log_prob(network: Composition, variables: Variables) -> PairwiseLogProb:
+    """log q(z_i|x_j) of a model's posteriors."""
+
+    def log_prob(z: Array, heads: Heads) -> Array:
+        count = len(heads["mu"])
+        every = jnp.broadcast_to(z[:, None, :], (len(z), count, z.shape[-1]))
+
+        def look(model: Any) -> Array:
+            return model.log_posterior(every, heads)
+
+        return network.apply(variables, look)[0]
+
+    return log_prob
+
+
+def make_squared_error(network: Composition, variables: Variables) -> Callable[..., Array]:
+    """(uint8 images, z, labels=None) -> ‖x − E[x|z]‖² of each, (images,), summed over pixels and channels.
+
+    x are the images' grey levels in [0, 1], whatever `data.treatment` makes of them in training.
+    """
+
+    @jax.jit
+    def squared_error(images: Any, z: Any, labels: Any = None) -> Array:
+        def batch(_, images, z, labels):
+            pictures = network.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
+            return jnp.square(images / 255 - pictures).sum((1, 2, 3))
+
+        return in_batches(batch, len(images), jnp.asarray(images), z, labels)
+
+    return squared_error
+
+
+def linear_probe(
+    train_latents: Float[np.ndarray, "train latent"],
+    train_labels: Int[np.ndarray, " train"],
+    latents: Float[np.ndarray, "test latent"],
+    labels: Int[np.ndarray, " test"],
+) -> float:
+    """The accuracy on test images of a logistic regression on standardised latents, learned on training images."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    middle, scale = train_latents.mean(0), train_latents.std(0)
+    scale = np.where(scale > 0, scale, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # an accuracy, which has long settled by then
+        probe = LogisticRegression(max_iter=1000).fit((train_latents - middle) / scale, train_labels)
+    return float(np.mean(probe.predict((latents - middle) / scale) == labels))
+
+
+def nearest_neighbours(
+    train_latents: Float[np.ndarray, "train latent"],
+    train_labels: Int[np.ndarray, " train"],
+    latents: Float[np.ndarray, "test latent"],
+    labels: Int[np.ndarray, " test"],
+    neighbours: int = NEIGHBOURS,
+) -> float:
+    """The accuracy on test images of a vote of the nearest training images.
+
+    Distances are of the latents as they are: standardised, a unit that tells nothing would count as much as any other.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    vote = KNeighborsClassifier(min(neighbours, len(train_labels))).fit(train_latents, train_labels)
+    return float(np.mean(vote.predict(latents) == labels))
+
+
+def diagnose(
+    config: Config,
+    network: Composition,
+    variables: Variables,
+    split: Split,
+    key: Key[Array, ""],
+    *,
+    train: Split | None = None,
+    total: int | None = None,
+    report: Callable[[str], None] = warnings.warn,
+    on_progress: OnProgress | None = None,
+) -> dict[str, Any]:
+    """Every figure for a trained model.
+
+    Args:
+        config: of the run.
+        network: built from it.
+        variables: trained.
+        split: the images looked at.
+        key: for the latents drawn.
+        train: the training images, if other ones than these: from their latents the labels are learned.
+        total: how many images `split` was taken from, if it is a part, see `aggregate_log_prob`.
+        report: is told in a line what cannot be had of this model.
+        on_progress: told how far the aggregate posterior is.
+
+    Returns:
+        "active_units" and "unit_variances" (one for each); "aggregate_kl", "mutual_information" and
+        "mutual_information_limit" in nats, see `Surgery`; "squared_error" and "squared_error_per_pixel" of the pictures
+        decoded from the posteriors' centres, from the images' grey levels in [0, 1]; "probe_accuracy" and
+        "knn_accuracy" of the centres. None for what cannot be had: the aggregate posterior of a posterior without a
+        density, accuracies without two classes of labels or without `train`.
+    """
+    posteriors = make_posteriors(network, variables)
+
+    def encode(split: Split) -> Any:
+        return posteriors(key, split.images, split.labels if config.model.classes else None)
+
+    found = encode(split)
+    centers = np.asarray(found.centers)
+    variances = unit_variances(found.centers)
+    surgery = None
+    try:
+        check_density(config, network)
+    except UserError as error:
+        report(str(error))
+    else:
+        log_prob = pairwise_log_prob(network, variables)
+        surgery = elbo_surgery(log_prob, found.heads, found.z, found.log_q, found.log_p, total, on_progress)
+    told = split.labels if config.model.classes else None
+    errors = np.asarray(make_squared_error(network, variables)(split.images, found.centers, told), np.float64)
+    probe = knn = None
+    if train is not None and train.labels is not None and split.labels is not None and np.ptp(train.labels):
+        learned_from = np.asarray(encode(train).centers)
+        if np.isfinite(learned_from).all() and np.isfinite(centers).all():
+            probe = linear_probe(learned_from, train.labels, centers, split.labels)
+            knn = nearest_neighbours(learned_from, train.labels, centers, split.labels)
+    return {
+        "active_units": active_units(variances),
+        "unit_variances": variances.tolist(),
+        "aggregate_kl": surgery and surgery.aggregate_kl,
+        "mutual_information": surgery and surgery.mutual_information,
+        "mutual_information_limit": surgery and surgery.limit,
+        "squared_error": float(errors.mean()),
+        "squared_error_per_pixel": float(errors.mean() / np.prod(split.images.shape[1:])),
+        "probe_accuracy": probe,
+        "knn_accuracy": knn,
+    }

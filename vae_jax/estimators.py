@@ -1,0 +1,292 @@
+"""Estimates of log p(x): by importance sampling from q(z|x), and by annealed importance sampling from the prior.
+
+Both draw the noise of an image from its place among the images and of a sample from its number, so a result depends on
+the sizes of batches and chunks through rounding alone, and the first samples of many are those of few.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from vae_jax import objectives
+from vae_jax.composition import Composition
+from vae_jax.config import Config
+from vae_jax.errors import UserError
+from vae_jax.models import Variables
+
+# A chunk holds as many samples of z as make about so many numbers of images, whatever the number of samples and of
+# images: 2 MB in float32 on a CPU, which stays in the cache, and 256 MB elsewhere. A chunk needs that a few times over,
+# for the decoder's output, the images and the layers, and on a CPU as many chunks are computed at a time as there are
+# cores, up to THREADS.
+CPU_NUMBERS, NUMBERS = 1 << 19, 1 << 26
+THREADS = 8
+ROWS = 512, 1 << 16  # samples of z in a chunk at most, on a CPU and elsewhere
+
+TARGET = 0.65  # of HMC's acceptance
+ADAPTATION = 0.02  # relative change of the step size from one temperature to the next
+FIRST_STEP = 0.1  # size, of a leapfrog step at the prior
+STEEPNESS = 4.0  # of the sigmoid that spaces the temperatures
+
+
+def importance_nll(
+    config: Config,
+    network: Composition,
+    variables: Variables,
+    images: UInt8[np.ndarray, "images h w c"],
+    key: Key[Array, ""],
+    samples: int,
+    *,
+    labels: Int[np.ndarray, " images"] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Float[np.ndarray, " images"]:
+    """−log p̂(x) of each image in nats, p̂(x) = 1/k Σ p(x|z)·p(z) / q(z|x) with z ~ q(z|x).
+
+    p̂ is unbiased, so the mean of −log p̂ is an upper bound of −log p(x) that falls as k grows (Burda et al. 2016,
+    equation 8 and theorem 1). All k samples are of the same treated image; dynamic binarisation draws it once.
+
+    Args:
+        config: of the run.
+        network: built from it.
+        variables: of the network.
+        images: levels 0 to 255.
+        key: of the treatment and of the samples.
+        samples: k.
+        labels: of the images, where the model is told them.
+        on_progress: called with the number of images done and of all images.
+
+    Raises:
+        UserError: if k is below 1, or the model is an autoencoder, which has no p(x).
+    """
+    _require(config, samples=samples)
+    rows = _rows(images)
+    chunks = -(-samples // rows)
+    chunk = -(-samples // chunks)
+
+    def estimate(variables, images, labels, keys):
+        treated, keys = _treated(network, images, keys)
+
+        def of_model(function):
+            return network.apply(variables, function, labels=labels)[0]
+
+        heads = of_model(lambda model: model.encode(treated))
+
+        def weigh(model, numbers):
+            by_image = jax.vmap(jax.random.fold_in, (0, None))
+            each = jax.vmap(by_image, (None, 0))(keys, numbers)  # keys of (samples, images)
+            z, log_q = jax.vmap(jax.vmap(model.sample), (0, None))(each, heads)
+            return model.log_likelihood(treated, model.decode(z)) + model.log_prior(z) - log_q
+
+        def add(carry, numbers):
+            log_w = of_model(lambda model: weigh(model, numbers))
+            return _log_add(carry, jnp.where((numbers < samples)[:, None], log_w, -jnp.inf)), None
+
+        start = jnp.full(len(images), -jnp.inf), jnp.zeros(len(images))
+        return lax.scan(add, start, jnp.arange(chunks * chunk).reshape(chunks, chunk))[0]
+
+    top, total = _over_images(estimate, variables, images, labels, key, rows // chunk, on_progress)
+    return math.log(samples) - top - np.log(total)
+
+
+def annealed_nll(
+    config: Config,
+    network: Composition,
+    variables: Variables,
+    images: UInt8[np.ndarray, "images h w c"],
+    key: Key[Array, ""],
+    *,
+    temperatures: int = 500,
+    chains: int = 16,
+    leapfrog: int = 10,
+    labels: Int[np.ndarray, " images"] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Float[np.ndarray, " images"]:
+    """−log p̂(x) of each image in nats by annealed importance sampling, which does not know q(z|x).
+
+    Each chain goes from p(z) to p(z)·p(x|z) over p(z)·p(x|z)^β, β rising from 0 to 1 along a sigmoid, with one step of
+    Hamiltonian Monte Carlo at each temperature; p̂ is the mean of the chains' weights (Neal 2001, equations 4 and 11;
+    Wu et al. 2017, section 3). The size of the leapfrog steps follows the acceptance of the image's chains. This
+    makes p̂ biased, a little, as in Wu et al.; with a fixed size E[−log p̂] would be an upper bound of −log p(x).
+
+    Args:
+        config: of the run.
+        network: built from it.
+        variables: of the network.
+        images: levels 0 to 255.
+        key: of the treatment and of the chains.
+        temperatures: steps of β.
+        chains: for each image.
+        leapfrog: steps of each transition.
+        labels: of the images, where the model is told them.
+        on_progress: called with the number of images done and of all images.
+
+    Raises:
+        UserError: if a number is below 1, or the model is an autoencoder, which has no p(x).
+    """
+    _require(config, temperatures=temperatures, chains=chains, leapfrog=leapfrog)
+    betas = _sigmoid_schedule(temperatures)
+
+    def estimate(variables, images, labels, keys):
+        treated, keys = _treated(network, images, keys)
+
+        def of_model(function):
+            return network.apply(variables, function, labels=labels)[0]
+
+        def log_prior(z):
+            value = of_model(lambda model: model.log_prior(z))
+            return value.sum(), value
+
+        def log_likelihood(z):
+            value = of_model(lambda model: model.log_likelihood(treated, model.decode(z)))
+            return value.sum(), value
+
+        def at(z):
+            """z, log p(z), log p(x|z), and their gradients."""
+            (_, prior), prior_gradient = jax.value_and_grad(log_prior, has_aux=True)(z)
+            (_, likelihood), likelihood_gradient = jax.value_and_grad(log_likelihood, has_aux=True)(z)
+            return z, prior, likelihood, prior_gradient, likelihood_gradient
+
+        def move(carry, step):
+            point, log_w, size = carry
+            number, last_beta, beta = step
+            log_w = log_w + (beta - last_beta) * point[2]
+            noise, uniform = jax.vmap(partial(_draw, shape=(chains, network.latent)), (0, None), 1)(keys, number)
+            point, accepted = _hmc(at, point, beta, size, leapfrog, noise, uniform)
+            return (point, log_w, size * jnp.where(accepted.mean(0) > TARGET, 1 + ADAPTATION, 1 - ADAPTATION)), None
+
+        first = jax.vmap(lambda key: network.sample_prior(variables, jax.random.fold_in(key, 0), chains), 0, 1)(keys)
+        start = at(first), jnp.zeros(first.shape[:2]), jnp.full(len(images), FIRST_STEP)
+        steps = jnp.arange(1, temperatures), jnp.asarray(betas[:-2]), jnp.asarray(betas[1:-1])
+        (point, log_w, _), _ = lax.scan(move, start, steps)
+        log_w = log_w + (betas[-1] - betas[-2]) * point[2]  # a move after the last weight would change nothing
+        return _log_add((jnp.full(len(images), -jnp.inf), jnp.zeros(len(images))), log_w)
+
+    top, total = _over_images(estimate, variables, images, labels, key, max(1, _rows(images) // chains), on_progress)
+    return math.log(chains) - top - np.log(total)
+
+
+def _require(config: Config, **counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise UserError(f"{name}: expected at least 1; found {count}")
+    if not objectives.get(config.objective).generative:
+        raise UserError(f"objective.name: expected one with a p(x), to estimate it; found {config.objective.name}")
+
+
+def _rows(images: UInt8[np.ndarray, "images h w c"]) -> int:
+    """How many samples of z are decoded at a time."""
+    on_cpu = jax.default_backend() == "cpu"
+    numbers, most = (CPU_NUMBERS, ROWS[0]) if on_cpu else (NUMBERS, ROWS[1])
+    return min(most, max(1, numbers // math.prod(images.shape[1:])))
+
+
+def _treated(network: Composition, images: Array, keys: Array) -> tuple[Array, Array]:
+    """Each image treated with its own key, and keys for the rest."""
+    treat_keys, keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in (0, 1))
+    return jax.vmap(network.treat)(treat_keys, images), keys
+
+
+def _log_add(carry: tuple[Array, Array], log_w: Float[Array, "samples images"]) -> tuple[Array, Array]:
+    """Adds Σ w over samples to a sum held as (m, s), s·eᵐ, for each image."""
+    top, total = carry
+    new = jnp.maximum(top, log_w.max(0))
+    shift = jnp.where(jnp.isneginf(new), 0, new)  # all weights are 0 so far
+    return new, total * jnp.exp(top - shift) + jnp.exp(log_w - shift[None]).sum(0)
+
+
+def _over_images(
+    estimate: Callable[..., tuple[Array, Array]],
+    variables: Variables,
+    images: UInt8[np.ndarray, "images h w c"],
+    labels: Int[np.ndarray, " images"] | None,
+    key: Key[Array, ""],
+    batch: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> tuple[Float[np.ndarray, " images"], Float[np.ndarray, " images"]]:
+    """`estimate(variables, images, labels, keys)` over batches of images, in double precision on the host.
+
+    Batches are independent, and on a CPU each is computed by a thread of its own: XLA alone runs but a matrix product
+    on several cores.
+    """
+    count, batch = len(images), min(batch, len(images))
+
+    def arguments() -> Iterator[tuple[Any, ...]]:
+        for first in range(0, count, batch):
+            # The last batch is filled up by repeating the last image; the surplus is cut off again.
+            index = np.minimum(np.arange(first, first + batch), count - 1)
+            yield variables, images[index], None if labels is None else labels[index].astype(np.int32), index, key
+
+    def run(variables, images, labels, index, key):
+        return estimate(variables, images, labels, jax.vmap(jax.random.fold_in, (None, 0))(key, index))
+
+    # Compiled here: contexts such as jax.enable_x64 are this thread's alone.
+    compiled = jax.jit(run).lower(*next(arguments())).compile()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(cores, THREADS) if jax.default_backend() == "cpu" else 1
+    parts = []
+    with ThreadPoolExecutor(threads) as pool:
+        for part in pool.map(lambda each: [np.asarray(x, np.float64) for x in compiled(*each)], arguments()):
+            parts.append(part)
+            if on_progress:
+                on_progress(min(len(parts) * batch, count), count)
+    top, total = (np.concatenate(column)[:count] for column in zip(*parts, strict=True))
+    return top, total
+
+
+def _sigmoid_schedule(temperatures: int) -> Float[np.ndarray, " _"]:
+    """β₀ to the last, from 0 to 1, closest at both ends (Wu et al. 2017, section 4.1)."""
+    sigmoid = 1 / (1 + np.exp(-np.linspace(-STEEPNESS, STEEPNESS, temperatures + 1)))
+    return ((sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])).astype(np.float32)
+
+
+def _draw(key: Key[Array, ""], number: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
+    """One image's momenta, (chains, latent), and uniform numbers, (chains,)."""
+    noise_key, uniform_key = jax.random.split(jax.random.fold_in(key, number))
+    return jax.random.normal(noise_key, shape), jax.random.uniform(uniform_key, shape[:1])
+
+
+def _hmc(at, point, beta, size, leapfrog, momentum, uniform):
+    """One transition of Hamiltonian Monte Carlo (Neal 2011, figure 2) that leaves p(z)·p(x|z)^β as it is.
+
+    Args:
+        at: z -> (z, log p(z), log p(x|z), ∇log p(z), ∇log p(x|z)).
+        point: at(z), z being (chains, images, latent).
+        beta: the temperature.
+        size: of a leapfrog step for each image, (images,).
+        leapfrog: steps.
+        momentum: standard normal, shaped as z.
+        uniform: in [0, 1), (chains, images).
+
+    Returns:
+        at(the next z), and the probability of acceptance, (chains, images).
+    """
+    size = size[None, :, None]
+
+    def energy(point, momentum):
+        return jnp.square(momentum).sum(-1) / 2 - point[1] - beta * point[2]
+
+    def force(point):
+        return point[3] + beta * point[4]
+
+    def step(carry, _):
+        point, momentum = carry
+        momentum = momentum + size / 2 * force(point)
+        point = at(point[0] + size * momentum)
+        return (point, momentum + size / 2 * force(point)), None
+
+    (proposed, end), _ = lax.scan(step, (point, momentum), length=leapfrog)
+    change = energy(point, momentum) - energy(proposed, end)
+    probability = jnp.where(jnp.isnan(change), 0, jnp.exp(jnp.minimum(change, 0)))
+    take = uniform < probability
+    chosen = jax.tree.map(
+        lambda new, old: jnp.where(take.reshape(*take.shape, *[1] * (new.ndim - 2)), new, old), proposed, point
+    )
+    return chosen, probability

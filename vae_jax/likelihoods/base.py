@@ -1,0 +1,37 @@
+"""What a likelihood is: how the decoder's output is a distribution of images."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Key, PyTree
+
+from vae_jax.layout import Features, Images
+from vae_jax.posteriors.base import no_parameters
+
+Outputs = Float[Array, "batch height width outputs"]
+
+
+def sum_pixels(features: Features) -> Float[Array, " batch"]:
+    """The sum over each image's pixels."""
+    return features.sum((1, 2, 3)).reshape(-1)
+
+
+class Likelihood(NamedTuple):
+    """A likelihood p(x|z) of images (batch, height, width, channels) in [0, 1].
+
+    Attributes:
+        outputs: how many numbers of the decoder's it needs for each channel of a pixel. The decoder's output is
+            (batch, height, width, outputs·channels), the first number of every channel before the second of any.
+        log_prob: (params, decoder's output, images) -> log p(x|z), (batch,), in nats, summed over pixels.
+        mean: (params, decoder's output) -> E[x|z], (batch, height, width, channels): the picture to show.
+        init: key -> what is trained beside the decoder.
+        treatments: of the data for which it is a likelihood, see `data.treatment`.
+        reason: why it is none for the others.
+    """
+
+    outputs: int
+    log_prob: Callable[[PyTree, Outputs, Images], Float[Array, " batch"]]
+    mean: Callable[[PyTree, Outputs], Images]
+    init: Callable[[Key[Array, ""]], PyTree] = no_parameters
+    treatments: tuple[str, ...] = ("grey", "static", "dynamic", "dequantized")
+    reason: str = ""

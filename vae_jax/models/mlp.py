@@ -1,0 +1,86 @@
+"""Multi-layer perceptrons, for images of any size.
+
+With `layers: [200, 200]` and `activation: tanh` they are Burda et al.'s (2016, section 5); with `layers: [300, 300]`
+and `gated: true` Tomczak & Welling's (2018, section 4.2).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float
+
+from vae_jax.config import ModelConfig
+from vae_jax.models.layers import ACTIVATIONS, Linear
+from vae_jax.registry import lookup
+
+
+class Hidden(nn.Module):
+    """Fully connected layers over (features, batch)."""
+
+    config: ModelConfig
+    layers: Sequence[int]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "inputs batch"]) -> Float[Array, "outputs batch"]:
+        activation = ACTIVATIONS[self.config.activation]
+        for i, units in enumerate(self.layers):
+            h = Linear(units, name=f"fc{i + 1}")(x)
+            # Dauphin et al. 2017, section 3, without an activation beside the gate.
+            x = h * jax.nn.sigmoid(Linear(units, name=f"gate{i + 1}")(x)) if self.config.gated else activation(h)
+        return x
+
+
+class Encoder(nn.Module):
+    """Images to the heads of the posterior, each one linear layer."""
+
+    config: ModelConfig
+    heads: Mapping[str, int]
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "inputs batch"]) -> dict[str, Float[Array, "_ batch"]]:
+        x = Hidden(self.config, self.config.layers, name="hidden")(x)
+        return {head: Linear(size, name=f"fc_{head}")(x) for head, size in self.heads.items()}
+
+
+class Decoder(nn.Module):
+    """Latents to what the likelihood needs of the image's pixels."""
+
+    config: ModelConfig
+    outputs: int
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "latent batch"]) -> Float[Array, "outputs batch"]:
+        return Linear(self.outputs, name="fc_out")(Hidden(self.config, self.config.layers[::-1], name="hidden")(z))
+
+
+class MLP(nn.Module):
+    """Encoder and decoder behind the interface of `vae_jax.models`: images and latents with the batch first."""
+
+    config: ModelConfig
+    image_shape: tuple[int, int, int]
+    heads: Mapping[str, int]
+    outputs: int
+
+    def setup(self):
+        self.encoder = Encoder(self.config, self.heads)
+        self.decoder = Decoder(self.config, self.outputs * math.prod(self.image_shape))
+
+    def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch _"]]:
+        heads = self.encoder(x.reshape(len(x), -1).T)
+        return {name: head.T for name, head in heads.items()}
+
+    def decode(self, z: Float[Array, "batch latent"], *, train: bool) -> Float[Array, "batch h w c"]:
+        height, width, channels = self.image_shape
+        return self.decoder(z.T).T.reshape(-1, height, width, self.outputs * channels)
+
+
+def mlp(config: ModelConfig, image_shape: tuple[int, int, int], heads: Mapping[str, int], outputs: int) -> MLP:
+    """A pair of MLPs.
+
+    Raises:
+        UserError: if the configuration names no known activation.
+    """
+    lookup(ACTIVATIONS, config.activation, "model.activation")
+    return MLP(config, image_shape, heads, outputs)

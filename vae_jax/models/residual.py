@@ -1,0 +1,166 @@
+"""A residual encoder and decoder, for square images of any size.
+
+Each stage halves the image, rounding up, with a strided convolution, and refines it in `model.blocks` residual blocks;
+the decoder runs through the stages backwards. Every convolution but the first comes after its normalisation and
+activation (pre-activation, He et al. 2016b, figure 1b), so the sums of the blocks pass through untouched.
+"""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from vae_jax.config import ModelConfig
+from vae_jax.errors import UserError
+from vae_jax.layout import Features, tiles, to_features, to_images
+from vae_jax.models.convolution import choose
+from vae_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, ConvTranspose, Linear
+from vae_jax.registry import lookup
+
+# Twice the stride, so that each pixel of a transposed convolution's result gets equally many contributions, and no
+# chequered pattern appears (Odena et al. 2016).
+KERNEL = 4
+
+
+def plan(config: ModelConfig, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """The side of the image before the first stage, then after each.
+
+    Raises:
+        UserError: if the image is not square, or a stage would have nothing left to halve.
+    """
+    height, width, _ = image_shape
+    if height != width:
+        raise UserError(f"model.network residual: expected a square image; found {height}x{width}")
+    most, stages = (height - 1).bit_length(), len(config.channels)
+    if stages > most:
+        raise UserError(
+            f"model.channels: expected at most {most} stages, each of which halves images of {height}x{width}; "
+            f"found {stages}"
+        )
+    sizes = [height]
+    for _ in config.channels:
+        sizes.append((sizes[-1] + 1) // 2)
+    return tuple(sizes)
+
+
+def padding(size: int) -> int:
+    """With which the kernel halves `size` pixels, rounding up."""
+    return KERNEL // 2 - 1 + size % 2
+
+
+class Activated(nn.Module):
+    """Normalisation, if there is one, and activation."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Features, *, train: bool) -> Features:
+        config = self.config
+        if config.batch_norm:
+            x = BatchNorm(config.batch_norm_momentum, config.unbiased_running_variance, name="BN")(x, train=train)
+        return ACTIVATIONS[config.activation](x)
+
+
+class Block(nn.Module):
+    """x + conv(act(norm(conv(act(norm(x)))))), with convolutions of 3x3."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Features, *, train: bool) -> Features:
+        h, convolution = x, choose(self.config.convolution)
+        for i in (1, 2):
+            h = Activated(self.config, name=f"act{i}")(h, train=train)
+            h = Conv(x.shape[1], 3, 1, 1, convolution, name=f"conv{i}")(h)
+        return x + h
+
+
+class Encoder(nn.Module):
+    """Images to the heads of the posterior, each one linear layer, fc_mu, ….
+
+    Attributes:
+        config: the model's configuration.
+        sizes: see `plan`.
+        heads: what the posterior needs, such as "mu" and "log_var", with its size.
+    """
+
+    config: ModelConfig
+    sizes: tuple[int, ...]
+    heads: Mapping[str, int]
+
+    @nn.compact
+    def __call__(self, x: Features, *, train: bool) -> dict[str, Float[Array, "_ batch"]]:
+        config, convolution = self.config, choose(self.config.convolution)
+        for i, features in enumerate(config.channels):
+            if i:
+                x = Activated(config, name=f"act{i}")(x, train=train)
+            x = Conv(features, KERNEL, 2, padding(self.sizes[i]), convolution, name=f"conv{i + 1}")(x)
+            for j in range(config.blocks):
+                x = Block(config, name=f"block{i + 1}_{j + 1}")(x, train=train)
+        x = Activated(config, name=f"act{len(config.channels)}")(x, train=train)
+        x = x.transpose(1, 2, 3, 0, 4).reshape(-1, x.shape[0] * x.shape[-1])
+        return {head: Linear(size, name=f"fc_{head}")(x) for head, size in self.heads.items()}
+
+
+class Decoder(nn.Module):
+    """Latents to what the likelihood needs of the image's pixels.
+
+    Attributes:
+        config: the model's configuration.
+        sizes: see `plan`.
+        outputs: numbers for each pixel, all channels together.
+    """
+
+    config: ModelConfig
+    sizes: tuple[int, ...]
+    outputs: int
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "latent batch"], *, train: bool) -> Features:
+        config, convolution = self.config, choose(self.config.convolution)
+        side, channels = self.sizes[-1], config.channels[-1]
+        x = Linear(channels * side * side, name="fc")(z)
+        x = x.reshape(channels, side, side, tiles(z.shape[-1]), -1).transpose(3, 0, 1, 2, 4)
+        # Named as the encoder's stages that they mirror, the last one first.
+        for i in reversed(range(len(config.channels))):
+            for j in range(config.blocks):
+                x = Block(config, name=f"block{i + 1}_{j + 1}")(x, train=train)
+            x = Activated(config, name=f"act{i + 1}")(x, train=train)
+            features, size = (config.channels[i - 1] if i else self.outputs), self.sizes[i]
+            x = ConvTranspose(features, size, KERNEL, 2, padding(size), convolution, name=f"dec{i + 1}")(x)
+        return x
+
+
+class ResidualAutoencoder(nn.Module):
+    """Encoder and decoder behind the interface of `vae_jax.models`: images and latents with the batch first."""
+
+    config: ModelConfig
+    image_shape: tuple[int, int, int]
+    heads: Mapping[str, int]
+    outputs: int
+
+    def setup(self):
+        sizes = plan(self.config, self.image_shape)
+        self.encoder = Encoder(self.config, sizes, self.heads)
+        self.decoder = Decoder(self.config, sizes, self.outputs * self.image_shape[-1])
+
+    def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch _"]]:
+        heads = self.encoder(to_features(x), train=train)
+        return {name: head.T for name, head in heads.items()}
+
+    def decode(self, z: Float[Array, "batch latent"], *, train: bool) -> Float[Array, "batch h w c"]:
+        return to_images(self.decoder(z.T, train=train))
+
+
+def residual(
+    config: ModelConfig, image_shape: tuple[int, int, int], heads: Mapping[str, int], outputs: int
+) -> ResidualAutoencoder:
+    """A pair of residual networks.
+
+    Raises:
+        UserError: if the configuration names no known activation or convolution, or the sizes do not fit.
+    """
+    lookup(ACTIVATIONS, config.activation, "model.activation")
+    choose(config.convolution)
+    plan(config, image_shape)
+    return ResidualAutoencoder(config, image_shape, heads, outputs)

@@ -1,0 +1,102 @@
+"""Importance-weighted bounds: several samples of z an image, weighted by w = p(x|z)·p(z) / q(z|x)."""
+
+import jax
+import jax.numpy as jnp
+from jax.nn import logsumexp, softmax
+
+from vae_jax.objectives.base import Terms
+
+FLOOR = 1e-20  # keeps a weight's gradient apart from 0, far below what float32 tells from 1
+
+
+def iwae(key, model, images, config) -> Terms:
+    """−log (1/k Σ w), in nats per image (Burda et al. 2016, equation 8); weights per image, over its samples.
+
+    Gradient stl leaves out the score of q (Roeder et al. 2017, section 6.3), which is biased for k > 1; dreg is the
+    unbiased doubly reparameterized gradient (Tucker et al. 2019, equation 8).
+    """
+    return _bound(key, model, images, config, groups=1)
+
+
+def miwae(key, model, images, config) -> Terms:
+    """The mean over M groups of the IWAE bound of k samples each (Rainforth et al. 2018, equation 8)."""
+    return _bound(key, model, images, config, groups=config.groups)
+
+
+def piwae(key, model, images, config) -> Terms:
+    """IWAE of all M·k samples for the decoder and the prior, MIWAE for the posterior; the loss is IWAE's.
+
+    (Rainforth et al. 2018, section 5.)
+    """
+    heads = model.encode(images)
+    total = config.groups * config.samples
+    z, log_q, weigh = _redirect(*model.sample(key, heads, total))
+    log_w, terms = _weigh(model, images, z, log_q)
+    within = softmax(_grouped(log_w, config.groups), 1).reshape(log_w.shape) / config.groups
+    loss = jnp.log(total) - logsumexp(log_w, 0)
+    return terms._replace(loss=jax.lax.stop_gradient(loss) + weigh(log_w, softmax(log_w, 0), within))
+
+
+def ciwae(key, model, images, config) -> Terms:
+    """−β·ELBO − (1 − β)·IWAE, β being `objective.elbo_weight` (Rainforth et al. 2018, equation 12)."""
+    log_w, terms = _weigh(model, images, *model.sample(key, model.encode(images), config.samples))
+    bound = logsumexp(log_w, 0) - jnp.log(config.samples)
+    return terms._replace(loss=-config.elbo_weight * log_w.mean(0) - (1 - config.elbo_weight) * bound)
+
+
+def _bound(key, model, images, config, groups) -> Terms:
+    heads = model.encode(images)
+    z, log_q = model.sample(key, heads, groups * config.samples)
+    weigh = None
+    if config.gradient == "dreg":
+        z, log_q, weigh = _redirect(z, log_q)
+    if config.gradient != "standard":
+        log_q = model.log_posterior(z, heads)
+    log_w, terms = _weigh(model, images, z, log_q)
+    loss = jnp.log(config.samples) - logsumexp(_grouped(log_w, groups), 1).mean(0)
+    if weigh is not None:
+        weights = softmax(_grouped(log_w, groups), 1).reshape(log_w.shape)
+        loss = jax.lax.stop_gradient(loss) + weigh(log_w, weights / groups, jnp.square(weights) / groups)
+    return terms._replace(loss=loss)
+
+
+def _weigh(model, images, z, log_q):
+    """log w of every sample, (samples, batch), and the terms, whose loss is still to come."""
+    reconstruction = -model.log_likelihood(images, model.decode(z))
+    kl = log_q - model.log_prior(z)
+    return -reconstruction - kl, Terms(reconstruction.mean(0), reconstruction.mean(0), kl.mean(0))
+
+
+def _grouped(log_w, groups):
+    return log_w.reshape(groups, -1, log_w.shape[1])
+
+
+@jax.custom_vjp
+def _tag(z, log_q):
+    return z, log_q, jnp.zeros_like(log_q), jnp.zeros_like(log_q)
+
+
+def _tag_bwd(_, cotangents):
+    z, log_q, theirs, wanted = cotangents
+    factor = wanted / theirs
+    return z * factor[..., None], log_q * factor
+
+
+_tag.defvjp(lambda z, log_q: (_tag(z, log_q), None), _tag_bwd)
+
+
+def _redirect(z, log_q):
+    """Samples whose gradient may be weighted otherwise than the decoder's and the prior's.
+
+    Returns z and log q(z|x), to be used in log w, and a function (log w, weights, weights of q) -> a loss of value 0,
+    each (samples, batch) -> (batch,). Its gradient is −Σ weights·∇log w, and what of that goes through these samples
+    has the other weights. A sample's weight reaches `_tag` as the gradient of the first of two zeros, the wanted one as
+    that of the second, so one pass through the decoder serves both.
+    """
+    z, log_q, theirs, wanted = _tag(z, log_q)
+
+    def loss(log_w, weights, weights_of_q):
+        weights, weights_of_q, value = jax.lax.stop_gradient((weights + FLOOR, weights_of_q, log_w))
+        return -(weights * (log_w - value + theirs) + weights_of_q * wanted).sum(0)
+
+    return z, log_q, loss

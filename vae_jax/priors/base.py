@@ -1,0 +1,39 @@
+"""What a prior is: a density over z and a way to draw from it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, Key, PyTree
+
+from vae_jax.posteriors import Latents
+from vae_jax.posteriors.base import no_parameters
+
+
+class Aggregate(NamedTuple):
+    """The run's q(z|u) for images u (count, height, width, channels) in [0, 1].
+
+    Attributes:
+        log_prob: (z, u) -> log q(z|u) of each z (*batch, latent) under each u: (*batch, count).
+        sample: (key, u) -> one z for each u, (count, latent).
+    """
+
+    log_prob: Callable[[Latents, Float[Array, "count h w c"]], Float[Array, "*batch count"]]
+    sample: Callable[[Key[Array, ""], Float[Array, "count h w c"]], Float[Array, "count latent"]]
+
+
+class Prior(NamedTuple):
+    """A prior p(z) over `latent` dimensions.
+
+    Attributes:
+        log_prob: (params, z, aggregate) -> log p(z), (*batch,), for z (*batch, latent), in nats.
+        sample: (params, key, count, aggregate) -> z, (count, latent).
+        init: key -> what is trained; nothing for the standard normal.
+        standard: whether it is N(0, I), for which a Gaussian posterior's KL has a closed form.
+        posterior: whether it is made of the run's posterior, as the VampPrior is.
+    """
+
+    log_prob: Callable[[PyTree, Latents, Aggregate], Float[Array, "*batch"]]
+    sample: Callable[[PyTree, Key[Array, ""], int, Aggregate], Float[Array, "count latent"]]
+    init: Callable[[Key[Array, ""]], PyTree] = no_parameters
+    standard: bool = False
+    posterior: bool = False

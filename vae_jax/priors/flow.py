@@ -1,0 +1,60 @@
+"""A normalising flow as the prior."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Key, PyTree
+
+from vae_jax.config import PriorConfig
+from vae_jax.perceptron import init_perceptron, perceptron
+from vae_jax.posteriors import Latents
+from vae_jax.priors.base import Aggregate, Prior
+from vae_jax.priors.standard_normal import standard_normal_log_prob
+
+HIDDEN_LAYERS = 2
+
+
+def flow(config: PriorConfig, latent: int, image_shape: tuple[int, int, int]) -> Prior:
+    """N(0, I) through affine coupling layers (RealNVP; Dinh et al. 2017, section 3); it starts as the identity.
+
+    Every second dimension passes a layer as it is and says how the others are scaled and moved; the next layer has it
+    the other way round. One dimension alone is scaled and moved by constants.
+    """
+    passes = np.add.outer(np.arange(config.flows), np.arange(latent)) % 2 == 0
+
+    def init(key: Key[Array, ""]) -> PyTree:
+        sizes = (latent, *(HIDDEN_LAYERS * (config.hidden,)), 2 * latent)
+        networks = jax.vmap(lambda key: init_perceptron(key, sizes))(jax.random.split(key, config.flows))
+        return {"networks": networks, "scale": jnp.ones((config.flows, latent))}
+
+    def log_prob(params: PyTree, z: Latents, aggregate: Aggregate) -> Float[Array, "*batch"]:
+        def undo(carry, layer):
+            z, log_det = carry
+            s, t = _coupling(layer, z)
+            return ((z - t) * jnp.exp(-s), log_det + s.sum(-1)), None
+
+        start = (z, jnp.zeros(z.shape[:-1], z.dtype))
+        first, log_det = lax.scan(undo, start, (params, jnp.asarray(passes)), reverse=True)[0]
+        return standard_normal_log_prob(first) - log_det
+
+    def sample(params: PyTree, key: Key[Array, ""], count: int, aggregate: Aggregate) -> Float[Array, "count latent"]:
+        def step(z, layer):
+            s, t = _coupling(layer, z)
+            return z * jnp.exp(s) + t, None
+
+        return lax.scan(step, jax.random.normal(key, (count, latent)), (params, jnp.asarray(passes)))[0]
+
+    return Prior(log_prob, sample, init)
+
+
+def _coupling(layer: tuple[PyTree, Array], z: Latents) -> tuple[Latents, Latents]:
+    """s and t of z·eˢ + t (Dinh et al. 2017, equation 9); both 0 where z passes, which alone they depend on.
+
+    s is a tanh with a learned scale (section 4.1).
+    """
+    params, passes = layer
+    passes = jnp.broadcast_to(passes, z.shape)
+    s, t = jnp.split(perceptron(params["networks"], jnp.where(passes, z, 0)), 2, -1)
+    s = jnp.broadcast_to(params["scale"], z.shape) * jnp.tanh(s)
+    return jnp.where(passes, 0, s), jnp.where(passes, 0, t)

@@ -1,0 +1,41 @@
+"""A mixture of Gaussians as the prior."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_softmax, logsumexp
+from jaxtyping import Array, Float, Key, PyTree
+
+from vae_jax.config import PriorConfig
+from vae_jax.posteriors import Latents
+from vae_jax.posteriors.gaussian import diagonal_log_prob
+from vae_jax.priors.base import Aggregate, Prior
+
+
+def mixture(config: PriorConfig, latent: int, image_shape: tuple[int, int, int]) -> Prior:
+    """Σ πₖ N(z; μₖ, diag σₖ²), all of it learned (Tomczak & Welling 2018, section 4.3, "MoG prior")."""
+    count = config.components
+
+    def init(key: Key[Array, ""]) -> PyTree:
+        # Half of the variance within the components and half between them: that of N(0, I) in all.
+        mu = math.sqrt(0.5) * jax.random.normal(key, (count, latent))
+        return {"logits": jnp.zeros(count), "mu": mu, "log_var": jnp.full((count, latent), math.log(0.5))}
+
+    def log_prob(params: PyTree, z: Latents, aggregate: Aggregate) -> Float[Array, "*batch"]:
+        gaussians = {name: params[name] for name in ("mu", "log_var")}
+        # What depends on a component alone is computed once for it, not for every z.
+        each = jax.vmap(jax.vmap(partial(diagonal_log_prob, {}), (None, 0)), (0, None))(
+            z.reshape(-1, latent), gaussians
+        )
+        weighted = each + jnp.broadcast_to(log_softmax(params["logits"]), each.shape)
+        return logsumexp(weighted, -1).reshape(z.shape[:-1])
+
+    def sample(params: PyTree, key: Key[Array, ""], samples: int, aggregate: Aggregate) -> Float[Array, "count latent"]:
+        which, noise = jax.random.split(key)
+        chosen = jax.random.categorical(which, params["logits"], shape=(samples,))
+        deviation = jnp.exp(params["log_var"] / 2)[chosen]
+        return params["mu"][chosen] + deviation * jax.random.normal(noise, (samples, latent))
+
+    return Prior(log_prob, sample, init)

@@ -1,0 +1,198 @@
+"""Ways to draw z that are fitted to a trained model's latents, after training: what takes the prior's place.
+
+Each is fitted to one z ~ q(z|x) of every training image, not to the posteriors' means: the decoder has learned on such
+samples, so q(z), the density they come from, is what a sampler has to match. The means are narrower, and in a
+collapsed dimension they have no spread at all. An autoencoder's z is its code, and drawing it makes it generative.
+"""
+
+import itertools
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+
+from vae_jax.composition import Composition
+from vae_jax.errors import UserError
+from vae_jax.evaluate import make_posteriors
+from vae_jax.models import Variables
+from vae_jax.posteriors.gaussian import LOG_2PI, diagonal_kl, diagonal_transform
+from vae_jax.registry import lookup
+
+Sampler = Callable[[Key[Array, ""], int], Float[Array, "count latent"]]  # (key, count) -> z
+OnProgress = Callable[[int, int], None]  # (done, total)
+
+COMPONENTS = 10  # of the mixture, as in Ghosh et al. 2020, section 4
+STEPS, BATCH, HIDDEN, LEARNING_RATE = 4000, 256, (128, 128), 3e-3  # of the second stage: well below a minute
+CALLS = 20  # in which it is trained, for progress to show
+
+
+def gaussian_mixture(
+    latents: Float[np.ndarray, "images latent"],
+    key: Key[Array, ""],
+    on_progress: OnProgress | None = None,
+    *,
+    components: int = COMPONENTS,
+) -> Sampler:
+    """A mixture of Gaussians with full covariances, fitted by EM (Ghosh et al. 2020, section 4).
+
+    Args:
+        latents: z of the training images.
+        key: where EM begins.
+        on_progress: not called.
+        components: of the mixture; at most one for each image.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.mixture import GaussianMixture
+
+    _check(latents)
+    seed = int(np.asarray(jax.random.bits(key, dtype=np.uint32)))
+    mixture = GaussianMixture(min(components, len(latents)), covariance_type="full", random_state=seed, max_iter=300)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a likelihood that still creeps up changes no picture
+        mixture.fit(np.float64(latents))
+    logits = jnp.log(jnp.asarray(mixture.weights_, jnp.float32))
+    middles = jnp.asarray(mixture.means_, jnp.float32)
+    roots = jnp.asarray(np.linalg.cholesky(np.asarray(mixture.covariances_)), jnp.float32)
+
+    def sample(key: Key[Array, ""], count: int) -> Array:
+        which, noise = jax.random.split(key)
+        chosen = jax.random.categorical(which, logits, shape=(count,))
+        return middles[chosen] + jnp.einsum(
+            "nij,nj->ni", roots[chosen], jax.random.normal(noise, (count, latents.shape[1]))
+        )
+
+    return sample
+
+
+def second_stage(
+    latents: Float[np.ndarray, "images latent"],
+    key: Key[Array, ""],
+    on_progress: OnProgress | None = None,
+    *,
+    steps: int = STEPS,
+) -> Sampler:
+    """A second VAE, of z: u ~ N(0, I), z ~ p(z|u) (Dai & Wipf 2019, section 4).
+
+    Its latent u has as many dimensions as z, its likelihood is a Gaussian with one learned variance, and encoder and
+    decoder are MLPs, into whose last layers the input enters once more (as theirs). It learns on standardised z.
+
+    Args:
+        latents: z of the training images.
+        key: of its initialisation, batches and noise.
+        on_progress: called with the steps done and all.
+        steps: of Adam, in batches of 256, with a learning rate that falls to 0 (cosine).
+    """
+    _check(latents)
+    latent = latents.shape[1]
+    middle, scale = latents.mean(0), latents.std(0)
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    data = jnp.asarray((latents - middle) / scale)
+    encoder_key, decoder_key, steps_key = jax.random.split(key, 3)
+    params = {
+        "encoder": _init_mlp(encoder_key, latent, 2 * latent),
+        "decoder": _init_mlp(decoder_key, latent, latent),
+        "log_scale": jnp.zeros(()),
+    }
+    adam = optax.adam(optax.cosine_decay_schedule(LEARNING_RATE, steps))
+
+    def loss(params: PyTree, z: Array, key: Key[Array, ""]) -> Array:
+        mu, log_var = jnp.split(_mlp(params["encoder"], z), 2, -1)
+        heads = {"mu": mu, "log_var": log_var}
+        u, _ = diagonal_transform({}, jax.random.normal(key, mu.shape), heads)
+        log_scale = params["log_scale"]
+        squares = jnp.square((z - _mlp(params["decoder"], u)) * jnp.exp(-log_scale))
+        minus_log_likelihood = (0.5 * squares + log_scale + LOG_2PI / 2).sum(-1)
+        return (minus_log_likelihood + diagonal_kl(heads).sum(-1)).mean()
+
+    @partial(jax.jit, donate_argnums=0)
+    def run(
+        state: tuple[PyTree, PyTree], data: Array, key: Key[Array, ""], first: Int[Array, ""], last: Int[Array, ""]
+    ) -> tuple[PyTree, PyTree]:
+        def step(number: Array, state: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            params, opt_state = state
+            batch_key, noise_key = jax.random.split(jax.random.fold_in(key, number))
+            z = data[jax.random.randint(batch_key, (min(BATCH, len(data)),), 0, len(data))]
+            change, opt_state = adam.update(jax.grad(loss)(params, z, noise_key), opt_state, params)
+            return optax.apply_updates(params, change), opt_state
+
+        return lax.fori_loop(first, last, step, state)
+
+    state, ends = (params, adam.init(params)), np.linspace(0, steps, CALLS + 1).astype(int)
+    for first, last in itertools.pairwise(ends):
+        state = jax.block_until_ready(run(state, data, steps_key, jnp.int32(first), jnp.int32(last)))
+        if on_progress:
+            on_progress(int(last), steps)
+    trained = state[0]
+
+    def sample(key: Key[Array, ""], count: int) -> Array:
+        u_key, noise_key = jax.random.split(key)
+        shape = (count, latent)
+        z = _mlp(trained["decoder"], jax.random.normal(u_key, shape))
+        z = z + jnp.exp(trained["log_scale"]) * jax.random.normal(noise_key, shape)
+        return jnp.broadcast_to(middle, shape) + jnp.broadcast_to(scale, shape) * z
+
+    return sample
+
+
+# Each: (latents, key, on_progress=None) -> Sampler.
+SAMPLERS = {"gmm": gaussian_mixture, "second_stage": second_stage}
+
+
+def fit_sampler(
+    name: str,
+    network: Composition,
+    variables: Variables,
+    images: UInt8[np.ndarray, "images height width channels"],
+    key: Key[Array, ""],
+    labels: Int[np.ndarray, " images"] | None = None,
+    on_progress: OnProgress | None = None,
+) -> Sampler:
+    """A sampler fitted to a trained model's latents.
+
+    Args:
+        name: gmm or second_stage.
+        network: of the run.
+        variables: trained.
+        images: the training images.
+        key: of the latents drawn and of the fit.
+        labels: of the images, where the model is told them; z is drawn without regard to them, as from a prior.
+        on_progress: told how far it is.
+
+    Raises:
+        UserError: if the name is unknown or the model's latents are not finite.
+    """
+    fit: Any = lookup(SAMPLERS, name, "--from")
+    latents_key, fit_key = jax.random.split(key)
+    latents = np.asarray(make_posteriors(network, variables)(latents_key, images, labels).z)
+    return fit(latents, fit_key, on_progress)
+
+
+def _check(latents: Float[np.ndarray, "images latent"]) -> None:
+    if not np.isfinite(latents).all():
+        raise UserError("--from: expected latents of the training images that are finite numbers; found others")
+
+
+def _init_mlp(key: Key[Array, ""], inputs: int, outputs: int) -> list[PyTree]:
+    """Hidden layers, and a last one that sees the input too; weights as He et al. 2015, biases 0."""
+    into = [inputs, *HIDDEN[:-1], HIDDEN[-1] + inputs]
+    out = [*HIDDEN, outputs]
+    gains = [2.0] * len(HIDDEN) + [1.0]
+    return [
+        {"w": jax.random.normal(key, (rows, columns)) * np.sqrt(gain / rows), "b": jnp.zeros(columns)}
+        for key, rows, columns, gain in zip(jax.random.split(key, len(into)), into, out, gains, strict=True)
+    ]
+
+
+def _mlp(layers: list[PyTree], inputs: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
+    *hidden, last = layers
+    x = inputs
+    for layer in hidden:
+        x = jax.nn.relu(x @ layer["w"] + layer["b"][None, :])
+    return jnp.concatenate([x, inputs], -1) @ last["w"] + last["b"][None, :]

@@ -1,0 +1,28 @@
+"""What is done to an image's levels when it is used: pure functions (key, uint8 images) -> images in [0, 1]."""
+
+import jax
+from jaxtyping import Array, Float, Key, UInt8
+
+Levels = UInt8[Array, "*shape"]
+Treated = Float[Array, "*shape"]
+
+
+def grey(key: Key[Array, ""] | None, images: Levels) -> Treated:
+    """The grey levels as they are."""
+    return images.astype(float) / 255
+
+
+def dynamic(key: Key[Array, ""] | None, images: Levels) -> Treated:
+    """Each pixel 1 with its grey level's probability, drawn afresh from the key (Burda et al. 2016, section 5)."""
+    assert key is not None
+    return (255 * jax.random.uniform(key, images.shape) < images).astype(float)
+
+
+def dequantized(key: Key[Array, ""] | None, images: Levels) -> Treated:
+    """(u + noise) / 256 with noise uniform in [0, 1) (Theis et al. 2016, section 3.1)."""
+    assert key is not None
+    return (images + jax.random.uniform(key, images.shape)) / 256
+
+
+# Static binarisation is done once, when the data are loaded; what is 0 or 255 then is 0 or 1 here.
+TREATMENTS = {"grey": grey, "static": grey, "dynamic": dynamic, "dequantized": dequantized}
