@@ -23,7 +23,7 @@ ALSO := $(shell $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 1
     for each in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python; do \
     "$$each" -c '' 2>/dev/null && echo "$$each" && break; done)
 ALSO_BIN := $(VENV)-newest/bin
-QUICK := checkpoint config data_load evaluate likelihoods objectives run
+QUICK := checkpoint config data_load evaluate likelihoods run
 
 .PHONY: train test test-newest lint torture bench clean
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import run_fixtures
 
 from vae_jax.data import Dataset, Split
 
@@ -20,6 +21,9 @@ def pytest_collection_modifyitems(items):
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+# Most of the suite's time goes into compiling small programs; without optimisations it takes two thirds of it.
+jax.config.update("jax_disable_most_optimizations", True)
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for commands that tests start
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -37,12 +41,11 @@ def compilation_cache(tmp_path_factory):
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "-1"
 
 
-@pytest.fixture(scope="module")
-def unoptimized():
-    """Compiles without optimisations, which takes two thirds of the time, for tests where nothing depends on them."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+@pytest.fixture
+def optimized():
+    """Compiles as users do, for tests whose outcome or length may depend on it."""
+    with run_fixtures.optimized():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -30,15 +30,11 @@ def flags(**options) -> list[str]:
 
 
 @contextmanager
-def compiled_once(folder: Path, optimized: bool = True) -> Iterator[None]:
-    """Keeps compiled programs in a folder, where the next run with the same network finds them.
-
-    Compiling without optimisations takes two thirds of the time, for tests where nothing depends on them.
-    """
+def compiled_once(folder: Path) -> Iterator[None]:
+    """Keeps compiled programs in a folder, where the next run with the same network finds them."""
     settings = {
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_disable_most_optimizations": not optimized,
     }
     before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
@@ -50,6 +46,16 @@ def compiled_once(folder: Path, optimized: bool = True) -> Iterator[None]:
         for name, value in before.items():
             jax.config.update(name, value)
         compilation_cache.reset_cache()
+
+
+@contextmanager
+def optimized() -> Iterator[None]:
+    """Compiles as users do."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 def snapshot(folder: Path) -> dict[Path, tuple[bytes, int]]:

@@ -386,7 +386,7 @@ def test_a_stored_run_opens_and_goes_on(stored, tmp_path_factory):
     config = load_config(stored / "config.yaml", **{"train.epochs": 3})
     data = load(config.data)
     told = []
-    with compiled_once(tmp_path_factory.getbasetemp() / "unoptimized", optimized=False):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
         evaluate = make_evaluator(config, *build(config, data.image_shape), data.test.images)
         found = means(evaluate(trained.state.variables, make_keys(0).evaluate))[0]
         assert found == pytest.approx(summary["test_loss"], rel=1e-4)

@@ -34,7 +34,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(cache):
-    with compiled_once(cache, optimized=False):
+    with compiled_once(cache):
         yield
 
 
@@ -517,7 +517,6 @@ def test_on_a_terminal_a_bar_shows_and_a_signal_saves_and_stops(tmp_path, cache,
             "TERM": "xterm",
             "COLUMNS": "100",
             "JAX_COMPILATION_CACHE_DIR": str(cache),
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         },
         stdin=its_side,
         stdout=its_side,
@@ -532,7 +531,8 @@ def test_on_a_terminal_a_bar_shows_and_a_signal_saves_and_stops(tmp_path, cache,
                     shown += os.read(terminal, 65536).decode(errors="replace")
                 except OSError:  # the child has closed it
                     break
-            if not interrupted and "images/s" in shown and "epoch 2/" in shown:
+            # Of a run this fast the bar does not show every epoch, but each has its line.
+            if not interrupted and "images/s" in shown and re.search(r"epoch +[2-9]\d*/", shown):
                 child.send_signal(number)
                 interrupted = True
         hangs = child.poll() is None and time.monotonic() > deadline

@@ -17,8 +17,6 @@ from vae_jax.posteriors import POSTERIORS
 from vae_jax.priors import PRIORS
 from vae_jax.treatments import TREATMENTS
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 SHAPE = (3, 3, 1)
 IMAGES = np.random.RandomState(0).randint(0, 256, (6, *SHAPE), np.uint8)
 LABELS = jnp.arange(6, dtype=jnp.int32) % 3

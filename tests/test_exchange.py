@@ -41,7 +41,7 @@ NETWORKS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
-    with compiled_once(tmp_path_factory.getbasetemp() / "compiled", optimized=False):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
         yield
 
 

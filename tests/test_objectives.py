@@ -14,8 +14,6 @@ from vae_jax.objectives import OBJECTIVES, Model, get
 from vae_jax.objectives.autoencoder import CORRUPTIONS
 from vae_jax.priors import standard_normal_log_prob
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 
 def linear_model(weight, generative=True, seen=None, epoch=np.inf):
     """Heads and logits linear in the input, over 2x2 images and two latents."""

@@ -17,8 +17,6 @@ from vae_jax.posteriors import POSTERIORS, get, point
 from vae_jax.posteriors.flows import GATE_START, PLANAR_START, SMALLEST_SLOPE, planar_flow
 from vae_jax.posteriors.gaussian import cholesky, diagonal_kl, diagonal_transform
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 CONFIG = PosteriorConfig(flows=3, hidden=8, context=4)
 NAMES = sorted(POSTERIORS)
 KNOWN = [name for name in NAMES if get(replace(CONFIG, name=name), 2).log_prob]  # a density at any z

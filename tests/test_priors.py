@@ -17,8 +17,6 @@ from vae_jax.posteriors.gaussian import diagonal_log_prob
 from vae_jax.priors import PRIORS, Aggregate, get
 from vae_jax.priors.vamp import pseudo_inputs
 
-pytestmark = pytest.mark.usefixtures("unoptimized")
-
 CONFIG = PriorConfig(components=3, flows=3, hidden=8)
 SHAPE = (4, 4, 1)
 NAMES = sorted(PRIORS)

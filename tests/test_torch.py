@@ -26,7 +26,7 @@ from vae_jax.interop.torch_twin import ACTIVATIONS, TorchTwin  # noqa: E402
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
-    with compiled_once(tmp_path_factory.getbasetemp() / "compiled", optimized=False):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
         yield
 
 
