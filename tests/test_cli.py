@@ -559,17 +559,17 @@ def test_on_a_terminal_a_bar_shows_and_a_signal_saves_and_stops(tmp_path, cache,
 def test_a_second_ctrl_c_stops_at_once_and_what_was_ignored_stays_so(capsys):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with train._stop_signals() as stop:
-            assert not train._tell_stopping(stop)
+        with train.stop_signals() as stop:
+            assert not train.tell_stopping(stop)
             signal.raise_signal(signal.SIGTERM)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
-            assert train._tell_stopping(stop)
-            assert train._tell_stopping(stop)
+            assert train.tell_stopping(stop)
+            assert train.tell_stopping(stop)
         assert capsys.readouterr().err == "vae-jax: SIGTERM: saving and stopping\n"
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with train._stop_signals() as stop:
+        with train.stop_signals() as stop:
             signal.raise_signal(signal.SIGINT)
         assert stop == []
     finally:

@@ -480,7 +480,7 @@ def test_the_summarys_best_is_what_the_best_checkpoint_gives(data, tmp_path):
 
 def test_the_summarys_best_is_finite_where_one_is(whole):
     folder, trained = whole
-    recorder = run._Recorder(
+    recorder = run.Recorder(
         CONFIG, Dataset("some", *[Split(np.zeros((4, 8, 8, 1), np.uint8))] * 2), folder, lambda: False
     )
     history = [{**epoch, "test_loss": loss} for epoch, loss in zip(trained.history, [math.nan, 2.0, 3.0], strict=True)]

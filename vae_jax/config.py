@@ -525,6 +525,46 @@ def _check_used(sections: dict[str, Any]) -> None:
             raise UserError(f"{option}: expected {by} {' or '.join(map(_to_yaml, choices))}; found {_to_yaml(found)}")
 
 
+def options_of(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every option's value by its dotted name."""
+    options = {}
+    for option in fields(config):
+        value = getattr(config, option.name)
+        if is_dataclass(value):
+            options |= options_of(value, f"{prefix}{option.name}.")
+        else:
+            options[prefix + option.name] = value
+    return options
+
+
+def with_options(config: Config, **changes: str) -> Config:
+    """The configuration with some options changed, each as a flag would: `with_options(config, **{"seed": "1"})`.
+
+    Raises:
+        UserError: for an unknown option, a wrong type or a value out of range.
+    """
+    plain = options_of(type(config)())
+    own = {option: value for option, value in options_of(config).items() if value != plain[option]}
+    return load_config(**{**own, **changes})
+
+
+def listed(option: str, text: str) -> list[str]:
+    """The values in "1,2,3", or "[8,16],[16,32]" where each is a list, as text that a flag takes.
+
+    Raises:
+        UserError: if it is no such list.
+    """
+    import yaml
+
+    try:
+        values = _load_yaml(f"[{text}]")
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(f"{option}: expected values with commas between them; found {text:.60}") from error
+    if not values or None in values:
+        raise UserError(f"{option}: expected values with commas between them; found {text!r:.60}")
+    return [_to_yaml(value) for value in values]
+
+
 def expand(path: str | Path) -> Path:
     """A path with ~ for the home folder, which a shell expands at a word's beginning only."""
     return Path(os.path.expanduser(path))

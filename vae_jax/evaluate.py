@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vae_jax.composition import Composition
 from vae_jax.config import BOUNDS, Config
+from vae_jax.devices import Devices
 from vae_jax.errors import UserError
 from vae_jax.feed import Feed
 from vae_jax.models import Variables
@@ -49,6 +50,7 @@ def make_evaluator(
     images: UInt8[np.ndarray, "images h w c"],
     latent: str = "sample",
     labels: Int[np.ndarray, " images"] | None = None,
+    devices: Devices | None = None,
 ) -> Evaluator:
     """(variables, key) -> the objective's terms for each of these images, (images,) each.
 
@@ -59,16 +61,43 @@ def make_evaluator(
         images: to evaluate on.
         latent: "sample" draws z from the posterior; "mean" takes its mean (of a flow, its centre).
         labels: of the images, where the model is told them.
+        devices: to evaluate on, together; by default one.
     """
     if latent not in ("sample", "mean"):
         raise UserError(f"--latent: expected sample or mean; found {latent!r}")
     if latent == "mean" and _sampled(config, network):
         why = "since the KL of this objective, posterior and prior is taken from samples"
         raise UserError(f"--latent: expected sample, {why}; found mean")
-    feed = Feed(images, config.train.shard_images, BATCH, labels)
+    devices = devices or Devices()
+    feed = Feed(images, config.train.shard_images, BATCH, labels, devices)
+    evaluate_shard = jax.jit(make_terms(config, network, objective, latent, devices), **devices.outputs)
 
-    @jax.jit
-    def evaluate_shard(
+    def evaluate(variables: Variables, key: Key[Array, ""]) -> Terms:
+        parts = [
+            jax.tree.map(
+                lambda part, count=shard.last - shard.first: part[:count],
+                evaluate_shard(variables, shard.images, shard.labels, np.int32(shard.first // BATCH), key),
+            )
+            for shard in feed.shards()
+        ]
+        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
+
+    return evaluate
+
+
+def make_terms(
+    config: Config,
+    network: Composition,
+    objective: Objective,
+    latent: str = "sample",
+    devices: Devices | None = None,
+) -> Callable[..., Terms]:
+    """(variables, uint8 images, labels, first, key) -> the objective's terms for each image, to be compiled.
+
+    The images' batches are numbered from `first` on, and each has a key of its own.
+    """
+
+    def evaluate(
         variables: Variables,
         images: UInt8[Array, "images h w c"],
         labels: Int[Array, " images"] | None,
@@ -77,6 +106,7 @@ def make_evaluator(
     ) -> Terms:
         def batch(number, images, labels):
             batch_key = jax.random.fold_in(key, number)
+            images = devices.split(images) if devices else images
             treated = network.treat(jax.random.fold_in(batch_key, 2), images)  # as in training, apart from a split
 
             def terms(model: Bound) -> Terms:
@@ -87,16 +117,6 @@ def make_evaluator(
             return network.apply(variables, terms, labels=labels)[0]
 
         return in_batches(batch, len(images), images, labels, first=first)
-
-    def evaluate(variables: Variables, key: Key[Array, ""]) -> Terms:
-        parts = [
-            jax.tree.map(
-                lambda part, count=shard.last - shard.first: part[:count],
-                evaluate_shard(variables, shard.images, shard.labels, jnp.int32(shard.first // BATCH), key),
-            )
-            for shard in feed.shards()
-        ]
-        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
 
     return evaluate
 
@@ -151,6 +171,11 @@ class Model(NamedTuple):
 
 def make_model(network: Composition, objective: Objective, variables: Variables) -> Model:
     """The model with these variables, ready for use."""
+    return model_maker(network, objective)(variables)
+
+
+def model_maker(network: Composition, objective: Objective) -> Callable[[Variables], Model]:
+    """variables -> the model with them, ready for use; its functions are compiled once for all variables."""
 
     def check(count: int, labels: Any) -> Any:
         if labels is None or isinstance(labels, Tracer):  # a model that is told labels refuses none itself
@@ -166,7 +191,7 @@ def make_model(network: Composition, objective: Objective, variables: Variables)
         return jnp.asarray(labels, jnp.int32)
 
     @jax.jit
-    def encode_told(images: Any, labels: Any) -> dict[str, Array]:
+    def encode_told(variables: Variables, images: Any, labels: Any) -> dict[str, Array]:
         def batch(number, images, labels):
             treated = network.treat(jax.random.fold_in(jax.random.key(0), number), images)
             heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
@@ -175,27 +200,30 @@ def make_model(network: Composition, objective: Objective, variables: Variables)
         return in_batches(batch, len(images), images, labels)
 
     @jax.jit
-    def decode_told(z: Any, labels: Any) -> Array:
+    def decode_told(variables: Variables, z: Any, labels: Any) -> Array:
         def batch(_, z, labels):
             return network.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
 
         return in_batches(batch, len(z), z, labels)
 
-    def encode(images: Any, labels: Any = None) -> dict[str, Array]:
-        if images.dtype != jnp.uint8:
-            raise UserError(f"images: expected uint8 levels 0 to 255; found {images.dtype}")
-        return encode_told(jnp.asarray(images), check(len(images), labels))
+    def make(variables: Variables) -> Model:
+        def encode(images: Any, labels: Any = None) -> dict[str, Array]:
+            if images.dtype != jnp.uint8:
+                raise UserError(f"images: expected uint8 levels 0 to 255; found {images.dtype}")
+            return encode_told(variables, jnp.asarray(images), check(len(images), labels))
 
-    def decode(z: Any, labels: Any = None) -> Array:
-        return decode_told(jnp.asarray(z), check(len(z), labels))
+        def decode(z: Any, labels: Any = None) -> Array:
+            return decode_told(variables, jnp.asarray(z), check(len(z), labels))
 
-    def reconstruct(images: Any, labels: Any = None) -> Array:
-        return decode(encode(images, labels)["mu"], labels)
+        def reconstruct(images: Any, labels: Any = None) -> Array:
+            return decode(encode(images, labels)["mu"], labels)
 
-    def sample(key: Key[Array, ""], n: int, labels: Any = None) -> Array:
-        return decode(network.sample_prior(variables, key, n), labels)
+        def sample(key: Key[Array, ""], n: int, labels: Any = None) -> Array:
+            return decode(network.sample_prior(variables, key, n), labels)
 
-    return Model(encode, decode, reconstruct, sample if objective.generative else None, network.latent)
+        return Model(encode, decode, reconstruct, sample if objective.generative else None, network.latent)
+
+    return make
 
 
 class Posteriors(NamedTuple):

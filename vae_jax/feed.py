@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 
+from vae_jax.devices import Devices
+
 SHARE = 0.25  # of the device's memory, which a split may fill; the rest is for the other splits and the training
 
 
@@ -30,10 +32,10 @@ class Shard(NamedTuple):
     order: Int[Array, " places"]
 
 
-def fits(images: UInt8[np.ndarray, "images h w c"]) -> bool:
-    """Whether the images can stay on the device; one that does not tell its memory, as a CPU, holds them already."""
+def fits(images: UInt8[np.ndarray, "images h w c"], devices: int = 1) -> bool:
+    """Whether the images can stay on the devices; one that does not tell its memory, as a CPU, holds them already."""
     limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return limit is None or images.nbytes <= SHARE * limit
+    return limit is None or images.nbytes <= SHARE * limit * devices
 
 
 class Feed:
@@ -45,6 +47,7 @@ class Feed:
         shard_images: int,
         multiple: int,
         labels: Int[np.ndarray, " images"] | None = None,
+        devices: Devices | None = None,
     ):
         """Takes the images.
 
@@ -54,29 +57,32 @@ class Feed:
                 0 for all if they fit, and otherwise for shards of an eighth of what may be filled.
             multiple: a shard holds a multiple of so many images, twice as many at least.
             labels: of the images, if they are wanted too.
+            devices: to spread them over; by default there is one.
         """
-        if not shard_images and not fits(images):
-            limit = jax.local_devices()[0].memory_stats()["bytes_limit"]
+        self._devices = devices or Devices()
+        if not shard_images and not fits(images, self._devices.count):
+            limit = jax.local_devices()[0].memory_stats()["bytes_limit"] * self._devices.count
             shard_images = int(SHARE * limit / 8 / images[0].nbytes)
         # Of a shard of one batch XLA makes another program, whose last bits differ.
         size = max(2, shard_images // multiple) * multiple
         self.images, self.size = images, size if shard_images and size < len(images) else 0
         # With shards every one has the same shape, so that one compiled program serves all.
-        self._resident = None if self.size else jnp.asarray(images)
+        self._resident = None if self.size else self._devices.images(images)
         self._labels = None if labels is None else np.asarray(labels, np.int32)
-        self._places = jnp.arange(self.size or len(images), dtype=jnp.int32)
+        self._places = self._devices.whole(jnp.arange(self.size or len(images), dtype=jnp.int32))
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the images of a shard."""
-        return (self.size or len(self.images), *self.images.shape[1:])
+    def shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+        """Of a shard's images, and of its labels and its order."""
+        count = self.size or len(self.images)
+        return self._devices.shapes(count, self.images.shape[1:])
 
     def shards(self, order: Int[Array, " images"] | None = None, first: int = 0) -> Iterator[Shard]:
         """The images from place `first` of the order on; without an order as they come."""
         count = len(self.images)
         if self._resident is not None:
-            labels = None if self._labels is None else jnp.asarray(self._labels)
-            yield Shard(0, count, self._resident, labels, self._places if order is None else order)
+            labels = None if self._labels is None else self._devices.whole(jnp.asarray(self._labels))
+            yield Shard(0, count, self._resident, labels, self._places if order is None else self._devices.whole(order))
             return
         rows = np.arange(count) if order is None else np.asarray(order)
 
@@ -84,8 +90,8 @@ class Feed:
             chosen = rows[place : place + self.size]
             # The last shard is filled up with images that are not used.
             chosen = np.pad(chosen, (0, self.size - len(chosen)), "edge")
-            labels = None if self._labels is None else self._labels[chosen]
-            return jax.device_put((self.images[chosen], labels))
+            labels = None if self._labels is None else self._devices.whole(jax.device_put(self._labels[chosen]))
+            return self._devices.images(self.images, chosen), labels
 
         with ThreadPoolExecutor(1) as pool:
             loading = pool.submit(load, first)

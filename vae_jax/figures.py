@@ -2,6 +2,7 @@
 
 import math
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,85 @@ def comparison(
         axes.legend()
         axes.grid(alpha=0.3)
     return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+TITLES = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
+
+
+def sweep_curves(path: Path, curves: dict[str, dict[str, Float[np.ndarray, "_seeds _epochs"]]], split: str) -> Path:
+    """Saves each setting's figures by epoch: the mean over its seeds, and their standard deviation as a band.
+
+    Args:
+        path: of the PNG.
+        curves: by the setting's name and the figure's: loss, reconstruction and KL.
+        split: of whose images they are.
+    """
+    figure = _figure(13.0, 4.2)
+    panels = [figure.add_subplot(1, 3, number) for number in (1, 2, 3)]
+    shades = _shades(len(curves))
+    for axes, part in zip(panels, TITLES, strict=True):
+        for color, (name, found) in zip(shades, curves.items(), strict=True):
+            epochs, mean = np.arange(1, found[part].shape[1] + 1), found[part].mean(0)
+            axes.plot(epochs, mean, "o-" if len(epochs) < 20 else "-", markersize=3, color=color, label=_plain(name))
+            if len(found[part]) > 1:
+                spread = found[part].std(0, ddof=1)
+                axes.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
+        axes.set(title=f"{split} {TITLES[part]}", xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("per image")
+    if len(curves) <= 16:
+        panels[-1].legend(fontsize="small")
+    return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+def sweep_grid(
+    path: Path, settings: dict[str, list[str]], cells: dict[Any, dict[str, list[float]]], split: str
+) -> Path:
+    """Saves the final figures against the swept values: of one option as a line, of more as a grid.
+
+    Args:
+        path: of the PNG.
+        settings: the values of each option.
+        cells: by the setting, as pairs of option and value, and the figure's name: a value for each seed.
+        split: of whose images they are.
+    """
+    *others, last = settings
+    rows = list(product(*(settings[option] for option in others)))
+    columns = settings[last]
+    figure = _figure(max(13.0, 2.4 * len(columns)), max(4.0, 1.2 + 0.45 * len(rows)) if others else 4.0)
+    for number, part in enumerate(TITLES, 1):
+        axes = figure.add_subplot(1, 3, number)
+        found = [
+            [cells[(*zip(others, row, strict=True), (last, value))][part] for value in columns] for row in rows
+        ]
+        mean = np.array([[np.mean(each) if each else np.nan for each in line] for line in found])
+        axes.set(title=f"{split} {TITLES[part]}", xlabel=_plain(last))
+        axes.set_xticks(range(len(columns)), [_plain(value) for value in columns])
+        if not others:
+            spread = [np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in found[0]]
+            axes.errorbar(range(len(columns)), mean[0], spread, fmt="o-", capsize=3)
+            for place, values in enumerate(found[0]):
+                axes.plot([place] * len(values), values, ".", color="C0", alpha=0.35)
+            axes.grid(alpha=0.3)
+            continue
+        axes.imshow(mean, cmap="viridis", aspect="auto")
+        middle = np.nanmean(mean) if np.isfinite(mean).any() else 0.0
+        for (row, column), value in np.ndenumerate(mean):
+            text = "diverged" if np.isnan(value) else f"{value:.1f}"
+            axes.text(column, row, text, ha="center", va="center", color="white" if value < middle else "black")
+        axes.set_yticks(range(len(rows)), [_plain(", ".join(row)) for row in rows])
+        axes.set_ylabel(_plain(", ".join(others)))
+    return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+def _shades(count: int) -> list[Any]:
+    """So many colours that can be told apart."""
+    if count <= 10:
+        return [f"C{number}" for number in range(count)]
+    from matplotlib import colormaps
+
+    return list(colormaps["viridis"](np.linspace(0, 0.95, count)))
 
 
 def _plain(label: str) -> str:

@@ -9,7 +9,6 @@ RUN/imported.json   where the run's first weights came from, if they were import
 RUN/.lock           held by the process that trains
 """
 
-import dataclasses
 import hashlib
 import json
 import math
@@ -19,6 +18,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,10 +30,11 @@ import numpy as np
 import vae_jax
 from vae_jax import figures, models, optimizer
 from vae_jax.composition import build
-from vae_jax.config import Config, check_used, to_yaml
+from vae_jax.config import Config, check_used, options_of, to_yaml
 from vae_jax.data import Dataset
+from vae_jax.devices import Devices
 from vae_jax.errors import Diverged, Stopped, UserError
-from vae_jax.evaluate import Model, make_model
+from vae_jax.evaluate import Model, make_model, model_maker
 from vae_jax.folder import check_folder, read_config, write_text, writing
 from vae_jax.models import Variables
 from vae_jax.train import (
@@ -50,7 +51,7 @@ from vae_jax.train import (
 if TYPE_CHECKING:
     from vae_jax.checkpoint import Saved
 
-DEVICE = ("device", "cores", "XLA_FLAGS")  # of `environment`; the others are versions
+DEVICE = ("device", "devices", "cores", "XLA_FLAGS")  # of `environment`; the others are versions
 SUMMARY_SPLITS = ("train", "validation", "test")
 ORIGIN = "imported.json"
 # Of a run, in the order in which it is deleted; its configuration, which makes the folder a run's, is written over.
@@ -75,6 +76,7 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    devices: Devices | None = None,
     report: Callable[[str], None] = lambda line: None,
     on_progress: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[dict[str, Any], TrainState], None] | None = None,
@@ -88,6 +90,7 @@ def train(
         folder: of the run; created.
         resume: continue the run in it, or start one where there is none.
         overwrite: delete the run in it first.
+        devices: to train on, together; by default one. Of several processes the first writes the folder, which all see.
         report: called with a line of text now and then.
         on_progress: see `vae_jax.train.fit`.
         on_epoch: see `vae_jax.train.fit`.
@@ -98,24 +101,27 @@ def train(
             of `fit`.
         Stopped: once it has stopped because it should.
     """
-    folder = Path(folder)
+    folder, devices = Path(folder), devices or Devices()
     if not resume:  # a run goes on with what it has, even where an older version let more pass
         check_used(config)
     check_folder(folder, resume, overwrite)
-    with writing(folder):
+    devices.wait()
+    with writing(folder) if devices.writes else nullcontext():
         check_folder(folder, resume, overwrite)  # again, since another process may have been here meanwhile
         earlier = None
         if resume and (folder / "config.yaml").exists():
-            earlier = _earlier(config, data, folder, report)
+            earlier = standing(config, data, folder, report)
         elif resume:
             report(f"no run in {folder} yet: beginning one")
-        recorder = _Recorder(config, data, folder, should_stop)
+        devices.wait()  # until all have read what the first will write over
+        make_recorder = Recorder if devices.writes else Follower
+        recorder = make_recorder(config, data, folder, lambda: bool(devices.agree(should_stop(), np.any)), devices)
 
         def on_start() -> None:  # whatever does not fit together has been refused by now
-            if overwrite:
-                _delete(folder)
+            if overwrite and devices.writes:
+                delete(folder)
             recorder.open(earlier, report)
-            if should_stop():
+            if recorder.should_stop():
                 raise Stopped("stopped before the first step")
 
         def record_epoch(epoch: dict[str, Any], state: TrainState) -> None:
@@ -129,6 +135,7 @@ def train(
             trained = fit(
                 config,
                 data,
+                devices=devices,
                 resume=(earlier.state, earlier.history) if earlier else None,
                 on_start=on_start,
                 on_progress=on_progress,
@@ -143,12 +150,14 @@ def train(
         return trained
 
 
-def environment() -> dict[str, str]:
+def environment(devices: Devices | None = None) -> dict[str, str]:
     """What a run's last bits depend on: versions, device and cores."""
     device = jax.devices()[0]
+    many = devices and devices.count > 1
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "device": f"{device.platform} ({device.device_kind})",
+        **({"devices": str(devices)} if many else {}),
         "cores": str(cores()),
         "python": platform.python_version(),
         "vae_jax": vae_jax.__version__,
@@ -200,7 +209,7 @@ def adopt(
             checkpoint.save(making / "checkpoints", checkpoint.Saved(state, [], 0))
             write_text(making / "config.yaml", to_yaml(config))
             if overwrite:
-                _delete(folder)
+                delete(folder)
             for path in sorted(making.iterdir(), key=lambda path: path.name == "config.yaml"):
                 os.replace(path, folder / path.name)
         finally:
@@ -260,7 +269,7 @@ def use(trained: Trained) -> Model:
     return make_model(network, objective, trained.state.variables)
 
 
-def _delete(folder: Path) -> None:
+def delete(folder: Path) -> None:
     """Deletes a run, and nothing else that lies in its folder."""
     for path in [path for pattern in CONTENTS for path in folder.glob(pattern)]:
         if path.is_dir() and not path.is_symlink():
@@ -269,7 +278,7 @@ def _delete(folder: Path) -> None:
             path.unlink()
 
 
-def _earlier(config: Config, data: Dataset, folder: Path, report: Callable[[str], None]) -> "Saved | None":
+def standing(config: Config, data: Dataset, folder: Path, report: Callable[[str], None]) -> "Saved | None":
     """Where the run in a folder stands, or None if it has no checkpoint yet.
 
     Raises:
@@ -291,7 +300,7 @@ def _earlier(config: Config, data: Dataset, folder: Path, report: Callable[[str]
             f"{folder}: the run was trained on {earlier.images} images, found {len(data.train)}; a run continues "
             f"on the same data only"
         )
-    if earlier.digest != _digest(config, data):
+    if earlier.digest != digest_of(config, data):
         raise UserError(f"{folder}: the run was trained on other images; a run continues on the same data only")
     begun = -(-int(earlier.state.step) // -(-earlier.images // config.train.batch_size))
     if begun > config.train.epochs:
@@ -307,7 +316,7 @@ def _epochs(folder: Path) -> int:
         return 0
 
 
-def _digest(config: Config, data: Dataset) -> str:
+def digest_of(config: Config, data: Dataset) -> str:
     """Tells one set of training images from another, with their labels where the model is told them."""
     digest = hashlib.sha256(np.ascontiguousarray(data.train.images).data)
     if (labels := told(config, data.train)) is not None:
@@ -317,7 +326,7 @@ def _digest(config: Config, data: Dataset) -> str:
 
 def _check_same(config: Config, earlier: Config, folder: Path) -> None:
     """Refuses to continue a run as something else."""
-    now, then = _options(config), _options(earlier)
+    now, then = options_of(config), options_of(earlier)
     changeable = tuple(
         option for option in CHANGEABLE if option != "train.epochs" or config.train.schedule not in optimizer.ENDING
     )
@@ -330,35 +339,38 @@ def _check_same(config: Config, earlier: Config, folder: Path) -> None:
         raise UserError(f"{folder}: --resume continues a run as it began; changed: {', '.join(changed)}")
 
 
-def _options(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every option's value by its dotted name."""
-    options = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            options |= _options(value, f"{prefix}{field.name}.")
-        else:
-            options[prefix + field.name] = value
-    return options
-
-
-class _Recorder:
+class Recorder:
     """Keeps what a run's callbacks bring."""
 
-    def __init__(self, config: Config, data: Dataset, folder: Path, should_stop: Callable[[], bool]):
+    def __init__(
+        self,
+        config: Config,
+        data: Dataset,
+        folder: Path,
+        should_stop: Callable[[], bool] = lambda: False,
+        devices: Devices | None = None,
+        like: "Recorder | None" = None,
+    ):
+        """Begins.
+
+        Args:
+            config: of the run.
+            data: the images.
+            folder: of the run.
+            should_stop: asked about once a second whether to save and stop.
+            devices: that it trains on.
+            like: the recorder of a run of the same model on the same data, whose compiled functions serve this one too.
+        """
         self.config, self.data, self.folder, self.should_stop = config, data, folder, should_stop
-        self.made_with, self.saved_step = environment(), 0
+        self.made_with, self.saved_step = environment(devices), 0
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
-        self.network, self.objective = build(config, data.image_shape)
-        self.digest = _digest(config, data)
+        if like:
+            self.objective, self.make, self.digest = like.objective, like.make, like.digest
+        else:
+            network, self.objective = build(config, data.image_shape)
+            self.make, self.digest = model_maker(network, self.objective), digest_of(config, data)
         self.best_by = "test_loss" if data.validation is None else "validation_loss"
-
-        @jax.jit
-        def reconstruct(variables, images, labels):
-            return make_model(self.network, self.objective, variables).reconstruct(images, labels)
-
-        self._reconstruct = reconstruct
 
     def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
         """Writes what a run begins with, and tells what it goes on from.
@@ -394,7 +406,7 @@ class _Recorder:
     def chunk(self, state: TrainState, history: list[dict[str, Any]]) -> None:
         stop = self.should_stop()
         if stop or time.monotonic() - self.saved_at > 60 * self.config.output.checkpoint_minutes:
-            self._save(state, history)
+            self.save(state, history)
         if stop:
             raise Stopped(f"stopped in epoch {len(history) + 1} and saved after step {int(state.step)}")
 
@@ -405,17 +417,17 @@ class _Recorder:
             shown = self.data.test.images[: output.figure_images]
             labels = told(self.config, self.data.test)
             labels = None if labels is None else jnp.asarray(labels[: output.figure_images])
-            below = np.asarray(self._reconstruct(state.variables, jnp.asarray(shown), labels))
+            below = np.asarray(self.make(state.variables).reconstruct(jnp.asarray(shown), labels))
             figures.pairs(self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png", shown / 255, below)
         self.history.append(epoch)
-        self._save(state, self.history, epoch[self.best_by])
+        self.save(state, self.history, epoch[self.best_by])
         self.write_metrics(self.history)
 
     def stop_after(self, epoch: dict[str, Any], state: TrainState) -> None:
         if epoch["epoch"] < self.config.train.epochs and self.should_stop():
             raise Stopped(f"stopped and saved after epoch {epoch['epoch']}, step {int(state.step)}")
 
-    def _save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
+    def save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
         from vae_jax.checkpoint import Saved
 
         self.checkpoints.save(Saved(state, history, len(self.data.train), self.digest, self.made_with), loss)
@@ -427,7 +439,7 @@ class _Recorder:
 
     def finish(self, trained: Trained, seconds: float) -> None:
         config, history = trained.config, trained.history
-        use = make_model(self.network, self.objective, trained.state.variables)
+        use = self.make(trained.state.variables)
         folder = self.folder / "figures"
         figures.loss_curve(folder / "loss.png", history, self.objective.unit)
         if use.sample:
@@ -461,10 +473,26 @@ class _Recorder:
             "train_images": len(self.data.train),
             "test_images": len(self.data.test),
             **({"skipped_images": list(self.data.skipped)} if self.data.skipped else {}),
-            "device": self.made_with["device"],
+            **{name: self.made_with[name] for name in ("device", "devices") if name in self.made_with},
             "cores": int(self.made_with["cores"]),
             "versions": {name: each for name, each in self.made_with.items() if name not in DEVICE},
         }
+
+
+class Follower(Recorder):
+    """Of several processes all but the first: they stop together with it, and write nothing."""
+
+    def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
+        self.saved_step = int(earlier.state.step) if earlier else 0
+
+    def epoch(self, epoch: dict[str, Any], state: TrainState) -> None:
+        pass
+
+    def save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
+        pass
+
+    def finish(self, trained: Trained, seconds: float) -> None:
+        pass
 
 
 def _draw_samples(folder: Path, config: Config, model: Model) -> None:

@@ -21,6 +21,7 @@ from vae_jax import memory, models, optimizer
 from vae_jax.composition import Composition, build
 from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset, Split
+from vae_jax.devices import Devices
 from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import make_evaluator, means
 from vae_jax.feed import Feed
@@ -149,7 +150,7 @@ def make_step(
         change, opt_state_then = transformation.update(gradient, opt_state, variables.params)
         then = updated._replace(params=optax.apply_updates(variables.params, change)), opt_state_then
         if config.train.skip_nonfinite:
-            finite = _finite((sums, gradient, then))
+            finite = all_finite((sums, gradient, then))
             then = jax.tree.map(lambda then, now: jnp.where(finite, then, now), then, (variables, opt_state))
             sums = jnp.where(finite, sums, jnp.nan)
         return then[0], then[1], sums
@@ -157,20 +158,29 @@ def make_step(
     return step
 
 
-def _finite(tree: PyTree) -> Bool[Array, ""]:
+def all_finite(tree: PyTree) -> Bool[Array, ""]:
     """Whether every number in the tree is finite."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def make_loop(step: Callable[..., Any], stride: int, size: int) -> Any:
-    """Steps first … last−1 of an epoch as one compiled call.
+def make_loop(step: Callable[..., Any], stride: int, size: int, devices: Devices | None = None) -> Any:
+    """`make_steps` as one compiled call, which takes the state's buffers over."""
+    outputs = devices.outputs if devices else {}
+    return jax.jit(make_steps(step, stride, size, devices), donate_argnums=0, **outputs)
+
+
+def make_steps(
+    step: Callable[..., Any], stride: int, size: int, devices: Devices | None = None
+) -> Callable[..., TrainState]:
+    """Steps first … last−1 of an epoch.
 
     (state, images, labels, order, start, key, first, last) -> state; labels are None where the model is told none.
 
     Step i takes the `size` images from place i·stride on of the epoch's permutation, of which `order` holds the
     places from `start` on. The bounds are arguments, so one compilation serves calls of any length (lax.scan would
-    need one for each; the steps are the same, bit for bit).
+    need one for each; the steps are the same, bit for bit). Batches are split over the devices, if some are given.
     """
+    split = devices.split if devices else lambda batch: batch
 
     def loop(
         state: TrainState,
@@ -184,7 +194,7 @@ def make_loop(step: Callable[..., Any], stride: int, size: int) -> Any:
     ) -> TrainState:
         def body(i: Int[Array, ""], state: TrainState) -> TrainState:
             chosen = lax.dynamic_slice_in_dim(order, i * stride - start, size)
-            batch, step_key = images[chosen], jax.random.fold_in(key, state.step)
+            batch, step_key = split(images[chosen]), jax.random.fold_in(key, state.step)
             epoch = state.step / len(state.sums)
             told = None if labels is None else labels[chosen]
             variables, opt_state, sums = step(state.variables, state.opt_state, batch, step_key, told, epoch)
@@ -192,7 +202,7 @@ def make_loop(step: Callable[..., Any], stride: int, size: int) -> Any:
 
         return lax.fori_loop(first, last, body, state)
 
-    return jax.jit(loop, donate_argnums=0)
+    return loop
 
 
 def check_batches(config: Config, images: int) -> None:
@@ -220,10 +230,10 @@ def check_parameters(config: Config, image_shape: tuple[int, int, int]) -> None:
     network, _ = build(config, image_shape)
     shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
-    _check_memory(4 * size, f"model: training its {models.count_parameters(shapes.params):,} parameters")
+    check_memory(4 * size, f"model: training its {models.count_parameters(shapes.params):,} parameters")
 
 
-def _check_memory(needed: int, what: str) -> None:
+def check_memory(needed: int, what: str) -> None:
     if jax.default_backend() == "cpu":  # where too much ends the process without a word; elsewhere jax tells
         memory.check(needed, what)
 
@@ -274,6 +284,7 @@ def fit(
     config: Config,
     data: Dataset,
     *,
+    devices: Devices | None = None,
     resume: tuple[TrainState, list[dict[str, Any]]] | None = None,
     on_start: Callable[[], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -285,6 +296,7 @@ def fit(
     Args:
         config: of the run.
         data: the images.
+        devices: to train on, together; by default one. The result is that of one device, up to rounding.
         resume: a state and its history to go on from, instead of starting anew.
         on_start: called before the first step, when all that may be refused has been looked at.
         on_progress: called about once a second with where the run stands.
@@ -306,6 +318,7 @@ def fit(
             epoch.
     """
     count, batch_size = len(data.train), config.train.batch_size
+    devices = devices or Devices()
     check_batches(config, count)
     check_parameters(config, data.image_shape)
     full, remainder = divmod(count, batch_size)
@@ -316,30 +329,30 @@ def fit(
 
     state, history = resume or (start(config, data.image_shape, count), [])
     # Copied, since the loop takes its argument's buffers over: the caller's state survives, and so does his list.
-    state, history = jax.tree.map(jnp.copy, state), list(history)
+    state, history = devices.whole(jax.tree.map(jnp.copy, state)), list(history)
     check_labels(config, data)
-    feed = Feed(data.train.images, config.train.shard_images, batch_size, told(config, data.train))
+    feed = Feed(data.train.images, config.train.shard_images, batch_size, told(config, data.train), devices)
     evaluators = {
-        name: make_evaluator(config, network, objective, split.images, labels=told(config, split))
+        name: make_evaluator(config, network, objective, split.images, labels=told(config, split), devices=devices)
         for name, split in (("test", data.test), ("validation", data.validation))
         if split is not None
     }
 
     began = time.perf_counter()
     shuffle = jax.jit(partial(epoch_order, images=count))
-    finite = jax.jit(_finite)
-    zero = jnp.int32(0)
-    images, numbers = jax.ShapeDtypeStruct(feed.shape, jnp.uint8), jax.ShapeDtypeStruct(feed.shape[:1], jnp.int32)
-    arguments = (state, images, numbers if config.model.classes else None, numbers, zero, keys.steps, zero, zero)
+    finite = jax.jit(all_finite)
+    zero, step_key, evaluation_key = np.int32(0), *devices.whole((keys.steps, keys.evaluate))
+    images, numbers = feed.shapes
+    arguments = (state, images, numbers if config.model.classes else None, numbers, zero, step_key, zero, zero)
     # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled loop).
     parts = [
-        (end, size, make_loop(step, batch_size, size).lower(*arguments).compile())
+        (end, size, make_loop(step, batch_size, size, devices).lower(*arguments).compile())
         for end, size in ((full, batch_size if full else 0), (steps, remainder))
         if size
     ]
     compile_seconds = time.perf_counter() - began
     for _, size, loop in parts:
-        _check_memory(loop.memory_analysis().temp_size_in_bytes, f"train.batch_size {size}: the arrays of a step")
+        check_memory(loop.memory_analysis().temp_size_in_bytes, f"train.batch_size {size}: the arrays of a step")
     if on_start:
         on_start()
 
@@ -354,32 +367,32 @@ def fit(
             for end, size, loop in parts:
                 while done < min(end, shard_end):
                     length = min(chunk, min(end, shard_end) - done)
-                    bounds = jnp.int32(done), jnp.int32(done + length)
-                    place = shard.images, shard.labels, shard.order, jnp.int32(shard.first)
-                    state = loop(state, *place, keys.steps, *bounds)
+                    bounds = np.int32(done), np.int32(done + length)
+                    place = shard.images, shard.labels, shard.order, np.int32(shard.first)
+                    state = loop(state, *place, step_key, *bounds)
                     jax.block_until_ready(state)
                     elapsed = time.perf_counter() - began
                     if not config.train.chunk_steps and length == chunk and size == batch_size:
-                        chunk = max(1, round(length / elapsed))
+                        chunk = devices.agree(max(1, round(length / elapsed)))
                     done, seconds = done + length, seconds + elapsed
                     sums = np.asarray(state.sums, np.float64)
                     # A gradient that is not finite shows in the next step's loss, or in what it left behind.
                     left_finite = bool(finite((state.variables, state.opt_state)))
-                    _check_finite(config, sums[:done], left_finite, epoch, steps, history)
+                    check_finite(config, sums[:done], left_finite, epoch, steps, history)
                     if done < steps:
                         if on_progress:
                             speed = (done - first) * batch_size / seconds
                             loss = _means(sums[:done], done * batch_size, batch_size)[0][0]
                             on_progress(Progress(epoch + 1, done, steps, float(loss), speed))
                         if on_chunk:
-                            on_chunk(state, history)
+                            on_chunk(devices.local(state), history)
                     began = time.perf_counter()
-        figures = {"epoch": epoch + 1, **_train_figures(config, np.asarray(state.sums, np.float64), count)}
+        figures = {"epoch": epoch + 1, **train_figures(config, np.asarray(state.sums, np.float64), count)}
         for split, evaluate in evaluators.items():
-            figures |= _split_figures(split, evaluate(state.variables, keys.evaluate), batch_size)
+            figures |= split_figures(split, evaluate(state.variables, evaluation_key), batch_size)
             if not np.isfinite(figures[f"{split}_loss"]):
                 found = f"the {split} loss is {figures[f'{split}_loss']}"
-                raise _diverged(config, epoch, found, f"train loss {figures['train_loss']:.6g} in this epoch")
+                raise diverged(config, epoch, found, f"train loss {figures['train_loss']:.6g} in this epoch")
         trained = count - first * batch_size
         figures |= {
             "images_per_second": trained / seconds,
@@ -390,11 +403,11 @@ def fit(
         history.append(figures)
         done = 0
         if on_epoch:
-            on_epoch(figures, state)
-    return Trained(config, data.image_shape, state, history)
+            on_epoch(figures, devices.local(state))
+    return Trained(config, data.image_shape, devices.local(state), history)
 
 
-def _check_finite(
+def check_finite(
     config: Config,
     sums: Float[np.ndarray, "done 3"],
     left_finite: bool,
@@ -423,10 +436,10 @@ def _check_finite(
         last.append(f"loss {per_image:.6g} per image in step {before[-1] + 1}")
     if history:
         last.append(f"test loss {history[-1]['test_loss']:.6g} after epoch {history[-1]['epoch']}")
-    raise _diverged(config, epoch, found, ", ".join(last) or "none")
+    raise diverged(config, epoch, found, ", ".join(last) or "none")
 
 
-def _diverged(config: Config, epoch: int, found: str, last: str) -> Diverged:
+def diverged(config: Config, epoch: int, found: str, last: str) -> Diverged:
     return Diverged(f"training diverged in epoch {epoch + 1}: {found}; last finite: {last}; {remedies(config)}")
 
 
@@ -458,7 +471,7 @@ def _means(
     return total / images, total / finite.sum(), len(skipped)
 
 
-def _train_figures(config: Config, sums: Float[np.ndarray, "steps 3"], count: int) -> dict[str, float]:
+def train_figures(config: Config, sums: Float[np.ndarray, "steps 3"], count: int) -> dict[str, float]:
     """Means per image over the epoch's steps, and the article's figure."""
     per_image, per_step, skipped = _means(sums, count, config.train.batch_size)
     loss, reconstruction, kl = map(float, per_image)
@@ -471,7 +484,7 @@ def _train_figures(config: Config, sums: Float[np.ndarray, "steps 3"], count: in
     }
 
 
-def _split_figures(split: str, terms: Terms, batch_size: int) -> dict[str, float]:
+def split_figures(split: str, terms: Terms, batch_size: int) -> dict[str, float]:
     """Means per image of a split's terms, and the article's figure for it."""
     loss, reconstruction, kl = means(terms)
     count = len(terms.loss)

@@ -7,10 +7,11 @@ import argparse
 import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from vae_jax.cli import compare, exchange, train, use
+from vae_jax.cli import compare, exchange, sweep, train, use
 from vae_jax.cli.common import Verb
 from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
 from vae_jax.errors import UserError, printable
@@ -20,11 +21,24 @@ PRINT_CONFIG = "--print_config"
 COMPILED_LIMIT = 1 << 30  # bytes of compiled programs kept; the ones not used for longest go first
 # What jsonargparse says of a flag without a section.
 NO_NUMBER = re.compile(r"""Parser key "(\w+)": Expected a <class '(int|float)'>\. Got value: (.*)""", re.DOTALL)
-VERBS = {**train.VERBS, **use.VERBS, **exchange.VERBS, **compare.VERBS}
+VERBS = {**train.VERBS, **sweep.VERBS, **use.VERBS, **exchange.VERBS, **compare.VERBS}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for bad input, 130 where interrupted, or the command's own."""
+    try:
+        code = _run(arguments)
+    except Exception:
+        if not (processes := sys.modules.get("vae_jax.processes")):
+            raise
+        traceback.print_exc()
+        code = 1
+    if processes := sys.modules.get("vae_jax.processes"):  # this may be one of several
+        processes.leave(code)
+    return code
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
         _keep_compiled()
@@ -57,7 +71,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         print(f"vae-jax: error: {_line(what)}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
+        processes = sys.modules.get("vae_jax.processes")
+        if processes and processes.is_lost(error):
+            print(f"vae-jax: error: {_line(processes.complaint(error))}", file=sys.stderr)
+            return processes.LOST
         if "RESOURCE_EXHAUSTED" not in str(error):  # jax's word for a device's memory that is full
             raise
         print(f"vae-jax: error: not enough memory on the device: {_line(str(error))[:300]}", file=sys.stderr)

@@ -85,8 +85,57 @@ def out_option(parser: Any, default: str) -> None:
     parser.add_argument("--out", type=str, default=None, metavar="FILE", help=f"what to write; default {default}")
 
 
-def set_device(name: str | None) -> str:
+def devices_options(parser: Any) -> None:
+    device_option(parser)
+    parser.add_argument(
+        "--devices", type=int, default=None, metavar="N", help="how many devices share the batches; by default all"
+    )
+    parser.add_argument(
+        "--distributed", action="store_true", help="be one of several processes, each started with the same command"
+    )
+    parser.add_argument("--coordinator", type=str, default=None, metavar="HOST:PORT", help="of the first process …")
+    parser.add_argument("--processes", type=int, default=None, metavar="N", help="… how many there are …")
+    parser.add_argument(
+        "--process",
+        type=int,
+        default=None,
+        metavar="I",
+        help="… and which one this is, from 0 on; Slurm, Kubernetes and Open MPI tell all three",
+    )
+
+
+def join_processes(options: Any) -> None:
+    """Makes this process one of several, if the options say so.
+
+    Raises:
+        UserError: if they do not fit together.
+    """
+    told = {f"--{name}": getattr(options, name) for name in ("coordinator", "processes", "process")}
+    given = [name for name, value in told.items() if value is not None]
+    if not options.distributed:
+        if given:
+            raise UserError(f"{given[0]}: expected --distributed with it")
+        return
+    if given and len(given) < len(told):
+        missing = [name for name in told if name not in given]
+        raise UserError(f"--distributed: expected {', '.join(told)} together, or none of them; missing: {', '.join(missing)}")
+    if given:
+        host, _, port = options.coordinator.rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise UserError(f"--coordinator: expected HOST:PORT; found {options.coordinator!r}")
+        if not 0 <= options.process < options.processes:
+            raise UserError(f"--process: expected 0 to {options.processes - 1}; found {options.process}")
+    from vae_jax import processes
+
+    processes.join(*told.values())
+
+
+def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str:
     """Makes jax use a device; returns its description.
+
+    Args:
+        name: cpu, gpu, tpu or None for the best there is.
+        join: called before jax looks for devices.
 
     Raises:
         UserError: if there is none of this kind.
@@ -99,7 +148,10 @@ def set_device(name: str | None) -> str:
     try:
         if name is not None:
             jax.config.update("jax_platforms", platforms[name])
-        device = jax.devices()[0]
+        join()
+        device = jax.local_devices()[0]
+    except UserError:
+        raise
     except (RuntimeError, AssertionError) as error:  # jax asserts that a plugin for cuda is there
         reason = (str(error) or "no support for it is installed").splitlines()[0]
         raise UserError(

@@ -1,5 +1,6 @@
 """`vae-jax train`."""
 
+import os
 import shlex
 import signal
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from vae_jax.cli.common import Verb, absolute_paths, device_option, say, set_device
+from vae_jax.cli.common import Verb, absolute_paths, devices_options, join_processes, say, set_device
 from vae_jax.config import Config, add_options, expand, from_namespace
 from vae_jax.errors import Stopped, UserError, printable
 from vae_jax.folder import check_folder
@@ -17,7 +18,7 @@ def _train_options(parser: Any) -> None:
     parser.add_argument("--out", type=str, required=False, default=None, metavar="RUN", help="the run folder to make")
     parser.add_argument("--resume", action="store_true", help="continue the run in it, if there is one")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in it first, if there is one")
-    device_option(parser)
+    devices_options(parser)
     add_options(parser)
 
 
@@ -30,15 +31,19 @@ def _train(options: Any) -> int:
     check_folder(folder, options.resume, options.overwrite)
     config = absolute_paths(from_namespace(options))
 
-    device = set_device(options.device)
-    from vae_jax import data, models, run, train
-    from vae_jax.composition import build
-
-    print(f"device: {device}", flush=True)
-    images = data.load(config.data, report=say)
-    network, objective = build(config, images.image_shape)
+    device = set_device(options.device, lambda: join_processes(options))
     import jax
 
+    from vae_jax import data, models, run, train
+    from vae_jax.composition import build
+    from vae_jax.devices import Devices
+
+    devices = Devices(jax.device_count() if options.devices is None else options.devices)
+    if not devices.writes:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    print(f"device: {device}{f', {devices}' if devices.count > 1 else ''}", flush=True)
+    images = data.load(config.data, report=say)
+    network, objective = build(config, images.image_shape)
     shapes = jax.eval_shape(network.init, train.make_keys(config.seed).init)
     held_out = f", {len(images.validation):,} validation" if images.validation is not None else ""
     name = printable(images.name)
@@ -49,7 +54,7 @@ def _train(options: Any) -> int:
         flush=True,
     )
     said = ""
-    with _progress(config) as on_progress, _stop_signals() as stop:
+    with _progress(config, devices.writes) as on_progress, stop_signals() as stop:
         try:
             trained = run.train(
                 config,
@@ -57,10 +62,11 @@ def _train(options: Any) -> int:
                 folder,
                 resume=options.resume,
                 overwrite=options.overwrite,
+                devices=devices,
                 report=lambda line: print(printable(line), flush=True),
                 on_progress=on_progress,
                 on_epoch=lambda figures, state: print(_epoch_line(figures, config, objective.unit), flush=True),
-                should_stop=lambda: _tell_stopping(stop),
+                should_stop=lambda: tell_stopping(stop),
             )
         except Stopped as stopped:
             trained, said = None, str(stopped)
@@ -78,7 +84,7 @@ def _train(options: Any) -> int:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """Within it Ctrl-C and SIGTERM are noted in the list given; a second Ctrl-C still ends the program at once."""
     received: list[int] = []
 
@@ -97,7 +103,7 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _tell_stopping(received: list[int]) -> bool:
+def tell_stopping(received: list[int]) -> bool:
     """Whether to stop, told the first time."""
     if len(received) == 1:
         received.append(received[0])
@@ -123,9 +129,9 @@ def _epoch_line(figures: dict[str, Any], config: Config, unit: str) -> str:
 
 
 @contextmanager
-def _progress(config: Config) -> Iterator[Callable[..., None] | None]:
+def _progress(config: Config, shown: bool) -> Iterator[Callable[..., None] | None]:
     """A live bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
+    if not shown or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console

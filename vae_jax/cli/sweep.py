@@ -1,0 +1,153 @@
+"""`vae-jax sweep`."""
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from vae_jax.cli.common import Verb, absolute_paths, device_option, say, set_device
+from vae_jax.cli.train import stop_signals, tell_stopping
+from vae_jax.config import Config, add_options, expand, from_namespace
+from vae_jax.errors import Stopped, UserError, printable
+
+
+def _sweep_options(parser: Any) -> None:
+    parser.add_argument("--out", type=str, default=None, metavar="SWEEP", help="the folder to make")
+    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from the configuration's seed on")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="OPTION=VALUE,…", help="values to try; may be given several times"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue the sweep in the folder, if there is one")
+    parser.add_argument("--overwrite", action="store_true", help="delete the sweep in the folder first, if there is one")
+    device_option(parser)
+    add_options(parser)
+
+
+def _sweep(options: Any) -> int:
+    if options.out is None:
+        raise UserError("--out: expected the folder to make, found none; for example --out sweeps/beta")
+    if options.resume and options.overwrite:
+        raise UserError("--resume, --overwrite: expected one of them, found both")
+    folder = expand(options.out)
+    device = None
+    from vae_jax.sweep import SPECIFICATION, check_sweep_folder, make_sweep, members_of, read_sweep
+
+    config = from_namespace(options)
+    if options.resume and (folder / SPECIFICATION).is_file() and not told_what(options, config):
+        sweep = read_sweep(folder)  # it goes on as it began, without being told again
+    else:
+        sweep = make_sweep(absolute_paths(config), options.seeds, options.set)
+    check_sweep_folder(folder, sweep, options.resume, options.overwrite)
+    count = len(members_of(sweep))
+
+    device = set_device(options.device)
+    from vae_jax import data, sweep as sweeps
+
+    print(f"device: {device}", flush=True)
+    images = data.load(sweep.config.data, report=say)
+    print(
+        f"data: {printable(images.name)}, {len(images.train):,} training and {len(images.test):,} test images of "
+        f"{'x'.join(map(str, images.image_shape))}; members: {count:,} = {sweep.seeds} seeds"
+        + "".join(f" × {len(values)} values of {option}" for option, values in sweep.settings.items()),
+        flush=True,
+    )
+    said, ended = "", None
+    with _progress() as on_progress, stop_signals() as stop:
+        try:
+            ended = sweeps.run(
+                sweep,
+                images,
+                folder,
+                resume=options.resume,
+                overwrite=options.overwrite,
+                report=lambda line: print(printable(line), flush=True),
+                on_progress=on_progress,
+                should_stop=lambda: tell_stopping(stop),
+            )
+        except Stopped as stopped:
+            said = str(stopped)
+    if ended is None:
+        again = f"vae-jax sweep --out {shlex.quote(str(folder))} --resume"
+        again += f" --device {options.device}" if options.device else ""
+        with suppress(OSError):
+            say(f"vae-jax: {said}; `{again}` goes on from there")
+        return 128 + stop[0]
+    print((folder / "table.md").read_text(encoding="utf-8"), end="")
+    if diverged := [each for each in ended if each.failure]:
+        print(f"{len(diverged)} of {count} members diverged; members.csv tells where")
+    print(f"sweep folder: {printable(str(folder))}, with members.csv, table.csv and table.md")
+    for path in sorted((folder / "figures").glob("*.png")):
+        print(f"  picture: {printable(str(path))}")
+    return 0
+
+
+def told_what(options: Any, config: Config) -> bool:
+    """Whether the command says what to sweep, and not only where."""
+    return bool(options.config or options.set or options.seeds != 1 or config != Config())
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[..., None]]:
+    """A live table on a terminal, a line for each epoch elsewhere."""
+    if not sys.stderr.isatty():
+        told: dict[int, tuple[int, int]] = {}
+
+        def tell(groups: list[Any]) -> None:
+            for number, group in enumerate(groups):
+                stands = group.epoch, round(group.done * group.epochs * 1000)
+                if group.best and told.get(number) != stands and abs(group.done * group.epochs % 1) < 1e-9:
+                    told[number] = stands
+                    name, figure = group.best
+                    print(
+                        f"group {number + 1}/{len(groups)}, {group.members} members: epoch {group.epoch}/{group.epochs}"
+                        f", best so far {figure:.2f} ({printable(name)}); {group.images_per_second:,.0f} images/s"
+                        + (f"; {group.diverged} diverged" if group.diverged else ""),
+                        flush=True,
+                    )
+
+        yield tell
+        return
+    from rich.console import Console
+    from rich.live import Live
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    live = Live(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+
+    def show(groups: list[Any]) -> None:
+        table = Table("group", "members", "", "epoch", "best so far", "member", "diverged", "images/s")
+        for number, group in enumerate(groups):
+            name, figure = group.best or ("", None)
+            table.add_row(
+                str(number + 1),
+                str(group.members),
+                ProgressBar(1.0, group.done, width=20),
+                f"{group.epoch}/{group.epochs}",
+                "" if figure is None else f"{figure:.2f}",
+                printable(name),
+                str(group.diverged or ""),
+                f"{group.images_per_second:,.0f}" if group.images_per_second else "",
+            )
+        live.update(table)
+
+    with live:
+        yield show
+
+
+VERBS = {
+    "sweep": Verb(
+        "train many seeds and settings in one program, each into a run folder of its own",
+        _sweep_options,
+        _sweep,
+        "what only changes numbers, as objective.beta or train.learning_rate, is compiled once for all its values; what\n"
+        "changes the program, as model.latent, is split into groups, compiled once each\n\n"
+        "examples:\n"
+        "  vae-jax sweep --config digits --out sweeps/beta --seeds 8 --set objective.beta=0.5,1,2,4\n"
+        "  vae-jax sweep --config digits --out sweeps/rates --set train.learning_rate=1e-3,3e-4 --set model.latent=2,20\n"
+        "  vae-jax sweep --config digits --out sweeps/shapes --set 'model.channels=[8,16],[16,32]'\n"
+        "  vae-jax sweep --out sweeps/beta --resume",
+        usage="--out SWEEP [--config FILE] [--seeds N] [--set OPTION=VALUE,VALUE …]",
+        interrupted="; `vae-jax sweep … --resume` goes on from the last checkpoints, if there are any",
+    ),
+}

@@ -1,0 +1,369 @@
+"""Many runs that differ in numbers only, as one compiled program: training as in `vae_jax.train`, of all at once.
+
+On an accelerator the members train side by side (`vmap`). On a CPU, whose cores one member fills, they train in turn
+inside the program (`lax.map`), which saves what lies between calls and leaves each member's arithmetic as it is alone.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, PyTree
+
+from vae_jax import memory, optimizer
+from vae_jax.composition import build
+from vae_jax.config import Config
+from vae_jax.data.dataset import Dataset, Split
+from vae_jax.errors import Diverged, UserError
+from vae_jax.evaluate import make_terms
+from vae_jax.feed import fits
+from vae_jax.objectives import Terms
+from vae_jax.train import (
+    FIRST_CHUNK,
+    Keys,
+    TrainState,
+    all_finite,
+    check_batches,
+    check_finite,
+    check_labels,
+    check_parameters,
+    diverged,
+    epoch_order,
+    make_keys,
+    make_step,
+    make_steps,
+    split_figures,
+    start_from,
+    told,
+    train_figures,
+)
+
+# Options that only change numbers in the compiled program; any other may change the program itself.
+TRACED = (
+    "train.learning_rate",
+    "train.adam_b1",
+    "train.adam_b2",
+    "train.adam_eps",
+    "objective.beta",
+    "objective.warmup_epochs",
+    "objective.cycle_epochs",
+    "objective.cycle_ratio",
+    "objective.capacity",
+    "objective.capacity_epochs",
+    "objective.capacity_weight",
+    "objective.elbo_weight",
+    "objective.corruption_level",
+)
+SHARE = 0.8  # of the memory that is free, which a program may take
+Values = dict[str, Array]  # of TRACED options
+History = list[dict[str, Any]]
+
+
+class Member(NamedTuple):
+    """One run among others.
+
+    Attributes:
+        config: its own.
+        resume: the state and the history that it goes on from, or None to begin anew.
+    """
+
+    config: Config
+    resume: tuple[TrainState, History] | None = None
+
+
+class Progress(NamedTuple):
+    """Where the members stand, between two calls of the program.
+
+    Attributes:
+        epoch: the current one, from 1.
+        step: steps taken in it.
+        steps: steps an epoch has.
+        images_per_second: of all members together in this epoch, compilation and evaluation excluded.
+    """
+
+    epoch: int
+    step: int
+    steps: int
+    images_per_second: float
+
+
+def alike(config: Config) -> Config:
+    """The configuration without what members may differ in: members of which it is the same make one program."""
+    plain = type(config)()
+    return with_values(config, {option: value_of(plain, option) for option in ("seed", *TRACED)})
+
+
+def with_values(config: Config, values: dict[str, Any]) -> Config:
+    """The configuration with these options, unchecked: they may be traced."""
+    config = copy.copy(config)
+    for option, value in values.items():
+        section, _, name = option.rpartition(".")
+        owner = config
+        if section:
+            owner = copy.copy(getattr(config, section))
+            object.__setattr__(config, section, owner)
+        object.__setattr__(owner, name, value)
+    return config
+
+
+def value_of(config: Any, option: str) -> Any:
+    """An option's value by its dotted name."""
+    for name in option.split("."):
+        config = getattr(config, name)
+    return config
+
+
+def _over_members(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of one member's arguments as one of all members'."""
+    if jax.default_backend() != "cpu":
+        return jax.vmap(function)
+    return lambda *arguments: lax.map(lambda each: function(*each), arguments)
+
+
+def _labels(config: Config, split: Split) -> Array | None:
+    return None if (labels := told(config, split)) is None else jnp.asarray(labels, jnp.int32)
+
+
+class Program:
+    """Training and evaluation of a fixed number of members, compiled once.
+
+    Attributes:
+        size: how many members.
+        compile_seconds: how long compiling took.
+        needs: bytes that it takes to run, the images left out.
+    """
+
+    def __init__(self, configs: Sequence[Config], data: Dataset, size: int):
+        """Compiles.
+
+        Args:
+            configs: of the members, which are `alike`.
+            data: the images, which all members share.
+            size: how many members train at once.
+        """
+        began = time.perf_counter()
+        self.config, self.size, self.count = configs[0], size, len(data.train)
+        self._options = [
+            option for option in TRACED if len({value_of(config, option) for config in configs}) > 1
+        ]
+        self._network, self._objective = build(self.config, data.image_shape)
+        batch_size = self.config.train.batch_size
+        self.steps = -(-self.count // batch_size)
+        self._images = jnp.asarray(data.train.images), _labels(self.config, data.train)
+        self._splits = {
+            name: (jnp.asarray(split.images), _labels(self.config, split))
+            for name, split in (("test", data.test), ("validation", data.validation))
+            if split is not None
+        }
+        self.start = jax.jit(_over_members(self._start))
+        self.shuffle = jax.jit(jax.vmap(partial(epoch_order, images=self.count), (0, None)))
+        self.finite = jax.jit(jax.vmap(all_finite))
+        self._evaluate = jax.jit(self._terms)
+
+        keys, values = self.arguments(configs[:1] * size)
+        states = jax.eval_shape(self.start, keys, values)
+        orders, flags, zero = jax.ShapeDtypeStruct((size, self.count), jnp.int32), np.ones(size, bool), np.int32(0)
+        arguments = (states, flags, orders, keys.steps, values, zero, zero, *self._images)
+        # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled).
+        full, remainder = divmod(self.count, batch_size)
+        self.parts = [
+            (end, images, jax.jit(partial(self._train, images), donate_argnums=0).lower(*arguments).compile())
+            for end, images in ((full, batch_size if full else 0), (self.steps, remainder))
+            if images
+        ]
+        self.compile_seconds = time.perf_counter() - began
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((states, orders)))
+        self.needs = held + max(part.memory_analysis().temp_size_in_bytes for _, _, part in self.parts)
+
+    def arguments(self, configs: Sequence[Config]) -> tuple[Keys, Values]:
+        """What tells the members apart: their keys and the values of the options in which they differ."""
+        keys = [make_keys(config.seed) for config in configs]
+        values = {option: jnp.asarray([value_of(config, option) for config in configs]) for option in self._options}
+        return jax.tree.map(lambda *each: jnp.stack(each), *keys), values
+
+    def train(
+        self, part: Callable[..., TrainState], states: TrainState, alive: Bool[np.ndarray, " members"],
+        orders: Array, keys: Keys, values: Values, first: int, last: int,
+    ) -> TrainState:
+        """Steps first … last−1 of an epoch, of the members that are alive; takes the states' buffers over."""
+        return part(states, alive, orders, keys.steps, values, np.int32(first), np.int32(last), *self._images)
+
+    def evaluate(self, split: str, states: TrainState, keys: Keys, values: Values) -> Terms:
+        """The objective's terms, (members, images) each."""
+        return self._evaluate(states.variables, keys.evaluate, values, *self._splits[split])
+
+    @property
+    def splits(self) -> list[str]:
+        """Of which there are images to evaluate on."""
+        return list(self._splits)
+
+    def _start(self, keys: Keys, values: Values) -> TrainState:
+        return start_from(with_values(self.config, values), self._network.init(keys.init), self.count)
+
+    def _train(self, size, states, alive, orders, keys, values, first, last, images, labels):
+        def member(state, alive, order, key, values):
+            config = with_values(self.config, values)
+            step = make_step(config, self._network, self._objective, optimizer.build(config.train, self.steps))
+            steps = make_steps(step, self.config.train.batch_size, size)
+
+            def train(state: TrainState) -> TrainState:
+                return steps(state, images, labels, order, jnp.int32(0), key, first, last)
+
+            return lax.cond(alive, train, lambda state: state, state)
+
+        return _over_members(member)(states, alive, orders, keys, values)
+
+    def _terms(self, variables, keys, values, images, labels):
+        def member(variables, key, values):
+            config = with_values(self.config, values)
+            terms = make_terms(config, self._network, self._objective)
+            return terms(variables, images, labels, jnp.int32(0), key)
+
+        return _over_members(member)(variables, keys, values)
+
+
+def program_that_fits(configs: Sequence[Config], data: Dataset) -> Program:
+    """A program for all members, or for as many at a time as the memory holds.
+
+    Raises:
+        UserError: if not even one fits, or the configuration does not fit the data.
+    """
+    config = configs[0]
+    if config.train.shard_images or not fits(data.train.images):
+        raise UserError(
+            f"train.shard_images: expected 0 and training images that fill at most a quarter of the device's memory, "
+            f"since members share them; found {config.train.shard_images} and {data.train.images.nbytes / 1e6:,.0f} MB"
+        )
+    check_batches(config, len(data.train))
+    check_parameters(config, data.image_shape)
+    check_labels(config, data)
+    size = len(configs)
+    while True:
+        program = Program(configs, data, size)
+        free = _free()
+        if program.needs <= SHARE * free:
+            return program
+        if size == 1:
+            raise UserError(
+                f"train.batch_size {config.train.batch_size}: training one member needs {program.needs / 1e6:,.0f} MB; "
+                f"{free / 1e6:,.0f} MB are free"
+            )
+        # What grows with the members is at most all of it.
+        turns = -(-len(configs) // max(1, min(size - 1, int(size * SHARE * free / program.needs))))
+        size = -(-len(configs) // turns)
+
+
+def _free() -> int:
+    """Bytes of the device's memory that can be had."""
+    found = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    return found["bytes_limit"] - found["bytes_in_use"] if found else memory.available()
+
+
+def fit(
+    program: Program,
+    members: Sequence[Member],
+    *,
+    on_start: Callable[[], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_chunk: Callable[[list[int], Callable[[int], tuple[TrainState, History]]], None] | None = None,
+    on_epoch: Callable[[int, dict[str, Any], TrainState], None] | None = None,
+) -> list[tuple[TrainState, History] | Diverged]:
+    """Trains members side by side; each becomes what `vae_jax.train.fit` makes of it alone, up to rounding.
+
+    Args:
+        program: compiled for as many members, or for more.
+        members: what to train; all stand at the same step.
+        on_start: called before the first step.
+        on_progress: called about once a second with where the members stand.
+        on_chunk: called as often inside an epoch, with the numbers of the members that train and a function that gives
+            such a member's state and history.
+        on_epoch: called after each epoch, once for each member, with its number, figures and state.
+
+    Returns:
+        Of each member its final state and its history, whose speeds are a member's share of all; or why it diverged.
+        A member that diverges is left as it is, and the others go on.
+    """
+    config, steps, batch_size = program.config, program.steps, program.config.train.batch_size
+    surplus = [members[-1]] * (program.size - len(members))  # never trained; the program needs its size
+    keys, values = program.arguments([member.config for member in (*members, *surplus)])
+    alive = np.arange(program.size) < len(members)
+    histories: list[History] = [list(member.resume[1]) if member.resume else [] for member in members]
+    failures: list[Diverged | None] = [None] * len(members)
+    states = program.start(keys, values)
+    if members[0].resume:
+        resumed = [member.resume[0] for member in (*members, *surplus) if member.resume]
+        states = jax.tree.map(lambda *each: jnp.stack(each), *resumed)
+    if on_start:
+        on_start()
+
+    def fail(member: int, error: Diverged) -> None:
+        failures[member], alive[member] = error, False
+
+    done = int(states.step[0]) % steps
+    chunk = config.train.chunk_steps or FIRST_CHUNK
+    for epoch in range(int(states.step[0]) // steps, config.train.epochs):
+        if not alive.any():
+            break
+        orders = program.shuffle(keys.shuffle, jnp.int32(epoch))
+        first, seconds, shares, images = done, 0.0, 0.0, 0
+        for end, size, part in program.parts:
+            while done < end and alive.any():
+                length = min(chunk, end - done)
+                began = time.perf_counter()
+                states = program.train(part, states, alive, orders, keys, values, done, done + length)
+                jax.block_until_ready(states)
+                elapsed = time.perf_counter() - began
+                if not config.train.chunk_steps and length == chunk and size == batch_size:
+                    chunk = max(1, round(length / elapsed))
+                count = int(alive.sum())
+                images += count * min(length * batch_size, program.count - done * batch_size)
+                done, seconds, shares = done + length, seconds + elapsed, shares + elapsed / count
+                sums, finite = np.asarray(states.sums, np.float64), np.asarray(program.finite(states[1:3]))
+                for member in np.flatnonzero(alive).tolist():
+                    try:
+                        own, history = members[member].config, histories[member]
+                        check_finite(own, sums[member, :done], bool(finite[member]), epoch, steps, history)
+                    except Diverged as error:
+                        fail(member, error)
+                if done < steps:
+                    if on_progress:
+                        on_progress(Progress(epoch + 1, done, steps, images / seconds))
+                    if on_chunk:
+                        on_chunk(np.flatnonzero(alive).tolist(), lambda member: (_at(states, member), histories[member]))
+        held, trained = jax.device_get(states), program.count - first * batch_size
+        terms = {split: jax.device_get(program.evaluate(split, states, keys, values)) for split in program.splits}
+        for member in np.flatnonzero(alive).tolist():
+            own = members[member].config
+            figures = {"epoch": epoch + 1, **train_figures(own, held.sums[member].astype(np.float64), program.count)}
+            try:
+                for split, found in terms.items():
+                    figures |= split_figures(split, _at(found, member), batch_size)
+                    if not np.isfinite(figures[f"{split}_loss"]):
+                        raise diverged(own, epoch, f"the {split} loss is {figures[f'{split}_loss']}", "")
+            except Diverged as error:
+                fail(member, error)
+                continue
+            figures |= {
+                "images_per_second": trained / shares,
+                "train_seconds": shares,
+                "compile_seconds": program.compile_seconds,
+                "chunk_steps": chunk,
+            }
+            histories[member].append(figures)
+            if on_epoch:
+                on_epoch(member, figures, _at(held, member))
+        done = 0
+        if on_progress and seconds:
+            on_progress(Progress(epoch + 1, steps, steps, images / seconds))
+    ended = [_at(states, member) for member in range(len(members))]
+    return [failure or (state, history) for failure, state, history in zip(failures, ended, histories, strict=True)]
+
+
+def _at(tree: PyTree, member: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[member], tree)

@@ -1,0 +1,102 @@
+"""One program in several processes, on one machine or on many, with jax's own runtime between them.
+
+A process that is lost ends the others: none can go on without its part of a batch. They say so and exit with `LOST`.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+
+import jax
+
+from vae_jax.errors import UserError, printable
+
+PATIENCE = 300  # seconds in which all processes must have begun
+HEARTBEAT = 20  # seconds after which a process that is silent counts as lost
+FAREWELL = 60  # seconds in which all processes must have ended, once one has
+LOST = 75  # exit code of a process that has lost another: sysexits' "temporary failure", worth trying again
+# What the errors of a program say whose other processes are gone, on a CPU and elsewhere.
+SIGNS = ("Gloo", "coordination service", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection", "heartbeat")
+MESSAGE = "another process has ended, or cannot be reached; once all have ended, the same command with --resume goes on"
+
+_kept: list[object] = []  # what C code calls must not be collected
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+    """Makes this process one of several; to be called before anything asks jax for its devices.
+
+    Args:
+        coordinator: "HOST:PORT" of the first process; None where Slurm, Kubernetes or Open MPI tell.
+        processes: how many there are, likewise.
+        process: which one this is, from 0 on, likewise.
+
+    Raises:
+        UserError: if nothing tells, or the processes do not find one another.
+    """
+    # Of a process that is lost the others hear by their own errors first, and may tell the user in words of ours.
+    jax.config.update("jax_enable_recoverability", True)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process,
+            initialization_timeout=PATIENCE,
+            heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=FAREWELL,
+        )
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"--distributed: expected --coordinator HOST:PORT, --processes and --process, or an environment that tells "
+            f"them (Slurm, Kubernetes, Open MPI); {error!s:.200}"
+        ) from error
+    except RuntimeError as error:
+        where = coordinator or "the first process"
+        raise UserError(
+            f"--distributed: expected {processes or 'all'} processes to meet at {where} within {PATIENCE} s; "
+            f"{error!s:.200}"
+        ) from error
+    _abort_with_a_word()
+
+
+def joined() -> bool:
+    """Whether this process is one of several."""
+    return jax.distributed.is_initialized()
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether an error means that another process is gone."""
+    return joined() and any(sign in str(error) for sign in SIGNS)
+
+
+def complaint(error: BaseException) -> str:
+    """What a user is told of it."""
+    return f"process {jax.process_index()}: {MESSAGE} ({error!s:.200})"
+
+
+def leave(code: int) -> None:
+    """Ends this process; where it has failed it does not wait for the others, which then fail in turn."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if joined():
+        if code:
+            os._exit(code)
+        jax.distributed.shutdown()
+
+
+def _abort_with_a_word() -> None:
+    """Where the first process is lost, a thread of jax's runtime aborts the others; as it does, they say why.
+
+    The runtime has a callback for this, which `jax.distributed` does not offer.
+    """
+    line = f"vae-jax: error: process {jax.process_index()}: {printable(MESSAGE)}\n".encode()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def on_abort(_: int) -> None:
+        os.write(2, line)
+        os._exit(LOST)
+
+    install = ctypes.CDLL(None).signal
+    install.argtypes, install.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    install(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
+    _kept.append(on_abort)

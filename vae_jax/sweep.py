@@ -1,0 +1,482 @@
+"""Sweeps: the same model trained with many seeds and settings, each a run folder of its own.
+
+SWEEP/sweep.json      what is swept
+SWEEP/<settings>/     a run folder for each member, see `vae_jax.run`
+SWEEP/members.csv     a row for each member
+SWEEP/table.csv       a row for each setting, over its seeds; table.md is the same to read
+SWEEP/figures/        pictures
+SWEEP/.lock           held by the process that trains
+"""
+
+import csv
+import io
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vae_jax import figures, members, train
+from vae_jax.config import Config, check_used, listed, load_config, options_of, to_yaml, with_options
+from vae_jax.data import Dataset
+from vae_jax.errors import Diverged, Stopped, UserError
+from vae_jax.folder import check_writable, write_text, writing
+from vae_jax.run import Recorder, delete, standing
+
+SPECIFICATION = "sweep.json"
+MOST = 10_000  # members
+SWEPT = ("data.treatment", "model.", "posterior.", "prior.", "likelihood.", "objective.", "train.")
+FIGURES = ("loss", "reconstruction", "kl")
+
+
+class Sweep(NamedTuple):
+    """What is swept.
+
+    Attributes:
+        config: what the members have in common.
+        seeds: how many seeds, counted from the configuration's.
+        settings: values by option; every combination is trained with every seed.
+    """
+
+    config: Config
+    seeds: int
+    settings: dict[str, list[str]]
+
+
+class Member(NamedTuple):
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder.
+        setting: its value of each option that is swept.
+        config: its configuration.
+    """
+
+    name: str
+    setting: dict[str, str]
+    config: Config
+
+
+class Outcome(NamedTuple):
+    """What became of a member.
+
+    Attributes:
+        member: which one.
+        history: figures of its epochs, see `vae_jax.train.fit`.
+        failure: why it has diverged; empty where it has not.
+    """
+
+    member: Member
+    history: list[dict[str, Any]]
+    failure: str = ""
+
+
+class Group(NamedTuple):
+    """Members that are compiled as one program, as a table shows them while they train.
+
+    Attributes:
+        members: how many.
+        epoch: the current one; 0 before the first.
+        epochs: how many there will be.
+        done: the part of the steps that is done, 0 to 1.
+        diverged: how many members have.
+        best: the best member's name and figure after its last epoch so far, if there is one.
+        images_per_second: of all members together.
+    """
+
+    members: int
+    epoch: int
+    epochs: int
+    done: float
+    diverged: int
+    best: tuple[str, float] | None
+    images_per_second: float
+
+
+def make_sweep(config: Config, seeds: int, settings: Sequence[str]) -> Sweep:
+    """A sweep from settings written as "objective.beta=0.5,1,2".
+
+    Raises:
+        UserError: if they are not written so.
+    """
+    found: dict[str, list[str]] = {}
+    for text in settings:
+        option, equals, values = text.partition("=")
+        option = option.strip()
+        if not equals:
+            raise UserError(f"--set: expected OPTION=VALUE,VALUE,… as in objective.beta=0.5,1,2; found {text:.60}")
+        if not option.startswith(SWEPT):
+            why = "--seeds sweeps seeds" if option == "seed" else f"expected an option of {', '.join(SWEPT)}"
+            raise UserError(f"--set: {why}; found {option:.60}")
+        if option in found:
+            raise UserError(f"--set: expected each option once; found {option} again")
+        found[option] = listed(f"--set {option}", values)
+        if len(set(found[option])) < len(found[option]):
+            raise UserError(f"--set {option}: expected each value once; found {values:.60}")
+    if not 1 <= seeds <= MOST or seeds * math.prod(map(len, found.values())) > MOST:
+        raise UserError(f"--seeds, --set: expected 1 to {MOST:,} members; found {seeds} seeds and {', '.join(settings)}")
+    return Sweep(config, seeds, found)
+
+
+def members_of(sweep: Sweep) -> list[Member]:
+    """The members, those of a setting one after another.
+
+    Raises:
+        UserError: if a setting is refused.
+    """
+    short = [option.rpartition(".")[2] for option in sweep.settings]
+    names = [name if short.count(name) == 1 else option for name, option in zip(short, sweep.settings, strict=True)]
+    found = []
+    for values in product(*sweep.settings.values()):
+        setting = dict(zip(sweep.settings, values, strict=True))
+        config = with_options(sweep.config, **setting)
+        check_used(config)
+        label = [f"{name}={_plain(value)}" for name, value in zip(names, values, strict=True)]
+        for seed in range(config.seed, config.seed + sweep.seeds):
+            own = with_options(config, seed=str(seed)) if seed == config.seed else members.with_values(config, {"seed": seed})
+            found.append(Member(",".join([*label, f"seed={seed}"]), setting, own))
+    if len({member.name for member in found}) < len(found):
+        raise UserError("--set: expected values that name different folders; found some that differ in signs only")
+    return found
+
+
+def _plain(value: str) -> str:
+    """A value as a part of a folder's name."""
+    return re.sub(r"[^\w.+\-\[\]]+", "_", value.strip('"'))
+
+
+def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool) -> None:
+    """Refuses to write where something else is, before any long work.
+
+    Raises:
+        UserError: if the folder is in use and neither option says what to do, or it is no sweep's or another's.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: expected a folder for the sweep, found a file")
+    check_writable(folder)
+    if not folder.is_dir() or all(path.name == ".lock" for path in folder.iterdir()):
+        return
+    if not (folder / SPECIFICATION).is_file():
+        raise UserError(f"{folder}: expected a new or empty folder or a sweep's; found other files, which are left alone")
+    if resume == overwrite:
+        raise UserError(f"{folder}: there is a sweep already; --resume continues it, --overwrite deletes it first")
+    earlier = read_sweep(folder)
+    if resume and earlier != sweep:
+        now, then = ({**options_of(each.config), "--seeds": each.seeds, "--set": each.settings} for each in (sweep, earlier))
+        changed = [f"{name} (the sweep has {then[name]}, found {value})" for name, value in now.items() if value != then[name]]
+        raise UserError(f"{folder}: --resume continues a sweep as it began; changed: {', '.join(changed)}")
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """What a folder's sweep is of.
+
+    Raises:
+        UserError: if it is no sweep's folder or its description is damaged.
+    """
+    path = folder / SPECIFICATION
+    try:
+        found = json.loads(path.read_bytes())
+        settings = {str(option): [str(value) for value in values] for option, values in found["set"].items()}
+        return Sweep(load_config(**found["config"]), int(found["seeds"]), settings)
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: expected a sweep's folder with a {SPECIFICATION} in it; found none") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path}: expected what `vae-jax sweep` has written; {error!s:.200}") from error
+
+
+def _specification(sweep: Sweep) -> str:
+    plain = options_of(Config())
+    config = {option: value for option, value in options_of(sweep.config).items() if value != plain[option]}
+    return json.dumps({"config": config, "seeds": sweep.seeds, "set": sweep.settings}, indent=2) + "\n"
+
+
+def run(
+    sweep: Sweep,
+    data: Dataset,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[list[Group]], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[Outcome]:
+    """Trains every member of a sweep into a run folder of its own; what ends alike is compiled as one program.
+
+    Args:
+        sweep: what is swept.
+        data: the images, which all members share.
+        folder: of the sweep; created.
+        resume: continue the sweep in it, or start one where there is none.
+        overwrite: delete the sweep in it first.
+        report: called with a line of text now and then.
+        on_progress: called about once a second with where each group stands.
+        should_stop: asked about once a second whether to save and stop.
+
+    Returns:
+        What became of each member, those of a setting one after another.
+
+    Raises:
+        UserError: if a folder is in the way, in use or cannot be written, or a configuration does not fit the data.
+        Stopped: once it has stopped because it should.
+    """
+    folder = Path(folder)
+    found = members_of(sweep)
+    check_sweep_folder(folder, sweep, resume, overwrite)
+    with writing(folder):
+        if overwrite and (folder / SPECIFICATION).exists():
+            _delete_sweep(folder)
+        write_text(folder / SPECIFICATION, _specification(sweep))
+        groups: dict[Config, list[Member]] = {}
+        for member in found:
+            groups.setdefault(members.alike(member.config), []).append(member)
+        status = [Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, None, 0.0) for group in groups.values()]
+        outcomes: dict[str, Outcome] = {}
+        rank = ranking(sweep, data)
+
+        for number, group in enumerate(groups.values()):
+
+            def show(epoch: int, done: float, speed: float, number: int = number, group: list[Member] = group) -> None:
+                ranked = [(rank(each.history[-1]), name) for member in group if (each := outcomes.get(name := member.name)) and each.history and not each.failure]
+                best = min(ranked, default=None)
+                diverged = sum(bool(each.failure) for member in group if (each := outcomes.get(member.name)))
+                status[number] = Group(len(group), epoch, group[0].config.train.epochs, done, diverged, best and best[::-1], speed)
+                if on_progress:
+                    on_progress(list(status))
+
+            _train_group(group, data, folder, resume, report, show, should_stop, outcomes)
+        ended = [outcomes[member.name] for member in found]
+        write_results(folder, sweep, ended, data)
+    return ended
+
+
+def ranking(sweep: Sweep, data: Dataset) -> Callable[[dict[str, Any]], float]:
+    """An epoch's figures -> what members are ranked by, lower is better.
+
+    It is the loss, or −ELBO (reconstruction + KL) where the objective is swept and losses are of different kinds.
+    """
+    split = "test" if data.validation is None else "validation"
+    if any(option.startswith("objective.") for option in sweep.settings):
+        return lambda epoch: epoch[f"{split}_reconstruction"] + epoch[f"{split}_kl"]
+    return lambda epoch: epoch[f"{split}_loss"]
+
+
+def _train_group(
+    group: list[Member],
+    data: Dataset,
+    folder: Path,
+    resume: bool,
+    report: Callable[[str], None],
+    show: Callable[[int, float, float], None],
+    should_stop: Callable[[], bool],
+    outcomes: dict[str, Outcome],
+) -> None:
+    """Trains what is not finished of members that are alike; fills in `outcomes`."""
+    epochs, steps = group[0].config.train.epochs, -(-len(data.train) // group[0].config.train.batch_size)
+    waiting: dict[int, list[tuple[Member, Any]]] = {}  # by the step where they stand: a killed sweep leaves several
+    for member in group:
+        path = folder / member.name
+        earlier = standing(member.config, data, path, report) if resume and (path / "config.yaml").exists() else None
+        step = int(earlier.state.step) if earlier else 0
+        outcomes[member.name] = Outcome(member, earlier.history if earlier else [])
+        if step < epochs * steps or not (path / "summary.json").is_file():
+            waiting.setdefault(step, []).append((member, earlier))
+    recorder = None
+    for step, pending in sorted(waiting.items(), key=lambda item: item[0]):
+        show(step // steps, step / (epochs * steps), 0.0)
+        program = members.program_that_fits([member.config for member, _ in pending], data)
+        turns = -(-len(pending) // program.size)
+        for turn in range(turns):
+            part = pending[turn * program.size : (turn + 1) * program.size]
+
+            def progress(found: members.Progress, turn: int = turn, turns: int = turns) -> None:
+                done = ((found.epoch - 1) * found.steps + found.step) / (epochs * steps)
+                show(found.epoch, (turn + done) / turns, found.images_per_second)
+
+            recorder = _train_together(program, part, data, folder, report, progress, should_stop, outcomes, recorder)
+    show(epochs, 1.0, 0.0)
+
+
+def _train_together(
+    program: members.Program,
+    part: list[tuple[Member, Any]],
+    data: Dataset,
+    folder: Path,
+    report: Callable[[str], None],
+    progress: Callable[[members.Progress], None],
+    should_stop: Callable[[], bool],
+    outcomes: dict[str, Outcome],
+    like: Recorder | None,
+) -> Recorder:
+    """Trains members that stand at the same step, each into its folder; returns one of their recorders."""
+    with ExitStack() as stack:
+        recorders: list[Recorder] = []
+        for member, earlier in part:
+            path = folder / member.name
+            stack.enter_context(writing(path))
+            recorders.append(Recorder(member.config, data, path, like=like))
+            like = recorders[-1]
+            recorders[-1].open(earlier, report)
+        saved_at = time.monotonic()
+
+        def stop_where(text: str) -> None:
+            if should_stop():
+                raise Stopped(text)
+
+        def on_chunk(alive: list[int], get: Callable[[int], Any]) -> None:
+            nonlocal saved_at
+            stop = should_stop()
+            if stop or time.monotonic() - saved_at > 60 * program.config.output.checkpoint_minutes:
+                for number in alive:
+                    recorders[number].save(*get(number))
+                saved_at = time.monotonic()
+            if stop:
+                raise Stopped("stopped, and every member saved")
+
+        def on_epoch(number: int, epoch: dict[str, Any], state: train.TrainState) -> None:
+            nonlocal saved_at
+            recorders[number].epoch(epoch, state)
+            outcomes[part[number][0].name] = Outcome(part[number][0], list(recorders[number].history))
+            saved_at = time.monotonic()
+
+        def on_progress(found: members.Progress) -> None:
+            progress(found)
+            if found.step == found.steps and found.epoch < program.config.train.epochs:  # all of them are saved
+                stop_where("stopped, and every member saved")
+
+        began = time.perf_counter()
+        trained = members.fit(
+            program,
+            [members.Member(member.config, (earlier.state, earlier.history) if earlier else None) for member, earlier in part],
+            on_start=lambda: stop_where("stopped before the first step"),
+            on_progress=on_progress,
+            on_chunk=on_chunk,
+            on_epoch=on_epoch,
+        )
+        seconds = (time.perf_counter() - began) / len(part)
+        for (member, _), recorder, ended in zip(part, recorders, trained, strict=True):
+            if isinstance(ended, Diverged):
+                report(f"{member.name}: {ended}")
+                outcomes[member.name] = Outcome(member, list(recorder.history), str(ended))
+            else:
+                state, history = ended
+                recorder.finish(train.Trained(member.config, data.image_shape, state, history), seconds)
+                outcomes[member.name] = Outcome(member, history)
+    assert like is not None
+    return like
+
+
+def _delete_sweep(folder: Path) -> None:
+    """Deletes a sweep's runs and tables, and nothing else that lies in its folder."""
+    for member in members_of(read_sweep(folder)):
+        if (folder / member.name / "config.yaml").is_file():
+            delete(folder / member.name)
+            (folder / member.name / "config.yaml").unlink()
+            shutil.rmtree(folder / member.name) if _empty(folder / member.name) else None
+    for name in ("members.csv", "table.csv", "table.md"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "figures", ignore_errors=True)
+
+
+def _empty(folder: Path) -> bool:
+    return all(path.name == ".lock" for path in folder.iterdir())
+
+
+def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dataset) -> None:
+    """Writes the tables and the pictures of a sweep that has ended."""
+    split = "test" if data.validation is None else "validation"
+    rank = ranking(sweep, data)
+    rows = []
+    for each in outcomes:
+        last = each.history[-1] if each.history else {}
+        rows.append(
+            {
+                **each.member.setting,
+                "seed": each.member.config.seed,
+                "epochs": len(each.history),
+                **{name: value for name, value in last.items() if name.split("_")[0] in ("train", "validation", "test")},
+                "diverged": each.failure,
+                "folder": each.member.name,
+            }
+        )
+    columns = list({name: None for row in rows for name in row if name not in ("diverged", "folder")})
+    _write_csv(folder / "members.csv", [*columns, "diverged", "folder"], rows)
+
+    table = summarize(outcomes, split, rank)
+    _write_csv(folder / "table.csv", list(table[0]), table)
+    write_text(folder / "table.md", markdown(sweep, table, split))
+    curves, cells = {}, {}
+    for setting, group in _by_setting(outcomes).items():
+        sound = [each for each in group if not each.failure]
+        name = ", ".join(f"{option.rpartition('.')[2]} {value}" for option, value in setting) or "all seeds"
+        if sound:
+            curves[name] = {
+                part: np.array([[epoch[f"{split}_{part}"] for epoch in each.history] for each in sound]) for part in FIGURES
+            }
+        cells[setting] = {
+            part: [each.history[-1][f"{split}_{part}"] for each in sound] for part in FIGURES
+        }
+    (folder / "figures").mkdir(exist_ok=True)
+    if curves:
+        figures.sweep_curves(folder / "figures" / "curves.png", curves, split)
+    if sweep.settings:
+        figures.sweep_grid(folder / "figures" / "grid.png", sweep.settings, cells, split)
+
+
+def _by_setting(outcomes: list[Outcome]) -> dict[tuple[tuple[str, str], ...], list[Outcome]]:
+    groups: dict[tuple[tuple[str, str], ...], list[Outcome]] = {}
+    for each in outcomes:
+        groups.setdefault(tuple(each.member.setting.items()), []).append(each)
+    return groups
+
+
+def summarize(
+    outcomes: list[Outcome], split: str, rank: Callable[[dict[str, Any]], float]
+) -> list[dict[str, Any]]:
+    """A row for each setting: of the members that have not diverged the mean and the standard deviation over seeds."""
+    rows = []
+    for setting, group in _by_setting(outcomes).items():
+        sound = [each.history[-1] for each in group if not each.failure]
+        row: dict[str, Any] = {**dict(setting), "seeds": len(group), "diverged": len(group) - len(sound)}
+        values = {part: [epoch[f"{split}_{part}"] for epoch in sound] for part in FIGURES}
+        values["negative_elbo"] = [a + b for a, b in zip(values["reconstruction"], values["kl"], strict=True)]
+        for part, found in values.items():
+            row[f"{split}_{part}"] = float(np.mean(found)) if found else math.nan
+            row[f"{split}_{part}_std"] = float(np.std(found, ddof=1)) if len(found) > 1 else math.nan
+        row["ranked_by"] = float(np.mean([rank(epoch) for epoch in sound])) if sound else math.nan
+        rows.append(row)
+    return rows
+
+
+def markdown(sweep: Sweep, table: list[dict[str, Any]], split: str) -> str:
+    """The table to read; the best setting is bold."""
+    parts = [*FIGURES, "negative_elbo"]
+    titles = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL", "negative_elbo": "−ELBO"}
+    best = min((row for row in table if math.isfinite(row["ranked_by"])), key=lambda row: row["ranked_by"], default=None)
+    lines = [
+        "| " + " | ".join([*sweep.settings, "seeds", *(f"{split} {titles[part]}" for part in parts), "diverged"]) + " |",
+        "|" + "---|" * len(sweep.settings) + "---:|" * (len(parts) + 2),
+    ]
+    for row in table:
+        cells = [str(row[option]) for option in sweep.settings] + [str(row["seeds"])]
+        for part in parts:
+            mean, spread = row[f"{split}_{part}"], row[f"{split}_{part}_std"]
+            cells.append("–" if math.isnan(mean) else f"{mean:.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}"))
+        cells.append(str(row["diverged"] or "–"))
+        lines.append("| " + " | ".join(f"**{cell}**" if row is best else cell for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
