@@ -3,8 +3,8 @@
     python benchmarks/sweep.py [--epochs 5] [--seeds 8] [--float64]
 
 8 seeds x 4 values of β on the digits, trained as one program and one by one, taking turns on the same machine. In
-float64 every epoch's losses are compared, in float32 the losses of the first 20 steps. The times are those of all epochs
-but the first, in which programs are compiled; evaluation after each epoch is in them.
+float64 every epoch's losses are compared, in float32 the losses of the first 20 steps. The times are those of all
+epochs but the first, in which programs are compiled; evaluation after each epoch is in them.
 """
 
 import argparse
@@ -73,7 +73,9 @@ def main():
                 epoch_gap = max(epoch_gap, abs(now[name] - then[name]) / abs(then[name]))
         gaps = np.abs(own - expected_steps) / np.abs(expected_steps)
         early_gap, step_gap = max(early_gap, float(gaps[:20].max())), max(step_gap, float(gaps.max()))
-        print(f"seed {config.seed}, β {config.objective.beta}: first 20 steps {gaps[:20].max():.1e}, all {gaps.max():.1e}")
+        print(
+            f"seed {config.seed}, β {config.objective.beta}: first 20 steps {gaps[:20].max():.1e}, all {gaps.max():.1e}"
+        )
     print(
         json.dumps(
             {

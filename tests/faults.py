@@ -2,6 +2,7 @@
 
     python tests/faults.py writes --count 8      killed at a write, or the write refused as on a full disk
     python tests/faults.py kills --count 100     killed at random moments, as real processes
+    python tests/faults.py processes --count 20  one of two processes that train together killed at a random moment
 
 `make torture` does both at length. All is pinned to one core, where a run repeats bit for bit, and chosen by --seed.
 """
@@ -15,6 +16,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -147,9 +149,10 @@ def half_write(folder: Path) -> str:
     return f" with {newest.relative_to(folder)} in half"
 
 
-def again(folder: Path, options: list[str]) -> list[str]:
+def again(folder: Path, options: list[str], always: bool = False) -> list[str]:
     """How a run is resumed: as it told to, once it has begun."""
-    return ["train", "--out", str(folder), "--resume", *([] if (folder / "config.yaml").exists() else options)]
+    begun = (folder / "config.yaml").exists() and not always
+    return ["train", "--out", str(folder), "--resume", *([] if begun else options)]
 
 
 def command(*arguments: str) -> tuple[int, str]:
@@ -213,10 +216,10 @@ def writes(work: Path, count: int, seed: int) -> int:
 # --- At any moment ---------------------------------------------------------------------------------------------------
 
 
-def start(folder: Path, options: list[str], core: int) -> subprocess.Popen:
+def start(folder: Path, options: list[str], core: int, always: bool = False) -> subprocess.Popen:
     pinned = f"import os, sys; os.sched_setaffinity(0, {{{core}}}); from vae_jax.cli import main; sys.exit(main())"
     return subprocess.Popen(
-        [sys.executable, "-c", pinned, *again(folder, options)],
+        [sys.executable, "-c", pinned, *again(folder, options, always)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -272,9 +275,71 @@ def kills(work: Path, count: int, seed: int, options: list[str], cores: list[int
     return failed
 
 
+# --- One of two processes --------------------------------------------------------------------------------------------
+
+SOON = 60  # seconds in which the process that is left must have stopped
+TOLD = "another process has ended"
+
+
+def start_two(folder: Path, options: list[str]) -> list[subprocess.Popen]:
+    """Two processes that train one run, each on a core of its own where there are two."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    cores = sorted(os.sched_getaffinity(0))
+    both = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
+    return [start(folder, [*options, *both, "--process", str(i)], cores[i % len(cores)], always=True) for i in (0, 1)]
+
+
+def processes(work: Path, count: int, seed: int, options: list[str]) -> int:
+    """`count` runs of two processes, one of them killed at a random moment, and resumed to the end."""
+    seconds = 0.0
+    for name in ("warm", "whole"):
+        began = time.monotonic()
+        both = start_two(work / name, options)
+        said = [process.communicate()[1] for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        seconds = time.monotonic() - began
+    expected = content(work / "whole")
+    print(f"undisturbed: {seconds:.1f} s", flush=True)
+    failed = 0
+    for number in range(count):
+        rng, folder, wrong = random.Random(f"{seed} {number}"), work / f"killed{number}", []
+        moment, killed = rng.uniform(0, seconds), rng.randrange(2)
+        both = start_two(folder, options)
+        time.sleep(moment)
+        both[killed].kill()
+        at = time.monotonic()
+        left = both[1 - killed]
+        try:
+            said = left.communicate(timeout=2 * SOON)[1]
+        except subprocess.TimeoutExpired:
+            left.kill()
+            said = "it hangs" + left.communicate()[1]
+        took = time.monotonic() - at
+        both[killed].communicate()
+        if took > SOON:
+            wrong.append(f"the other took {took:.0f} s to stop: {said}")
+        if left.returncode != 0 and ("Traceback" in said or (TOLD not in said and "expected 2 processes" not in said)):
+            wrong.append(f"exit code {left.returncode}: {said}")
+        both = start_two(folder, options)
+        again_said = [process.communicate()[1] for process in both]
+        codes = [process.returncode for process in both]
+        wrong += differences(folder, expected) if codes == [0, 0] else [f"exit codes {codes}: {again_said}"]
+        failed += bool(wrong)
+        print(
+            f"{number + 1}/{count} process {killed} killed after {moment:.2f} s, the other ended with "
+            f"{left.returncode} in {took:.1f} s: {', '.join(wrong) or 'equal'}",
+            flush=True,
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"{count - failed} of {count} runs end bit for bit where the undisturbed one ends")
+    return failed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["writes", "kills"])
+    parser.add_argument("what", choices=["writes", "kills", "processes"])
     parser.add_argument("--count", type=int, default=0, help="how many; 0 for every write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=60, help="of the digits run, 60 in full")
@@ -284,8 +349,10 @@ def main() -> int:
         # Every run needs the same programs; compiled once, they are the same bits for all.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{work}/compiled"
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        run = TINY if options.tiny else ["--config=digits", f"--train.epochs={options.epochs}"]
+        if options.what == "processes":
+            return processes(Path(work), options.count, options.seed, run) > 0
         if options.what == "kills":
-            run = TINY if options.tiny else ["--config=digits", f"--train.epochs={options.epochs}"]
             return kills(Path(work), options.count, options.seed, run, sorted(os.sched_getaffinity(0))) > 0
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before jax starts its threads
         return writes(Path(work), options.count, options.seed) > 0

@@ -292,8 +292,12 @@ def _orbax() -> ocp.Checkpointer:
     # In the foreground: an asynchronous save reports its failure only at the next call, with little to wait for.
     # And in this process alone: of several, orbax would wait for the others.
     here = jax.process_index()
-    options = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here))
-    return ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=options), multiprocessing_options=options)
+    options = ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
+    )
+    return ocp.Checkpointer(
+        ocp.StandardCheckpointHandler(multiprocessing_options=options), multiprocessing_options=options
+    )
 
 
 def _named(tree: Any) -> dict[str, Any]:

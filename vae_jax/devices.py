@@ -37,7 +37,9 @@ class Devices:
         if not 1 <= count <= len(found):
             raise UserError(f"--devices: expected 1 to {len(found)}, as many as there are; found {count}")
         if jax.process_count() > 1 and count < len(found):
-            raise UserError(f"--devices: expected all {len(found)} devices of {jax.process_count()} processes; found {count}")
+            raise UserError(
+                f"--devices: expected all {len(found)} devices of {jax.process_count()} processes; found {count}"
+            )
         self.count, self.processes = count, jax.process_count()
         mesh = Mesh(np.array(found[:count]), (AXIS,)) if count > 1 else None
         self._split = mesh and NamedSharding(mesh, PartitionSpec(AXIS))
@@ -61,7 +63,7 @@ class Devices:
             return jax.device_put(images if chosen is None else images[chosen])
         count = len(images) if chosen is None else len(chosen)
 
-        def read(index: tuple[slice, ...]) -> np.ndarray:
+        def read(index: Any) -> np.ndarray:
             rows = np.minimum(np.arange(index[0].start or 0, index[0].stop or padded), count - 1)
             return np.asarray(images[rows if chosen is None else chosen[rows]])
 
@@ -93,7 +95,9 @@ class Devices:
 
     def agree(self, value: Any, reduce: Callable[[np.ndarray], Any] = lambda values: values[0]) -> Any:
         """One value from every process's: the first process's, unless told otherwise."""
-        return value if self.processes == 1 else reduce(np.asarray(multihost_utils.process_allgather(np.asarray(value))))
+        return (
+            value if self.processes == 1 else reduce(np.asarray(multihost_utils.process_allgather(np.asarray(value))))
+        )
 
     def wait(self) -> None:
         """Until every process is here."""

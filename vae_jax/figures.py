@@ -226,9 +226,7 @@ def sweep_grid(
     figure = _figure(max(13.0, 2.4 * len(columns)), max(4.0, 1.2 + 0.45 * len(rows)) if others else 4.0)
     for number, part in enumerate(TITLES, 1):
         axes = figure.add_subplot(1, 3, number)
-        found = [
-            [cells[(*zip(others, row, strict=True), (last, value))][part] for value in columns] for row in rows
-        ]
+        found = [[cells[(*zip(others, row, strict=True), (last, value))][part] for value in columns] for row in rows]
         mean = np.array([[np.mean(each) if each else np.nan for each in line] for line in found])
         axes.set(title=f"{split} {TITLES[part]}", xlabel=_plain(last))
         axes.set_xticks(range(len(columns)), [_plain(value) for value in columns])
@@ -242,7 +240,7 @@ def sweep_grid(
         axes.imshow(mean, cmap="viridis", aspect="auto")
         middle = np.nanmean(mean) if np.isfinite(mean).any() else 0.0
         for (row, column), value in np.ndenumerate(mean):
-            text = "diverged" if np.isnan(value) else f"{value:.1f}"
+            text = "diverged" if np.isnan(value) else f"{value:.4g}"
             axes.text(column, row, text, ha="center", va="center", color="white" if value < middle else "black")
         axes.set_yticks(range(len(rows)), [_plain(", ".join(row)) for row in rows])
         axes.set_ylabel(_plain(", ".join(others)))

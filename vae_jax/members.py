@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 from vae_jax import memory, optimizer
 from vae_jax.composition import build
@@ -26,7 +26,6 @@ from vae_jax.feed import fits
 from vae_jax.objectives import Terms
 from vae_jax.train import (
     FIRST_CHUNK,
-    Keys,
     TrainState,
     all_finite,
     check_batches,
@@ -149,9 +148,7 @@ class Program:
         """
         began = time.perf_counter()
         self.config, self.size, self.count = configs[0], size, len(data.train)
-        self._options = [
-            option for option in TRACED if len({value_of(config, option) for config in configs}) > 1
-        ]
+        self._options = [option for option in TRACED if len({value_of(config, option) for config in configs}) > 1]
         self._network, self._objective = build(self.config, data.image_shape)
         batch_size = self.config.train.batch_size
         self.steps = -(-self.count // batch_size)
@@ -162,14 +159,14 @@ class Program:
             if split is not None
         }
         self.start = jax.jit(_over_members(self._start))
-        self.shuffle = jax.jit(jax.vmap(partial(epoch_order, images=self.count), (0, None)))
+        self.shuffle = jax.jit(jax.vmap(self._shuffle, (0, None)))
         self.finite = jax.jit(jax.vmap(all_finite))
         self._evaluate = jax.jit(self._terms)
 
-        keys, values = self.arguments(configs[:1] * size)
-        states = jax.eval_shape(self.start, keys, values)
+        seeds, values = self.arguments([self.config] * size)
+        states = jax.eval_shape(self.start, seeds, values)
         orders, flags, zero = jax.ShapeDtypeStruct((size, self.count), jnp.int32), np.ones(size, bool), np.int32(0)
-        arguments = (states, flags, orders, keys.steps, values, zero, zero, *self._images)
+        arguments = (states, flags, orders, seeds, values, zero, zero, *self._images)
         # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled).
         full, remainder = divmod(self.count, batch_size)
         self.parts = [
@@ -179,53 +176,64 @@ class Program:
         ]
         self.compile_seconds = time.perf_counter() - began
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((states, orders)))
-        self.needs = held + max(part.memory_analysis().temp_size_in_bytes for _, _, part in self.parts)
+        analyses: list[Any] = [part.memory_analysis() for _, _, part in self.parts]
+        self.needs = held + max(analysis.temp_size_in_bytes for analysis in analyses)
 
-    def arguments(self, configs: Sequence[Config]) -> tuple[Keys, Values]:
-        """What tells the members apart: their keys and the values of the options in which they differ."""
-        keys = [make_keys(config.seed) for config in configs]
+    def arguments(self, configs: Sequence[Config]) -> tuple[Array, Values]:
+        """What tells the members apart: their seeds and the values of the options in which they differ."""
         values = {option: jnp.asarray([value_of(config, option) for config in configs]) for option in self._options}
-        return jax.tree.map(lambda *each: jnp.stack(each), *keys), values
+        return jnp.asarray([config.seed for config in configs], jnp.uint32), values
 
     def train(
-        self, part: Callable[..., TrainState], states: TrainState, alive: Bool[np.ndarray, " members"],
-        orders: Array, keys: Keys, values: Values, first: int, last: int,
+        self,
+        part: Callable[..., TrainState],
+        states: TrainState,
+        alive: Bool[np.ndarray, " members"],
+        orders: Array,
+        seeds: Array,
+        values: Values,
+        first: int,
+        last: int,
     ) -> TrainState:
         """Steps first … last−1 of an epoch, of the members that are alive; takes the states' buffers over."""
-        return part(states, alive, orders, keys.steps, values, np.int32(first), np.int32(last), *self._images)
+        return part(states, alive, orders, seeds, values, np.int32(first), np.int32(last), *self._images)
 
-    def evaluate(self, split: str, states: TrainState, keys: Keys, values: Values) -> Terms:
+    def evaluate(self, split: str, states: TrainState, seeds: Array, values: Values) -> Terms:
         """The objective's terms, (members, images) each."""
-        return self._evaluate(states.variables, keys.evaluate, values, *self._splits[split])
+        return self._evaluate(states.variables, seeds, values, *self._splits[split])
 
     @property
     def splits(self) -> list[str]:
         """Of which there are images to evaluate on."""
         return list(self._splits)
 
-    def _start(self, keys: Keys, values: Values) -> TrainState:
-        return start_from(with_values(self.config, values), self._network.init(keys.init), self.count)
+    def _start(self, seed: Array, values: Values) -> TrainState:
+        variables = self._network.init(make_keys(seed).init)
+        return start_from(with_values(self.config, values), variables, self.count)
 
-    def _train(self, size, states, alive, orders, keys, values, first, last, images, labels):
-        def member(state, alive, order, key, values):
+    def _shuffle(self, seed: Array, epoch: Array) -> Array:
+        return epoch_order(make_keys(seed).shuffle, epoch, self.count)
+
+    def _train(self, size, states, alive, orders, seeds, values, first, last, images, labels):
+        def member(state, alive, order, seed, values):
             config = with_values(self.config, values)
             step = make_step(config, self._network, self._objective, optimizer.build(config.train, self.steps))
             steps = make_steps(step, self.config.train.batch_size, size)
 
             def train(state: TrainState) -> TrainState:
-                return steps(state, images, labels, order, jnp.int32(0), key, first, last)
+                return steps(state, images, labels, order, jnp.int32(0), make_keys(seed).steps, first, last)
 
             return lax.cond(alive, train, lambda state: state, state)
 
-        return _over_members(member)(states, alive, orders, keys, values)
+        return _over_members(member)(states, alive, orders, seeds, values)
 
-    def _terms(self, variables, keys, values, images, labels):
-        def member(variables, key, values):
+    def _terms(self, variables, seeds, values, images, labels):
+        def member(variables, seed, values):
             config = with_values(self.config, values)
             terms = make_terms(config, self._network, self._objective)
-            return terms(variables, images, labels, jnp.int32(0), key)
+            return terms(variables, images, labels, jnp.int32(0), make_keys(seed).evaluate)
 
-        return _over_members(member)(variables, keys, values)
+        return _over_members(member)(variables, seeds, values)
 
 
 def program_that_fits(configs: Sequence[Config], data: Dataset) -> Program:
@@ -291,11 +299,11 @@ def fit(
     """
     config, steps, batch_size = program.config, program.steps, program.config.train.batch_size
     surplus = [members[-1]] * (program.size - len(members))  # never trained; the program needs its size
-    keys, values = program.arguments([member.config for member in (*members, *surplus)])
+    seeds, values = program.arguments([member.config for member in (*members, *surplus)])
     alive = np.arange(program.size) < len(members)
     histories: list[History] = [list(member.resume[1]) if member.resume else [] for member in members]
     failures: list[Diverged | None] = [None] * len(members)
-    states = program.start(keys, values)
+    states = program.start(seeds, values)
     if members[0].resume:
         resumed = [member.resume[0] for member in (*members, *surplus) if member.resume]
         states = jax.tree.map(lambda *each: jnp.stack(each), *resumed)
@@ -310,13 +318,13 @@ def fit(
     for epoch in range(int(states.step[0]) // steps, config.train.epochs):
         if not alive.any():
             break
-        orders = program.shuffle(keys.shuffle, jnp.int32(epoch))
+        orders = program.shuffle(seeds, jnp.int32(epoch))
         first, seconds, shares, images = done, 0.0, 0.0, 0
         for end, size, part in program.parts:
             while done < end and alive.any():
                 length = min(chunk, end - done)
                 began = time.perf_counter()
-                states = program.train(part, states, alive, orders, keys, values, done, done + length)
+                states = program.train(part, states, alive, orders, seeds, values, done, done + length)
                 jax.block_until_ready(states)
                 elapsed = time.perf_counter() - began
                 if not config.train.chunk_steps and length == chunk and size == batch_size:
@@ -335,9 +343,9 @@ def fit(
                     if on_progress:
                         on_progress(Progress(epoch + 1, done, steps, images / seconds))
                     if on_chunk:
-                        on_chunk(np.flatnonzero(alive).tolist(), lambda member: (_at(states, member), histories[member]))
+                        on_chunk(np.flatnonzero(alive).tolist(), partial(_look, states, histories))
         held, trained = jax.device_get(states), program.count - first * batch_size
-        terms = {split: jax.device_get(program.evaluate(split, states, keys, values)) for split in program.splits}
+        terms = {split: jax.device_get(program.evaluate(split, states, seeds, values)) for split in program.splits}
         for member in np.flatnonzero(alive).tolist():
             own = members[member].config
             figures = {"epoch": epoch + 1, **train_figures(own, held.sums[member].astype(np.float64), program.count)}
@@ -363,6 +371,10 @@ def fit(
             on_progress(Progress(epoch + 1, steps, steps, images / seconds))
     ended = [_at(states, member) for member in range(len(members))]
     return [failure or (state, history) for failure, state, history in zip(failures, ended, histories, strict=True)]
+
+
+def _look(states: TrainState, histories: list[History], member: int) -> tuple[TrainState, History]:
+    return _at(states, member), histories[member]
 
 
 def _at(tree: PyTree, member: int) -> PyTree:

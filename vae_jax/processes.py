@@ -12,9 +12,8 @@ import jax
 
 from vae_jax.errors import UserError, printable
 
-PATIENCE = 300  # seconds in which all processes must have begun
 HEARTBEAT = 20  # seconds after which a process that is silent counts as lost
-FAREWELL = 60  # seconds in which all processes must have ended, once one has
+FAREWELL = 600  # seconds in which all processes must have ended, once one has
 LOST = 75  # exit code of a process that has lost another: sysexits' "temporary failure", worth trying again
 # What the errors of a program say whose other processes are gone, on a CPU and elsewhere.
 SIGNS = ("Gloo", "coordination service", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection", "heartbeat")
@@ -23,25 +22,24 @@ MESSAGE = "another process has ended, or cannot be reached; once all have ended,
 _kept: list[object] = []  # what C code calls must not be collected
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None) -> None:
+def join(coordinator: str | None, processes: int | None, process: int | None, wait: int) -> None:
     """Makes this process one of several; to be called before anything asks jax for its devices.
 
     Args:
         coordinator: "HOST:PORT" of the first process; None where Slurm, Kubernetes or Open MPI tell.
         processes: how many there are, likewise.
         process: which one this is, from 0 on, likewise.
+        wait: seconds in which all must have begun.
 
     Raises:
         UserError: if nothing tells, or the processes do not find one another.
     """
-    # Of a process that is lost the others hear by their own errors first, and may tell the user in words of ours.
-    jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(
             coordinator,
             processes,
             process,
-            initialization_timeout=PATIENCE,
+            initialization_timeout=wait,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=FAREWELL,
         )
@@ -53,7 +51,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     except RuntimeError as error:
         where = coordinator or "the first process"
         raise UserError(
-            f"--distributed: expected {processes or 'all'} processes to meet at {where} within {PATIENCE} s; "
+            f"--distributed: expected {processes or 'all'} processes to meet at {where} within {wait} s (--wait); "
             f"{error!s:.200}"
         ) from error
     _abort_with_a_word()

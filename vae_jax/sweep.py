@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vae_jax import figures, members, train
-from vae_jax.config import Config, check_used, listed, load_config, options_of, to_yaml, with_options
+from vae_jax.config import Config, check_used, listed, load_config, options_of, with_options
 from vae_jax.data import Dataset
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.folder import check_writable, write_text, writing
@@ -87,7 +87,8 @@ class Group(NamedTuple):
         epochs: how many there will be.
         done: the part of the steps that is done, 0 to 1.
         diverged: how many members have.
-        best: the best member's name and figure after its last epoch so far, if there is one.
+        best: the name of the best member after its last epoch so far; empty before the first.
+        figure: that member's; NaN before the first.
         images_per_second: of all members together.
     """
 
@@ -96,7 +97,8 @@ class Group(NamedTuple):
     epochs: int
     done: float
     diverged: int
-    best: tuple[str, float] | None
+    best: str
+    figure: float
     images_per_second: float
 
 
@@ -121,7 +123,9 @@ def make_sweep(config: Config, seeds: int, settings: Sequence[str]) -> Sweep:
         if len(set(found[option])) < len(found[option]):
             raise UserError(f"--set {option}: expected each value once; found {values:.60}")
     if not 1 <= seeds <= MOST or seeds * math.prod(map(len, found.values())) > MOST:
-        raise UserError(f"--seeds, --set: expected 1 to {MOST:,} members; found {seeds} seeds and {', '.join(settings)}")
+        raise UserError(
+            f"--seeds, --set: expected 1 to {MOST:,} members; found {seeds} seeds and {', '.join(settings)}"
+        )
     return Sweep(config, seeds, found)
 
 
@@ -140,7 +144,11 @@ def members_of(sweep: Sweep) -> list[Member]:
         check_used(config)
         label = [f"{name}={_plain(value)}" for name, value in zip(names, values, strict=True)]
         for seed in range(config.seed, config.seed + sweep.seeds):
-            own = with_options(config, seed=str(seed)) if seed == config.seed else members.with_values(config, {"seed": seed})
+            own = (
+                with_options(config, seed=str(seed))
+                if seed == config.seed
+                else members.with_values(config, {"seed": seed})
+            )
             found.append(Member(",".join([*label, f"seed={seed}"]), setting, own))
     if len({member.name for member in found}) < len(found):
         raise UserError("--set: expected values that name different folders; found some that differ in signs only")
@@ -164,13 +172,19 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
     if not folder.is_dir() or all(path.name == ".lock" for path in folder.iterdir()):
         return
     if not (folder / SPECIFICATION).is_file():
-        raise UserError(f"{folder}: expected a new or empty folder or a sweep's; found other files, which are left alone")
+        raise UserError(
+            f"{folder}: expected a new or empty folder or a sweep's; found other files, which are left alone"
+        )
     if resume == overwrite:
         raise UserError(f"{folder}: there is a sweep already; --resume continues it, --overwrite deletes it first")
     earlier = read_sweep(folder)
     if resume and earlier != sweep:
-        now, then = ({**options_of(each.config), "--seeds": each.seeds, "--set": each.settings} for each in (sweep, earlier))
-        changed = [f"{name} (the sweep has {then[name]}, found {value})" for name, value in now.items() if value != then[name]]
+        now, then = (
+            {**options_of(each.config), "--seeds": each.seeds, "--set": each.settings} for each in (sweep, earlier)
+        )
+        changed = [
+            f"{name} (the sweep has {then[name]}, found {value})" for name, value in now.items() if value != then[name]
+        ]
         raise UserError(f"{folder}: --resume continues a sweep as it began; changed: {', '.join(changed)}")
 
 
@@ -237,17 +251,23 @@ def run(
         groups: dict[Config, list[Member]] = {}
         for member in found:
             groups.setdefault(members.alike(member.config), []).append(member)
-        status = [Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, None, 0.0) for group in groups.values()]
+        status = [
+            Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, "", math.nan, 0.0) for group in groups.values()
+        ]
         outcomes: dict[str, Outcome] = {}
         rank = ranking(sweep, data)
 
         for number, group in enumerate(groups.values()):
 
             def show(epoch: int, done: float, speed: float, number: int = number, group: list[Member] = group) -> None:
-                ranked = [(rank(each.history[-1]), name) for member in group if (each := outcomes.get(name := member.name)) and each.history and not each.failure]
-                best = min(ranked, default=None)
-                diverged = sum(bool(each.failure) for member in group if (each := outcomes.get(member.name)))
-                status[number] = Group(len(group), epoch, group[0].config.train.epochs, done, diverged, best and best[::-1], speed)
+                found = [outcomes[member.name] for member in group if member.name in outcomes]
+                ranked = [
+                    (rank(each.history[-1]), each.member.name) for each in found if each.history and not each.failure
+                ]
+                figure, name = min(ranked, default=(math.nan, ""))
+                diverged = sum(bool(each.failure) for each in found)
+                epochs = group[0].config.train.epochs
+                status[number] = Group(len(group), epoch, epochs, done, diverged, name, figure, speed)
                 if on_progress:
                     on_progress(list(status))
 
@@ -354,7 +374,10 @@ def _train_together(
         began = time.perf_counter()
         trained = members.fit(
             program,
-            [members.Member(member.config, (earlier.state, earlier.history) if earlier else None) for member, earlier in part],
+            [
+                members.Member(member.config, (earlier.state, earlier.history) if earlier else None)
+                for member, earlier in part
+            ],
             on_start=lambda: stop_where("stopped before the first step"),
             on_progress=on_progress,
             on_chunk=on_chunk,
@@ -401,7 +424,9 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
                 **each.member.setting,
                 "seed": each.member.config.seed,
                 "epochs": len(each.history),
-                **{name: value for name, value in last.items() if name.split("_")[0] in ("train", "validation", "test")},
+                **{
+                    name: value for name, value in last.items() if name.split("_")[0] in ("train", "validation", "test")
+                },
                 "diverged": each.failure,
                 "folder": each.member.name,
             }
@@ -418,11 +443,10 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
         name = ", ".join(f"{option.rpartition('.')[2]} {value}" for option, value in setting) or "all seeds"
         if sound:
             curves[name] = {
-                part: np.array([[epoch[f"{split}_{part}"] for epoch in each.history] for each in sound]) for part in FIGURES
+                part: np.array([[epoch[f"{split}_{part}"] for epoch in each.history] for each in sound])
+                for part in FIGURES
             }
-        cells[setting] = {
-            part: [each.history[-1][f"{split}_{part}"] for each in sound] for part in FIGURES
-        }
+        cells[setting] = {part: [each.history[-1][f"{split}_{part}"] for each in sound] for part in FIGURES}
     (folder / "figures").mkdir(exist_ok=True)
     if curves:
         figures.sweep_curves(folder / "figures" / "curves.png", curves, split)
@@ -437,9 +461,7 @@ def _by_setting(outcomes: list[Outcome]) -> dict[tuple[tuple[str, str], ...], li
     return groups
 
 
-def summarize(
-    outcomes: list[Outcome], split: str, rank: Callable[[dict[str, Any]], float]
-) -> list[dict[str, Any]]:
+def summarize(outcomes: list[Outcome], split: str, rank: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:
     """A row for each setting: of the members that have not diverged the mean and the standard deviation over seeds."""
     rows = []
     for setting, group in _by_setting(outcomes).items():
@@ -459,16 +481,22 @@ def markdown(sweep: Sweep, table: list[dict[str, Any]], split: str) -> str:
     """The table to read; the best setting is bold."""
     parts = [*FIGURES, "negative_elbo"]
     titles = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL", "negative_elbo": "−ELBO"}
-    best = min((row for row in table if math.isfinite(row["ranked_by"])), key=lambda row: row["ranked_by"], default=None)
+    best = min(
+        (row for row in table if math.isfinite(row["ranked_by"])), key=lambda row: row["ranked_by"], default=None
+    )
     lines = [
-        "| " + " | ".join([*sweep.settings, "seeds", *(f"{split} {titles[part]}" for part in parts), "diverged"]) + " |",
+        "| "
+        + " | ".join([*sweep.settings, "seeds", *(f"{split} {titles[part]}" for part in parts), "diverged"])
+        + " |",
         "|" + "---|" * len(sweep.settings) + "---:|" * (len(parts) + 2),
     ]
     for row in table:
         cells = [str(row[option]) for option in sweep.settings] + [str(row["seeds"])]
         for part in parts:
             mean, spread = row[f"{split}_{part}"], row[f"{split}_{part}_std"]
-            cells.append("–" if math.isnan(mean) else f"{mean:.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}"))
+            cells.append(
+                "–" if math.isnan(mean) else f"{mean:.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}")
+            )
         cells.append(str(row["diverged"] or "–"))
         lines.append("| " + " | ".join(f"**{cell}**" if row is best else cell for cell in cells) + " |")
     return "\n".join(lines) + "\n"

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt, UInt8
 
 from vae_jax import memory, models, optimizer
 from vae_jax.composition import Composition, build
@@ -60,7 +60,7 @@ class Keys(NamedTuple):
     samples: Key[Array, ""]
 
 
-def make_keys(seed: int) -> Keys:
+def make_keys(seed: int | UInt[Array, ""]) -> Keys:
     """The keys of a run with this seed."""
     return Keys(*jax.random.split(jax.random.key(seed), 5))
 
@@ -195,7 +195,7 @@ def make_steps(
         def body(i: Int[Array, ""], state: TrainState) -> TrainState:
             chosen = lax.dynamic_slice_in_dim(order, i * stride - start, size)
             batch, step_key = split(images[chosen]), jax.random.fold_in(key, state.step)
-            epoch = state.step / len(state.sums)
+            epoch = state.step.astype(float) / len(state.sums)
             told = None if labels is None else labels[chosen]
             variables, opt_state, sums = step(state.variables, state.opt_state, batch, step_key, told, epoch)
             return TrainState(state.step + 1, variables, opt_state, state.sums.at[i].set(sums))

@@ -102,6 +102,7 @@ def devices_options(parser: Any) -> None:
         metavar="I",
         help="… and which one this is, from 0 on; Slurm, Kubernetes and Open MPI tell all three",
     )
+    parser.add_argument("--wait", type=int, default=50, metavar="SECONDS", help="in which all processes must begin")
 
 
 def join_processes(options: Any) -> None:
@@ -118,7 +119,9 @@ def join_processes(options: Any) -> None:
         return
     if given and len(given) < len(told):
         missing = [name for name in told if name not in given]
-        raise UserError(f"--distributed: expected {', '.join(told)} together, or none of them; missing: {', '.join(missing)}")
+        raise UserError(
+            f"--distributed: expected {', '.join(told)} together, or none of them; missing: {', '.join(missing)}"
+        )
     if given:
         host, _, port = options.coordinator.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
@@ -127,7 +130,7 @@ def join_processes(options: Any) -> None:
             raise UserError(f"--process: expected 0 to {options.processes - 1}; found {options.process}")
     from vae_jax import processes
 
-    processes.join(*told.values())
+    processes.join(*told.values(), positive(options.wait, "--wait"))
 
 
 def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str:

@@ -19,7 +19,9 @@ def _sweep_options(parser: Any) -> None:
         "--set", action="append", default=[], metavar="OPTION=VALUE,…", help="values to try; may be given several times"
     )
     parser.add_argument("--resume", action="store_true", help="continue the sweep in the folder, if there is one")
-    parser.add_argument("--overwrite", action="store_true", help="delete the sweep in the folder first, if there is one")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete the sweep in the folder first, if there is one"
+    )
     device_option(parser)
     add_options(parser)
 
@@ -42,7 +44,8 @@ def _sweep(options: Any) -> int:
     count = len(members_of(sweep))
 
     device = set_device(options.device)
-    from vae_jax import data, sweep as sweeps
+    from vae_jax import data
+    from vae_jax import sweep as sweeps
 
     print(f"device: {device}", flush=True)
     images = data.load(sweep.config.data, report=say)
@@ -91,17 +94,17 @@ def told_what(options: Any, config: Config) -> bool:
 def _progress() -> Iterator[Callable[..., None]]:
     """A live table on a terminal, a line for each epoch elsewhere."""
     if not sys.stderr.isatty():
-        told: dict[int, tuple[int, int]] = {}
+        told: dict[int, float] = {}
 
         def tell(groups: list[Any]) -> None:
             for number, group in enumerate(groups):
-                stands = group.epoch, round(group.done * group.epochs * 1000)
-                if group.best and told.get(number) != stands and abs(group.done * group.epochs % 1) < 1e-9:
-                    told[number] = stands
-                    name, figure = group.best
+                ended = abs(group.done * group.epochs % 1) < 1e-9
+                if group.best and ended and told.get(number) != group.done:
+                    told[number] = group.done
                     print(
                         f"group {number + 1}/{len(groups)}, {group.members} members: epoch {group.epoch}/{group.epochs}"
-                        f", best so far {figure:.2f} ({printable(name)}); {group.images_per_second:,.0f} images/s"
+                        f", best so far {group.figure:.2f} ({printable(group.best)})"
+                        + (f"; {group.images_per_second:,.0f} images/s" if group.images_per_second else "")
                         + (f"; {group.diverged} diverged" if group.diverged else ""),
                         flush=True,
                     )
@@ -118,14 +121,13 @@ def _progress() -> Iterator[Callable[..., None]]:
     def show(groups: list[Any]) -> None:
         table = Table("group", "members", "", "epoch", "best so far", "member", "diverged", "images/s")
         for number, group in enumerate(groups):
-            name, figure = group.best or ("", None)
             table.add_row(
                 str(number + 1),
                 str(group.members),
                 ProgressBar(1.0, group.done, width=20),
                 f"{group.epoch}/{group.epochs}",
-                "" if figure is None else f"{figure:.2f}",
-                printable(name),
+                f"{group.figure:.2f}" if group.best else "",
+                printable(group.best),
                 str(group.diverged or ""),
                 f"{group.images_per_second:,.0f}" if group.images_per_second else "",
             )
@@ -140,11 +142,12 @@ VERBS = {
         "train many seeds and settings in one program, each into a run folder of its own",
         _sweep_options,
         _sweep,
-        "what only changes numbers, as objective.beta or train.learning_rate, is compiled once for all its values; what\n"
-        "changes the program, as model.latent, is split into groups, compiled once each\n\n"
+        "what only changes numbers, as objective.beta or train.learning_rate, is compiled once for all its values;\n"
+        "what changes the program, as model.latent, is split into groups, compiled once each\n\n"
         "examples:\n"
         "  vae-jax sweep --config digits --out sweeps/beta --seeds 8 --set objective.beta=0.5,1,2,4\n"
-        "  vae-jax sweep --config digits --out sweeps/rates --set train.learning_rate=1e-3,3e-4 --set model.latent=2,20\n"
+        "  vae-jax sweep --config digits --out sweeps/rates --set train.learning_rate=1e-3,3e-4 "
+        "--set model.latent=2,20\n"
         "  vae-jax sweep --config digits --out sweeps/shapes --set 'model.channels=[8,16],[16,32]'\n"
         "  vae-jax sweep --out sweeps/beta --resume",
         usage="--out SWEEP [--config FILE] [--seeds N] [--set OPTION=VALUE,VALUE …]",

@@ -1,0 +1,313 @@
+"""Sweeps: members are their single runs, one that diverges harms no other, memory splits them, a stop goes on."""
+
+import csv
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from run_fixtures import TINY, compiled_once, flags
+
+from vae_jax import data, members, memory, run, sweep, train
+from vae_jax.cli import main
+from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig, load_config
+from vae_jax.errors import Diverged, Stopped, UserError
+
+PLAIN = Config(model=ModelConfig(network="mlp", layers=(5,), latent=3), train=TrainConfig(epochs=2, batch_size=16))
+PARTS = ("loss", "reconstruction", "kl")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled", optimized=False):
+        yield
+
+
+def figures(history):
+    return [
+        [epoch[f"{split}_{part}"] for split in ("train", "test", "validation") for part in PARTS] for epoch in history
+    ]
+
+
+def check_members_are_single_runs(configs, small_data, rtol):
+    program = members.program_that_fits(configs, small_data)
+    assert program.size == len(configs)
+    found = members.fit(program, [members.Member(config) for config in configs])
+    for config, (state, history) in zip(configs, found, strict=True):
+        alone = train.fit(config, small_data)
+        np.testing.assert_allclose(figures(history), figures(alone.history), rtol=rtol)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e3 * rtol, atol=rtol), state, alone.state)
+    assert len({epoch[-1]["train_loss"] for _, epoch in found}) == len(configs)  # they differ
+
+
+# Every option that is compiled once for all its values, with two that make a difference, by the objective they need.
+OPTIONS = {
+    "warmup": (
+        {"schedule": "warmup"},
+        {
+            "train.learning_rate": (1e-3, 1e-2),
+            "train.adam_b1": (0.9, 0.5),
+            "train.adam_b2": (0.999, 0.9),
+            "train.adam_eps": (1e-8, 1e-2),
+            "objective.beta": (1.0, 4.0),
+            "objective.warmup_epochs": (1.0, 5.0),
+        },
+    ),
+    "cyclical": ({"schedule": "cyclical"}, {"objective.cycle_epochs": (1.0, 5.0), "objective.cycle_ratio": (0.2, 1.0)}),
+    "capacity_vae": (
+        {"name": "capacity_vae"},
+        {
+            "objective.capacity": (5.0, 25.0),
+            "objective.capacity_epochs": (1.0, 5.0),
+            "objective.capacity_weight": (1.0, 5.0),
+        },
+    ),
+    "ciwae": ({"name": "ciwae"}, {"objective.elbo_weight": (0.2, 0.8)}),
+    "denoising": ({"name": "denoising_autoencoder"}, {"objective.corruption_level": (0.1, 0.5)}),
+}
+
+
+def test_every_option_that_is_traced_is_tested():
+    assert {option for _, values in OPTIONS.values() for option in values} == set(members.TRACED)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("case", OPTIONS)
+def test_members_are_their_single_runs(small_data, case):
+    objective, values = OPTIONS[case]
+    base = replace(PLAIN, objective=ObjectiveConfig(**objective), train=replace(PLAIN.train, epochs=1))
+    configs = [members.with_values(base, {name: pair[number] for name, pair in values.items()}) for number in (0, 1)]
+    # One member for each option that differs from the first in it alone, and one in all.
+    alone = [
+        members.with_values(base, {name: pair[0] for name, pair in values.items()} | {each: values[each][1]})
+        for each in values
+    ]
+    check_members_are_single_runs(configs, small_data, 1e-9)
+    history = members.fit(members.program_that_fits(alone, small_data), [members.Member(each) for each in alone])
+    first = train.fit(configs[0], small_data).history[0]["train_loss"]
+    assert all(abs(found[-1]["train_loss"] - first) > 1e-6 for _, found in history)  # each option does something
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("mapping", ["in turn", "side by side"])
+def test_seeds_and_schedules_of_the_articles_network(small_data, mapping, monkeypatch):
+    if mapping == "side by side":  # as on an accelerator
+        monkeypatch.setattr(members, "_over_members", jax.vmap)
+    base = Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(epochs=2, batch_size=16))
+    base = replace(base, train=replace(base.train, schedule="cosine", warmup_steps=3))
+    configs = [
+        members.with_values(base, {"seed": seed, "train.learning_rate": rate}) for seed, rate in ((0, 1e-3), (7, 5e-3))
+    ]
+    check_members_are_single_runs(configs, small_data, 1e-9)
+
+
+def test_a_member_that_diverges_is_frozen_and_harms_no_other(small_data):
+    rates = (1e-3, 1e30, 1e-2)
+    configs = [members.with_values(PLAIN, {"train.learning_rate": rate}) for rate in rates]
+    seen = []
+    program = members.program_that_fits(configs, small_data)
+    found = members.fit(
+        program,
+        [members.Member(config) for config in configs],
+        on_epoch=lambda number, epoch, state: seen.append((number, epoch["epoch"])),
+    )
+    assert isinstance(found[1], Diverged)
+    assert "diverged in epoch 1" in str(found[1])
+    assert seen == [(0, 1), (2, 1), (0, 2), (2, 2)]
+    for number in (0, 2):
+        alone = train.fit(configs[number], small_data)
+        np.testing.assert_allclose(figures(found[number][1]), figures(alone.history), rtol=1e-5)
+
+
+def test_members_are_split_where_the_memory_does_not_hold_them(small_data, monkeypatch):
+    configs = [members.with_values(PLAIN, {"seed": seed}) for seed in range(5)]
+    whole = members.Program(configs, small_data, 5)
+    monkeypatch.setattr(memory, "available", lambda: int(0.6 * whole.needs / members.SHARE))
+    program = members.program_that_fits(configs, small_data)
+    assert 1 <= program.size < 5
+    few = members.fit(program, [members.Member(configs[4])])  # the rest of the program stays empty
+    assert len(few) == 1
+    np.testing.assert_allclose(figures(few[0][1]), figures(train.fit(configs[4], small_data).history), rtol=1e-5)
+    monkeypatch.setattr(memory, "available", lambda: 10)
+    with pytest.raises(UserError, match=r"train\.batch_size 16: training one member needs .* MB are free"):
+        members.program_that_fits(configs, small_data)
+
+
+def test_streamed_data_are_refused(small_data):
+    with pytest.raises(UserError, match=r"train\.shard_images: expected 0 .*members share them; found 32"):
+        members.program_that_fits([replace(PLAIN, train=replace(PLAIN.train, shard_images=32))], small_data)
+
+
+# --- Folders ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def base():
+    return load_config(**TINY)
+
+
+@pytest.fixture(scope="module")
+def images(base):
+    return data.load(base.data)
+
+
+@pytest.fixture(scope="module")
+def whole(base, images, tmp_path_factory):
+    """A sweep of 2 seeds, 2 values of β and 2 latent sizes, and what became of it."""
+    folder = tmp_path_factory.mktemp("sweep") / "whole"
+    plan = sweep.make_sweep(base, 2, ["objective.beta=0.5,2", "model.latent=2,3"])
+    seen = []
+    return folder, plan, sweep.run(plan, images, folder, on_progress=seen.append), seen
+
+
+def test_each_member_is_a_normal_run(whole, images, base):
+    folder, _, outcomes, seen = whole
+    assert len(outcomes) == 8
+    assert [group.members for group in seen[-1]] == [4, 4]  # compiled twice
+    assert seen[-1][-1].done == 1
+    for outcome in outcomes:
+        path = folder / outcome.member.name
+        trained = run.load(path)
+        assert trained.config == outcome.member.config
+        assert {each.name for each in path.iterdir()} >= {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
+        assert (path / "figures" / "latent_plane.png").exists() == (trained.config.model.latent == 2)
+    name = "beta=2,latent=2,seed=1"
+    alone = train.fit(run.load(folder / name).config, images)
+    np.testing.assert_allclose(figures(run.load(folder / name).history), figures(alone.history), rtol=1e-4)
+    # It goes on like one that was trained alone.
+    longer = replace(alone.config, train=replace(alone.config.train, epochs=3))
+    assert len(run.train(longer, images, folder / name, resume=True).history) == 3
+
+
+def test_tables_and_figures(whole):
+    folder, _, outcomes, _ = whole
+    rows = list(csv.DictReader((folder / "members.csv").read_text().splitlines()))
+    assert [row["folder"] for row in rows] == [outcome.member.name for outcome in outcomes]
+    table = list(csv.DictReader((folder / "table.csv").read_text().splitlines()))
+    assert [(row["objective.beta"], row["model.latent"]) for row in table] == [
+        ("0.5", "2"), ("0.5", "3"), ("2", "2"), ("2", "3")
+    ]  # fmt: skip
+    for row in table:
+        own = [
+            float(each["validation_loss"])
+            for each in rows
+            if (each["objective.beta"], each["model.latent"]) == (row["objective.beta"], row["model.latent"])
+        ]
+        assert float(row["validation_loss"]) == pytest.approx(np.mean(own))
+        assert float(row["validation_loss_std"]) == pytest.approx(np.std(own, ddof=1))
+        elbo = float(row["validation_reconstruction"]) + float(row["validation_kl"])
+        assert float(row["validation_negative_elbo"]) == pytest.approx(elbo)
+    lines = (folder / "table.md").read_text().splitlines()
+    # β changes what a loss is, so settings are ranked by −ELBO.
+    best = min(range(4), key=lambda number: float(table[number]["validation_negative_elbo"]))
+    assert ["**" in line for line in lines[2:]] == [number == best for number in range(4)]
+    assert {path.name for path in (folder / "figures").iterdir()} == {"curves.png", "grid.png"}
+
+
+def test_a_stopped_sweep_goes_on_to_the_same_end(base, images, tmp_path):
+    plan = sweep.make_sweep(base, 2, ["objective.beta=0.5,2"])
+    expected = sweep.run(plan, images, tmp_path / "whole")
+    asked = []
+
+    def stop():
+        asked.append(1)
+        return len(asked) == 4  # inside the first epoch's second call or after it
+
+    with pytest.raises(Stopped):
+        sweep.run(plan, images, tmp_path / "stopped", should_stop=stop)
+    with pytest.raises(UserError, match="there is a sweep already"):
+        sweep.run(plan, images, tmp_path / "stopped")
+    found = sweep.run(plan, images, tmp_path / "stopped", resume=True)
+    for now, then in zip(found, expected, strict=True):
+        assert figures(now.history) == figures(then.history)
+    again = sweep.run(plan, images, tmp_path / "stopped", resume=True)  # nothing is left to do
+    assert [figures(each.history) for each in again] == [figures(each.history) for each in found]
+    other = sweep.make_sweep(base, 3, ["objective.beta=0.5,2"])
+    with pytest.raises(
+        UserError, match=r"continues a sweep as it began; changed: --seeds \(the sweep has 2, found 3\)"
+    ):
+        sweep.run(other, images, tmp_path / "stopped", resume=True)
+
+
+def test_members_killed_at_different_steps_go_on(base, images, tmp_path, monkeypatch):
+    plan = sweep.make_sweep(base, 3, [])
+    expected = sweep.run(plan, images, tmp_path / "whole")
+    record = run.Recorder.epoch
+
+    def die(self, epoch, state):
+        if (epoch["epoch"], self.folder.name) == (2, "seed=1"):
+            raise KeyboardInterrupt
+        record(self, epoch, state)
+
+    monkeypatch.setattr(run.Recorder, "epoch", die)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(plan, images, tmp_path / "killed")
+    monkeypatch.undo()
+    assert [len(run.load(tmp_path / "killed" / f"seed={seed}").history) for seed in range(3)] == [2, 1, 1]
+    found = sweep.run(plan, images, tmp_path / "killed", resume=True)
+    for now, then in zip(found, expected, strict=True):
+        np.testing.assert_allclose(figures(now.history), figures(then.history), rtol=1e-5)
+
+
+def test_a_diverging_member_is_told_and_the_table_counts_it(base, images, tmp_path):
+    plan = sweep.make_sweep(base, 1, ["train.learning_rate=1e-3,1e30"])
+    said = []
+    found = sweep.run(plan, images, tmp_path / "sweep", report=said.append)
+    assert [bool(each.failure) for each in found] == [False, True]
+    assert len(said) == 1
+    assert said[0].startswith("learning_rate=1e+30,seed=0: training diverged in epoch 1")
+    assert "| 1e+30 | 1 | – | – | – | – | 1 |" in (tmp_path / "sweep" / "table.md").read_text()
+
+
+# --- The command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command(tmp_path, capsys):
+    out = str(tmp_path / "sweep")
+    options = ["--out", out, *flags(**TINY), "--seeds", "2", "--set", "objective.beta=0.5,2"]
+    assert main(["sweep", *options]) == 0
+    said = capsys.readouterr().out
+    assert "members: 4 = 2 seeds × 2 values of objective.beta" in said
+    assert "group 1/1, 4 members: epoch 2/2, best so far" in said
+    assert "| objective.beta | seeds |" in said
+    assert "picture:" in said
+    assert main(["sweep", "--out", out, "--resume"]) == 0  # as it began
+    capsys.readouterr()
+    assert main(["evaluate", f"{out}/beta=2,seed=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["loss"]
+
+
+REFUSED = {
+    "--out: expected the folder": ["--seeds", "2"],
+    "--set: expected OPTION=VALUE": ["--out", "X", "--set", "objective.beta"],
+    "--set: --seeds sweeps seeds": ["--out", "X", "--set", "seed=1,2"],
+    "--set: expected an option of data.treatment": ["--out", "X", "--set", "output.figure_every=1,2"],
+    "--set: expected each option once": ["--out", "X", "--set", "objective.beta=1", "--set", "objective.beta=2"],
+    "--set objective.beta: expected each value once": ["--out", "X", "--set", "objective.beta=1,1"],
+    "objective.beta: expected a number": ["--out", "X", "--set", "objective.beta=1,x"],
+    "objective.beta: expected a number in [0, inf); found -1": ["--out", "X", "--set", "objective.beta=1,-1"],
+    "did you mean --objective.beta": ["--out", "X", "--set", "objective.betta=1"],
+    "objective.warmup_epochs: expected objective.schedule": ["--out", "X", "--set", "objective.warmup_epochs=1,2"],
+    "expected 1 to 10,000 members": ["--out", "X", "--seeds", "0"],
+    "--seeds: expected a whole number": ["--out", "X", "--seeds", "many"],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_refused_leaves_nothing(message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", *REFUSED[message]]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_something_else_is_left_alone(base, images, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    plan = sweep.make_sweep(base, 1, [])
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match="expected a new or empty folder or a sweep's"):
+            sweep.run(plan, images, tmp_path, **options)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
