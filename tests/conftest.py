@@ -11,7 +11,18 @@ import run_fixtures
 from vae_jax.data import Dataset, Split
 
 # With pytest-xdist's --no-loadscope-reorder the files that take longest begin first, and no worker waits for another.
-LONGEST = ("test_torch", "test_train", "test_compare", "test_exchange", "test_cli", "test_run", "test_models")
+LONGEST = (
+    "test_composition",
+    "test_sweep",
+    "test_torch",
+    "test_train",
+    "test_devices",
+    "test_compare",
+    "test_exchange",
+    "test_cli",
+    "test_run",
+    "test_models",
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -291,7 +291,7 @@ def start_two(folder: Path, options: list[str]) -> list[subprocess.Popen]:
     return [start(folder, [*options, *both, "--process", str(i)], cores[i % len(cores)], always=True) for i in (0, 1)]
 
 
-def processes(work: Path, count: int, seed: int, options: list[str]) -> int:
+def processes(work: Path, count: int, seed: int, options: list[str], late: bool) -> int:
     """`count` runs of two processes, one of them killed at a random moment, and resumed to the end."""
     seconds = 0.0
     for name in ("warm", "whole"):
@@ -305,7 +305,7 @@ def processes(work: Path, count: int, seed: int, options: list[str]) -> int:
     failed = 0
     for number in range(count):
         rng, folder, wrong = random.Random(f"{seed} {number}"), work / f"killed{number}", []
-        moment, killed = rng.uniform(0, seconds), rng.randrange(2)
+        moment, killed = rng.uniform(0.6 * seconds if late else 0, seconds), rng.randrange(2)
         both = start_two(folder, options)
         time.sleep(moment)
         both[killed].kill()
@@ -344,6 +344,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=60, help="of the digits run, 60 in full")
     parser.add_argument("--tiny", action="store_true", help="kill the tiny run instead of the digits run")
+    parser.add_argument("--late", action="store_true", help="of two processes, kill one once both train")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         # Every run needs the same programs; compiled once, they are the same bits for all.
@@ -351,7 +352,7 @@ def main() -> int:
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         run = TINY if options.tiny else ["--config=digits", f"--train.epochs={options.epochs}"]
         if options.what == "processes":
-            return processes(Path(work), options.count, options.seed, run) > 0
+            return processes(Path(work), options.count, options.seed, run, options.late) > 0
         if options.what == "kills":
             return kills(Path(work), options.count, options.seed, run, sorted(os.sched_getaffinity(0))) > 0
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before jax starts its threads

@@ -2,15 +2,16 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from vae_jax import cli
 from vae_jax.cli import VERBS
 from vae_jax.compare import results
-from vae_jax.config import Config, shipped
-from vae_jax.run import _options
+from vae_jax.config import Config, options_of, shipped
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -68,6 +69,23 @@ def test_what_it_names_exists():
         assert (ROOT / path).exists(), path
     sections = "data|model|posterior|prior|likelihood|objective|train|output"
     for option in re.findall(rf"`((?:{sections})\.(?!py`)\w+)`", README):
-        assert option in _options(Config()), option
+        assert option in options_of(Config()), option
     assert set(re.findall(r"\| `vae-jax (\w+)", README)) == set(VERBS)
     assert set(re.findall(r"^\| `(\w+)` \| the", README, re.MULTILINE)) == set(shipped())
+
+
+def test_cluster_files_have_the_syntax_of_their_kind():
+    folder = ROOT / "docs" / "cluster"
+    subprocess.run(["bash", "-n", folder / "train.slurm"], check=True)
+    kinds = {each["kind"] for each in yaml.safe_load_all((folder / "jobset.yaml").read_text())}
+    assert kinds == {"ServiceAccount", "Role", "RoleBinding", "JobSet"}
+    slurm, jobset = (
+        (folder / "train.slurm").read_text(),
+        list(yaml.safe_load_all((folder / "jobset.yaml").read_text()))[-1],
+    )
+    container = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
+    told = re.search(r"vae-jax (train .*?) \|\|", slurm)[1].replace('"$RUN"', "runs/article").split()
+    for command in (told, container["command"][1:]):  # the command takes these options
+        options = cli._parse("train", VERBS["train"], command[1:])
+        assert options.distributed
+        assert options.resume

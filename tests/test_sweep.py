@@ -20,7 +20,7 @@ PARTS = ("loss", "reconstruction", "kl")
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled(tmp_path_factory):
-    with compiled_once(tmp_path_factory.getbasetemp() / "compiled", optimized=False):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
         yield
 
 
@@ -36,7 +36,8 @@ def check_members_are_single_runs(configs, small_data, rtol):
     found = members.fit(program, [members.Member(config) for config in configs])
     for config, (state, history) in zip(configs, found, strict=True):
         alone = train.fit(config, small_data)
-        np.testing.assert_allclose(figures(history), figures(alone.history), rtol=rtol)
+        loss = alone.history[-1]["test_loss"]  # which the others are parts of
+        np.testing.assert_allclose(figures(history), figures(alone.history), rtol=rtol, atol=rtol * loss)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e3 * rtol, atol=rtol), state, alone.state)
     assert len({epoch[-1]["train_loss"] for _, epoch in found}) == len(configs)  # they differ
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import optax
 
 from vae_jax.config import TrainConfig
@@ -40,7 +41,8 @@ def schedule(config: TrainConfig, epoch: int) -> optax.Schedule:
     if config.warmup_steps:
         warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
         rate = optax.join_schedules([warmup, rate], [config.warmup_steps])
-    return rate
+    # In the precision that is set: optax would divide whole numbers in single precision.
+    return lambda count: rate(jnp.asarray(count, float))
 
 
 def build(config: TrainConfig, epoch: int) -> optax.GradientTransformation:

@@ -34,6 +34,11 @@ def join(coordinator: str | None, processes: int | None, process: int | None, wa
     Raises:
         UserError: if nothing tells, or the processes do not find one another.
     """
+    unmet = (
+        f"--distributed: expected {processes or 'all'} processes to meet at {coordinator or 'the first one'} within "
+        f"{wait} s (--wait)"
+    )
+    _abort_with(unmet, 2)
     try:
         jax.distributed.initialize(
             coordinator,
@@ -49,12 +54,8 @@ def join(coordinator: str | None, processes: int | None, process: int | None, wa
             f"them (Slurm, Kubernetes, Open MPI); {error!s:.200}"
         ) from error
     except RuntimeError as error:
-        where = coordinator or "the first process"
-        raise UserError(
-            f"--distributed: expected {processes or 'all'} processes to meet at {where} within {wait} s (--wait); "
-            f"{error!s:.200}"
-        ) from error
-    _abort_with_a_word()
+        raise UserError(f"{unmet}; {error!s:.200}") from error
+    _abort_with(f"process {jax.process_index()}: {MESSAGE}", LOST)
 
 
 def joined() -> bool:
@@ -82,17 +83,17 @@ def leave(code: int) -> None:
         jax.distributed.shutdown()
 
 
-def _abort_with_a_word() -> None:
-    """Where the first process is lost, a thread of jax's runtime aborts the others; as it does, they say why.
+def _abort_with(message: str, code: int) -> None:
+    """Where a thread of jax's runtime finds that the processes are not together, it aborts this one: with this message.
 
-    The runtime has a callback for this, which `jax.distributed` does not offer.
+    The runtime has a callback for it, which `jax.distributed` does not offer.
     """
-    line = f"vae-jax: error: process {jax.process_index()}: {printable(MESSAGE)}\n".encode()
+    line = f"vae-jax: error: {printable(message)}\n".encode()
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def on_abort(_: int) -> None:
         os.write(2, line)
-        os._exit(LOST)
+        os._exit(code)
 
     install = ctypes.CDLL(None).signal
     install.argtypes, install.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p

@@ -130,7 +130,8 @@ def join_processes(options: Any) -> None:
             raise UserError(f"--process: expected 0 to {options.processes - 1}; found {options.process}")
     from vae_jax import processes
 
-    processes.join(*told.values(), positive(options.wait, "--wait"))
+    wait = positive(options.wait, "--wait")
+    processes.join(options.coordinator, options.processes, options.process, wait)
 
 
 def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str:

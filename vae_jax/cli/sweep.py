@@ -32,7 +32,6 @@ def _sweep(options: Any) -> int:
     if options.resume and options.overwrite:
         raise UserError("--resume, --overwrite: expected one of them, found both")
     folder = expand(options.out)
-    device = None
     from vae_jax.sweep import SPECIFICATION, check_sweep_folder, make_sweep, members_of, read_sweep
 
     config = from_namespace(options)

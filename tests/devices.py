@@ -1,0 +1,63 @@
+"""Trains on 1, 2 and 4 of XLA's emulated devices and prints the losses as JSON; the tests start it."""
+
+import json
+
+import jax
+import numpy as np
+
+from vae_jax import optimizer, train
+from vae_jax.composition import build
+from vae_jax.config import Config, ModelConfig, TrainConfig
+from vae_jax.data import Dataset, Split
+from vae_jax.devices import Devices
+from vae_jax.feed import Feed
+
+COUNTS = (1, 2, 4)
+levels = np.random.RandomState(0).randint(0, 256, (100, 8, 8, 1), np.uint8)
+DATA = Dataset("noise", Split(levels[:70]), Split(levels[70:91]), Split(levels[91:]))
+
+
+def config(shard_images):
+    shown = {"epochs": 2, "batch_size": 16, "shard_images": shard_images}
+    return Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(**shown))
+
+
+def losses(shard_images, count):
+    steps = []
+    found = train.fit(
+        config(shard_images),
+        DATA,
+        devices=Devices(count),
+        on_epoch=lambda figures, state: steps.append(np.asarray(state.sums[:, 0], np.float64)),
+    )
+    names = [name for name in found.history[0] if name.split("_")[0] in ("train", "test", "validation")]
+    names = [name for name in names if not name.endswith("seconds")]
+    return {
+        "steps": np.concatenate(steps).tolist(),
+        "epochs": [epoch[name] for epoch in found.history for name in names],
+    }
+
+
+def all_reduces(count):
+    """How often a step's program adds over the devices."""
+    devices, plain = Devices(count), config(0)
+    network, objective = build(plain, DATA.image_shape)
+    step = train.make_step(plain, network, objective, optimizer.build(plain.train, 5))
+    state = devices.whole(train.start(plain, DATA.image_shape, 70))
+    images, places = Feed(DATA.train.images, 0, 16, devices=devices).shapes
+    key, zero = devices.whole(jax.random.key(0)), np.int32(0)
+    loop = train.make_loop(step, 16, 16, devices).lower(state, images, None, places, zero, key, zero, zero)
+    return loop.compile().as_text().count("all-reduce(")
+
+
+found = {}
+for precision in ("float32", "float64"):
+    jax.config.update("jax_enable_x64", precision == "float64")
+    found[precision] = {count: losses(0, count) for count in COUNTS}
+found["streamed"] = losses(32, 4)
+found["all_reduces"] = {count: all_reduces(count) for count in COUNTS}
+found["images_on_each"] = {
+    count: max(part.data.shape[0] for part in Devices(count).images(DATA.train.images).addressable_shards)
+    for count in COUNTS
+}
+print(json.dumps(found))

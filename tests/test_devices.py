@@ -1,0 +1,113 @@
+"""Several devices, emulated by XLA, and two processes: the losses of one device, and what happens when one is lost."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults import start_two
+from run_fixtures import TINY, flags
+
+from vae_jax import run
+from vae_jax.cli import main
+
+WORKER = Path(__file__).parent / "devices.py"
+TWICE = ["--config=digits", *flags(**TINY)]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Losses of every step, and of the epochs, by precision and devices."""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    found = subprocess.run([sys.executable, WORKER], capture_output=True, text=True, env=environment, timeout=280)
+    assert found.returncode == 0, found.stderr
+    return json.loads(found.stdout)
+
+
+@pytest.mark.parametrize("devices", ["2", "4"])
+def test_losses_are_those_of_one_device(trained, devices):
+    """70 images in batches of 16 and one of 6, and 21 to test on, none of which 4 devices share evenly."""
+    for precision, what, tolerance in (("float64", "epochs", 1e-9), ("float32", "steps", 1e-5)):
+        found = trained[precision]
+        np.testing.assert_allclose(found[devices][what], found["1"][what], rtol=tolerance)
+    assert trained["float64"]["1"]["epochs"] != trained["float32"]["1"]["epochs"]
+
+
+def test_streaming_to_several_changes_no_bit(trained):
+    assert trained["streamed"] == trained["float64"]["4"]
+
+
+def test_the_work_is_shared(trained):
+    assert trained["all_reduces"]["1"] == 0
+    assert trained["all_reduces"]["4"] > 0
+    assert trained["images_on_each"] == {"1": 70, "2": 35, "4": 18}  # filled up to be even
+
+
+def test_two_processes_and_a_run_that_goes_on_alone(tmp_path):
+    both = start_two(tmp_path / "two", TWICE)
+    said = [process.communicate(timeout=200)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    two = run.load(tmp_path / "two")
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["devices"] == "2 in 2 processes"
+    assert main(["train", "--out", str(tmp_path / "one"), *TWICE]) == 0
+    one = run.load(tmp_path / "one")
+    np.testing.assert_allclose(
+        [epoch["train_loss"] for epoch in two.history], [epoch["train_loss"] for epoch in one.history], rtol=1e-4
+    )
+    # What two have saved one goes on with.
+    assert main(["train", "--out", str(tmp_path / "two"), "--resume", *TWICE, "--train.epochs", "3"]) == 0
+    assert len(run.load(tmp_path / "two").history) == 3
+
+
+def test_a_process_that_is_lost_stops_the_other_with_a_word_and_the_run_goes_on(tmp_path):
+    found = subprocess.run(
+        [sys.executable, Path(__file__).parent / "faults.py", "processes", "--count", "1", "--tiny", "--late"],
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert ": equal" in found.stdout
+
+
+REFUSED = {
+    "--devices: expected 1 to 1, as many as there are; found 2": ["--devices", "2"],
+    "--coordinator: expected --distributed with it": ["--coordinator", "127.0.0.1:1"],
+    "together, or none of them; missing: --processes, --process": ["--distributed", "--coordinator", "127.0.0.1:1"],
+    "--coordinator: expected HOST:PORT; found 'here'": [
+        *("--distributed", "--coordinator", "here", "--processes", "2", "--process", "0")
+    ],
+    "--process: expected 0 to 1; found 2": [
+        *("--distributed", "--coordinator", "127.0.0.1:1", "--processes", "2", "--process", "2")
+    ],
+    "--wait: expected a number": [
+        *("--distributed", "--coordinator", "h:1", "--processes", "2", "--process", "1", "--wait", "0")
+    ],
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_refused_leaves_nothing(message, tmp_path, capsys):
+    assert main(["train", "--out", str(tmp_path / "run"), *TWICE, *REFUSED[message]]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [([], "expected --coordinator HOST:PORT, --processes and --process"), (["--wait", "2"], "to meet at")],
+)
+def test_processes_that_do_not_find_one_another_say_so(tmp_path, more, expected):
+    """In a process of their own, since jax joins others once."""
+    where = ["--coordinator", "127.0.0.1:9", "--processes", "2", "--process", "1"] if more else []
+    command = [sys.executable, "-m", "vae_jax", "train", "--out", str(tmp_path / "run"), "--distributed", *where, *more]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert found.returncode == 2, found.stderr
+    assert expected in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not (tmp_path / "run").exists()
