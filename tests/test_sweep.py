@@ -103,6 +103,17 @@ def test_seeds_and_schedules_of_the_articles_network(small_data, mapping, monkey
     check_members_are_single_runs(configs, small_data, 1e-9)
 
 
+def test_a_member_is_its_single_run_bit_for_bit_on_a_cpu(small_data):
+    configs = [
+        members.with_values(PLAIN, {"seed": seed, "objective.beta": beta}) for seed, beta in ((0, 1.0), (1, 2.0))
+    ]
+    found = members.fit(members.program_that_fits(configs, small_data), [members.Member(config) for config in configs])
+    for config, (state, history) in zip(configs, found, strict=True):
+        alone = train.fit(config, small_data)
+        assert figures(history) == figures(alone.history)
+        jax.tree.map(np.testing.assert_array_equal, state, alone.state)
+
+
 def test_a_member_that_diverges_is_frozen_and_harms_no_other(small_data):
     rates = (1e-3, 1e30, 1e-2)
     configs = [members.with_values(PLAIN, {"train.learning_rate": rate}) for rate in rates]

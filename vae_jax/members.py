@@ -59,6 +59,7 @@ TRACED = (
     "objective.elbo_weight",
     "objective.corruption_level",
 )
+CALL = 5.0  # seconds of a call of the program, after the first; between calls every member's state is looked at
 SHARE = 0.8  # of the memory that is free, which a program may take
 Values = dict[str, Array]  # of TRACED options
 History = list[dict[str, Any]]
@@ -288,7 +289,7 @@ def fit(
         program: compiled for as many members, or for more.
         members: what to train; all stand at the same step.
         on_start: called before the first step.
-        on_progress: called about once a second with where the members stand.
+        on_progress: called every few seconds with where the members stand.
         on_chunk: called as often inside an epoch, with the numbers of the members that train and a function that gives
             such a member's state and history.
         on_epoch: called after each epoch, once for each member, with its number, figures and state.
@@ -328,7 +329,7 @@ def fit(
                 jax.block_until_ready(states)
                 elapsed = time.perf_counter() - began
                 if not config.train.chunk_steps and length == chunk and size == batch_size:
-                    chunk = max(1, round(length / elapsed))
+                    chunk = max(1, round(CALL * length / elapsed))
                 count = int(alive.sum())
                 images += count * min(length * batch_size, program.count - done * batch_size)
                 done, seconds, shares = done + length, seconds + elapsed, shares + elapsed / count

@@ -1,5 +1,6 @@
 """The VAE's objective, and its variants that weigh the KL otherwise."""
 
+import jax
 import jax.numpy as jnp
 
 from vae_jax.objectives.base import Terms
@@ -18,7 +19,9 @@ def vae(key, model, images, config) -> Terms:
     if config.free_bits:  # in training; evaluation gives every image its own KL
         bits = jnp.maximum(config.free_bits, model.kl_by_dimension(heads).mean(0)).sum()
         cost = jnp.where(jnp.isinf(model.epoch), kl, bits)
-    beta = config.beta * SCHEDULES[config.schedule](config, model.epoch)
+    # Kept from being simplified away where it is 1: so a member of a sweep is bit for bit its single run.
+    beta = jax.lax.optimization_barrier(jnp.asarray(config.beta, float))
+    beta = beta * SCHEDULES[config.schedule](config, model.epoch)
     return Terms(reconstruction + beta * cost, reconstruction, kl)
 
 
