@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +62,19 @@ def test_two_processes_and_a_run_that_goes_on_alone(tmp_path):
     # What two have saved one goes on with.
     assert main(["train", "--out", str(tmp_path / "two"), "--resume", *TWICE, "--train.epochs", "3"]) == 0
     assert len(run.load(tmp_path / "two").history) == 3
+
+
+def test_a_signal_to_one_stops_both_saved(tmp_path):
+    both = start_two(tmp_path / "run", [*TWICE, "--train.epochs", "100000"])
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    both[1].terminate()
+    said = [process.communicate(timeout=60)[1] for process in both]
+    assert [process.returncode for process in both] == [128 + signal.SIGTERM] * 2, said
+    assert "saving and stopping" in said[1]
+    assert all("stopped" in each and "Traceback" not in each for each in said)
+    assert run.load(tmp_path / "run").history
 
 
 def test_a_process_that_is_lost_stops_the_other_with_a_word_and_the_run_goes_on(tmp_path):

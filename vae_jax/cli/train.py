@@ -75,7 +75,7 @@ def _train(options: Any) -> int:
         again += f" --device {options.device}" if options.device else ""
         with suppress(OSError):  # whoever reads it may have stopped as well
             say(f"vae-jax: {said}; `{again}` goes on from there")
-        return 128 + stop[0]
+        return 128 + (stop[0] if stop else signal.SIGTERM)  # of several processes another may have been told
     print(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {len(trained.history)} epochs")
     print(f"run folder: {printable(str(folder))}")
     for path in sorted((folder / "figures").glob("*.png")):
