@@ -297,10 +297,15 @@ REFUSED = {
     "--set: expected an option of data.treatment": ["--out", "X", "--set", "output.figure_every=1,2"],
     "--set: expected each option once": ["--out", "X", "--set", "objective.beta=1", "--set", "objective.beta=2"],
     "--set objective.beta: expected each value once": ["--out", "X", "--set", "objective.beta=1,1"],
-    "objective.beta: expected a number": ["--out", "X", "--set", "objective.beta=1,x"],
-    "objective.beta: expected a number in [0, inf); found -1": ["--out", "X", "--set", "objective.beta=1,-1"],
+    "--set: objective.beta: expected a number; found x": ["--out", "X", "--set", "objective.beta=1,x"],
+    "--set: objective.beta: expected a number in [0, inf); found -1": ["--out", "X", "--set", "objective.beta=1,-1"],
     "did you mean --objective.beta": ["--out", "X", "--set", "objective.betta=1"],
-    "objective.warmup_epochs: expected objective.schedule": ["--out", "X", "--set", "objective.warmup_epochs=1,2"],
+    "--set: objective.warmup_epochs: expected objective.schedule": [
+        "--out",
+        "X",
+        "--set",
+        "objective.warmup_epochs=1,2",
+    ],
     "expected 1 to 10,000 members": ["--out", "X", "--seeds", "0"],
     "--seeds: expected a whole number": ["--out", "X", "--seeds", "many"],
 }

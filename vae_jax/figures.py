@@ -206,6 +206,8 @@ def sweep_curves(path: Path, curves: dict[str, dict[str, Float[np.ndarray, "_see
     panels[0].set_ylabel("per image")
     if len(curves) <= 16:
         panels[-1].legend(fontsize="small")
+    if any(len(found["loss"]) > 1 for found in curves.values()):
+        figure.suptitle("mean over seeds, with their standard deviation")
     return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 

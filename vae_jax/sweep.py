@@ -140,8 +140,11 @@ def members_of(sweep: Sweep) -> list[Member]:
     found = []
     for values in product(*sweep.settings.values()):
         setting = dict(zip(sweep.settings, values, strict=True))
-        config = with_options(sweep.config, **setting)
-        check_used(config)
+        try:
+            config = with_options(sweep.config, **setting)
+            check_used(config)
+        except UserError as error:
+            raise UserError(f"--set: {error}") from error
         label = [f"{name}={_plain(value)}" for name, value in zip(names, values, strict=True)]
         for seed in range(config.seed, config.seed + sweep.seeds):
             own = (

@@ -373,7 +373,7 @@ def fit(
                     jax.block_until_ready(state)
                     elapsed = time.perf_counter() - began
                     if not config.train.chunk_steps and length == chunk and size == batch_size:
-                        chunk = devices.agree(max(1, round(length / elapsed)))
+                        chunk = int(devices.agree(max(1, round(length / elapsed))))
                     done, seconds = done + length, seconds + elapsed
                     sums = np.asarray(state.sums, np.float64)
                     # A gradient that is not finite shows in the next step's loss, or in what it left behind.

@@ -35,8 +35,11 @@ def _sweep(options: Any) -> int:
     from vae_jax.sweep import SPECIFICATION, check_sweep_folder, make_sweep, members_of, read_sweep
 
     config = from_namespace(options)
-    if options.resume and (folder / SPECIFICATION).is_file() and not told_what(options, config):
-        sweep = read_sweep(folder)  # it goes on as it began, without being told again
+    begun = options.resume and (folder / SPECIFICATION).is_file()
+    if begun and not options.config and config == Config():  # it goes on as it began, without being told again
+        sweep = read_sweep(folder)
+        if options.set or options.seeds != 1:
+            sweep = make_sweep(sweep.config, options.seeds, options.set)
     else:
         sweep = make_sweep(absolute_paths(config), options.seeds, options.set)
     check_sweep_folder(folder, sweep, options.resume, options.overwrite)
@@ -50,7 +53,7 @@ def _sweep(options: Any) -> int:
     images = data.load(sweep.config.data, report=say)
     print(
         f"data: {printable(images.name)}, {len(images.train):,} training and {len(images.test):,} test images of "
-        f"{'x'.join(map(str, images.image_shape))}; members: {count:,} = {sweep.seeds} seeds"
+        f"{'x'.join(map(str, images.image_shape))}; members: {count:,} = {sweep.seeds} seed{'s' * (sweep.seeds > 1)}"
         + "".join(f" × {len(values)} values of {option}" for option, values in sweep.settings.items()),
         flush=True,
     )
@@ -82,11 +85,6 @@ def _sweep(options: Any) -> int:
     for path in sorted((folder / "figures").glob("*.png")):
         print(f"  picture: {printable(str(path))}")
     return 0
-
-
-def told_what(options: Any, config: Config) -> bool:
-    """Whether the command says what to sweep, and not only where."""
-    return bool(options.config or options.set or options.seeds != 1 or config != Config())
 
 
 @contextmanager

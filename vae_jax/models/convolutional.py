@@ -109,7 +109,7 @@ class Encoder(nn.Module):
         for i, features in enumerate(config.channels):
             stride, padding = self.plan.strides[i], self.plan.paddings[i]
             conv = Conv(features, config.kernel, stride, padding, convolution, name=f"conv{i + 1}")
-            x = conv(x)
+            x = conv(x, dead_bias=train and config.batch_norm)
             if config.batch_norm:
                 norm = BatchNorm(config.batch_norm_momentum, config.unbiased_running_variance, name=f"BN{i + 1}")
                 x = norm(x, train=train)
@@ -158,7 +158,7 @@ class Decoder(nn.Module):
                 plan.paddings[mirrored],
                 convolution,
                 name=f"dec{i + 1}",
-            )(x)
+            )(x, dead_bias=train and config.batch_norm and i < layers - 1)
             if i < layers - 1:
                 if config.batch_norm:
                     norm = BatchNorm(config.batch_norm_momentum, config.unbiased_running_variance, name=f"deb{i + 1}")

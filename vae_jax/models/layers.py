@@ -55,10 +55,12 @@ class Conv(nn.Module):
     convolution: Convolution
 
     @nn.compact
-    def __call__(self, x: Float[Array, "tiles c h w tile"]) -> Float[Array, "tiles d p q tile"]:
+    def __call__(
+        self, x: Float[Array, "tiles c h w tile"], dead_bias: bool = False
+    ) -> Float[Array, "tiles d p q tile"]:
         shape = (self.kernel, self.kernel, x.shape[1], self.features)
         kernel = self.param("kernel", _zeros, shape)
-        bias = self.param("bias", _zeros, (self.features,))
+        bias = _bias(self.param("bias", _zeros, (self.features,)), dead_bias)
         y = self.convolution.forward(x, kernel.astype(x.dtype), self.stride, self.padding)
         return y + _columns(bias.astype(x.dtype))
 
@@ -74,13 +76,24 @@ class ConvTranspose(nn.Module):
     convolution: Convolution
 
     @nn.compact
-    def __call__(self, x: Float[Array, "tiles c h w tile"]) -> Float[Array, "tiles d p q tile"]:
+    def __call__(
+        self, x: Float[Array, "tiles c h w tile"], dead_bias: bool = False
+    ) -> Float[Array, "tiles d p q tile"]:
         shape = (self.kernel, self.kernel, self.features, x.shape[1])
         kernel = self.param("kernel", _zeros, shape)
-        bias = self.param("bias", _zeros, (self.features,))
+        bias = _bias(self.param("bias", _zeros, (self.features,)), dead_bias)
         size = (self.size, self.size)
         y = self.convolution.transpose(x, kernel.astype(x.dtype), self.stride, self.padding, size)
         return y + _columns(bias.astype(x.dtype))
+
+
+def _bias(bias: Float[Array, " channels"], dead: bool) -> Float[Array, " channels"]:
+    """A bias, which is dead where BatchNorm takes the batch's mean away again: its gradient is 0.
+
+    Computed, it would be rounding, which Adam turns into steps of a size that depends on the order of sums, on other
+    devices for example.
+    """
+    return lax.stop_gradient(bias) if dead else bias
 
 
 def _columns(vector: Float[Array, " channels"]) -> Float[Array, "1 channels 1 1 1"]:
