@@ -22,7 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -281,14 +281,15 @@ SOON = 60  # seconds in which the process that is left must have stopped
 TOLD = "another process has ended"
 
 
-def start_two(folder: Path, options: list[str]) -> list[subprocess.Popen]:
-    """Two processes that train one run, each on a core of its own where there are two."""
+def start_two(folder: Path, options: list[str], more: Sequence[list[str]] = ([], [])) -> list[subprocess.Popen]:
+    """Two processes that train one run, each on a core of its own where there are two, and with options of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     cores = sorted(os.sched_getaffinity(0))
     both = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
-    return [start(folder, [*options, *both, "--process", str(i)], cores[i % len(cores)], always=True) for i in (0, 1)]
+    told = [[*options, *both, "--process", str(i), *more[i]] for i in (0, 1)]
+    return [start(folder, told[i], cores[i % len(cores)], always=True) for i in (0, 1)]
 
 
 def processes(work: Path, count: int, seed: int, options: list[str], late: bool) -> int:

@@ -64,6 +64,14 @@ def test_two_processes_and_a_run_that_goes_on_alone(tmp_path):
     assert len(run.load(tmp_path / "two").history) == 3
 
 
+def test_processes_that_would_train_different_runs_are_refused(tmp_path):
+    both = start_two(tmp_path / "run", TWICE, more=[[], ["--seed", "1"]])
+    said = [process.communicate(timeout=100)[1] for process in both]
+    assert sorted(process.returncode for process in both) in ([2, 2], [2, 75]), said
+    assert any("expected every process to have the same options" in each for each in said)
+    assert all("Traceback" not in each for each in said)
+
+
 def test_a_signal_to_one_stops_both_saved(tmp_path):
     both = start_two(tmp_path / "run", [*TWICE, "--train.epochs", "100000"])
     deadline = time.monotonic() + 120

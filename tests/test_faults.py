@@ -3,6 +3,7 @@
 A few moments of each kind, chosen by a fixed seed; `make torture` tries them all.
 """
 
+import os
 import subprocess
 import sys
 import time

@@ -26,7 +26,7 @@ def test_every_place_gets_its_image(shard_images, sizes, order):
     found = Feed(IMAGES, shard_images, 4)
     shards = list(found.shards(order))
     assert [shard.last - shard.first for shard in shards] == sizes
-    assert {shard.images.shape for shard in shards} == {found.shape}
+    assert {shard.images.shape for shard in shards} == {found.shapes[0].shape}
     np.testing.assert_array_equal(list(places(shards)), IMAGES if order is None else IMAGES[order])
 
 
@@ -42,9 +42,9 @@ class Device:
 
 
 def test_what_does_not_fit_is_streamed(monkeypatch):
-    assert Feed(IMAGES, 0, 4).shape[0] == 23
+    assert Feed(IMAGES, 0, 4).shapes[0].shape[0] == 23
     monkeypatch.setattr(feed.jax, "local_devices", lambda: [Device()])
     assert not feed.fits(IMAGES)
-    assert Feed(IMAGES, 0, 1).shape[0] == 2  # images of 4 bytes in an eighth of a quarter of 320
+    assert Feed(IMAGES, 0, 1).shapes[0].shape[0] == 2  # images of 4 bytes in an eighth of a quarter of 320
     assert feed.fits(IMAGES[:20])
-    assert Feed(IMAGES[:20], 0, 4).shape[0] == 20
+    assert Feed(IMAGES[:20], 0, 4).shapes[0].shape[0] == 20

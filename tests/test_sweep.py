@@ -7,7 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from run_fixtures import TINY, compiled_once, flags
+from run_fixtures import TINY, compiled_once, flags, snapshot
 
 from vae_jax import data, members, memory, run, sweep, train
 from vae_jax.cli import main
@@ -48,8 +48,6 @@ OPTIONS = {
         {"schedule": "warmup"},
         {
             "train.learning_rate": (1e-3, 1e-2),
-            "train.adam_b1": (0.9, 0.5),
-            "train.adam_b2": (0.999, 0.9),
             "train.adam_eps": (1e-8, 1e-2),
             "objective.beta": (1.0, 4.0),
             "objective.warmup_epochs": (1.0, 5.0),
@@ -319,6 +317,20 @@ def test_what_is_refused_leaves_nothing(message, tmp_path, capsys, monkeypatch):
     assert message in said
     assert len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_fit_the_data_leaves_an_earlier_sweep_alone(base, images, tmp_path):
+    sweep.run(sweep.make_sweep(base, 1, []), images, tmp_path / "sweep")
+    before = snapshot(tmp_path / "sweep")
+    for setting, why in (
+        ("train.batch_size=999", r"train\.batch_size: BatchNorm needs at least two images"),
+        ("train.schedule=cosine,cosin", r"train\.schedule: .*found 'cosin'"),
+    ):
+        with pytest.raises(UserError, match=why):
+            sweep.run(sweep.make_sweep(base, 1, [setting]), images, tmp_path / "sweep", overwrite=True)
+    assert snapshot(tmp_path / "sweep") == before
+    sweep.run(sweep.make_sweep(base, 1, ["objective.beta=2"]), images, tmp_path / "sweep", overwrite=True)
+    assert {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()} == {"beta=2,seed=0", "figures"}
 
 
 def test_a_folder_of_something_else_is_left_alone(base, images, tmp_path):

@@ -46,8 +46,6 @@ from vae_jax.train import (
 # Options that only change numbers in the compiled program; any other may change the program itself.
 TRACED = (
     "train.learning_rate",
-    "train.adam_b1",
-    "train.adam_b2",
     "train.adam_eps",
     "objective.beta",
     "objective.warmup_epochs",
@@ -237,13 +235,12 @@ class Program:
         return _over_members(member)(variables, seeds, values)
 
 
-def program_that_fits(configs: Sequence[Config], data: Dataset) -> Program:
-    """A program for all members, or for as many at a time as the memory holds.
+def check(config: Config, data: Dataset) -> None:
+    """Refuses what members cannot train on.
 
     Raises:
-        UserError: if not even one fits, or the configuration does not fit the data.
+        UserError: if the configuration does not fit the data, or the data not into the device's memory.
     """
-    config = configs[0]
     if config.train.shard_images or not fits(data.train.images):
         raise UserError(
             f"train.shard_images: expected 0 and training images that fill at most a quarter of the device's memory, "
@@ -252,7 +249,18 @@ def program_that_fits(configs: Sequence[Config], data: Dataset) -> Program:
     check_batches(config, len(data.train))
     check_parameters(config, data.image_shape)
     check_labels(config, data)
-    size = len(configs)
+    network, objective = build(config, data.image_shape)
+    make_step(config, network, objective, optimizer.build(config.train, 1))
+
+
+def program_that_fits(configs: Sequence[Config], data: Dataset) -> Program:
+    """A program for all members, or for as many at a time as the memory holds.
+
+    Raises:
+        UserError: if not even one fits, or `check` refuses them.
+    """
+    config, size = configs[0], len(configs)
+    check(config, data)
     while True:
         program = Program(configs, data, size)
         free = _free()
@@ -271,7 +279,7 @@ def program_that_fits(configs: Sequence[Config], data: Dataset) -> Program:
 def _free() -> int:
     """Bytes of the device's memory that can be had."""
     found = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
-    return found["bytes_limit"] - found["bytes_in_use"] if found else memory.available()
+    return found["bytes_limit"] - found["bytes_in_use"] if found and "bytes_limit" in found else memory.available()
 
 
 def fit(
@@ -354,7 +362,8 @@ def fit(
                 for split, found in terms.items():
                     figures |= split_figures(split, _at(found, member), batch_size)
                     if not np.isfinite(figures[f"{split}_loss"]):
-                        raise diverged(own, epoch, f"the {split} loss is {figures[f'{split}_loss']}", "")
+                        what = f"the {split} loss is {figures[f'{split}_loss']}"
+                        raise diverged(own, epoch, what, f"train loss {figures['train_loss']:.6g} in this epoch")
             except Diverged as error:
                 fail(member, error)
                 continue

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 import sys
+from contextlib import suppress
 
 import jax
 
@@ -75,12 +76,18 @@ def complaint(error: BaseException) -> str:
 
 def leave(code: int) -> None:
     """Ends this process; where it has failed it does not wait for the others, which then fail in turn."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if joined():
-        if code:
-            os._exit(code)
+    if not joined():
+        return
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    if code:
+        os._exit(code)
+    try:
         jax.distributed.shutdown()
+    except RuntimeError as error:
+        print(f"vae-jax: error: {printable(complaint(error))}", file=sys.stderr, flush=True)
+        os._exit(LOST)
 
 
 def _abort_with(message: str, code: int) -> None:

@@ -56,16 +56,15 @@ SUMMARY_SPLITS = ("train", "validation", "test")
 ORIGIN = "imported.json"
 # Of a run, in the order in which it is deleted; its configuration, which makes the folder a run's, is written over.
 CONTENTS = ("figures", "latents_*.npz", "summary.json", "metrics.jsonl", "checkpoints", ORIGIN)
+# What may differ between the processes that train a run together: where the data lie and what is kept.
+LOCAL = ("data.manual_dir", "data.cache_dir", "data.path", "output.")
 # What may differ when a run is continued: how far it goes, where its data lie and what it keeps.
 CHANGEABLE = (
     "train.epochs",
     "train.chunk_steps",
     "train.shard_images",
     "train.skip_nonfinite",  # a run that diverged may go on with it
-    "data.manual_dir",
-    "data.cache_dir",
-    "data.path",
-    "output.",
+    *LOCAL,
 )
 
 
@@ -113,9 +112,9 @@ def train(
             earlier = standing(config, data, folder, report)
         elif resume:
             report(f"no run in {folder} yet: beginning one")
-        devices.wait()  # until all have read what the first will write over
         make_recorder = Recorder if devices.writes else Follower
         recorder = make_recorder(config, data, folder, lambda: bool(devices.agree(should_stop(), np.any)), devices)
+        _check_alike(config, recorder.digest, earlier, devices)  # all have read by then what the first will write over
 
         def on_start() -> None:  # whatever does not fit together has been refused by now
             if overwrite and devices.writes:
@@ -148,6 +147,22 @@ def train(
             raise Diverged(f"{error}; {anew}") from error
         recorder.finish(trained, time.perf_counter() - began)
         return trained
+
+
+def _check_alike(config: Config, digest: str, earlier: "Saved | None", devices: Devices) -> None:
+    """Refuses processes that would not train the same run.
+
+    Raises:
+        UserError: if they differ, in every process.
+    """
+    own = {option: value for option, value in options_of(config).items() if not option.startswith(LOCAL)}
+    step = int(earlier.state.step) if earlier else 0
+    mark = hashlib.sha256(f"{own} {digest} {step}".encode()).digest()[:3]
+    if not devices.agree(int.from_bytes(mark), lambda marks: len(set(marks.tolist())) == 1) and devices.processes > 1:
+        raise UserError(
+            "--distributed: expected every process to have the same options, the same images and the same run folder; "
+            "found some that differ"
+        )
 
 
 def environment(devices: Devices | None = None) -> dict[str, str]:
@@ -362,6 +377,7 @@ class Recorder:
             like: the recorder of a run of the same model on the same data, whose compiled functions serve this one too.
         """
         self.config, self.data, self.folder, self.should_stop = config, data, folder, should_stop
+        self.devices = devices or Devices()
         self.made_with, self.saved_step = environment(devices), 0
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
@@ -408,6 +424,7 @@ class Recorder:
         if stop or time.monotonic() - self.saved_at > 60 * self.config.output.checkpoint_minutes:
             self.save(state, history)
         if stop:
+            self.devices.wait()  # until the first process has saved, or the others would be lost to it
             raise Stopped(f"stopped in epoch {len(history) + 1} and saved after step {int(state.step)}")
 
     def epoch(self, epoch: dict[str, Any], state: TrainState) -> None:

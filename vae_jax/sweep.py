@@ -27,7 +27,7 @@ from vae_jax import figures, members, train
 from vae_jax.config import Config, check_used, listed, load_config, options_of, with_options
 from vae_jax.data import Dataset
 from vae_jax.errors import Diverged, Stopped, UserError
-from vae_jax.folder import check_writable, write_text, writing
+from vae_jax.folder import LEFT_OVER, check_writable, write_text, writing
 from vae_jax.run import Recorder, delete, standing
 
 SPECIFICATION = "sweep.json"
@@ -126,6 +126,8 @@ def make_sweep(config: Config, seeds: int, settings: Sequence[str]) -> Sweep:
         raise UserError(
             f"--seeds, --set: expected 1 to {MOST:,} members; found {seeds} seeds and {', '.join(settings)}"
         )
+    if config.seed + seeds > 1 << 32:
+        raise UserError(f"--seeds: expected seeds below {1 << 32:,}; found {seeds} from {config.seed} on")
     return Sweep(config, seeds, found)
 
 
@@ -172,7 +174,7 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: expected a folder for the sweep, found a file")
     check_writable(folder)
-    if not folder.is_dir() or all(path.name == ".lock" for path in folder.iterdir()):
+    if not folder.is_dir() or all(LEFT_OVER.fullmatch(path.name) for path in folder.iterdir()):
         return
     if not (folder / SPECIFICATION).is_file():
         raise UserError(
@@ -181,14 +183,15 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
     if resume == overwrite:
         raise UserError(f"{folder}: there is a sweep already; --resume continues it, --overwrite deletes it first")
     earlier = read_sweep(folder)
-    if resume and earlier != sweep:
+    if resume and (earlier != sweep or list(earlier.settings) != list(sweep.settings)):  # folders are named in order
         now, then = (
             {**options_of(each.config), "--seeds": each.seeds, "--set": each.settings} for each in (sweep, earlier)
         )
         changed = [
             f"{name} (the sweep has {then[name]}, found {value})" for name, value in now.items() if value != then[name]
         ]
-        raise UserError(f"{folder}: --resume continues a sweep as it began; changed: {', '.join(changed)}")
+        order = f"the order of --set (the sweep has {', '.join(earlier.settings)})"
+        raise UserError(f"{folder}: --resume continues a sweep as it began; changed: {', '.join(changed) or order}")
 
 
 def read_sweep(folder: Path) -> Sweep:
@@ -247,13 +250,15 @@ def run(
     folder = Path(folder)
     found = members_of(sweep)
     check_sweep_folder(folder, sweep, resume, overwrite)
+    groups: dict[Config, list[Member]] = {}
+    for member in found:
+        groups.setdefault(members.alike(member.config), []).append(member)
+    for group in groups.values():
+        members.check(group[0].config, data)
     with writing(folder):
         if overwrite and (folder / SPECIFICATION).exists():
             _delete_sweep(folder)
         write_text(folder / SPECIFICATION, _specification(sweep))
-        groups: dict[Config, list[Member]] = {}
-        for member in found:
-            groups.setdefault(members.alike(member.config), []).append(member)
         status = [
             Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, "", math.nan, 0.0) for group in groups.values()
         ]

@@ -385,7 +385,7 @@ def fit(
                             loss = _means(sums[:done], done * batch_size, batch_size)[0][0]
                             on_progress(Progress(epoch + 1, done, steps, float(loss), speed))
                         if on_chunk:
-                            on_chunk(devices.local(state), history)
+                            on_chunk(state, history)
                     began = time.perf_counter()
         figures = {"epoch": epoch + 1, **train_figures(config, np.asarray(state.sums, np.float64), count)}
         for split, evaluate in evaluators.items():

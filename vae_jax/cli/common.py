@@ -124,7 +124,7 @@ def join_processes(options: Any) -> None:
         )
     if given:
         host, _, port = options.coordinator.rpartition(":")
-        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
             raise UserError(f"--coordinator: expected HOST:PORT; found {options.coordinator!r}")
         if not 0 <= options.process < options.processes:
             raise UserError(f"--process: expected 0 to {options.processes - 1}; found {options.process}")

@@ -95,7 +95,8 @@ def _progress() -> Iterator[Callable[..., None]]:
 
         def tell(groups: list[Any]) -> None:
             for number, group in enumerate(groups):
-                ended = abs(group.done * group.epochs % 1) < 1e-9
+                steps = group.done * group.epochs
+                ended = abs(steps - round(steps)) < 1e-9
                 if group.best and ended and told.get(number) != group.done:
                     told[number] = group.done
                     print(
@@ -136,17 +137,14 @@ def _progress() -> Iterator[Callable[..., None]]:
 
 VERBS = {
     "sweep": Verb(
-        "train many seeds and settings in one program, each into a run folder of its own",
+        "train many seeds and settings, each into a run folder; what differs in numbers only is one program",
         _sweep_options,
         _sweep,
-        "what only changes numbers, as objective.beta or train.learning_rate, is compiled once for all its values;\n"
-        "what changes the program, as model.latent, is split into groups, compiled once each\n\n"
         "examples:\n"
         "  vae-jax sweep --config digits --out sweeps/beta --seeds 8 --set objective.beta=0.5,1,2,4\n"
-        "  vae-jax sweep --config digits --out sweeps/rates --set train.learning_rate=1e-3,3e-4 "
-        "--set model.latent=2,20\n"
-        "  vae-jax sweep --config digits --out sweeps/shapes --set 'model.channels=[8,16],[16,32]'\n"
-        "  vae-jax sweep --out sweeps/beta --resume",
+        "  vae-jax sweep --config digits --out sweeps/two --set train.learning_rate=1e-3,3e-4 --set model.latent=2,20\n"
+        "  vae-jax sweep --config digits --out sweeps/shapes --set model.channels=[8,16],[16,32]\n"
+        "  vae-jax sweep --out sweeps/beta --resume   what was killed",
         usage="--out SWEEP [--config FILE] [--seeds N] [--set OPTION=VALUE,VALUE …]",
         interrupted="; `vae-jax sweep … --resume` goes on from the last checkpoints, if there are any",
     ),
