@@ -48,7 +48,12 @@ def test_the_work_is_shared(trained):
     assert trained["images_on_each"] == {"1": 70, "2": 35, "4": 18}  # filled up to be even
 
 
-def test_two_processes_and_a_run_that_goes_on_alone(tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+def test_two_processes_and_a_run_that_goes_on_alone(tmp_path, precision, monkeypatch, request):
+    """Both epochs are the first 20 steps; in double precision all losses of the epochs are compared."""
+    if precision == "float64":
+        monkeypatch.setenv("JAX_ENABLE_X64", "1")
+        request.getfixturevalue("float64")
     both = start_two(tmp_path / "two", [*TWICE, "--train.chunk_steps", "0"])  # measured
     said = [process.communicate(timeout=200)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
@@ -56,9 +61,9 @@ def test_two_processes_and_a_run_that_goes_on_alone(tmp_path):
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["devices"] == "2 in 2 processes"
     assert main(["train", "--out", str(tmp_path / "one"), *TWICE]) == 0
     one = run.load(tmp_path / "one")
-    np.testing.assert_allclose(
-        [epoch["train_loss"] for epoch in two.history], [epoch["train_loss"] for epoch in one.history], rtol=1e-4
-    )
+    names = [f"{split}_loss" for split in (("train",) if precision == "float32" else ("train", "validation", "test"))]
+    losses = [[[epoch[name] for name in names] for epoch in found.history] for found in (two, one)]
+    np.testing.assert_allclose(*losses, rtol=1e-5 if precision == "float32" else 1e-9)
     # What two have saved one goes on with.
     assert main(["train", "--out", str(tmp_path / "two"), "--resume", *TWICE, "--train.epochs", "3"]) == 0
     assert len(run.load(tmp_path / "two").history) == 3
