@@ -158,7 +158,8 @@ def _check_alike(config: Config, digest: str, earlier: "Saved | None", devices: 
     own = {option: value for option, value in options_of(config).items() if not option.startswith(LOCAL)}
     step = int(earlier.state.step) if earlier else 0
     mark = hashlib.sha256(f"{own} {digest} {step}".encode()).digest()[:3]
-    if not devices.agree(int.from_bytes(mark), lambda marks: len(set(marks.tolist())) == 1) and devices.processes > 1:
+    marks = {int(each) for each in np.atleast_1d(devices.agree(int.from_bytes(mark), np.asarray))}
+    if len(marks) > 1:
         raise UserError(
             "--distributed: expected every process to have the same options, the same images and the same run folder; "
             "found some that differ"

@@ -27,7 +27,7 @@ from vae_jax import figures, members, train
 from vae_jax.config import Config, check_used, listed, load_config, options_of, with_options
 from vae_jax.data import Dataset
 from vae_jax.errors import Diverged, Stopped, UserError
-from vae_jax.folder import LEFT_OVER, check_writable, write_text, writing
+from vae_jax.folder import LEFT_OVER, LOCK, check_writable, write_text, writing
 from vae_jax.run import Recorder, delete, standing
 
 SPECIFICATION = "sweep.json"
@@ -410,14 +410,11 @@ def _delete_sweep(folder: Path) -> None:
         if (folder / member.name / "config.yaml").is_file():
             delete(folder / member.name)
             (folder / member.name / "config.yaml").unlink()
-            shutil.rmtree(folder / member.name) if _empty(folder / member.name) else None
+            if all(path.name == LOCK for path in (folder / member.name).iterdir()):  # nothing of the user's is there
+                shutil.rmtree(folder / member.name)
     for name in ("members.csv", "table.csv", "table.md"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "figures", ignore_errors=True)
-
-
-def _empty(folder: Path) -> bool:
-    return all(path.name == ".lock" for path in folder.iterdir())
 
 
 def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dataset) -> None:

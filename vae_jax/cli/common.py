@@ -77,6 +77,25 @@ def run_options(parser: Any) -> None:
     device_option(parser)
 
 
+def folder_options(parser: Any, metavar: str, what: str) -> None:
+    parser.add_argument("--out", type=str, default=None, metavar=metavar, help=f"the {what} folder to make")
+    parser.add_argument("--resume", action="store_true", help=f"continue the {what} in it, if there is one")
+    parser.add_argument("--overwrite", action="store_true", help=f"delete the {what} in it first, if there is one")
+
+
+def folder_of(options: Any, expected: str, example: str) -> Path:
+    """The folder that `folder_options` name.
+
+    Raises:
+        UserError: if they name none, or contradict each other.
+    """
+    if options.out is None:
+        raise UserError(f"--out: expected {expected}, found none; for example --out {example}")
+    if options.resume and options.overwrite:
+        raise UserError("--resume, --overwrite: expected one of them, found both")
+    return expand(options.out)
+
+
 def device_option(parser: Any) -> None:
     parser.add_argument("--device", type=str, default=None, help="cpu, gpu or tpu; by default the best one jax finds")
 

@@ -6,32 +6,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from vae_jax.cli.common import Verb, absolute_paths, device_option, say, set_device
+from vae_jax.cli.common import Verb, absolute_paths, device_option, folder_of, folder_options, say, set_device
 from vae_jax.cli.train import stop_signals, tell_stopping
-from vae_jax.config import Config, add_options, expand, from_namespace
-from vae_jax.errors import Stopped, UserError, printable
+from vae_jax.config import Config, add_options, from_namespace
+from vae_jax.errors import Stopped, printable
 
 
 def _sweep_options(parser: Any) -> None:
-    parser.add_argument("--out", type=str, default=None, metavar="SWEEP", help="the folder to make")
+    folder_options(parser, "SWEEP", "sweep")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from the configuration's seed on")
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE,…", help="values to try; may be given several times"
-    )
-    parser.add_argument("--resume", action="store_true", help="continue the sweep in the folder, if there is one")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="delete the sweep in the folder first, if there is one"
     )
     device_option(parser)
     add_options(parser)
 
 
 def _sweep(options: Any) -> int:
-    if options.out is None:
-        raise UserError("--out: expected the folder to make, found none; for example --out sweeps/beta")
-    if options.resume and options.overwrite:
-        raise UserError("--resume, --overwrite: expected one of them, found both")
-    folder = expand(options.out)
+    folder = folder_of(options, "the folder to make", "sweeps/beta")
     from vae_jax.sweep import SPECIFICATION, check_sweep_folder, make_sweep, members_of, read_sweep
 
     config = from_namespace(options)

@@ -8,26 +8,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from vae_jax.cli.common import Verb, absolute_paths, devices_options, join_processes, say, set_device
-from vae_jax.config import Config, add_options, expand, from_namespace
-from vae_jax.errors import Stopped, UserError, printable
+from vae_jax.cli.common import (
+    Verb,
+    absolute_paths,
+    devices_options,
+    folder_of,
+    folder_options,
+    join_processes,
+    say,
+    set_device,
+)
+from vae_jax.config import Config, add_options, from_namespace
+from vae_jax.errors import Stopped, printable
 from vae_jax.folder import check_folder
 
 
 def _train_options(parser: Any) -> None:
-    parser.add_argument("--out", type=str, required=False, default=None, metavar="RUN", help="the run folder to make")
-    parser.add_argument("--resume", action="store_true", help="continue the run in it, if there is one")
-    parser.add_argument("--overwrite", action="store_true", help="delete the run in it first, if there is one")
+    folder_options(parser, "RUN", "run")
     devices_options(parser)
     add_options(parser)
 
 
 def _train(options: Any) -> int:
-    if options.out is None:
-        raise UserError("--out: expected the run folder to make, found none; for example --out runs/first")
-    if options.resume and options.overwrite:
-        raise UserError("--resume, --overwrite: expected one of them, found both")
-    folder = expand(options.out)
+    folder = folder_of(options, "the run folder to make", "runs/first")
     check_folder(folder, options.resume, options.overwrite)
     config = absolute_paths(from_namespace(options))
 
