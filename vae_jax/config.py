@@ -537,15 +537,19 @@ def options_of(config: Any, prefix: str = "") -> dict[str, Any]:
     return options
 
 
+def changed_options(config: Config) -> dict[str, Any]:
+    """The options that are not as they are by default."""
+    plain = options_of(type(config)())
+    return {option: value for option, value in options_of(config).items() if value != plain[option]}
+
+
 def with_options(config: Config, **changes: str) -> Config:
     """The configuration with some options changed, each as a flag would: `with_options(config, **{"seed": "1"})`.
 
     Raises:
         UserError: for an unknown option, a wrong type or a value out of range.
     """
-    plain = options_of(type(config)())
-    own = {option: value for option, value in options_of(config).items() if value != plain[option]}
-    return load_config(**{**own, **changes})
+    return load_config(**{**changed_options(config), **changes})
 
 
 def listed(option: str, text: str) -> list[str]:

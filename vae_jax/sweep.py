@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vae_jax import figures, members, train
-from vae_jax.config import Config, check_used, listed, load_config, options_of, with_options
+from vae_jax.config import Config, changed_options, check_used, listed, load_config, options_of, with_options
 from vae_jax.data import Dataset
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.folder import LEFT_OVER, LOCK, check_writable, write_text, writing
@@ -212,9 +212,10 @@ def read_sweep(folder: Path) -> Sweep:
 
 
 def _specification(sweep: Sweep) -> str:
-    plain = options_of(Config())
-    config = {option: value for option, value in options_of(sweep.config).items() if value != plain[option]}
-    return json.dumps({"config": config, "seeds": sweep.seeds, "set": sweep.settings}, indent=2) + "\n"
+    return (
+        json.dumps({"config": changed_options(sweep.config), "seeds": sweep.seeds, "set": sweep.settings}, indent=2)
+        + "\n"
+    )
 
 
 def run(
