@@ -167,6 +167,38 @@ def test_annealed_importance_sampling_finds_log_p_without_the_posterior():
     np.testing.assert_allclose(found, exact_nll()[:4], atol=0.02)
 
 
+def test_annealing_forwards_and_backwards_encloses_log_p():
+    config, network, _ = model_of()
+    count = 400  # of each image, so that the means are known to 0.01
+    images, truth = np.repeat(IMAGES[:4], count, 0), np.repeat(exact_nll()[:4], count)
+    mean = (images.reshape(len(images), -1) / 255 - B) @ np.linalg.solve(M, W.T).T
+    root = SIGMA * np.linalg.cholesky(np.linalg.inv(M))
+    exact = (mean + np.random.RandomState(1).randn(len(images), LATENT) @ root.T).astype(np.float32)
+
+    def gap(temperatures, chains, exact):
+        found = annealed_nll(
+            config,
+            network,
+            variables_of(3.0),
+            images,
+            jax.random.key(1),
+            temperatures=temperatures,
+            chains=chains,
+            leapfrog=3,
+            exact=exact,
+        )
+        return (found - truth).reshape(4, count)
+
+    # One chain over few temperatures leaves a gap on either side; many chains over more of them close it.
+    above, below = gap(10, 1, None), gap(10, 1, exact)
+    assert (above.mean(1) > 5 * above.std(1) / count**0.5).all()
+    assert (below.mean(1) < -5 * below.std(1) / count**0.5).all()
+    above, below = gap(300, 16, None), gap(300, 16, exact)
+    assert (above.mean(1) > -5 * above.std(1) / count**0.5).all()
+    assert (below.mean(1) < 5 * below.std(1) / count**0.5).all()
+    assert abs(above.mean() - below.mean()) < 0.05  # known to 0.005
+
+
 def test_both_estimates_of_a_bernoulli_network_against_numerical_integration():
     config = Config(model=ModelConfig(network="mlp", latent=1, layers=(8,), activation="tanh"))
     network, _ = composition.build(config, SHAPE)
@@ -276,7 +308,7 @@ def test_memory_does_not_grow_with_the_number_of_samples_or_images(monkeypatch):
 
     def measure(estimate, variables, images, labels, key, batch, on_progress):
         keys = jax.random.split(key, min(batch, len(images)))
-        memory = jax.jit(estimate).lower(variables, images[: len(keys)], labels, keys).compile().memory_analysis()
+        memory = jax.jit(estimate).lower(variables, images[: len(keys)], labels, keys, None).compile().memory_analysis()
         assert memory
         needed.append(memory.temp_size_in_bytes + memory.output_size_in_bytes)
         return np.zeros(len(images)), np.ones(len(images))
@@ -299,6 +331,9 @@ def test_all_samples_of_an_image_are_of_the_same_binarised_image():
     nearest = np.abs(found[:, None] - known[None]).argmin(1)
     np.testing.assert_allclose(found, known[nearest], atol=1e-3)
     assert len(set(nearest)) > 10  # each image is drawn by itself
+    config, network, _ = model_of("dynamic")
+    annealed = annealed_nll(config, network, variables_of(), grey, jax.random.key(2), chains=256, leapfrog=3)
+    np.testing.assert_allclose(annealed, found, atol=0.2)  # the same images with the same key; others are 1 apart
 
 
 def test_labels_go_with_their_images():

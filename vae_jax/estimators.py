@@ -1,7 +1,8 @@
 """Estimates of log p(x): by importance sampling from q(z|x), and by annealed importance sampling from the prior.
 
 Both draw the noise of an image from its place among the images and of a sample from its number, so a result depends on
-the sizes of batches and chunks through rounding alone, and the first samples of many are those of few.
+the sizes of batches and chunks through rounding alone, and the first samples of many are those of few. With the same
+key both are of the same binarised images.
 """
 
 import math
@@ -34,6 +35,7 @@ ROWS = 512, 1 << 16  # samples of z in a chunk at most, on a CPU and elsewhere
 TARGET = 0.65  # of HMC's acceptance
 ADAPTATION = 0.02  # relative change of the step size from one temperature to the next
 FIRST_STEP = 0.1  # size, of a leapfrog step at the prior
+PILOTS = 4  # chains that find the step sizes
 STEEPNESS = 4.0  # of the sigmoid that spaces the temperatures
 
 
@@ -71,7 +73,7 @@ def importance_nll(
     chunks = -(-samples // rows)
     chunk = -(-samples // chunks)
 
-    def estimate(variables, images, labels, keys):
+    def estimate(variables, images, labels, keys, _):
         treated, keys = _treated(network, images, keys)
 
         def of_model(function):
@@ -106,6 +108,7 @@ def annealed_nll(
     temperatures: int = 500,
     chains: int = 16,
     leapfrog: int = 10,
+    exact: Float[np.ndarray, "images latent"] | None = None,
     labels: Int[np.ndarray, " images"] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, " images"]:
@@ -113,8 +116,12 @@ def annealed_nll(
 
     Each chain goes from p(z) to p(z)·p(x|z) over p(z)·p(x|z)^β, β rising from 0 to 1 along a sigmoid, with one step of
     Hamiltonian Monte Carlo at each temperature; p̂ is the mean of the chains' weights (Neal 2001, equations 4 and 11;
-    Wu et al. 2017, section 3). The size of the leapfrog steps follows the acceptance of the image's chains. This
-    makes p̂ biased, a little, as in Wu et al.; with a fixed size E[−log p̂] would be an upper bound of −log p(x).
+    Wu et al. 2017, section 3). The size of the leapfrog steps at each temperature is found by a few chains of the image
+    that go before and are not counted: p̂ is unbiased then, and E[−log p̂] an upper bound of −log p(x).
+
+    Of images that the model drew itself, z and all, the chains can go backwards from that z, which is an exact sample
+    of p(z|x): then 1/p̂ is the mean of the inverse weights and E[−log p̂] a lower bound. The two enclose −log p(x)
+    (bidirectional Monte Carlo, Grosse et al. 2015, section 3.1).
 
     Args:
         config: of the run.
@@ -125,6 +132,7 @@ def annealed_nll(
         temperatures: steps of β.
         chains: for each image.
         leapfrog: steps of each transition.
+        exact: samples of p(z|x), to go backwards from; by default the chains go forwards from the prior.
         labels: of the images, where the model is told them.
         on_progress: called with the number of images done and of all images.
 
@@ -134,7 +142,7 @@ def annealed_nll(
     _require(config, temperatures=temperatures, chains=chains, leapfrog=leapfrog)
     betas = _sigmoid_schedule(temperatures)
 
-    def estimate(variables, images, labels, keys):
+    def estimate(variables, images, labels, keys, exact):
         treated, keys = _treated(network, images, keys)
 
         def of_model(function):
@@ -154,23 +162,42 @@ def annealed_nll(
             (_, likelihood), likelihood_gradient = jax.value_and_grad(log_likelihood, has_aux=True)(z)
             return z, prior, likelihood, prior_gradient, likelihood_gradient
 
-        def move(carry, step):
-            point, log_w, size = carry
-            number, last_beta, beta = step
-            log_w = log_w + (beta - last_beta) * point[2]
-            noise, uniform = jax.vmap(partial(_draw, shape=(chains, network.latent)), (0, None), 1)(keys, number)
-            point, accepted = _hmc(at, point, beta, size, leapfrog, noise, uniform)
-            return (point, log_w, size * jnp.where(accepted.mean(0) > TARGET, 1 + ADAPTATION, 1 - ADAPTATION)), None
+        def anneal(first, keys, betas, sizes=None):
+            """log w of each chain, (chains, images), and the leapfrog steps' sizes: the given ones, or adapted ones."""
 
-        first = jax.vmap(lambda key: network.sample_prior(variables, jax.random.fold_in(key, 0), chains), 0, 1)(keys)
-        start = at(first), jnp.zeros(first.shape[:2]), jnp.full(len(images), FIRST_STEP)
-        steps = jnp.arange(1, temperatures), jnp.asarray(betas[:-2]), jnp.asarray(betas[1:-1])
-        (point, log_w, _), _ = lax.scan(move, start, steps)
-        log_w = log_w + (betas[-1] - betas[-2]) * point[2]  # a move after the last weight would change nothing
+            def move(carry, step):
+                point, log_w, adapted = carry
+                number, last_beta, beta, given = step
+                size = adapted if given is None else given
+                log_w = log_w + (beta - last_beta) * point[2]
+                noise, uniform = jax.vmap(partial(_draw, shape=(len(first), network.latent)), (0, None), 1)(
+                    keys, number
+                )
+                point, accepted = _hmc(at, point, beta, size, leapfrog, noise, uniform)
+                adapted = size * jnp.where(accepted.mean(0) > TARGET, 1 + ADAPTATION, 1 - ADAPTATION)
+                return (point, log_w, adapted), size
+
+            start = at(first), jnp.zeros(first.shape[:2]), jnp.full(len(images), FIRST_STEP)
+            steps = jnp.arange(1, temperatures), jnp.asarray(betas[:-2]), jnp.asarray(betas[1:-1]), sizes
+            (point, log_w, _), sizes = lax.scan(move, start, steps)
+            return log_w + (betas[-1] - betas[-2]) * point[2], sizes  # a move after the last weight changes nothing
+
+        def from_prior(keys, chains):
+            draw = partial(network.sample_prior, variables)
+            return jax.vmap(lambda key: draw(jax.random.fold_in(key, 0), chains), 0, 1)(keys)
+
+        pilot_keys, keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in (0, 1))
+        _, sizes = anneal(from_prior(pilot_keys, PILOTS), pilot_keys, betas)
+        if exact is None:
+            log_w, _ = anneal(from_prior(keys, chains), keys, betas, sizes)
+        else:
+            log_w, _ = anneal(jnp.broadcast_to(exact, (chains, *exact.shape)), keys, betas[::-1], sizes[::-1])
         return _log_add((jnp.full(len(images), -jnp.inf), jnp.zeros(len(images))), log_w)
 
-    top, total = _over_images(estimate, variables, images, labels, key, max(1, _rows(images) // chains), on_progress)
-    return math.log(chains) - top - np.log(total)
+    batch = max(1, _rows(images) // chains)
+    top, total = _over_images(estimate, variables, images, labels, key, batch, on_progress, exact)
+    nll = math.log(chains) - top - np.log(total)
+    return nll if exact is None else -nll
 
 
 def _require(config: Config, **counts: int) -> None:
@@ -210,8 +237,9 @@ def _over_images(
     key: Key[Array, ""],
     batch: int,
     on_progress: Callable[[int, int], None] | None,
+    exact: Float[np.ndarray, "images latent"] | None = None,
 ) -> tuple[Float[np.ndarray, " images"], Float[np.ndarray, " images"]]:
-    """`estimate(variables, images, labels, keys)` over batches of images, in double precision on the host.
+    """`estimate(variables, images, labels, keys, exact)` over batches of images, in double precision on the host.
 
     Batches are independent, and on a CPU each is computed by a thread of its own: XLA alone runs but a matrix product
     on several cores.
@@ -222,10 +250,11 @@ def _over_images(
         for first in range(0, count, batch):
             # The last batch is filled up by repeating the last image; the surplus is cut off again.
             index = np.minimum(np.arange(first, first + batch), count - 1)
-            yield variables, images[index], None if labels is None else labels[index].astype(np.int32), index, key
+            told = None if labels is None else labels[index].astype(np.int32)
+            yield variables, images[index], told, None if exact is None else exact[index], index, key
 
-    def run(variables, images, labels, index, key):
-        return estimate(variables, images, labels, jax.vmap(jax.random.fold_in, (None, 0))(key, index))
+    def run(variables, images, labels, exact, index, key):
+        return estimate(variables, images, labels, jax.vmap(jax.random.fold_in, (None, 0))(key, index), exact)
 
     # Compiled here: contexts such as jax.enable_x64 are this thread's alone.
     compiled = jax.jit(run).lower(*next(arguments())).compile()

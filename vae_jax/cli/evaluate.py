@@ -106,12 +106,13 @@ def _evaluate(options: Any) -> None:
 
 
 def _keys(trained: "Trained") -> Any:
-    """Of importance sampling, annealing and diagnostics: none of those that batches of the evaluation get."""
+    """Of both estimates of −log p(x), so that they are of the same images, and of the diagnostics: none of those that
+    batches of the evaluation get."""
     import jax
 
     from vae_jax.train import make_keys
 
-    return jax.random.split(jax.random.fold_in(make_keys(trained.config.seed).evaluate, 2**32 - 1), 3)
+    return jax.random.split(jax.random.fold_in(make_keys(trained.config.seed).evaluate, 2**32 - 1))
 
 
 def _estimates(
@@ -125,13 +126,13 @@ def _estimates(
     from vae_jax import estimators
     from vae_jax.train import told
 
-    nll_key, ais_key, _ = _keys(trained)
+    key, _ = _keys(trained)
     run = (trained.config, network, trained.state.variables, split.images)
     labels = told(trained.config, split)
     found, lines = {}, []
     if (samples := options.nll_samples) is not None:
         with progress("importance sampling") as on_progress:
-            each = estimators.importance_nll(*run, nll_key, samples, labels=labels, on_progress=on_progress)
+            each = estimators.importance_nll(*run, key, samples, labels=labels, on_progress=on_progress)
         nll = float(np.asarray(each, np.float64).mean())
         found |= {"nll": nll, "nll_samples": samples}
         lines.append(f"{options.split} NLL {nll:.3f} nats per image (importance-weighted, {samples:,} samples)")
@@ -139,7 +140,7 @@ def _estimates(
         chains = options.ais_chains or CHAINS
         with progress("annealed importance sampling") as on_progress:
             each = estimators.annealed_nll(
-                *run, ais_key, temperatures=temperatures, chains=chains, labels=labels, on_progress=on_progress
+                *run, key, temperatures=temperatures, chains=chains, labels=labels, on_progress=on_progress
             )
         nll = float(np.asarray(each, np.float64).mean())
         found |= {"ais_nll": nll, "ais_temperatures": temperatures, "ais_chains": chains}
@@ -156,7 +157,7 @@ def _diagnostics(
     """The figures of the latents, and as lines what of them there is."""
     from vae_jax import diagnostics
 
-    *_, key = _keys(trained)
+    _, key = _keys(trained)
     train = None if options.split == "train" else data.train
     with progress("aggregate posterior") as on_progress:
         found = diagnostics.diagnose(
