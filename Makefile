@@ -23,6 +23,11 @@ ALSO := $(shell $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 1
     for each in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python; do \
     "$$each" -c '' 2>/dev/null && echo "$$each" && break; done)
 ALSO_BIN := $(VENV)-newest/bin
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest $(SHARED)
+# Most of the suite's time XLA compiles, and its way of before takes half of it. Tests marked "optimized", and those on
+# the newest jax, compile as users do.
+QUICKLY := --xla_cpu_use_fusion_emitters=false
 QUICK := checkpoint config data_load evaluate likelihoods run
 
 .PHONY: train test test-newest lint torture bench clean
@@ -31,11 +36,12 @@ train: $(BIN)/.installed
 	$(BIN)/vae-jax train --config $(CONFIG) --out $(RUN) $(ARGS)
 
 test: $(BIN)/.installed-test lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	XLA_FLAGS="$(XLA_FLAGS) $(QUICKLY)" $(PYTEST) -m "not optimized"
+	$(PYTEST) -m optimized
 	$(if $(ALSO),$(MAKE) test-newest,@echo "no Python 3.12 beside $(PYTHON): the newest jax is not tested")
 
 test-newest: $(ALSO_BIN)/.installed
-	$(ALSO_BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(QUICK:%=tests/test_%.py)
+	$(ALSO_BIN)/python -m pytest $(SHARED) $(QUICK:%=tests/test_%.py)
 
 torture: $(BIN)/.installed-test
 	$(BIN)/python tests/faults.py kills --count 100

@@ -41,7 +41,7 @@ def single(config, images):
 
 def together(configs, images):
     """The same of all members, and the seconds of all."""
-    program = members.program_that_fits(configs, images)
+    program = members.program_that_fits(configs, members.Images(images))
     if program.size < len(configs):
         raise SystemExit("the memory does not hold all members")
     steps, marks = [[] for _ in configs], []

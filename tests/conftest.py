@@ -1,6 +1,7 @@
 """What every test shares: strict settings of jax, small data, and MNIST where it is at hand."""
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import jax
@@ -52,10 +53,10 @@ def compilation_cache(tmp_path_factory):
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "-1"
 
 
-@pytest.fixture
-def optimized():
-    """Compiles as users do, for tests whose outcome or length may depend on it."""
-    with run_fixtures.optimized():
+@pytest.fixture(autouse=True)
+def compiling(request):
+    """Compiles as users do where a test is marked "optimized", since its outcome or length may depend on it."""
+    with run_fixtures.optimized() if request.node.get_closest_marker("optimized") else nullcontext():
         yield
 
 

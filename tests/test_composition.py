@@ -1,6 +1,7 @@
 """Everything with everything: a covering set of combinations trains, and what makes no sense together is refused."""
 
 import dataclasses
+import functools
 from itertools import combinations, product
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from vae_jax import composition, likelihoods, objectives, optimizer, posteriors, priors, train
-from vae_jax.config import Config, check_used, load_config
+from vae_jax.config import Config, PosteriorConfig, PriorConfig, check_used, load_config
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import LIKELIHOODS
 from vae_jax.objectives import OBJECTIVES
@@ -85,16 +86,19 @@ def config_of(numbers):
     return Config(**{section: parts[section](**sections[section]) for section in sections})
 
 
+@functools.cache  # there are thousands of combinations, of few parts
+def part_of(section):
+    latent = TINY["model.latent"]
+    if isinstance(section, PosteriorConfig):
+        return posteriors.get(section, latent)
+    return priors.get(section, latent, SHAPE) if isinstance(section, PriorConfig) else likelihoods.get(section, SHAPE)
+
+
 def refusal(config):
     """Why these parts make no sense together; None if they do."""
     try:
         objectives.get(config.objective)
-        composition.check(
-            config,
-            posteriors.get(config.posterior, config.model.latent),
-            priors.get(config.prior, config.model.latent, SHAPE),
-            likelihoods.get(config.likelihood, SHAPE),
-        )
+        composition.check(config, *(part_of(getattr(config, name)) for name in ("posterior", "prior", "likelihood")))
     except UserError as error:
         return str(error)
     return None

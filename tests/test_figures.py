@@ -1,5 +1,7 @@
 """Pictures: each array lands where it should, with its grey level or its colour."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -171,3 +173,17 @@ def test_the_decoded_plane_has_z2_upwards_and_z1_to_the_right(tmp_path, drawn):
     tiles = np.asarray(panels(drawn[0])["decoded"].images[0].get_array())[::4, ::4]
     np.testing.assert_allclose(tiles[:, :, 0], np.tile(np.linspace(0, 1, 4), (4, 1)), atol=1e-6)
     np.testing.assert_allclose(tiles[:, :, 1], np.tile(np.linspace(1, 0, 4)[:, None], (1, 4)), atol=1e-6)
+
+
+@pytest.mark.parametrize("counts", [(1,), (3,), (2, 3), (300,), (60, 50)])
+def test_a_sweeps_pictures_hold_however_many_values(tmp_path, counts):
+    settings = {f"option{i}": [str(value) for value in range(count)] for i, count in enumerate(counts)}
+    every = [tuple(zip(settings, values, strict=True)) for values in product(*settings.values())]
+    cells = {setting: {part: [float(i), i + 1.0] for part in figures.TITLES} for i, setting in enumerate(every)}
+    gone = {part: [] for part in figures.TITLES}  # all of this setting's members have diverged
+    image = read(figures.sweep_grid(tmp_path / "grid.png", settings, cells | {every[0]: gone}, "test", "nats"))
+    assert 400 < len(image) < 10_000
+    assert 400 < len(image[0]) < 10_000
+    curves = {str(setting): {part: np.ones((2, 3)) for part in figures.TITLES} for setting in every[1:]}
+    curves |= {"gone": {part: np.empty(0) for part in figures.TITLES}}
+    assert len(read(figures.sweep_curves(tmp_path / "curves.png", curves, "test", "nats"))) > 400

@@ -7,7 +7,7 @@ from vae_jax import models
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 def test_the_articles_first_epoch(mnist_dir, tmp_path):
     """PyTorch reached 214.64, 227.19 and 215.25 nats per test image after one epoch (seeds 0, 1, 2)."""
     config = vae_jax.load_config(

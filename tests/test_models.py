@@ -232,6 +232,34 @@ def test_the_gradient_reaches_every_parameter_and_nothing_is_random(network):
         assert np.mean(np.asarray(leaf) != 0) > 0.5, path
 
 
+@pytest.mark.usefixtures("float64")
+def test_biases_that_batch_norm_undoes_have_no_gradient():
+    """In a residual network all of its convolutions' but the last one's."""
+    network = build(replace(RESIDUAL, activation="tanh"), (6, 6, 1), heads_of(3))
+    variables = network.init(jax.random.key(0))
+    images = jax.random.uniform(jax.random.key(1), (4, 6, 6, 1), float)
+
+    def is_dead(path):
+        names = [each.key for each in path]
+        return names[-1] == "bias" and names[-2].startswith(("conv", "dec")) and names[-2] != "dec1"
+
+    @jax.jit
+    def loss(params):
+        def both(autoencoder):
+            heads = autoencoder.encode(images)
+            return jnp.sin(autoencoder.decode(heads["mu"] + jnp.exp(heads["log_var"]))).sum()
+
+        return network.apply(variables._replace(params=params), both, train=True)[0]
+
+    shifted = jax.tree.map_with_path(lambda path, leaf: leaf + is_dead(path), variables.params)
+    assert loss(shifted) == pytest.approx(float(loss(variables.params)), rel=1e-10)
+    dead = {is_dead(path): 0 for path, _ in jax.tree.leaves_with_path(variables.params)}
+    for path, leaf in jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(variables.params)):
+        dead[is_dead(path)] += 1
+        assert np.asarray(leaf).any() != is_dead(path), path
+    assert dead[True] == 2 * 2 * (1 + 2) - 1  # of two halves of two stages, each with a block of two; not dec1's
+
+
 def test_a_residual_block_adds_to_what_it_is_given():
     """With all of a block's last convolutions at 0, blocks are the identity: the network is the one without them."""
     images = jax.random.uniform(jax.random.key(1), (2, 5, 5, 1))

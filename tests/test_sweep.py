@@ -31,7 +31,7 @@ def figures(history):
 
 
 def check_members_are_single_runs(configs, small_data):
-    program = members.program_that_fits(configs, small_data)
+    program = members.program_that_fits(configs, members.Images(small_data))
     assert program.size == len(configs)
     found = members.fit(program, [members.Member(config) for config in configs])
     for config, (state, history) in zip(configs, found, strict=True):
@@ -82,7 +82,9 @@ def test_members_are_their_single_runs(small_data, case):
         for each in values
     ]
     check_members_are_single_runs(configs, small_data)
-    history = members.fit(members.program_that_fits(alone, small_data), [members.Member(each) for each in alone])
+    history = members.fit(
+        members.program_that_fits(alone, members.Images(small_data)), [members.Member(each) for each in alone]
+    )
     first = train.fit(configs[0], small_data).history[0]["train_loss"]
     assert all(abs(found[-1]["train_loss"] - first) > 1e-6 for _, found in history)  # each option does something
 
@@ -104,7 +106,9 @@ def test_a_member_is_its_single_run_bit_for_bit_on_a_cpu(small_data):
     configs = [
         members.with_values(PLAIN, {"seed": seed, "objective.beta": beta}) for seed, beta in ((0, 1.0), (1, 2.0))
     ]
-    found = members.fit(members.program_that_fits(configs, small_data), [members.Member(config) for config in configs])
+    found = members.fit(
+        members.program_that_fits(configs, members.Images(small_data)), [members.Member(config) for config in configs]
+    )
     for config, (state, history) in zip(configs, found, strict=True):
         alone = train.fit(config, small_data)
         assert figures(history) == figures(alone.history)
@@ -115,7 +119,7 @@ def test_a_member_that_diverges_is_frozen_and_harms_no_other(small_data):
     rates = (1e-3, 1e30, 1e-2)
     configs = [members.with_values(PLAIN, {"train.learning_rate": rate}) for rate in rates]
     seen = []
-    program = members.program_that_fits(configs, small_data)
+    program = members.program_that_fits(configs, members.Images(small_data))
     found = members.fit(
         program,
         [members.Member(config) for config in configs],
@@ -131,21 +135,23 @@ def test_a_member_that_diverges_is_frozen_and_harms_no_other(small_data):
 
 def test_members_are_split_where_the_memory_does_not_hold_them(small_data, monkeypatch):
     configs = [members.with_values(PLAIN, {"seed": seed}) for seed in range(5)]
-    whole = members.Program(configs, small_data, 5)
-    monkeypatch.setattr(memory, "available", lambda: int(0.6 * whole.needs / members.SHARE))
-    program = members.program_that_fits(configs, small_data)
+    one, whole = (members.Program(configs, members.Images(small_data), size) for size in (1, 5))
+    monkeypatch.setattr(memory, "available", lambda: int((one.needs + whole.needs) / 2 / members.SHARE))
+    program = members.program_that_fits(configs, members.Images(small_data))
     assert 1 <= program.size < 5
     few = members.fit(program, [members.Member(configs[4])])  # the rest of the program stays empty
     assert len(few) == 1
     assert figures(few[0][1]) == figures(train.fit(configs[4], small_data).history)
     monkeypatch.setattr(memory, "available", lambda: 10)
     with pytest.raises(UserError, match=r"train\.batch_size 16: training one member needs .* MB are free"):
-        members.program_that_fits(configs, small_data)
+        members.program_that_fits(configs, members.Images(small_data))
 
 
 def test_streamed_data_are_refused(small_data):
     with pytest.raises(UserError, match=r"train\.shard_images: expected 0 .*members share them; found 32"):
-        members.program_that_fits([replace(PLAIN, train=replace(PLAIN.train, shard_images=32))], small_data)
+        members.program_that_fits(
+            [replace(PLAIN, train=replace(PLAIN.train, shard_images=32))], members.Images(small_data)
+        )
 
 
 # --- Folders ---------------------------------------------------------------------------------------------------------
@@ -266,6 +272,12 @@ def test_a_diverging_member_is_told_and_the_table_counts_it(base, images, tmp_pa
     assert [bool(each.failure) for each in found] == [False, True]
     assert len(said) == 1
     assert said[0].startswith("learning_rate=1e+30,seed=0: training diverged in epoch 1")
+    told = tmp_path / "sweep" / "learning_rate=1e+30,seed=0" / "diverged.txt"
+    assert told.read_text().strip() in said[0]
+    before = told.stat().st_mtime_ns
+    again = sweep.run(plan, images, tmp_path / "sweep", resume=True)  # it is not trained again to the same end
+    assert [each.failure for each in again] == [each.failure for each in found]
+    assert told.stat().st_mtime_ns == before
     assert "| 1e+30 | 1 | – | – | – | – | 1 |" in (tmp_path / "sweep" / "table.md").read_text()
 
 
@@ -278,7 +290,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["sweep", *options]) == 0
     said = capsys.readouterr().out
     assert "members: 4 = 2 seeds × 2 values of objective.beta" in said
-    assert "group 1/1, 4 members: epoch 2/2, best so far" in said
+    assert "group 1/1, 4 members: epoch 2/2, best validation −ELBO so far" in said
     assert "| objective.beta | seeds |" in said
     assert "picture:" in said
     assert main(["sweep", "--out", out, "--resume"]) == 0  # as it began
@@ -316,6 +328,14 @@ def test_what_is_refused_leaves_nothing(message, tmp_path, capsys, monkeypatch):
     assert message in said
     assert len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_users_file_is_named_from_where_the_command_was_given(tmp_path, capsys, monkeypatch, images):
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", "--out", "X", *flags(**TINY), "--set", "objective.name=vae,./missing.py:mine"]) == 2
+    assert str(tmp_path / "missing.py") in capsys.readouterr().err
+    plan = sweep.make_sweep(Config(), 1, [f"model.network=mlp,{tmp_path}/mine.py:Net"])
+    assert [member.name for member in sweep.members_of(plan)] == ["network=mlp,seed=0", "network=mine.py_Net,seed=0"]
 
 
 def test_what_does_not_fit_the_data_leaves_an_earlier_sweep_alone(base, images, tmp_path):

@@ -84,7 +84,7 @@ def test_one_epoch_equals_steps_taken_one_by_one(small_data):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), found.state.variables, variables)
 
 
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 @pytest.mark.parametrize("chunk", [1, 3])
 def test_chunks_change_no_bit(trained, small_data, chunk):
     found = train.fit(with_train(chunk_steps=chunk), small_data)
@@ -92,7 +92,7 @@ def test_chunks_change_no_bit(trained, small_data, chunk):
     assert [figures["test_loss"] for figures in found.history] == [figures["test_loss"] for figures in trained.history]
 
 
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 @pytest.mark.parametrize("shard_images", [1, 40, 64, 1000])
 def test_streaming_changes_no_bit(plain_trained, small_data, shard_images):
     found = train.fit(with_train(PLAIN, shard_images=shard_images), small_data)
@@ -110,7 +110,7 @@ def test_training_in_double_precision(small_data):
     assert np.isfinite(found.history[0]["test_loss"])
 
 
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 def test_streaming_goes_on_inside_an_epoch(plain_trained, small_data):
     kept = []
     train.fit(
@@ -122,7 +122,7 @@ def test_streaming_goes_on_inside_an_epoch(plain_trained, small_data):
     same(train.fit(with_train(PLAIN, shard_images=32), small_data, resume=(state, history)).state, plain_trained.state)
 
 
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 def test_chunks_equal_one_scan_bit_for_bit(small_data):
     step, state, images = parts(CONFIG, small_data)
     keys = train.make_keys(CONFIG.seed)
@@ -142,14 +142,14 @@ def test_chunks_equal_one_scan_bit_for_bit(small_data):
     same(chunked, scanned)
 
 
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 def test_seeds(plain_trained, small_data):
     same(train.fit(PLAIN, small_data).state, plain_trained.state)
     other = train.fit(replace(PLAIN, seed=1), small_data)
     assert other.history[0]["train_loss"] != plain_trained.history[0]["train_loss"]
 
 
-@pytest.mark.usefixtures("optimized")
+@pytest.mark.optimized
 def test_resuming_changes_no_bit(trained, small_data):
     kept = []
 

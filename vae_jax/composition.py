@@ -94,39 +94,40 @@ def check(config: Config, posterior: Posterior, prior: Prior, likelihood: Likeli
     q, p = f"posterior {config.posterior.name}", f"prior {config.prior.name}"
     sampled = objective.kl == "sampled" or objective.gradient == "stl"
 
-    def refuse(option: str, expected: str, found: object) -> None:
-        raise UserError(f"{option}: expected {expected}; found {found}")
-
     if objective.kl == "analytic" and not (posterior.kl and prior.standard):
-        refuse("objective.kl", f"sampled or auto with {q} and {p}, whose KL has no closed form", objective.kl)
+        _refuse("objective.kl", f"sampled or auto with {q} and {p}, whose KL has no closed form", objective.kl)
     if objective.kl == "analytic" and objective.gradient == "stl":
-        refuse("objective.gradient", "standard with an analytic KL, which has no score of q to leave out", "stl")
+        _refuse("objective.gradient", "standard with an analytic KL, which has no score of q to leave out", "stl")
     if objective.free_bits and not (posterior.kl_by_dimension and prior.standard and not sampled):
         known = f"0 with {q}, {p}, objective.kl {objective.kl} and objective.gradient {objective.gradient}"
-        refuse("objective.free_bits", f"{known}: it needs each dimension's KL in closed form", objective.free_bits)
+        _refuse("objective.free_bits", f"{known}: it needs each dimension's KL in closed form", objective.free_bits)
     if objective.gradient != "standard" and not posterior.log_prob:
         known_where = f"standard with {q}, whose density is known at its own samples only"
-        refuse("objective.gradient", known_where, objective.gradient)
+        _refuse("objective.gradient", known_where, objective.gradient)
     if prior.posterior and not posterior.log_prob:
-        refuse(
+        _refuse(
             "prior.name",
             f"another prior than one made of posteriors with {q}, whose density is known at its own samples only",
             config.prior.name,
         )
     if prior.posterior and config.model.classes:
-        refuse("model.classes", f"0 with {p}, whose pseudo-inputs have no labels", config.model.classes)
+        _refuse("model.classes", f"0 with {p}, whose pseudo-inputs have no labels", config.model.classes)
     if config.model.batch_norm and config.model.network in CONVOLUTIONS:
         # In training BatchNorm's statistics tie the samples of a batch together.
         if objective.name == "piwae" or objective.gradient == "dreg":
             what = f"objective {objective.name} with gradient {objective.gradient}"
-            refuse("model.batch_norm", f"false with {what}, which weighs each sample's own gradient", "true")
+            _refuse("model.batch_norm", f"false with {what}, which weighs each sample's own gradient", "true")
         if prior.posterior:
-            refuse(
+            _refuse(
                 "model.batch_norm", f"false with {p}, whose pseudo-inputs would enter the running statistics", "true"
             )
     if posterior.heads.keys() - {"mu"} and treatment not in likelihood.treatments:
         known = " or ".join(likelihood.treatments)
-        refuse("data.treatment", f"{known} with likelihood {config.likelihood.name}: {likelihood.reason}", treatment)
+        _refuse("data.treatment", f"{known} with likelihood {config.likelihood.name}: {likelihood.reason}", treatment)
+
+
+def _refuse(option: str, expected: str, found: object) -> None:
+    raise UserError(f"{option}: expected {expected}; found {found}")
 
 
 def _compose(

@@ -1,5 +1,6 @@
 """Images on their way to the device: all at once, or shard by shard, each loaded while the one before is in use."""
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -32,10 +33,14 @@ class Shard(NamedTuple):
     order: Int[Array, " places"]
 
 
-def fits(images: UInt8[np.ndarray, "images h w c"], devices: int = 1) -> bool:
-    """Whether the images can stay on the devices; one that does not tell its memory, as a CPU, holds them already."""
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return limit is None or images.nbytes <= SHARE * limit * devices
+def limit() -> float:
+    """Bytes that images may fill on a device; one that does not tell its memory, as a CPU, holds them already."""
+    return SHARE * (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
+
+
+def fits(images: UInt8[np.ndarray, "images h w c"]) -> bool:
+    """Whether the images can stay on a device."""
+    return images.nbytes <= limit()
 
 
 class Feed:
@@ -60,9 +65,10 @@ class Feed:
             devices: to spread them over; by default there is one.
         """
         self._devices = devices or Devices()
-        if not shard_images and not fits(images, self._devices.count):
-            limit = jax.local_devices()[0].memory_stats()["bytes_limit"] * self._devices.count
-            shard_images = int(SHARE * limit / 8 / images[0].nbytes)
+        # Of all processes the smallest, since all must go through the same shards.
+        most = self._devices.agree(limit(), np.min) * self._devices.count
+        if not shard_images and images.nbytes > most:
+            shard_images = int(most / 8 / images[0].nbytes)
         # Of a shard of one batch XLA makes another program, whose last bits differ.
         size = max(2, shard_images // multiple) * multiple
         self.images, self.size = images, size if shard_images and size < len(images) else 0

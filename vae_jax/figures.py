@@ -179,22 +179,36 @@ def comparison(
     return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
+WIDEST = 30.0  # inches of a picture
+MOST_CURVES = 100
 TITLES = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
 
 
-def sweep_curves(path: Path, curves: dict[str, dict[str, Float[np.ndarray, "_seeds _epochs"]]], split: str) -> Path:
+def sweep_curves(path: Path, curves: dict[str, dict[str, Float[np.ndarray, "..."]]], split: str, unit: str) -> Path:
     """Saves each setting's figures by epoch: the mean over its seeds, and their standard deviation as a band.
 
     Args:
         path: of the PNG.
-        curves: by the setting's name and the figure's: loss, reconstruction and KL.
+        curves: by the setting's name and the figure's (loss, reconstruction, KL), (seeds, epochs) each; empty where
+            all have diverged.
         split: of whose images they are.
+        unit: of the figures.
     """
     figure = _figure(13.0, 4.2)
     panels = [figure.add_subplot(1, 3, number) for number in (1, 2, 3)]
+    title = []
+    if any(len(found["loss"]) > 1 for found in curves.values()):
+        title.append("mean over seeds, with their standard deviation")
+    if len(curves) > MOST_CURVES:
+        title.append(f"the {MOST_CURVES} settings with the lowest {split} loss, of {len(curves):,}")
+        last = {name: found["loss"][:, -1].mean() if found["loss"].size else np.inf for name, found in curves.items()}
+        curves = {name: curves[name] for name in sorted(curves, key=last.__getitem__)[:MOST_CURVES]}
     shades = _shades(len(curves))
     for axes, part in zip(panels, TITLES, strict=True):
         for color, (name, found) in zip(shades, curves.items(), strict=True):
+            if not found[part].size:
+                axes.plot([], [], "x", color=color, label=_plain(name))
+                continue
             epochs, mean = np.arange(1, found[part].shape[1] + 1), found[part].mean(0)
             axes.plot(epochs, mean, "o-" if len(epochs) < 20 else "-", markersize=3, color=color, label=_plain(name))
             if len(found[part]) > 1:
@@ -203,16 +217,15 @@ def sweep_curves(path: Path, curves: dict[str, dict[str, Float[np.ndarray, "_see
         axes.set(title=f"{split} {TITLES[part]}", xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("per image")
+    panels[0].set_ylabel(unit)
     if len(curves) <= 16:
         panels[-1].legend(fontsize="small")
-    if any(len(found["loss"]) > 1 for found in curves.values()):
-        figure.suptitle("mean over seeds, with their standard deviation")
+    figure.suptitle("; ".join(title))
     return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
 def sweep_grid(
-    path: Path, settings: dict[str, list[str]], cells: dict[Any, dict[str, list[float]]], split: str
+    path: Path, settings: dict[str, list[str]], cells: dict[Any, dict[str, list[float]]], split: str, unit: str
 ) -> Path:
     """Saves the final figures against the swept values: of one option as a line, of more as a grid.
 
@@ -221,17 +234,21 @@ def sweep_grid(
         settings: the values of each option.
         cells: by the setting, as pairs of option and value, and the figure's name: a value for each seed.
         split: of whose images they are.
+        unit: of the figures.
     """
     *others, last = settings
     rows = list(product(*(settings[option] for option in others)))
     columns = settings[last]
-    figure = _figure(max(13.0, 2.4 * len(columns)), max(4.0, 1.2 + 0.45 * len(rows)) if others else 4.0)
+    figure = _figure(min(max(13.0, 2.4 * len(columns)), WIDEST), min(max(4.0, 1.2 + 0.45 * len(rows)), WIDEST))
+    # Of very many values only some are named, and a scale tells the figures instead of each cell.
+    every_column, every_row = (max(1, round(0.3 * count / WIDEST)) for count in (3 * len(columns), len(rows)))
+    written = every_column == every_row == 1
     for number, part in enumerate(TITLES, 1):
         axes = figure.add_subplot(1, 3, number)
         found = [[cells[(*zip(others, row, strict=True), (last, value))][part] for value in columns] for row in rows]
         mean = np.array([[np.mean(each) if each else np.nan for each in line] for line in found])
-        axes.set(title=f"{split} {TITLES[part]}", xlabel=_plain(last))
-        axes.set_xticks(range(len(columns)), [_plain(value) for value in columns])
+        axes.set(title=f"{split} {TITLES[part]} ({unit})", xlabel=_plain(last))
+        axes.set_xticks(range(0, len(columns), every_column), [_plain(value) for value in columns[::every_column]])
         if not others:
             spread = [np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in found[0]]
             axes.errorbar(range(len(columns)), mean[0], spread, fmt="o-", capsize=3)
@@ -239,12 +256,14 @@ def sweep_grid(
                 axes.plot([place] * len(values), values, ".", color="C0", alpha=0.35)
             axes.grid(alpha=0.3)
             continue
-        axes.imshow(mean, cmap="viridis", aspect="auto")
+        image = axes.imshow(mean, cmap="viridis", aspect="auto")
+        if not written:
+            figure.colorbar(image)
         middle = np.nanmean(mean) if np.isfinite(mean).any() else 0.0
-        for (row, column), value in np.ndenumerate(mean):
+        for (row, column), value in np.ndenumerate(mean) if written else ():
             text = "diverged" if np.isnan(value) else f"{value:.4g}"
             axes.text(column, row, text, ha="center", va="center", color="white" if value < middle else "black")
-        axes.set_yticks(range(len(rows)), [_plain(", ".join(row)) for row in rows])
+        axes.set_yticks(range(0, len(rows), every_row), [_plain(", ".join(row)) for row in rows[::every_row]])
         axes.set_ylabel(_plain(", ".join(others)))
     return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 

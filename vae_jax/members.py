@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, PyTree
 from vae_jax import memory, optimizer
 from vae_jax.composition import build
 from vae_jax.config import Config
-from vae_jax.data.dataset import Dataset, Split
+from vae_jax.data.dataset import Dataset
 from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import make_terms
 from vae_jax.feed import fits
@@ -39,7 +39,6 @@ from vae_jax.train import (
     make_steps,
     split_figures,
     start_from,
-    told,
     train_figures,
 )
 
@@ -59,6 +58,7 @@ TRACED = (
 )
 CALL = 5.0  # seconds of a call of the program, after the first; between calls every member's state is looked at
 SHARE = 0.8  # of the memory that is free, which a program may take
+MOST = 500  # members of a program: each holds a file open, its folder's lock, and a process has about a thousand
 Values = dict[str, Array]  # of TRACED options
 History = list[dict[str, Any]]
 
@@ -124,8 +124,27 @@ def _over_members(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *arguments: lax.map(lambda each: function(*each), arguments)
 
 
-def _labels(config: Config, split: Split) -> Array | None:
-    return None if (labels := told(config, split)) is None else jnp.asarray(labels, jnp.int32)
+class Images:
+    """A data set on the device, there once for all programs.
+
+    Attributes:
+        data: the data set.
+    """
+
+    def __init__(self, data: Dataset):
+        """Brings it there."""
+        self.data = data
+        splits = {"train": data.train, "test": data.test, "validation": data.validation}
+        self._splits = {
+            name: (jnp.asarray(split.images), None if split.labels is None else jnp.asarray(split.labels, jnp.int32))
+            for name, split in splits.items()
+            if split is not None
+        }
+
+    def of(self, name: str, config: Config) -> tuple[Array, Array | None]:
+        """A split's images, and their labels where the model is told them."""
+        images, labels = self._splits[name]
+        return images, labels if config.model.classes else None
 
 
 class Program:
@@ -133,34 +152,31 @@ class Program:
 
     Attributes:
         size: how many members.
+        splits: of which there are images to evaluate on.
         compile_seconds: how long compiling took.
         needs: bytes that it takes to run, the images left out.
     """
 
-    def __init__(self, configs: Sequence[Config], data: Dataset, size: int):
+    def __init__(self, configs: Sequence[Config], images: Images, size: int):
         """Compiles.
 
         Args:
             configs: of the members, which are `alike`.
-            data: the images, which all members share.
+            images: which all members share.
             size: how many members train at once.
         """
+        data = images.data
         began = time.perf_counter()
         self.config, self.size, self.count = configs[0], size, len(data.train)
         self._options = [option for option in TRACED if len({value_of(config, option) for config in configs}) > 1]
         self._network, self._objective = build(self.config, data.image_shape)
         batch_size = self.config.train.batch_size
         self.steps = -(-self.count // batch_size)
-        self._images = jnp.asarray(data.train.images), _labels(self.config, data.train)
-        self._splits = {
-            name: (jnp.asarray(split.images), _labels(self.config, split))
-            for name, split in (("test", data.test), ("validation", data.validation))
-            if split is not None
-        }
+        self._images = images.of("train", self.config)
+        self.splits = ["test"] if data.validation is None else ["test", "validation"]
         self.start = jax.jit(_over_members(self._start))
         self.shuffle = jax.jit(jax.vmap(self._shuffle, (0, None)))
         self.finite = jax.jit(jax.vmap(all_finite))
-        self._evaluate = jax.jit(self._terms)
 
         seeds, values = self.arguments([self.config] * size)
         states = jax.eval_shape(self.start, seeds, values)
@@ -173,10 +189,18 @@ class Program:
             for end, images in ((full, batch_size if full else 0), (self.steps, remainder))
             if images
         ]
+        self._evaluators = {}
+        for split in self.splits:
+            shown = images.of(split, self.config)
+            compiled = jax.jit(self._terms).lower(states.variables, seeds, values, *shown).compile()
+            self._evaluators[split] = compiled, shown
         self.compile_seconds = time.perf_counter() - began
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((states, orders)))
-        analyses: list[Any] = [part.memory_analysis() for _, _, part in self.parts]
-        self.needs = held + max(analysis.temp_size_in_bytes for analysis in analyses)
+        compiled = [part for _, _, part in self.parts] + [evaluator for evaluator, _ in self._evaluators.values()]
+        analyses: list[Any] = [each.memory_analysis() for each in compiled]
+        self.needs = held + max(
+            each.temp_size_in_bytes + each.output_size_in_bytes - each.alias_size_in_bytes for each in analyses
+        )
 
     def arguments(self, configs: Sequence[Config]) -> tuple[Array, Values]:
         """What tells the members apart: their seeds and the values of the options in which they differ."""
@@ -199,12 +223,8 @@ class Program:
 
     def evaluate(self, split: str, states: TrainState, seeds: Array, values: Values) -> Terms:
         """The objective's terms, (members, images) each."""
-        return self._evaluate(states.variables, seeds, values, *self._splits[split])
-
-    @property
-    def splits(self) -> list[str]:
-        """Of which there are images to evaluate on."""
-        return list(self._splits)
+        evaluate, shown = self._evaluators[split]
+        return evaluate(states.variables, seeds, values, *shown)
 
     def _start(self, seed: Array, values: Values) -> TrainState:
         variables = self._network.init(make_keys(seed).init)
@@ -241,10 +261,12 @@ def check(config: Config, data: Dataset) -> None:
     Raises:
         UserError: if the configuration does not fit the data, or the data not into the device's memory.
     """
-    if config.train.shard_images or not fits(data.train.images):
+    splits = [split for split in (data.train, data.test, data.validation) if split is not None]
+    if config.train.shard_images or not all(fits(split.images) for split in splits):
         raise UserError(
-            f"train.shard_images: expected 0 and training images that fill at most a quarter of the device's memory, "
-            f"since members share them; found {config.train.shard_images} and {data.train.images.nbytes / 1e6:,.0f} MB"
+            f"train.shard_images: expected 0 and images that fill at most a quarter of the device's memory, since "
+            f"members share them; found {config.train.shard_images} and {data.train.images.nbytes / 1e6:,.0f} MB to "
+            f"train on, {data.test.images.nbytes / 1e6:,.0f} MB to test on"
         )
     check_batches(config, len(data.train))
     check_parameters(config, data.image_shape)
@@ -253,27 +275,36 @@ def check(config: Config, data: Dataset) -> None:
     make_step(config, network, objective, optimizer.build(config.train, 1))
 
 
-def program_that_fits(configs: Sequence[Config], data: Dataset) -> Program:
+def program_that_fits(configs: Sequence[Config], images: Images) -> Program:
     """A program for all members, or for as many at a time as the memory holds.
 
     Raises:
         UserError: if not even one fits, or `check` refuses them.
     """
-    config, size = configs[0], len(configs)
-    check(config, data)
+    check(configs[0], images.data)
+    size = _even(len(configs), MOST)
     while True:
-        program = Program(configs, data, size)
-        free = _free()
-        if program.needs <= SHARE * free:
+        program, part = None, 0.5
+        try:
+            program = Program(configs, images, size)
+            part = SHARE * _free() / program.needs
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:  # some compilers know that it does not fit
+                raise
+        if program and part >= 1:
             return program
-        if size == 1:
+        if program and size == 1:
             raise UserError(
-                f"train.batch_size {config.train.batch_size}: training one member needs {program.needs / 1e6:,.0f} MB; "
-                f"{free / 1e6:,.0f} MB are free"
+                f"train.batch_size {configs[0].train.batch_size}: training one member needs "
+                f"{program.needs / 1e6:,.0f} MB; {_free() / 1e6:,.0f} MB are free"
             )
         # What grows with the members is at most all of it.
-        turns = -(-len(configs) // max(1, min(size - 1, int(size * SHARE * free / program.needs))))
-        size = -(-len(configs) // turns)
+        size = _even(len(configs), max(1, min(size - 1, int(size * part))))
+
+
+def _even(count: int, most: int) -> int:
+    """How many members train at once, so that each of the turns has about as many."""
+    return -(-count // -(-count // most))
 
 
 def _free() -> int:
@@ -312,10 +343,11 @@ def fit(
     alive = np.arange(program.size) < len(members)
     histories: list[History] = [list(member.resume[1]) if member.resume else [] for member in members]
     failures: list[Diverged | None] = [None] * len(members)
-    states = program.start(seeds, values)
-    if members[0].resume:
-        resumed = [member.resume[0] for member in (*members, *surplus) if member.resume]
-        states = jax.tree.map(lambda *each: jnp.stack(each), *resumed)
+    resumed = [member.resume[0] for member in (*members, *surplus) if member.resume]
+    if resumed:
+        states = jax.tree.map(lambda *each: jnp.asarray(np.stack(each)), *resumed)
+    else:
+        states = program.start(seeds, values)
     if on_start:
         on_start()
 

@@ -56,7 +56,8 @@ def join(coordinator: str | None, processes: int | None, process: int | None, wa
         ) from error
     except RuntimeError as error:
         raise UserError(f"{unmet}; {error!s:.200}") from error
-    _abort_with(f"process {jax.process_index()}: {MESSAGE}", LOST)
+    aborted = "jax's runtime has ended this process, most likely since"  # lines of its own stand above
+    _abort_with(f"process {jax.process_index()}: {aborted} {MESSAGE}", LOST)
 
 
 def joined() -> bool:

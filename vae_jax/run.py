@@ -5,6 +5,7 @@ RUN/metrics.jsonl   one JSON object for each epoch
 RUN/summary.json    the final figures, the versions and the device
 RUN/checkpoints/    named by the step: the newest ones and the best; what was found damaged is in damaged/
 RUN/figures/        pictures
+RUN/diverged.txt    why the run has ended, where it diverged
 RUN/imported.json   where the run's first weights came from, if they were imported
 RUN/.lock           held by the process that trains
 """
@@ -53,9 +54,9 @@ if TYPE_CHECKING:
 
 DEVICE = ("device", "devices", "cores", "XLA_FLAGS")  # of `environment`; the others are versions
 SUMMARY_SPLITS = ("train", "validation", "test")
-ORIGIN = "imported.json"
+ORIGIN, DIVERGED = "imported.json", "diverged.txt"
 # Of a run, in the order in which it is deleted; its configuration, which makes the folder a run's, is written over.
-CONTENTS = ("figures", "latents_*.npz", "summary.json", "metrics.jsonl", "checkpoints", ORIGIN)
+CONTENTS = ("figures", "latents_*.npz", "summary.json", "metrics.jsonl", "checkpoints", ORIGIN, DIVERGED)
 # What may differ between the processes that train a run together: where the data lie and what is kept.
 LOCAL = ("data.manual_dir", "data.cache_dir", "data.path", "output.")
 # What may differ when a run is continued: how far it goes, where its data lie and what it keeps.
@@ -144,6 +145,7 @@ def train(
         except Diverged as error:
             on = f" or go on from step {recorder.saved_step} with --resume --train.skip_nonfinite true"
             anew = f"begin anew (--overwrite or another --out){on if recorder.saved_step else ''}"
+            recorder.diverged(error)
             raise Diverged(f"{error}; {anew}") from error
         recorder.finish(trained, time.perf_counter() - began)
         return trained
@@ -294,8 +296,17 @@ def delete(folder: Path) -> None:
             path.unlink()
 
 
-def standing(config: Config, data: Dataset, folder: Path, report: Callable[[str], None]) -> "Saved | None":
+def standing(
+    config: Config, data: Dataset, folder: Path, report: Callable[[str], None], digest: str | None = None
+) -> "Saved | None":
     """Where the run in a folder stands, or None if it has no checkpoint yet.
+
+    Args:
+        config: it is to go on with.
+        data: likewise.
+        folder: of the run.
+        report: is told of each damaged checkpoint, which is passed over.
+        digest: `digest_of` config and data, if it is known already.
 
     Raises:
         UserError: if the run is not continued as it began.
@@ -306,7 +317,7 @@ def standing(config: Config, data: Dataset, folder: Path, report: Callable[[str]
         if epochs := _epochs(folder):
             raise UserError(
                 f"{folder}/checkpoints: expected a checkpoint, since metrics.jsonl has {epochs} epochs; found none; "
-                f"--overwrite begins anew"
+                f"delete {folder} to begin it anew"
             )
         return None
     if not earlier.images:
@@ -316,7 +327,7 @@ def standing(config: Config, data: Dataset, folder: Path, report: Callable[[str]
             f"{folder}: the run was trained on {earlier.images} images, found {len(data.train)}; a run continues "
             f"on the same data only"
         )
-    if earlier.digest != digest_of(config, data):
+    if earlier.digest != (digest or digest_of(config, data)):
         raise UserError(f"{folder}: the run was trained on other images; a run continues on the same data only")
     begun = -(-int(earlier.state.step) // -(-earlier.images // config.train.batch_size))
     if begun > config.train.epochs:
@@ -403,7 +414,8 @@ class Recorder:
             write_text(folder / "config.yaml", to_yaml(self.config))
             (folder / "figures").mkdir(exist_ok=True)
             self.checkpoints = Keeper(folder / "checkpoints", self.config.output.keep_checkpoints, report, newest)
-            (folder / "summary.json").unlink(missing_ok=True)  # it is of a finished run
+            for ended in ("summary.json", DIVERGED):  # of a run that is over
+                (folder / ended).unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
         if earlier is None:
@@ -454,6 +466,9 @@ class Recorder:
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
         self.history = list(history)
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in history))
+
+    def diverged(self, error: Diverged) -> None:
+        write_text(self.folder / DIVERGED, f"{error}\n")
 
     def finish(self, trained: Trained, seconds: float) -> None:
         config, history = trained.config, trained.history
@@ -507,6 +522,9 @@ class Follower(Recorder):
         pass
 
     def save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
+        pass
+
+    def diverged(self, error: Diverged) -> None:
         pass
 
     def finish(self, trained: Trained, seconds: float) -> None:

@@ -21,14 +21,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from vae_jax import figures, members, train
+from vae_jax import figures, members, objectives, train
 from vae_jax.config import Config, changed_options, check_used, listed, load_config, options_of, with_options
 from vae_jax.data import Dataset
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.folder import LEFT_OVER, LOCK, check_writable, write_text, writing
-from vae_jax.run import Recorder, delete, standing
+from vae_jax.run import DIVERGED, Recorder, delete, digest_of, standing
 
 SPECIFICATION = "sweep.json"
 MOST = 10_000  # members
@@ -78,6 +79,18 @@ class Outcome(NamedTuple):
     failure: str = ""
 
 
+class Ranking(NamedTuple):
+    """What members are ranked by, lower is better.
+
+    Attributes:
+        name: in words.
+        of: an epoch's figures -> it.
+    """
+
+    name: str
+    of: Callable[[dict[str, Any]], float]
+
+
 class Group(NamedTuple):
     """Members that are compiled as one program, as a table shows them while they train.
 
@@ -89,6 +102,7 @@ class Group(NamedTuple):
         diverged: how many members have.
         best: the name of the best member after its last epoch so far; empty before the first.
         figure: that member's; NaN before the first.
+        ranked_by: what it is.
         images_per_second: of all members together.
     """
 
@@ -99,6 +113,7 @@ class Group(NamedTuple):
     diverged: int
     best: str
     figure: float
+    ranked_by: str
     images_per_second: float
 
 
@@ -161,8 +176,8 @@ def members_of(sweep: Sweep) -> list[Member]:
 
 
 def _plain(value: str) -> str:
-    """A value as a part of a folder's name."""
-    return re.sub(r"[^\w.+\-\[\]]+", "_", value.strip('"'))
+    """A value as a part of a folder's name; of a file's path its end."""
+    return re.sub(r"[^\w.+\-\[\]]+", "_", re.sub(r"^.*/(?=[^/]+\.py:)", "", value.strip('"')))
 
 
 def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool) -> None:
@@ -260,46 +275,45 @@ def run(
         if overwrite and (folder / SPECIFICATION).exists():
             _delete_sweep(folder)
         write_text(folder / SPECIFICATION, _specification(sweep))
+        rank = ranking(sweep, data)
         status = [
-            Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, "", math.nan, 0.0) for group in groups.values()
+            Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, "", math.nan, rank.name, 0.0)
+            for group in groups.values()
         ]
         outcomes: dict[str, Outcome] = {}
-        rank = ranking(sweep, data)
+        images = members.Images(data)
 
         for number, group in enumerate(groups.values()):
 
             def show(epoch: int, done: float, speed: float, number: int = number, group: list[Member] = group) -> None:
                 found = [outcomes[member.name] for member in group if member.name in outcomes]
                 ranked = [
-                    (rank(each.history[-1]), each.member.name) for each in found if each.history and not each.failure
+                    (rank.of(each.history[-1]), each.member.name) for each in found if each.history and not each.failure
                 ]
                 figure, name = min(ranked, default=(math.nan, ""))
                 diverged = sum(bool(each.failure) for each in found)
                 epochs = group[0].config.train.epochs
-                status[number] = Group(len(group), epoch, epochs, done, diverged, name, figure, speed)
+                status[number] = Group(len(group), epoch, epochs, done, diverged, name, figure, rank.name, speed)
                 if on_progress:
                     on_progress(list(status))
 
-            _train_group(group, data, folder, resume, report, show, should_stop, outcomes)
+            _train_group(group, images, folder, resume, report, show, should_stop, outcomes)
         ended = [outcomes[member.name] for member in found]
         write_results(folder, sweep, ended, data)
     return ended
 
 
-def ranking(sweep: Sweep, data: Dataset) -> Callable[[dict[str, Any]], float]:
-    """An epoch's figures -> what members are ranked by, lower is better.
-
-    It is the loss, or −ELBO (reconstruction + KL) where the objective is swept and losses are of different kinds.
-    """
+def ranking(sweep: Sweep, data: Dataset) -> Ranking:
+    """The loss, or −ELBO (reconstruction + KL) where the objective is swept and losses are of different kinds."""
     split = "test" if data.validation is None else "validation"
     if any(option.startswith("objective.") for option in sweep.settings):
-        return lambda epoch: epoch[f"{split}_reconstruction"] + epoch[f"{split}_kl"]
-    return lambda epoch: epoch[f"{split}_loss"]
+        return Ranking(f"{split} −ELBO", lambda epoch: epoch[f"{split}_reconstruction"] + epoch[f"{split}_kl"])
+    return Ranking(f"{split} loss", lambda epoch: epoch[f"{split}_loss"])
 
 
 def _train_group(
     group: list[Member],
-    data: Dataset,
+    images: members.Images,
     folder: Path,
     resume: bool,
     report: Callable[[str], None],
@@ -308,19 +322,27 @@ def _train_group(
     outcomes: dict[str, Outcome],
 ) -> None:
     """Trains what is not finished of members that are alike; fills in `outcomes`."""
+    data = images.data
     epochs, steps = group[0].config.train.epochs, -(-len(data.train) // group[0].config.train.batch_size)
+    digest = digest_of(group[0].config, data) if resume else ""
     waiting: dict[int, list[tuple[Member, Any]]] = {}  # by the step where they stand: a killed sweep leaves several
     for member in group:
-        path = folder / member.name
-        earlier = standing(member.config, data, path, report) if resume and (path / "config.yaml").exists() else None
-        step = int(earlier.state.step) if earlier else 0
+        path, earlier, step = folder / member.name, None, 0
+        if resume and (path / "config.yaml").exists():
+            earlier = standing(member.config, data, path, report, digest)
+        if earlier:
+            step = int(earlier.state.step)
+            earlier = earlier._replace(state=jax.device_get(earlier.state))  # one copy on the device is enough
         outcomes[member.name] = Outcome(member, earlier.history if earlier else [])
-        if step < epochs * steps or not (path / "summary.json").is_file():
+        if resume and (path / DIVERGED).is_file():  # it would again
+            failure = (path / DIVERGED).read_text(encoding="utf-8").strip()
+            outcomes[member.name] = outcomes[member.name]._replace(failure=failure)
+        elif step < epochs * steps or not (path / "summary.json").is_file():
             waiting.setdefault(step, []).append((member, earlier))
     recorder = None
     for step, pending in sorted(waiting.items(), key=lambda item: item[0]):
         show(step // steps, step / (epochs * steps), 0.0)
-        program = members.program_that_fits([member.config for member, _ in pending], data)
+        program = members.program_that_fits([member.config for member, _ in pending], images)
         turns = -(-len(pending) // program.size)
         for turn in range(turns):
             part = pending[turn * program.size : (turn + 1) * program.size]
@@ -396,6 +418,7 @@ def _train_together(
         for (member, _), recorder, ended in zip(part, recorders, trained, strict=True):
             if isinstance(ended, Diverged):
                 report(f"{member.name}: {ended}")
+                recorder.diverged(ended)
                 outcomes[member.name] = Outcome(member, list(recorder.history), str(ended))
             else:
                 state, history = ended
@@ -422,6 +445,7 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
     """Writes the tables and the pictures of a sweep that has ended."""
     split = "test" if data.validation is None else "validation"
     rank = ranking(sweep, data)
+    unit = " or ".join(sorted({objectives.get(each.member.config.objective).unit for each in outcomes}))
     rows = []
     for each in outcomes:
         last = each.history[-1] if each.history else {}
@@ -447,17 +471,16 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
     for setting, group in _by_setting(outcomes).items():
         sound = [each for each in group if not each.failure]
         name = ", ".join(f"{option.rpartition('.')[2]} {value}" for option, value in setting) or "all seeds"
-        if sound:
-            curves[name] = {
-                part: np.array([[epoch[f"{split}_{part}"] for epoch in each.history] for each in sound])
-                for part in FIGURES
-            }
+        if len(sound) < len(group):
+            name += f" ({len(group) - len(sound)} of {len(group)} diverged)"
+        curves[name] = {
+            part: np.array([[epoch[f"{split}_{part}"] for epoch in each.history] for each in sound]) for part in FIGURES
+        }
         cells[setting] = {part: [each.history[-1][f"{split}_{part}"] for each in sound] for part in FIGURES}
     (folder / "figures").mkdir(exist_ok=True)
-    if curves:
-        figures.sweep_curves(folder / "figures" / "curves.png", curves, split)
+    figures.sweep_curves(folder / "figures" / "curves.png", curves, split, unit)
     if sweep.settings:
-        figures.sweep_grid(folder / "figures" / "grid.png", sweep.settings, cells, split)
+        figures.sweep_grid(folder / "figures" / "grid.png", sweep.settings, cells, split, unit)
 
 
 def _by_setting(outcomes: list[Outcome]) -> dict[tuple[tuple[str, str], ...], list[Outcome]]:
@@ -467,7 +490,7 @@ def _by_setting(outcomes: list[Outcome]) -> dict[tuple[tuple[str, str], ...], li
     return groups
 
 
-def summarize(outcomes: list[Outcome], split: str, rank: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:
+def summarize(outcomes: list[Outcome], split: str, rank: Ranking) -> list[dict[str, Any]]:
     """A row for each setting: of the members that have not diverged the mean and the standard deviation over seeds."""
     rows = []
     for setting, group in _by_setting(outcomes).items():
@@ -478,7 +501,7 @@ def summarize(outcomes: list[Outcome], split: str, rank: Callable[[dict[str, Any
         for part, found in values.items():
             row[f"{split}_{part}"] = float(np.mean(found)) if found else math.nan
             row[f"{split}_{part}_std"] = float(np.std(found, ddof=1)) if len(found) > 1 else math.nan
-        row["ranked_by"] = float(np.mean([rank(epoch) for epoch in sound])) if sound else math.nan
+        row["ranked_by"] = float(np.mean([rank.of(epoch) for epoch in sound])) if sound else math.nan
         rows.append(row)
     return rows
 

@@ -176,6 +176,8 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
     except UserError:
         raise
     except (RuntimeError, AssertionError) as error:  # jax asserts that a plugin for cuda is there
+        if (processes := sys.modules.get("vae_jax.processes")) and processes.is_lost(error):
+            raise
         reason = (str(error) or "no support for it is installed").splitlines()[0]
         raise UserError(
             f"--device {name or ''}: jax finds no such device here ({reason}); the extras cuda "
@@ -203,11 +205,20 @@ def absolute_paths(config: "Config") -> "Config":
     found = {name: str(expand(path).absolute()) for name in DATA_PATHS if (path := getattr(config.data, name))}
     config = replace(config, data=replace(config.data, **found))
     for section, option in EXTENSIBLE:
-        file, colon, entry = getattr(getattr(config, section), option).rpartition(":")
-        if file.endswith(".py"):
-            name = f"{expand(file).absolute()}{colon}{entry}"
-            config = replace(config, **{section: replace(getattr(config, section), **{option: name})})
+        name = absolute_entry(getattr(getattr(config, section), option))
+        config = replace(config, **{section: replace(getattr(config, section), **{option: name})})
     return config
+
+
+def absolute_entry(name: str) -> str:
+    """An import path with its file's path absolute, if it names a file."""
+    file, colon, entry = name.rpartition(":")
+    return f"{expand(file).absolute()}{colon}{entry}" if file.endswith(".py") else name
+
+
+def is_extensible(option: str) -> bool:
+    """Whether an option, by its dotted name, may name something of a user's own."""
+    return tuple(option.split(".")) in EXTENSIBLE
 
 
 def load_data(options: Any, trained: "Trained") -> "Dataset":

@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from vae_jax.cli.common import Verb, absolute_paths, device_option, folder_of, folder_options, say, set_device
+from vae_jax.cli.common import (
+    Verb,
+    absolute_entry,
+    absolute_paths,
+    device_option,
+    folder_of,
+    folder_options,
+    is_extensible,
+    say,
+    set_device,
+)
 from vae_jax.cli.train import stop_signals, tell_stopping
 from vae_jax.config import Config, add_options, from_namespace
 from vae_jax.errors import Stopped, printable
@@ -34,6 +44,11 @@ def _sweep(options: Any) -> int:
             sweep = make_sweep(sweep.config, options.seeds, options.set)
     else:
         sweep = make_sweep(absolute_paths(config), options.seeds, options.set)
+    settings = {
+        option: [absolute_entry(value) for value in values] if is_extensible(option) else values
+        for option, values in sweep.settings.items()
+    }
+    sweep = sweep._replace(settings=settings)
     check_sweep_folder(folder, sweep, options.resume, options.overwrite)
     count = len(members_of(sweep))
 
@@ -93,7 +108,7 @@ def _progress() -> Iterator[Callable[..., None]]:
                     told[number] = group.done
                     print(
                         f"group {number + 1}/{len(groups)}, {group.members} members: epoch {group.epoch}/{group.epochs}"
-                        f", best so far {group.figure:.2f} ({printable(group.best)})"
+                        f", best {group.ranked_by} so far {group.figure:.2f} ({printable(group.best)})"
                         + (f"; {group.images_per_second:,.0f} images/s" if group.images_per_second else "")
                         + (f"; {group.diverged} diverged" if group.diverged else ""),
                         flush=True,
@@ -109,7 +124,8 @@ def _progress() -> Iterator[Callable[..., None]]:
     live = Live(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
 
     def show(groups: list[Any]) -> None:
-        table = Table("group", "members", "", "epoch", "best so far", "member", "diverged", "images/s")
+        best = f"best {groups[0].ranked_by} so far"
+        table = Table("group", "members", "", "epoch", best, "member", "diverged", "images/s")
         for number, group in enumerate(groups):
             table.add_row(
                 str(number + 1),

@@ -42,6 +42,7 @@ def _train(options: Any) -> int:
     from vae_jax.devices import Devices
 
     devices = Devices(jax.device_count() if options.devices is None else options.devices)
+    devices.wait()  # they connect now, since later a process that reads its data slowly would be given up
     if not devices.writes:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     print(f"device: {device}{f', {devices}' if devices.count > 1 else ''}", flush=True)

@@ -48,6 +48,11 @@ def padding(size: int) -> int:
     return KERNEL // 2 - 1 + size % 2
 
 
+def dead_bias(config: ModelConfig, train: bool) -> bool:
+    """Whether a convolution's bias is dead: whoever reads the sum of the blocks normalises it first."""
+    return train and config.batch_norm
+
+
 class Activated(nn.Module):
     """Normalisation, if there is one, and activation."""
 
@@ -71,7 +76,7 @@ class Block(nn.Module):
         h, convolution = x, choose(self.config.convolution)
         for i in (1, 2):
             h = Activated(self.config, name=f"act{i}")(h, train=train)
-            h = Conv(x.shape[1], 3, 1, 1, convolution, name=f"conv{i}")(h)
+            h = Conv(x.shape[1], 3, 1, 1, convolution, name=f"conv{i}")(h, dead_bias=dead_bias(self.config, train))
         return x + h
 
 
@@ -91,10 +96,11 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: Features, *, train: bool) -> dict[str, Float[Array, "_ batch"]]:
         config, convolution = self.config, choose(self.config.convolution)
+        dead = dead_bias(config, train)
         for i, features in enumerate(config.channels):
             if i:
                 x = Activated(config, name=f"act{i}")(x, train=train)
-            x = Conv(features, KERNEL, 2, padding(self.sizes[i]), convolution, name=f"conv{i + 1}")(x)
+            x = Conv(features, KERNEL, 2, padding(self.sizes[i]), convolution, name=f"conv{i + 1}")(x, dead_bias=dead)
             for j in range(config.blocks):
                 x = Block(config, name=f"block{i + 1}_{j + 1}")(x, train=train)
         x = Activated(config, name=f"act{len(config.channels)}")(x, train=train)
@@ -127,7 +133,8 @@ class Decoder(nn.Module):
                 x = Block(config, name=f"block{i + 1}_{j + 1}")(x, train=train)
             x = Activated(config, name=f"act{i + 1}")(x, train=train)
             features, size = (config.channels[i - 1] if i else self.outputs), self.sizes[i]
-            x = ConvTranspose(features, size, KERNEL, 2, padding(size), convolution, name=f"dec{i + 1}")(x)
+            dec = ConvTranspose(features, size, KERNEL, 2, padding(size), convolution, name=f"dec{i + 1}")
+            x = dec(x, dead_bias=i > 0 and dead_bias(config, train))
         return x
 
 
