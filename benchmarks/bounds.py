@@ -37,7 +37,9 @@ def main() -> None:
     config, variables = trained.config, trained.state.variables
     if config.data.treatment not in ("static", "dynamic"):
         raise SystemExit(f"RUN: expected a model of binary images; found data.treatment {config.data.treatment}")
-    network, _ = build(config, trained.image_shape)
+    network, objective = build(config, trained.image_shape)
+    if network.classes or not objective.generative:
+        raise SystemExit("RUN: expected a model with a likelihood that is told no labels")
     draw, binarize, estimate = jax.random.split(jax.random.key(options.seed), 3)
     z = network.sample_prior(variables, draw, options.images)
     means = vae_jax.use(trained).decode(z)
@@ -46,7 +48,7 @@ def main() -> None:
 
     annealing = {"chains": options.chains}
     found, lower = {}, np.zeros(options.images)
-    for temperatures in options.temperatures:
+    for temperatures in sorted(options.temperatures):  # the last ones give the tightest bound
         annealing["temperatures"] = temperatures
         lower = annealed_nll(*run, **annealing, exact=np.asarray(z))
         found[f"annealed backwards, {temperatures}"] = lower

@@ -23,7 +23,8 @@ TWICE = ["--config=digits", *flags(**TINY)]
 @pytest.fixture(scope="module")
 def trained():
     """Losses of every step, and of the epochs, by precision and devices."""
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    emulated = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": emulated}
     found = subprocess.run([sys.executable, WORKER], capture_output=True, text=True, env=environment, timeout=280)
     assert found.returncode == 0, found.stderr
     return json.loads(found.stdout)

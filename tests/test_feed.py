@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from vae_jax import feed
+from vae_jax.devices import Devices
 from vae_jax.feed import Feed
 
 IMAGES = np.arange(23 * 4, dtype=np.uint8).reshape(23, 2, 2, 1)
@@ -48,3 +49,12 @@ def test_what_does_not_fit_is_streamed(monkeypatch):
     assert Feed(IMAGES, 0, 1).shapes[0].shape[0] == 2  # images of 4 bytes in an eighth of a quarter of 320
     assert feed.fits(IMAGES[:20])
     assert Feed(IMAGES[:20], 0, 4).shapes[0].shape[0] == 20
+
+
+def test_processes_go_through_the_same_shards(monkeypatch):
+    """The device of another process has half of this one's memory."""
+    devices = Devices()
+    monkeypatch.setattr(feed.jax, "local_devices", lambda: [Device()])
+    monkeypatch.setattr(devices, "agree", lambda value, reduce: reduce(np.array([value, value / 2])))
+    assert Feed(IMAGES[:15], 0, 4).size == 0  # 60 bytes in a quarter of 320
+    assert Feed(IMAGES[:15], 0, 4, devices=devices).size == 8

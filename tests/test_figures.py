@@ -175,8 +175,13 @@ def test_the_decoded_plane_has_z2_upwards_and_z1_to_the_right(tmp_path, drawn):
     np.testing.assert_allclose(tiles[:, :, 1], np.tile(np.linspace(1, 0, 4)[:, None], (1, 4)), atol=1e-6)
 
 
-@pytest.mark.parametrize("counts", [(1,), (3,), (2, 3), (300,), (60, 50)])
-def test_a_sweeps_pictures_hold_however_many_values(tmp_path, counts):
+@pytest.mark.parametrize(
+    ("counts", "written"),
+    [((1,), True), ((3,), True), ((2, 3), True), ((300,), True), ((4, 40), False), ((60, 50), False)],
+)
+def test_a_sweeps_pictures_hold_however_many_values(tmp_path, monkeypatch, counts, written):
+    drawn = []
+    monkeypatch.setattr(figures, "_figure", lambda *size, make=figures._figure: drawn.append(make(*size)) or drawn[-1])
     settings = {f"option{i}": [str(value) for value in range(count)] for i, count in enumerate(counts)}
     every = [tuple(zip(settings, values, strict=True)) for values in product(*settings.values())]
     cells = {setting: {part: [float(i), i + 1.0] for part in figures.TITLES} for i, setting in enumerate(every)}
@@ -184,6 +189,15 @@ def test_a_sweeps_pictures_hold_however_many_values(tmp_path, counts):
     image = read(figures.sweep_grid(tmp_path / "grid.png", settings, cells | {every[0]: gone}, "test", "nats"))
     assert 400 < len(image) < 10_000
     assert 400 < len(image[0]) < 10_000
-    curves = {str(setting): {part: np.ones((2, 3)) for part in figures.TITLES} for setting in every[1:]}
+    axes, texts = drawn[0].axes[0], [text.get_text() for text in drawn[0].axes[0].texts]
+    assert axes.get_title() == "test loss (nats)"
+    assert len(axes.get_xticks()) <= max(34, counts[-1] // 2)
+    if len(counts) == 2:
+        assert texts == (["diverged", *(f"{i + 0.5:.4g}" for i in range(1, len(every)))] if written else [])
+        assert written or drawn[0].axes[-1].get_ylabel() == "white: all diverged"
+    curves = {"one": {part: np.ones((2, 3)) for part in figures.TITLES}}
     curves |= {"gone": {part: np.empty(0) for part in figures.TITLES}}
-    assert len(read(figures.sweep_curves(tmp_path / "curves.png", curves, "test", "nats"))) > 400
+    figures.sweep_curves(tmp_path / "curves.png", curves, "test", "nats", "some of them")
+    title = "mean over seeds, with their standard deviation; some of them"
+    assert drawn[1].get_suptitle() == title
+    assert [text.get_text() for text in drawn[1].axes[-1].get_legend().get_texts()] == ["one", "gone"]

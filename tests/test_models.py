@@ -233,9 +233,10 @@ def test_the_gradient_reaches_every_parameter_and_nothing_is_random(network):
 
 
 @pytest.mark.usefixtures("float64")
-def test_biases_that_batch_norm_undoes_have_no_gradient():
+@pytest.mark.parametrize("blocks", [0, 1])
+def test_biases_that_batch_norm_undoes_have_no_gradient(blocks):
     """In a residual network all of its convolutions' but the last one's."""
-    network = build(replace(RESIDUAL, activation="tanh"), (6, 6, 1), heads_of(3))
+    network = build(replace(RESIDUAL, activation="tanh", blocks=blocks), (6, 6, 1), heads_of(3))
     variables = network.init(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (4, 6, 6, 1), float)
 
@@ -257,7 +258,9 @@ def test_biases_that_batch_norm_undoes_have_no_gradient():
     for path, leaf in jax.tree.leaves_with_path(jax.jit(jax.grad(loss))(variables.params)):
         dead[is_dead(path)] += 1
         assert np.asarray(leaf).any() != is_dead(path), path
-    assert dead[True] == 2 * 2 * (1 + 2) - 1  # of two halves of two stages, each with a block of two; not dec1's
+    assert (
+        dead[True] == 2 * 2 * (1 + 2 * blocks) - 1
+    )  # of two halves of two stages, each with blocks of two; not dec1's
 
 
 def test_a_residual_block_adds_to_what_it_is_given():

@@ -286,11 +286,13 @@ def test_a_diverged_run_saves_nothing_of_it_and_goes_on_if_such_steps_are_skippe
         "begin anew (--overwrite or another --out) or go on from step 6 with --resume --train.skip_nonfinite true"
         in message
     )
+    assert (folder / "diverged.txt").read_text().strip() in message
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["6"]
     assert run.load(folder, "best").history == run.load(folder).history
     skipping = replace(config, train=replace(config.train, skip_nonfinite=True))
     trained = run.train(skipping, data, folder, resume=True)
     assert [epoch.get("skipped_steps") for epoch in trained.history] == [None, 1, 0]
+    assert not (folder / "diverged.txt").exists()
 
 
 def test_a_run_in_its_third_epoch_is_not_cut_to_two(data, tmp_path):

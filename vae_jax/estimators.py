@@ -191,10 +191,11 @@ def annealed_nll(
         if exact is None:
             log_w, _ = anneal(from_prior(keys, chains), keys, betas, sizes)
         else:
-            log_w, _ = anneal(jnp.broadcast_to(exact, (chains, *exact.shape)), keys, betas[::-1], sizes[::-1])
+            first = jnp.broadcast_to(jnp.asarray(exact, float), (chains, *exact.shape))
+            log_w, _ = anneal(first, keys, betas[::-1], sizes[::-1])
         return _log_add((jnp.full(len(images), -jnp.inf), jnp.zeros(len(images))), log_w)
 
-    batch = max(1, _rows(images) // chains)
+    batch = max(1, _rows(images) // max(chains, PILOTS))
     top, total = _over_images(estimate, variables, images, labels, key, batch, on_progress, exact)
     nll = math.log(chains) - top - np.log(total)
     return nll if exact is None else -nll

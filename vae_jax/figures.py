@@ -180,11 +180,12 @@ def comparison(
 
 
 WIDEST = 30.0  # inches of a picture
-MOST_CURVES = 100
 TITLES = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
 
 
-def sweep_curves(path: Path, curves: dict[str, dict[str, Float[np.ndarray, "..."]]], split: str, unit: str) -> Path:
+def sweep_curves(
+    path: Path, curves: dict[str, dict[str, Float[np.ndarray, "..."]]], split: str, unit: str, title: str = ""
+) -> Path:
     """Saves each setting's figures by epoch: the mean over its seeds, and their standard deviation as a band.
 
     Args:
@@ -193,16 +194,10 @@ def sweep_curves(path: Path, curves: dict[str, dict[str, Float[np.ndarray, "..."
             all have diverged.
         split: of whose images they are.
         unit: of the figures.
+        title: above them.
     """
     figure = _figure(13.0, 4.2)
     panels = [figure.add_subplot(1, 3, number) for number in (1, 2, 3)]
-    title = []
-    if any(len(found["loss"]) > 1 for found in curves.values()):
-        title.append("mean over seeds, with their standard deviation")
-    if len(curves) > MOST_CURVES:
-        title.append(f"the {MOST_CURVES} settings with the lowest {split} loss, of {len(curves):,}")
-        last = {name: found["loss"][:, -1].mean() if found["loss"].size else np.inf for name, found in curves.items()}
-        curves = {name: curves[name] for name in sorted(curves, key=last.__getitem__)[:MOST_CURVES]}
     shades = _shades(len(curves))
     for axes, part in zip(panels, TITLES, strict=True):
         for color, (name, found) in zip(shades, curves.items(), strict=True):
@@ -220,7 +215,10 @@ def sweep_curves(path: Path, curves: dict[str, dict[str, Float[np.ndarray, "..."
     panels[0].set_ylabel(unit)
     if len(curves) <= 16:
         panels[-1].legend(fontsize="small")
-    figure.suptitle("; ".join(title))
+    spread = any(len(found["loss"]) > 1 for found in curves.values())
+    figure.suptitle(
+        "; ".join(filter(None, ["mean over seeds, with their standard deviation" if spread else "", title]))
+    )
     return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
@@ -241,8 +239,8 @@ def sweep_grid(
     columns = settings[last]
     figure = _figure(min(max(13.0, 2.4 * len(columns)), WIDEST), min(max(4.0, 1.2 + 0.45 * len(rows)), WIDEST))
     # Of very many values only some are named, and a scale tells the figures instead of each cell.
-    every_column, every_row = (max(1, round(0.3 * count / WIDEST)) for count in (3 * len(columns), len(rows)))
-    written = every_column == every_row == 1
+    every_column, every_row = (math.ceil(0.3 * count / WIDEST) for count in (3 * len(columns), len(rows)))
+    written = 0.45 * 3 * len(columns) <= WIDEST and every_row == 1
     for number, part in enumerate(TITLES, 1):
         axes = figure.add_subplot(1, 3, number)
         found = [[cells[(*zip(others, row, strict=True), (last, value))][part] for value in columns] for row in rows]
@@ -258,7 +256,7 @@ def sweep_grid(
             continue
         image = axes.imshow(mean, cmap="viridis", aspect="auto")
         if not written:
-            figure.colorbar(image)
+            figure.colorbar(image, label="white: all diverged" if np.isnan(mean).any() else "")
         middle = np.nanmean(mean) if np.isfinite(mean).any() else 0.0
         for (row, column), value in np.ndenumerate(mean) if written else ():
             text = "diverged" if np.isnan(value) else f"{value:.4g}"

@@ -58,7 +58,7 @@ TRACED = (
 )
 CALL = 5.0  # seconds of a call of the program, after the first; between calls every member's state is looked at
 SHARE = 0.8  # of the memory that is free, which a program may take
-MOST = 500  # members of a program: each holds a file open, its folder's lock, and a process has about a thousand
+MOST = 500  # members of a program, or as many as half of the files that a process may open: each has its folder's lock
 Values = dict[str, Array]  # of TRACED options
 History = list[dict[str, Any]]
 
@@ -261,12 +261,12 @@ def check(config: Config, data: Dataset) -> None:
     Raises:
         UserError: if the configuration does not fit the data, or the data not into the device's memory.
     """
-    splits = [split for split in (data.train, data.test, data.validation) if split is not None]
-    if config.train.shard_images or not all(fits(split.images) for split in splits):
+    splits = [split.images for split in (data.train, data.test, data.validation) if split is not None]
+    if config.train.shard_images or not all(map(fits, splits)):
         raise UserError(
             f"train.shard_images: expected 0 and images that fill at most a quarter of the device's memory, since "
-            f"members share them; found {config.train.shard_images} and {data.train.images.nbytes / 1e6:,.0f} MB to "
-            f"train on, {data.test.images.nbytes / 1e6:,.0f} MB to test on"
+            f"members share them; found {config.train.shard_images} and up to "
+            f"{max(images.nbytes for images in splits) / 1e6:,.0f} MB of images"
         )
     check_batches(config, len(data.train))
     check_parameters(config, data.image_shape)
@@ -282,24 +282,33 @@ def program_that_fits(configs: Sequence[Config], images: Images) -> Program:
         UserError: if not even one fits, or `check` refuses them.
     """
     check(configs[0], images.data)
-    size = _even(len(configs), MOST)
+    size = _even(len(configs), _most())
     while True:
-        program, part = None, 0.5
+        part, needs = 0.5, "more than there is"
         try:
             program = Program(configs, images, size)
-            part = SHARE * _free() / program.needs
+            part, needs = SHARE * _free() / program.needs, f"{program.needs / 1e6:,.0f} MB"
+            if part >= 1:
+                return program
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or size == 1:  # some compilers know that it does not fit
+            if "RESOURCE_EXHAUSTED" not in str(error):  # some compilers know that it does not fit
                 raise
-        if program and part >= 1:
-            return program
-        if program and size == 1:
+        if size == 1:
             raise UserError(
-                f"train.batch_size {configs[0].train.batch_size}: training one member needs "
-                f"{program.needs / 1e6:,.0f} MB; {_free() / 1e6:,.0f} MB are free"
+                f"train.batch_size {configs[0].train.batch_size}: training one member needs {needs}; "
+                f"{_free() / 1e6:,.0f} MB are free"
             )
         # What grows with the members is at most all of it.
         size = _even(len(configs), max(1, min(size - 1, int(size * part))))
+
+
+def _most() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return MOST
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST if files == resource.RLIM_INFINITY else max(1, min(MOST, files // 2))
 
 
 def _even(count: int, most: int) -> int:
@@ -321,6 +330,7 @@ def fit(
     on_progress: Callable[[Progress], None] | None = None,
     on_chunk: Callable[[list[int], Callable[[int], tuple[TrainState, History]]], None] | None = None,
     on_epoch: Callable[[int, dict[str, Any], TrainState], None] | None = None,
+    on_diverged: Callable[[int, Diverged], None] | None = None,
 ) -> list[tuple[TrainState, History] | Diverged]:
     """Trains members side by side; each becomes what `vae_jax.train.fit` makes of it alone, up to rounding.
 
@@ -332,6 +342,7 @@ def fit(
         on_chunk: called as often inside an epoch, with the numbers of the members that train and a function that gives
             such a member's state and history.
         on_epoch: called after each epoch, once for each member, with its number, figures and state.
+        on_diverged: called where a member diverges, with its number and why.
 
     Returns:
         Of each member its final state and its history, whose speeds are a member's share of all; or why it diverged.
@@ -353,6 +364,8 @@ def fit(
 
     def fail(member: int, error: Diverged) -> None:
         failures[member], alive[member] = error, False
+        if on_diverged:
+            on_diverged(member, error)
 
     done = int(states.step[0]) % steps
     chunk = config.train.chunk_steps or FIRST_CHUNK
@@ -409,8 +422,10 @@ def fit(
             if on_epoch:
                 on_epoch(member, figures, _at(held, member))
         done = 0
+        del held  # on a CPU it is the states themselves, whose memory the next epoch takes over
         if on_progress and seconds:
             on_progress(Progress(epoch + 1, steps, steps, images / seconds))
+    states = jax.device_get(states)
     ended = [_at(states, member) for member in range(len(members))]
     return [failure or (state, history) for failure, state, history in zip(failures, ended, histories, strict=True)]
 

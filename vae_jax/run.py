@@ -19,7 +19,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -468,7 +468,8 @@ class Recorder:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in history))
 
     def diverged(self, error: Diverged) -> None:
-        write_text(self.folder / DIVERGED, f"{error}\n")
+        with suppress(OSError):  # a full disk, say; the error itself is told
+            write_text(self.folder / DIVERGED, f"{error}\n")
 
     def finish(self, trained: Trained, seconds: float) -> None:
         config, history = trained.config, trained.history

@@ -33,6 +33,7 @@ from vae_jax.run import DIVERGED, Recorder, delete, digest_of, standing
 
 SPECIFICATION = "sweep.json"
 MOST = 10_000  # members
+MOST_CURVES = 100  # in a picture
 SWEPT = ("data.treatment", "model.", "posterior.", "prior.", "likelihood.", "objective.", "train.")
 FIGURES = ("loss", "reconstruction", "kl")
 
@@ -171,7 +172,10 @@ def members_of(sweep: Sweep) -> list[Member]:
             )
             found.append(Member(",".join([*label, f"seed={seed}"]), setting, own))
     if len({member.name for member in found}) < len(found):
-        raise UserError("--set: expected values that name different folders; found some that differ in signs only")
+        raise UserError(
+            "--set: expected values that name different folders; found some that differ in signs, or in "
+            "the folders of their files, only"
+        )
     return found
 
 
@@ -397,6 +401,12 @@ def _train_together(
             outcomes[part[number][0].name] = Outcome(part[number][0], list(recorders[number].history))
             saved_at = time.monotonic()
 
+        def on_diverged(number: int, error: Diverged) -> None:
+            name = part[number][0].name
+            report(f"{name}: {error}")
+            recorders[number].diverged(error)
+            outcomes[name] = Outcome(part[number][0], list(recorders[number].history), str(error))
+
         def on_progress(found: members.Progress) -> None:
             progress(found)
             if found.step == found.steps and found.epoch < program.config.train.epochs:  # all of them are saved
@@ -413,14 +423,11 @@ def _train_together(
             on_progress=on_progress,
             on_chunk=on_chunk,
             on_epoch=on_epoch,
+            on_diverged=on_diverged,
         )
         seconds = (time.perf_counter() - began) / len(part)
         for (member, _), recorder, ended in zip(part, recorders, trained, strict=True):
-            if isinstance(ended, Diverged):
-                report(f"{member.name}: {ended}")
-                recorder.diverged(ended)
-                outcomes[member.name] = Outcome(member, list(recorder.history), str(ended))
-            else:
+            if not isinstance(ended, Diverged):
                 state, history = ended
                 recorder.finish(train.Trained(member.config, data.image_shape, state, history), seconds)
                 outcomes[member.name] = Outcome(member, history)
@@ -467,7 +474,7 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
     table = summarize(outcomes, split, rank)
     _write_csv(folder / "table.csv", list(table[0]), table)
     write_text(folder / "table.md", markdown(sweep, table, split))
-    curves, cells = {}, {}
+    curves, cells, standing_of = {}, {}, {}
     for setting, group in _by_setting(outcomes).items():
         sound = [each for each in group if not each.failure]
         name = ", ".join(f"{option.rpartition('.')[2]} {value}" for option, value in setting) or "all seeds"
@@ -476,9 +483,16 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
         curves[name] = {
             part: np.array([[epoch[f"{split}_{part}"] for epoch in each.history] for each in sound]) for part in FIGURES
         }
+        standing_of[name] = min((rank.of(each.history[-1]) for each in sound), default=math.inf)
         cells[setting] = {part: [each.history[-1][f"{split}_{part}"] for each in sound] for part in FIGURES}
     (folder / "figures").mkdir(exist_ok=True)
-    figures.sweep_curves(folder / "figures" / "curves.png", curves, split, unit)
+    if len(curves) > MOST_CURVES:
+        best = sorted(curves, key=standing_of.__getitem__)[:MOST_CURVES]
+        title = f"the {MOST_CURVES} settings with the lowest {rank.name}, of {len(curves):,}"
+        curves = {name: curves[name] for name in best}
+    else:
+        title = ""
+    figures.sweep_curves(folder / "figures" / "curves.png", curves, split, unit, title)
     if sweep.settings:
         figures.sweep_grid(folder / "figures" / "grid.png", sweep.settings, cells, split, unit)
 

@@ -176,7 +176,8 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
     except UserError:
         raise
     except (RuntimeError, AssertionError) as error:  # jax asserts that a plugin for cuda is there
-        if (processes := sys.modules.get("vae_jax.processes")) and processes.is_lost(error):
+        absent = "Unable to initialize backend" in str(error) and "coordination service" not in str(error)
+        if not absent and (processes := sys.modules.get("vae_jax.processes")) and processes.is_lost(error):
             raise
         reason = (str(error) or "no support for it is installed").splitlines()[0]
         raise UserError(
