@@ -10,6 +10,7 @@ from vae_jax import figures, run
 from vae_jax.data import Dataset, Split
 from vae_jax.evaluate import Model
 
+PANELS = ("test −ELBO", "test reconstruction", "test KL")
 LINE, GAP = 2, 8  # pixels between pictures, and the wider gap below a row of reconstructions
 
 
@@ -184,20 +185,22 @@ def test_a_sweeps_pictures_hold_however_many_values(tmp_path, monkeypatch, count
     monkeypatch.setattr(figures, "_figure", lambda *size, make=figures._figure: drawn.append(make(*size)) or drawn[-1])
     settings = {f"option{i}": [str(value) for value in range(count)] for i, count in enumerate(counts)}
     every = [tuple(zip(settings, values, strict=True)) for values in product(*settings.values())]
-    cells = {setting: {part: [float(i), i + 1.0] for part in figures.TITLES} for i, setting in enumerate(every)}
-    gone = {part: [] for part in figures.TITLES}  # all of this setting's members have diverged
-    image = read(figures.sweep_grid(tmp_path / "grid.png", settings, cells | {every[0]: gone}, "test", "nats"))
+    cells = {setting: {part: [float(i), i + 1.0] for part in PANELS} for i, setting in enumerate(every)}
+    gone = {part: [] for part in PANELS}  # all of this setting's members have diverged
+    image = read(figures.sweep_grid(tmp_path / "grid.png", settings, cells | {every[0]: gone}, "nats"))
     assert 400 < len(image) < 10_000
     assert 400 < len(image[0]) < 10_000
     axes, texts = drawn[0].axes[0], [text.get_text() for text in drawn[0].axes[0].texts]
-    assert axes.get_title() == "test loss (nats)"
+    assert axes.get_title() == "test −ELBO (nats)"
     assert len(axes.get_xticks()) <= max(34, counts[-1] // 2)
+    if len(counts) == 1:
+        assert texts == ["diverged"]
     if len(counts) == 2:
         assert texts == (["diverged", *(f"{i + 0.5:.4g}" for i in range(1, len(every)))] if written else [])
         assert written or drawn[0].axes[-1].get_ylabel() == "white: all diverged"
-    curves = {"one": {part: np.ones((2, 3)) for part in figures.TITLES}}
-    curves |= {"gone": {part: np.empty(0) for part in figures.TITLES}}
-    figures.sweep_curves(tmp_path / "curves.png", curves, "test", "nats", "some of them")
+    curves = {"one": {part: np.ones((2, 3)) for part in PANELS}}
+    curves |= {"gone": {part: np.empty(0) for part in PANELS}}
+    figures.sweep_curves(tmp_path / "curves.png", curves, "nats", "some of them")
     title = "mean over seeds, with their standard deviation; some of them"
     assert drawn[1].get_suptitle() == title
     assert [text.get_text() for text in drawn[1].axes[-1].get_legend().get_texts()] == ["one", "gone"]

@@ -221,9 +221,11 @@ def test_each_member_is_a_normal_run(whole, images, base):
     name = "beta=2,latent=2,seed=1"
     alone = train.fit(run.load(folder / name).config, images)
     assert figures(run.load(folder / name).history) == figures(alone.history)
-    # It goes on like one that was trained alone.
+    # It goes on like one that was trained alone, and the sweep keeps what it was.
     longer = replace(alone.config, train=replace(alone.config.train, epochs=3))
     assert len(run.train(longer, images, folder / name, resume=True).history) == 3
+    again = sweep.run(whole[1], images, folder, resume=True)
+    assert [figures(each.history) for each in again] == [figures(each.history) for each in outcomes]
 
 
 def test_tables_and_figures(whole):
@@ -234,6 +236,9 @@ def test_tables_and_figures(whole):
     assert [(row["objective.beta"], row["model.latent"]) for row in table] == [
         ("0.5", "2"), ("0.5", "3"), ("2", "2"), ("2", "3")
     ]  # fmt: skip
+    for row in rows:
+        elbo = float(row["validation_reconstruction"]) + float(row["validation_kl"])
+        assert float(row["ranked_by"]) == pytest.approx(elbo)
     for row in table:
         own = [
             float(each["validation_loss"])
@@ -299,8 +304,11 @@ def test_members_killed_at_different_steps_go_on(base, images, tmp_path, monkeyp
 
 def test_a_diverging_member_is_told_and_the_table_counts_it(base, images, tmp_path):
     plan = sweep.make_sweep(base, 1, ["train.learning_rate=1e-3,1e30"])
-    said = []
-    found = sweep.run(plan, images, tmp_path / "sweep", report=said.append)
+    said, seen = [], []
+    found = sweep.run(
+        plan, images, tmp_path / "sweep", report=said.append, on_progress=lambda groups: seen.append(groups[0])
+    )
+    assert any(group.diverged and group.epoch == 1 for group in seen)  # told when it happens
     assert [bool(each.failure) for each in found] == [False, True]
     assert len(said) == 1
     assert said[0].startswith("learning_rate=1e+30,seed=0: training diverged in epoch 1")
@@ -349,6 +357,7 @@ REFUSED = {
     ],
     "expected 1 to 10,000 members": ["--out", "X", "--seeds", "0"],
     "--seeds: expected a whole number": ["--out", "X", "--seeds", "many"],
+    "--resume: expected a sweep that has begun in X, found none": ["--out", "X", "--resume"],
 }
 
 

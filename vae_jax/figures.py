@@ -180,26 +180,25 @@ def comparison(
 
 
 WIDEST = 30.0  # inches of a picture
-TITLES = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}
 
 
 def sweep_curves(
-    path: Path, curves: dict[str, dict[str, Float[np.ndarray, "..."]]], split: str, unit: str, title: str = ""
+    path: Path, curves: dict[str, dict[str, Float[np.ndarray, "..."]]], unit: str, title: str = ""
 ) -> Path:
     """Saves each setting's figures by epoch: the mean over its seeds, and their standard deviation as a band.
 
     Args:
         path: of the PNG.
-        curves: by the setting's name and the figure's (loss, reconstruction, KL), (seeds, epochs) each; empty where
-            all have diverged.
-        split: of whose images they are.
+        curves: by the setting's name and the figure's, of which there are three, (seeds, epochs) each; empty where all
+            have diverged.
         unit: of the figures.
         title: above them.
     """
     figure = _figure(13.0, 4.2)
     panels = [figure.add_subplot(1, 3, number) for number in (1, 2, 3)]
     shades = _shades(len(curves))
-    for axes, part in zip(panels, TITLES, strict=True):
+    parts = list(next(iter(curves.values())))
+    for axes, part in zip(panels, parts, strict=True):
         for color, (name, found) in zip(shades, curves.items(), strict=True):
             if not found[part].size:
                 axes.plot([], [], "x", color=color, label=_plain(name))
@@ -209,29 +208,27 @@ def sweep_curves(
             if len(found[part]) > 1:
                 spread = found[part].std(0, ddof=1)
                 axes.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
-        axes.set(title=f"{split} {TITLES[part]}", xlabel="epoch")
+        axes.set(title=part, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     panels[0].set_ylabel(unit)
     if len(curves) <= 16:
         panels[-1].legend(fontsize="small")
-    spread = any(len(found["loss"]) > 1 for found in curves.values())
+    spread = any(len(found[parts[0]]) > 1 for found in curves.values())
     figure.suptitle(
         "; ".join(filter(None, ["mean over seeds, with their standard deviation" if spread else "", title]))
     )
     return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
-def sweep_grid(
-    path: Path, settings: dict[str, list[str]], cells: dict[Any, dict[str, list[float]]], split: str, unit: str
-) -> Path:
+def sweep_grid(path: Path, settings: dict[str, list[str]], cells: dict[Any, dict[str, list[float]]], unit: str) -> Path:
     """Saves the final figures against the swept values: of one option as a line, of more as a grid.
 
     Args:
         path: of the PNG.
         settings: the values of each option.
-        cells: by the setting, as pairs of option and value, and the figure's name: a value for each seed.
-        split: of whose images they are.
+        cells: by the setting, as pairs of option and value, and the figure's name, of which there are three: a value
+            for each seed.
         unit: of the figures.
     """
     *others, last = settings
@@ -241,17 +238,24 @@ def sweep_grid(
     # Of very many values only some are named, and a scale tells the figures instead of each cell.
     every_column, every_row = (math.ceil(0.3 * count / WIDEST) for count in (3 * len(columns), len(rows)))
     written = 0.45 * 3 * len(columns) <= WIDEST and every_row == 1
-    for number, part in enumerate(TITLES, 1):
+    for number, part in enumerate(next(iter(cells.values())), 1):
         axes = figure.add_subplot(1, 3, number)
         found = [[cells[(*zip(others, row, strict=True), (last, value))][part] for value in columns] for row in rows]
         mean = np.array([[np.mean(each) if each else np.nan for each in line] for line in found])
-        axes.set(title=f"{split} {TITLES[part]} ({unit})", xlabel=_plain(last))
+        axes.set(title=f"{part} ({unit})", xlabel=_plain(last))
         axes.set_xticks(range(0, len(columns), every_column), [_plain(value) for value in columns[::every_column]])
         if not others:
             spread = [np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in found[0]]
             axes.errorbar(range(len(columns)), mean[0], spread, fmt="o-", capsize=3)
             for place, values in enumerate(found[0]):
                 axes.plot([place] * len(values), values, ".", color="C0", alpha=0.35)
+                if not values:
+                    axes.annotate(
+                        "diverged", (place, 0.5), xycoords=("data", "axes fraction"), ha="center", rotation=90
+                    )
+            axes.set(
+                xlim=(-0.5, len(columns) - 0.5), ylabel="" if number > 1 else "mean over seeds, ± standard deviation"
+            )
             axes.grid(alpha=0.3)
             continue
         image = axes.imshow(mean, cmap="viridis", aspect="auto")

@@ -267,7 +267,8 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
     saved = _restore(folder, checkpoint, config, shape, report)
     if saved is None:
-        raise UserError(f"{folder}: expected a run with checkpoints, found none; has its first epoch finished?")
+        why = f"it diverged, see {DIVERGED}" if (folder / DIVERGED).is_file() else "has its first epoch finished?"
+        raise UserError(f"{folder}: expected a run with checkpoints, found none; {why}")
     return Trained(config, shape, saved.state, saved.history)
 
 

@@ -28,7 +28,7 @@ from vae_jax import figures, members, objectives, train
 from vae_jax.config import Config, changed_options, check_used, listed, load_config, options_of, with_options
 from vae_jax.data import Dataset
 from vae_jax.errors import Diverged, Stopped, UserError
-from vae_jax.folder import LEFT_OVER, LOCK, check_writable, write_text, writing
+from vae_jax.folder import LEFT_OVER, LOCK, check_writable, read_config, write_text, writing
 from vae_jax.run import DIVERGED, Recorder, delete, digest_of, standing
 
 SPECIFICATION = "sweep.json"
@@ -333,15 +333,19 @@ def _train_group(
     for member in group:
         path, earlier, step = folder / member.name, None, 0
         if resume and (path / "config.yaml").exists():
-            earlier = standing(member.config, data, path, report, digest)
+            # A member may have been trained on by itself.
+            further = max(epochs, read_config(path).train.epochs)
+            earlier = standing(
+                members.with_values(member.config, {"train.epochs": further}), data, path, report, digest
+            )
         if earlier:
             step = int(earlier.state.step)
             earlier = earlier._replace(state=jax.device_get(earlier.state))  # one copy on the device is enough
-        outcomes[member.name] = Outcome(member, earlier.history if earlier else [])
+        outcomes[member.name] = Outcome(member, earlier.history[:epochs] if earlier else [])
         if resume and (path / DIVERGED).is_file():  # it would again
             failure = (path / DIVERGED).read_text(encoding="utf-8").strip()
             outcomes[member.name] = outcomes[member.name]._replace(failure=failure)
-        elif step < epochs * steps or not (path / "summary.json").is_file():
+        elif step < epochs * steps or (step == epochs * steps and not (path / "summary.json").is_file()):
             waiting.setdefault(step, []).append((member, earlier))
     recorder = None
     for step, pending in sorted(waiting.items(), key=lambda item: item[0]):
@@ -462,8 +466,11 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
                 "seed": each.member.config.seed,
                 "epochs": len(each.history),
                 **{
-                    name: value for name, value in last.items() if name.split("_")[0] in ("train", "validation", "test")
+                    name: value
+                    for name, value in last.items()
+                    if name.split("_")[0] in ("train", "validation", "test") and not name.endswith("seconds")
                 },
+                **({"ranked_by": rank.of(last)} if last else {}),
                 "diverged": each.failure,
                 "folder": each.member.name,
             }
@@ -474,6 +481,11 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
     table = summarize(outcomes, split, rank)
     _write_csv(folder / "table.csv", list(table[0]), table)
     write_text(folder / "table.md", markdown(sweep, table, split))
+    shown = {
+        rank.name: rank.of,
+        f"{split} reconstruction": lambda epoch: epoch[f"{split}_reconstruction"],
+        f"{split} KL": lambda epoch: epoch[f"{split}_kl"],
+    }
     curves, cells, standing_of = {}, {}, {}
     for setting, group in _by_setting(outcomes).items():
         sound = [each for each in group if not each.failure]
@@ -481,10 +493,10 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
         if len(sound) < len(group):
             name += f" ({len(group) - len(sound)} of {len(group)} diverged)"
         curves[name] = {
-            part: np.array([[epoch[f"{split}_{part}"] for epoch in each.history] for each in sound]) for part in FIGURES
+            title: np.array([[of(epoch) for epoch in each.history] for each in sound]) for title, of in shown.items()
         }
         standing_of[name] = min((rank.of(each.history[-1]) for each in sound), default=math.inf)
-        cells[setting] = {part: [each.history[-1][f"{split}_{part}"] for each in sound] for part in FIGURES}
+        cells[setting] = {title: [of(each.history[-1]) for each in sound] for title, of in shown.items()}
     (folder / "figures").mkdir(exist_ok=True)
     if len(curves) > MOST_CURVES:
         best = sorted(curves, key=standing_of.__getitem__)[:MOST_CURVES]
@@ -492,9 +504,9 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
         curves = {name: curves[name] for name in best}
     else:
         title = ""
-    figures.sweep_curves(folder / "figures" / "curves.png", curves, split, unit, title)
+    figures.sweep_curves(folder / "figures" / "curves.png", curves, unit, title)
     if sweep.settings:
-        figures.sweep_grid(folder / "figures" / "grid.png", sweep.settings, cells, split, unit)
+        figures.sweep_grid(folder / "figures" / "grid.png", sweep.settings, cells, unit)
 
 
 def _by_setting(outcomes: list[Outcome]) -> dict[tuple[tuple[str, str], ...], list[Outcome]]:

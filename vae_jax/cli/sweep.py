@@ -19,7 +19,7 @@ from vae_jax.cli.common import (
 )
 from vae_jax.cli.train import stop_signals, tell_stopping
 from vae_jax.config import Config, add_options, from_namespace
-from vae_jax.errors import Stopped, printable
+from vae_jax.errors import Stopped, UserError, printable
 
 
 def _sweep_options(parser: Any) -> None:
@@ -38,7 +38,12 @@ def _sweep(options: Any) -> int:
 
     config = from_namespace(options)
     begun = options.resume and (folder / SPECIFICATION).is_file()
-    if begun and not options.config and config == Config():  # it goes on as it began, without being told again
+    untold = not options.config and config == Config()
+    if options.resume and not begun and untold and not options.set:
+        raise UserError(
+            f"--resume: expected a sweep that has begun in {folder}, found none; begin it with --config, --set"
+        )
+    if begun and untold:  # it goes on as it began, without being told again
         sweep = read_sweep(folder)
         if options.set or options.seeds != 1:
             sweep = make_sweep(sweep.config, options.seeds, options.set)
@@ -61,7 +66,9 @@ def _sweep(options: Any) -> int:
     print(
         f"data: {printable(images.name)}, {len(images.train):,} training and {len(images.test):,} test images of "
         f"{'x'.join(map(str, images.image_shape))}; members: {count:,} = {sweep.seeds} seed{'s' * (sweep.seeds > 1)}"
-        + "".join(f" × {len(values)} values of {option}" for option, values in sweep.settings.items()),
+        + "".join(
+            f" × {len(values)} value{'s' * (len(values) > 1)} of {option}" for option, values in sweep.settings.items()
+        ),
         flush=True,
     )
     said, ended = "", None

@@ -75,10 +75,12 @@ def _train(options: Any) -> int:
         except Stopped as stopped:
             trained, said = None, str(stopped)
     if trained is None:
-        again = f"vae-jax train --out {shlex.quote(str(folder))} --resume"
-        again += f" --device {options.device}" if options.device else ""
+        again = f"`vae-jax train --out {shlex.quote(str(folder))} --resume"
+        again += f" --device {options.device}`" if options.device else "`"
+        if devices.processes > 1:
+            again = "the same command in every process with --resume"
         with suppress(OSError):  # whoever reads it may have stopped as well
-            say(f"vae-jax: {said}; `{again}` goes on from there")
+            say(f"vae-jax: {said}; {again} goes on from there")
         return 128 + (stop[0] if stop else signal.SIGTERM)  # of several processes another may have been told
     print(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {len(trained.history)} epochs")
     print(f"run folder: {printable(str(folder))}")
