@@ -371,6 +371,16 @@ def test_what_is_refused_leaves_nothing(message, tmp_path, capsys, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_sweep_goes_on_with_its_options_in_their_order(base, tmp_path):
+    settings = ["objective.beta=1,2", "train.batch_size=50,100"]
+    plan, turned = (sweep.make_sweep(base, 1, each) for each in (settings, settings[::-1]))
+    (tmp_path / "sweep.json").write_text(sweep._specification(plan))
+    sweep.check_sweep_folder(tmp_path, plan, True, False)
+    found = r"--set \(the sweep has objective\.beta=1,2 train\.batch_size=50,100, found train\.batch_size=50,100 obj"
+    with pytest.raises(UserError, match=f"changed: {found}"):
+        sweep.check_sweep_folder(tmp_path, turned, True, False)
+
+
 def test_a_users_file_is_named_from_where_the_command_was_given(tmp_path, capsys, monkeypatch, images):
     monkeypatch.chdir(tmp_path)
     assert main(["sweep", "--out", "X", *flags(**SMALL), "--set", "objective.name=vae,./missing.py:mine"]) == 2

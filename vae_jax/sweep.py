@@ -202,15 +202,19 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
     if resume == overwrite:
         raise UserError(f"{folder}: there is a sweep already; --resume continues it, --overwrite deletes it first")
     earlier = read_sweep(folder)
-    if resume and (earlier != sweep or list(earlier.settings) != list(sweep.settings)):  # folders are named in order
-        now, then = (
-            {**options_of(each.config), "--seeds": each.seeds, "--set": each.settings} for each in (sweep, earlier)
-        )
-        changed = [
-            f"{name} (the sweep has {then[name]}, found {value})" for name, value in now.items() if value != then[name]
-        ]
-        order = f"the order of --set (the sweep has {', '.join(earlier.settings)})"
-        raise UserError(f"{folder}: --resume continues a sweep as it began; changed: {', '.join(changed) or order}")
+    now, then = (
+        {**options_of(each.config), "--seeds": each.seeds, "--set": _told(each.settings)} for each in (sweep, earlier)
+    )
+    changed = [
+        f"{name} (the sweep has {then[name]}, found {value})" for name, value in now.items() if value != then[name]
+    ]
+    if resume and changed:
+        raise UserError(f"{folder}: --resume continues a sweep as it began; changed: {', '.join(changed)}")
+
+
+def _told(settings: dict[str, list[str]]) -> str:
+    """Settings as the command line takes them, in the order that the members' names have."""
+    return " ".join(f"{option}={','.join(values)}" for option, values in settings.items()) or "none"
 
 
 def read_sweep(folder: Path) -> Sweep:
