@@ -499,8 +499,8 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
         curves[name] = {
             title: np.array([[of(epoch) for epoch in each.history] for each in sound]) for title, of in shown.items()
         }
-        standing_of[name] = min((rank.of(each.history[-1]) for each in sound), default=math.inf)
         cells[setting] = {title: [of(each.history[-1]) for each in sound] for title, of in shown.items()}
+        standing_of[name] = float(np.mean(cells[setting][rank.name])) if sound else math.inf  # as in the table
     (folder / "figures").mkdir(exist_ok=True)
     if len(curves) > MOST_CURVES:
         best = sorted(curves, key=standing_of.__getitem__)[:MOST_CURVES]
