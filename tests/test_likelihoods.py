@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from vae_jax.config import LikelihoodConfig
 from vae_jax.errors import UserError
-from vae_jax.likelihoods import LIKELIHOODS, bernoulli_log_prob, get, pixel_mean, squared_error
+from vae_jax.likelihoods import LIKELIHOODS, bernoulli_log_prob, get, measured, pixel_mean, squared_error
 from vae_jax.likelihoods.continuous_bernoulli import continuous_bernoulli_mean, log_sinhc
 from vae_jax.likelihoods.logistic import log_mass
 from vae_jax.treatments import TREATMENTS
@@ -49,16 +49,35 @@ def run(config, outputs, pixels):
     return np.asarray(log_prob), np.asarray(gradient)[:, 0, 0], np.asarray(mean).ravel()
 
 
+def test_values_of_different_measures_are_told_apart():
+    def kind(name, treatment, **parts):
+        return measured(get(LikelihoodConfig(name), (1, 1, 1))._replace(**parts), name, treatment)
+
+    kinds = {(name, treatment): kind(name, treatment) for name in LIKELIHOODS for treatment in TREATMENTS}
+    assert kinds["bernoulli", "static"] == "probabilities of statically binarised pixels"
+    assert kinds["bernoulli", "grey"] == "cross-entropies of grey levels"  # no distribution of them
+    assert kinds["gaussian", "grey"] == kinds["continuous_bernoulli", "grey"] == "densities of grey levels"
+    assert kinds["discretized_logistic", "grey"] == kinds["discretized_logistic_mixture", "grey"]
+    assert kinds["discretized_logistic", "grey"] == "probabilities of grey levels"
+    assert len({kinds["gaussian", treatment] for treatment in TREATMENTS}) == 4  # other data
+    # A user's own is compared with itself, or with what says the same word.
+    own = [kind("gaussian", "grey", measure=""), kind("bernoulli", "grey", measure="")]
+    assert own == ["values of likelihood gaussian of grey levels", "values of likelihood bernoulli of grey levels"]
+    assert kind("gaussian", "grey", measure="counts") == kind("bernoulli", "grey", measure="counts")
+
+
 def images_of(values):
     return jnp.asarray(values, float).reshape(1, 1, -1, 1)
 
 
 def support(config):
     """Points of one pixel, with their weights in a sum or an integral over all it can be."""
-    if config.name == "bernoulli":
+    measure = get(config, (1, 1, 1)).measure
+    if measure == "binary":
         return np.array([0.0, 1.0]), np.ones(2)
-    if config.name.startswith("discretized"):
+    if measure == "levels":
         return LEVELS, np.ones(256)
+    assert measure == "density"
     if config.name == "gaussian":  # equal steps, all but exact for it, with deviations here between 0.01 and 1
         return np.arange(-10, 11, 0.004), 0.004
     nodes, weights = np.polynomial.legendre.leggauss(100)

@@ -27,6 +27,8 @@ class Likelihood(NamedTuple):
         init: key -> what is trained beside the decoder.
         treatments: of the data for which it is a likelihood, see `data.treatment`.
         reason: why it is none for the others.
+        measure: of what its values are: one of MEASURES or a word of one's own; where it is empty, its values are
+            compared with its own only.
     """
 
     outputs: int
@@ -35,3 +37,32 @@ class Likelihood(NamedTuple):
     init: Callable[[Key[Array, ""]], PyTree] = no_parameters
     treatments: tuple[str, ...] = ("grey", "static", "dynamic", "dequantized")
     reason: str = ""
+    measure: str = ""
+
+
+# What a likelihood's values can be; those of different measures are no more comparable than metres and seconds.
+MEASURES = {
+    "binary": "probabilities",  # of pixels that are 0 or 1
+    "levels": "probabilities",  # of the 256 grey levels
+    "density": "densities",  # of a pixel's value in [0, 1], by Lebesgue's measure
+}
+TREATED = {
+    "grey": "grey levels",
+    "static": "statically binarised pixels",
+    "dynamic": "dynamically binarised pixels",
+    "dequantized": "dequantised grey levels",
+}
+
+
+def measured(likelihood: Likelihood, name: str, treatment: str) -> str:
+    """What a likelihood's values are for data of a treatment, in words; where these differ, values do not compare.
+
+    Args:
+        likelihood: which one.
+        name: its name in the configuration, which tells one of no known measure.
+        treatment: see `data.treatment`.
+    """
+    if likelihood.measure == "binary" and treatment == "grey":
+        return "cross-entropies of grey levels"  # which stand for probabilities: no distribution of what was seen
+    kind = MEASURES.get(likelihood.measure, likelihood.measure or f"values of likelihood {name}")
+    return f"{kind} of {TREATED[treatment]}"

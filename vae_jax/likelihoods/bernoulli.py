@@ -17,6 +17,7 @@ def bernoulli(config: LikelihoodConfig, image_shape: tuple[int, int, int]) -> Li
         lambda params, logits: pixel_mean(logits),
         treatments=("grey", "static", "dynamic"),
         reason="its pixels are 0 or 1, or grey levels that stand for probabilities",
+        measure="binary",
     )
 
 

@@ -28,6 +28,7 @@ def continuous_bernoulli(config: LikelihoodConfig, image_shape: tuple[int, int, 
         lambda params, logits: continuous_bernoulli_mean(logits),
         treatments=("grey", "dequantized"),
         reason="at pixels that are all 0 or 1 its density has no bound",
+        measure="density",
     )
 
 

@@ -40,6 +40,7 @@ def fixed(config: LikelihoodConfig) -> Likelihood:
         1,
         lambda params, outputs, images: gaussian_log_prob(outputs, jnp.asarray(math.log(config.scale)), images),
         lambda params, outputs: pixel_mean(outputs),
+        measure="density",
     )
 
 
@@ -57,6 +58,7 @@ def shared(config: LikelihoodConfig) -> Likelihood:
         init,
         treatments=TREATMENTS,
         reason=REASON,
+        measure="density",
     )
 
 
@@ -77,6 +79,7 @@ def pixel(config: LikelihoodConfig) -> Likelihood:
         lambda params, outputs: pixel_mean(jnp.split(outputs, 2, -1)[0]),
         treatments=TREATMENTS,
         reason=REASON,
+        measure="density",
     )
 
 

@@ -34,7 +34,7 @@ def discretized_logistic(config: LikelihoodConfig, image_shape: tuple[int, int, 
     def mean(params: PyTree, outputs: Outputs) -> Images:
         return level_mean(*jnp.split(outputs, 2, -1))
 
-    return Likelihood(2, log_prob, mean, treatments=TREATMENTS, reason=REASON)
+    return Likelihood(2, log_prob, mean, treatments=TREATMENTS, reason=REASON, measure="levels")
 
 
 def discretized_logistic_mixture(config: LikelihoodConfig, image_shape: tuple[int, int, int]) -> Likelihood:
@@ -59,7 +59,7 @@ def discretized_logistic_mixture(config: LikelihoodConfig, image_shape: tuple[in
         weights, location, raw = parts[..., 0, :, :], parts[..., 1, :, :], parts[..., 2, :, :]
         return (jax.nn.softmax(weights, -2) * level_mean(location, raw)).sum(-2)
 
-    return Likelihood(3 * components, log_prob, mean, treatments=TREATMENTS, reason=REASON)
+    return Likelihood(3 * components, log_prob, mean, treatments=TREATMENTS, reason=REASON, measure="levels")
 
 
 def log_mass(
