@@ -44,6 +44,7 @@ def vae_jax(options: Options, images: np.ndarray) -> Run:
 
     from vae_jax import optimizer, train
     from vae_jax.config import Config
+    from vae_jax.keys import make_keys
 
     config = Config()
     config = replace(
@@ -54,7 +55,7 @@ def vae_jax(options: Options, images: np.ndarray) -> Run:
     network, objective = train.build(config, SHAPE)
     step = train.make_step(config, network, objective, optimizer.build(config.train, 1000))
     state = train.start(config, SHAPE, len(images))
-    resident, keys = jnp.asarray(images), train.make_keys(0)
+    resident, keys = jnp.asarray(images), make_keys(0)
     order = jax.random.permutation(keys.shuffle, len(images))
     loop = train.make_loop(step, options.batch, options.batch)
 

@@ -19,10 +19,10 @@ import jax
 import numpy as np
 
 import vae_jax
-from vae_jax import train
 from vae_jax.composition import build
 from vae_jax.estimators import importance_nll
 from vae_jax.evaluate import make_evaluator, means
+from vae_jax.keys import make_keys
 
 COMMON = {
     "data.source": "mnist",
@@ -69,11 +69,11 @@ def row(name: str, manual_dir: str | None, seed: int) -> dict[str, Any]:
         likelihood = dataclasses.replace(config.likelihood, name="continuous_bernoulli")
         config = dataclasses.replace(config, likelihood=likelihood)
         network, objective = build(config, data.image_shape)
-        terms = make_evaluator(config, network, objective, data.test.images)(variables, train.make_keys(seed).evaluate)
+        terms = make_evaluator(config, network, objective, data.test.images)(variables, make_keys(seed).evaluate)
         return found | {"minus_elbo": means(terms)[0]}
     plain = dataclasses.replace(config, objective=dataclasses.replace(config.objective, name="vae"))
     network, objective = build(plain, data.image_shape)
-    terms = make_evaluator(plain, network, objective, data.test.images)(variables, train.make_keys(seed).evaluate)
+    terms = make_evaluator(plain, network, objective, data.test.images)(variables, make_keys(seed).evaluate)
     loss, _, kl = means(terms)
     nll = importance_nll(plain, network, variables, images, jax.random.key(0), SAMPLES)
     return found | {"minus_elbo": loss, "kl": kl, "nll": float(np.asarray(nll, np.float64).mean())}

@@ -20,6 +20,7 @@ import numpy as np
 
 from vae_jax import optimizer, train
 from vae_jax.config import Config
+from vae_jax.keys import make_keys
 
 SHAPE = (32, 32, 1)
 STEPS = 20
@@ -40,7 +41,7 @@ def compiled_loop(batch: int):
     network, objective = train.build(config, SHAPE)
     step = train.make_step(config, network, objective, optimizer.build(config.train, 1000))
     images = jnp.asarray(np.random.RandomState(0).randint(0, 256, (100 * batch, *SHAPE), np.uint8))
-    keys, zero = train.make_keys(0), jnp.int32(0)
+    keys, zero = make_keys(0), jnp.int32(0)
     state = train.start(config, SHAPE, len(images))
     arguments = images, None, jax.random.permutation(keys.shuffle, len(images)), zero, keys.steps, zero
     return train.make_loop(step, batch, batch).lower(state, *arguments, zero).compile(), state, arguments

@@ -24,8 +24,9 @@ from vae_jax.config import load_config
 from vae_jax.data import load
 from vae_jax.errors import UserError
 from vae_jax.evaluate import make_evaluator, means
+from vae_jax.keys import make_keys
 from vae_jax.models import Variables
-from vae_jax.train import TrainState, build, make_keys
+from vae_jax.train import TrainState, build
 
 STORED = Path(__file__).parent / "stored"
 

@@ -10,6 +10,7 @@ import vae_jax
 from vae_jax import evaluate, train
 from vae_jax.config import Config, ModelConfig, TrainConfig
 from vae_jax.errors import UserError
+from vae_jax.keys import make_keys
 
 CONFIG = Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(epochs=1, batch_size=16))
 
@@ -74,7 +75,7 @@ def test_fit_reports_what_the_evaluator_finds(trained, small_data):
 def terms_with_run_key(trained, images):
     network, objective = train.build(CONFIG, trained.image_shape)
     evaluator = evaluate.make_evaluator(CONFIG, network, objective, images)
-    return evaluator(trained.state.variables, train.make_keys(CONFIG.seed).evaluate)
+    return evaluator(trained.state.variables, make_keys(CONFIG.seed).evaluate)
 
 
 def test_a_model_in_use(trained, small_data):

@@ -13,6 +13,7 @@ from vae_jax import optimizer, train
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import Diverged, UserError
+from vae_jax.keys import make_keys
 from vae_jax.objectives import OBJECTIVES, Objective, Terms
 
 # 70 images in batches of 16: four full batches and one of 6.
@@ -69,7 +70,7 @@ def test_one_epoch_equals_steps_taken_one_by_one(small_data):
     """Every image once, the last partial batch too, each step with a key folded from its number."""
     config = with_train(epochs=1)
     step, state, images = parts(config, small_data)
-    keys = train.make_keys(config.seed)
+    keys = make_keys(config.seed)
     order = jax.random.permutation(jax.random.fold_in(keys.shuffle, 0), 70)
     np.testing.assert_array_equal(np.sort(order), np.arange(70))
     variables, opt_state, total = state.variables, state.opt_state, np.zeros(3)
@@ -125,7 +126,7 @@ def test_streaming_goes_on_inside_an_epoch(plain_trained, small_data):
 @pytest.mark.optimized
 def test_chunks_equal_one_scan_bit_for_bit(small_data):
     step, state, images = parts(CONFIG, small_data)
-    keys = train.make_keys(CONFIG.seed)
+    keys = make_keys(CONFIG.seed)
     order = jax.random.permutation(jax.random.fold_in(keys.shuffle, 0), 70)
 
     def body(state, i):
@@ -191,7 +192,7 @@ def test_nothing_recompiles_after_the_first_epoch(small_data):
 
 def test_the_loop_moves_nothing_to_or_from_the_device(small_data):
     step, state, images = parts(CONFIG, small_data)
-    keys = train.make_keys(0)
+    keys = make_keys(0)
     arguments = images, None, jnp.arange(70), jnp.int32(0), keys.steps, jnp.int32(0), jnp.int32(3)
     loop = train.make_loop(step, 16, 16).lower(state, *arguments).compile()
     with jax.transfer_guard("disallow"):
@@ -281,7 +282,7 @@ def broken_with(**changes):
 
 
 def bad_step(config, epoch):
-    order = np.asarray(train.epoch_order(train.make_keys(config.seed).shuffle, jnp.int32(epoch), 70))
+    order = np.asarray(train.epoch_order(make_keys(config.seed).shuffle, jnp.int32(epoch), 70))
     return int(np.flatnonzero(order == 7)[0]) // 16
 
 
@@ -309,7 +310,7 @@ def test_skipping_leaves_a_step_out_and_counts_it(one_bad_image):
     assert [epoch["skipped_steps"] for epoch in found.history] == [1, 1, 1]
     step, state, images = parts(config, one_bad_image)
     step = jax.jit(step)
-    keys = train.make_keys(config.seed)
+    keys = make_keys(config.seed)
     for epoch in range(3):
         order = train.epoch_order(keys.shuffle, jnp.int32(epoch), 70)
         total, count = np.zeros(3), 0

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 from vae_jax import likelihoods, models, objectives, posteriors, priors
 from vae_jax.config import CONVOLUTIONS, Config
 from vae_jax.errors import UserError
+from vae_jax.keys import part_key
 from vae_jax.likelihoods import Likelihood
 from vae_jax.models import Autoencoder, Trace, Variables
 from vae_jax.objectives import Model, Objective
@@ -143,7 +144,7 @@ def _compose(
     def init(key: Key[Array, ""]) -> Variables:
         variables = network.init(key)
         parts = {
-            name: part.init(jax.random.fold_in(key, number))
+            name: part.init(part_key(key, number))
             for number, (name, part) in enumerate(zip(PARTS, (posterior, prior, likelihood), strict=True))
         }
         return variables._replace(params={**variables.params, **{name: part for name, part in parts.items() if part}})

@@ -20,6 +20,7 @@ from vae_jax.config import Config
 from vae_jax.data.dataset import Split
 from vae_jax.errors import UserError
 from vae_jax.evaluate import in_batches, make_posteriors
+from vae_jax.keys import training_images_key
 from vae_jax.models import Variables
 from vae_jax.posteriors import Heads
 
@@ -261,10 +262,10 @@ def diagnose(
     """
     posteriors = make_posteriors(network, variables)
 
-    def encode(split: Split) -> Any:
+    def encode(split: Split, key: Key[Array, ""]) -> Any:
         return posteriors(key, split.images, split.labels if config.model.classes else None)
 
-    found = encode(split)
+    found = encode(split, key)
     centers = np.asarray(found.centers)
     variances = unit_variances(found.centers)
     surgery = None
@@ -279,7 +280,7 @@ def diagnose(
     errors = np.asarray(make_squared_error(network, variables)(split.images, found.centers, told), np.float64)
     probe = knn = None
     if train is not None and train.labels is not None and split.labels is not None and np.ptp(train.labels):
-        learned_from = np.asarray(encode(train).centers)
+        learned_from = np.asarray(encode(train, training_images_key(key)).centers)
         if np.isfinite(learned_from).all() and np.isfinite(centers).all():
             probe = linear_probe(learned_from, train.labels, centers, split.labels)
             knn = nearest_neighbours(learned_from, train.labels, centers, split.labels)

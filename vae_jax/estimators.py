@@ -22,6 +22,7 @@ from vae_jax import objectives
 from vae_jax.composition import Composition
 from vae_jax.config import Config
 from vae_jax.errors import UserError
+from vae_jax.keys import first_z_key, image_keys, move_key, sample_key
 from vae_jax.models import Variables
 
 # A chunk holds as many samples of z as make about so many numbers of images, whatever the number of samples and of
@@ -74,7 +75,7 @@ def importance_nll(
     chunk = -(-samples // chunks)
 
     def estimate(variables, images, labels, keys, _):
-        treated, keys = _treated(network, images, keys)
+        treated = jax.vmap(network.treat)(keys.treatment, images)
 
         def of_model(function):
             return network.apply(variables, function, labels=labels)[0]
@@ -82,8 +83,8 @@ def importance_nll(
         heads = of_model(lambda model: model.encode(treated))
 
         def weigh(model, numbers):
-            by_image = jax.vmap(jax.random.fold_in, (0, None))
-            each = jax.vmap(by_image, (None, 0))(keys, numbers)  # keys of (samples, images)
+            by_image = jax.vmap(sample_key, (0, None))
+            each = jax.vmap(by_image, (None, 0))(keys.importance, numbers)  # keys of (samples, images)
             z, log_q = jax.vmap(jax.vmap(model.sample), (0, None))(each, heads)
             return model.log_likelihood(treated, model.decode(z)) + model.log_prior(z) - log_q
 
@@ -143,7 +144,7 @@ def annealed_nll(
     betas = _sigmoid_schedule(temperatures)
 
     def estimate(variables, images, labels, keys, exact):
-        treated, keys = _treated(network, images, keys)
+        treated = jax.vmap(network.treat)(keys.treatment, images)
 
         def of_model(function):
             return network.apply(variables, function, labels=labels)[0]
@@ -184,15 +185,14 @@ def annealed_nll(
 
         def from_prior(keys, chains):
             draw = partial(network.sample_prior, variables)
-            return jax.vmap(lambda key: draw(jax.random.fold_in(key, 0), chains), 0, 1)(keys)
+            return jax.vmap(lambda key: draw(first_z_key(key), chains), 0, 1)(keys)
 
-        pilot_keys, keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in (0, 1))
-        _, sizes = anneal(from_prior(pilot_keys, PILOTS), pilot_keys, betas)
+        _, sizes = anneal(from_prior(keys.pilots, PILOTS), keys.pilots, betas)
         if exact is None:
-            log_w, _ = anneal(from_prior(keys, chains), keys, betas, sizes)
+            log_w, _ = anneal(from_prior(keys.chains, chains), keys.chains, betas, sizes)
         else:
             first = jnp.broadcast_to(jnp.asarray(exact, float), (chains, *exact.shape))
-            log_w, _ = anneal(first, keys, betas[::-1], sizes[::-1])
+            log_w, _ = anneal(first, keys.chains, betas[::-1], sizes[::-1])
         return _log_add((jnp.full(len(images), -jnp.inf), jnp.zeros(len(images))), log_w)
 
     batch = max(1, _rows(images) // max(chains, PILOTS))
@@ -214,12 +214,6 @@ def _rows(images: UInt8[np.ndarray, "images h w c"]) -> int:
     on_cpu = jax.default_backend() == "cpu"
     numbers, most = (CPU_NUMBERS, ROWS[0]) if on_cpu else (NUMBERS, ROWS[1])
     return min(most, max(1, numbers // math.prod(images.shape[1:])))
-
-
-def _treated(network: Composition, images: Array, keys: Array) -> tuple[Array, Array]:
-    """Each image treated with its own key, and keys for the rest."""
-    treat_keys, keys = (jax.vmap(jax.random.fold_in, (0, None))(keys, number) for number in (0, 1))
-    return jax.vmap(network.treat)(treat_keys, images), keys
 
 
 def _log_add(carry: tuple[Array, Array], log_w: Float[Array, "samples images"]) -> tuple[Array, Array]:
@@ -255,7 +249,7 @@ def _over_images(
             yield variables, images[index], told, None if exact is None else exact[index], index, key
 
     def run(variables, images, labels, exact, index, key):
-        return estimate(variables, images, labels, jax.vmap(jax.random.fold_in, (None, 0))(key, index), exact)
+        return estimate(variables, images, labels, jax.vmap(image_keys, (None, 0))(key, index), exact)
 
     # Compiled here: contexts such as jax.enable_x64 are this thread's alone.
     compiled = jax.jit(run).lower(*next(arguments())).compile()
@@ -279,7 +273,7 @@ def _sigmoid_schedule(temperatures: int) -> Float[np.ndarray, " _"]:
 
 def _draw(key: Key[Array, ""], number: Array, shape: tuple[int, int]) -> tuple[Array, Array]:
     """One image's momenta, (chains, latent), and uniform numbers, (chains,)."""
-    noise_key, uniform_key = jax.random.split(jax.random.fold_in(key, number))
+    noise_key, uniform_key = jax.random.split(move_key(key, number))
     return jax.random.normal(noise_key, shape), jax.random.uniform(uniform_key, shape[:1])
 
 

@@ -19,6 +19,7 @@ from vae_jax.config import BOUNDS, Config
 from vae_jax.devices import Devices
 from vae_jax.errors import UserError
 from vae_jax.feed import Feed
+from vae_jax.keys import batch_keys, encoding_key, sampling_key
 from vae_jax.models import Variables
 from vae_jax.objectives import Model as Bound
 from vae_jax.objectives import Objective, Terms
@@ -105,14 +106,14 @@ def make_terms(
         key: Key[Array, ""],
     ) -> Terms:
         def batch(number, images, labels):
-            batch_key = jax.random.fold_in(key, number)
+            objective_key, treatment_key = batch_keys(key, number)
             images = devices.split(images) if devices else images
-            treated = network.treat(jax.random.fold_in(batch_key, 2), images)  # as in training, apart from a split
+            treated = network.treat(treatment_key, images)
 
             def terms(model: Bound) -> Terms:
                 if latent == "mean":
                     model = model._replace(sample=_centered(network, variables))
-                return objective.terms(batch_key, model, treated, config.objective)
+                return objective.terms(objective_key, model, treated, config.objective)
 
             return network.apply(variables, terms, labels=labels)[0]
 
@@ -193,7 +194,7 @@ def model_maker(network: Composition, objective: Objective) -> Callable[[Variabl
     @jax.jit
     def encode_told(variables: Variables, images: Any, labels: Any) -> dict[str, Array]:
         def batch(number, images, labels):
-            treated = network.treat(jax.random.fold_in(jax.random.key(0), number), images)
+            treated = network.treat(encoding_key(number), images)
             heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
             return {**heads, "mu": network.center(variables, heads)[0]}
 
@@ -219,7 +220,7 @@ def model_maker(network: Composition, objective: Objective) -> Callable[[Variabl
             return decode(encode(images, labels)["mu"], labels)
 
         def sample(key: Key[Array, ""], n: int, labels: Any = None) -> Array:
-            return decode(network.sample_prior(variables, key, n), labels)
+            return decode(network.sample_prior(variables, sampling_key(key), n), labels)
 
         return Model(encode, decode, reconstruct, sample if objective.generative else None, network.latent)
 
@@ -250,12 +251,12 @@ def make_posteriors(network: Composition, variables: Variables) -> Callable[...,
     @jax.jit
     def posteriors(key: Key[Array, ""], images: Any, labels: Any = None) -> Posteriors:
         def batch(number, images, labels):
-            batch_key = jax.random.fold_in(key, number)
-            treated = network.treat(jax.random.fold_in(batch_key, 2), images)  # as in training, apart from a split
+            z_key, treatment_key = batch_keys(key, number)
+            treated = network.treat(treatment_key, images)
 
             def look(model: Bound) -> Posteriors:
                 heads = model.encode(treated)
-                z, log_q = model.sample(batch_key, heads)
+                z, log_q = model.sample(z_key, heads)
                 return Posteriors(heads, heads["mu"], z, log_q, model.log_prior(z))
 
             found = network.apply(variables, look, labels=labels)[0]

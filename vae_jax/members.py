@@ -23,6 +23,7 @@ from vae_jax.data.dataset import Dataset
 from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import make_terms
 from vae_jax.feed import fits
+from vae_jax.keys import make_keys
 from vae_jax.objectives import Terms
 from vae_jax.train import (
     FIRST_CHUNK,
@@ -34,7 +35,6 @@ from vae_jax.train import (
     check_parameters,
     diverged,
     epoch_order,
-    make_keys,
     make_step,
     make_steps,
     split_figures,

@@ -37,13 +37,13 @@ from vae_jax.devices import Devices
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.evaluate import Model, make_model, model_maker
 from vae_jax.folder import check_folder, read_config, write_text, writing
+from vae_jax.keys import make_keys
 from vae_jax.models import Variables
 from vae_jax.train import (
     Progress,
     Trained,
     TrainState,
     fit,
-    make_keys,
     start,
     start_from,
     told,

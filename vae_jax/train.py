@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from vae_jax import memory, models, optimizer
 from vae_jax.composition import Composition, build
@@ -25,6 +25,7 @@ from vae_jax.devices import Devices
 from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import make_evaluator, means
 from vae_jax.feed import Feed
+from vae_jax.keys import epoch_key, make_keys, step_key, step_keys
 from vae_jax.models import Variables
 from vae_jax.objectives import Model, Objective, Terms
 from vae_jax.registry import lookup
@@ -50,35 +51,9 @@ class TrainState(NamedTuple):
     sums: Float[Array, "steps 3"]
 
 
-class Keys(NamedTuple):
-    """The run's keys, one for each purpose, all from the seed."""
-
-    init: Key[Array, ""]
-    shuffle: Key[Array, ""]
-    steps: Key[Array, ""]
-    evaluate: Key[Array, ""]
-    samples: Key[Array, ""]
-
-
-def make_keys(seed: int | UInt[Array, ""]) -> Keys:
-    """The keys of a run with this seed."""
-    return Keys(*jax.random.split(jax.random.key(seed), 5))
-
-
-def step_keys(key: Key[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
-    """Of one step: the objective's key (the reparameterization's noise) and dropout's."""
-    objective, dropout = jax.random.split(key)
-    return objective, dropout
-
-
-def treatment_key(key: Key[Array, ""]) -> Key[Array, ""]:
-    """Of one step: for what is done to its images."""
-    return jax.random.fold_in(key, 2)  # not among those of `step_keys`
-
-
 def epoch_order(key: Key[Array, ""], epoch: Int[Array, ""], images: int) -> Int[Array, " images"]:
     """The order in which an epoch, counted from 0, takes the training images; `key` is the run's for shuffling."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), jnp.arange(images, dtype=jnp.int32))
+    return jax.random.permutation(epoch_key(key, epoch), jnp.arange(images, dtype=jnp.int32))
 
 
 class Progress(NamedTuple):
@@ -134,15 +109,15 @@ def make_step(
         labels: Int[Array, " batch"] | None = None,
         epoch: Float[Array, ""] | float = jnp.inf,
     ) -> tuple[Variables, PyTree, Float[Array, "3"]]:
-        objective_key, dropout_key = step_keys(key)
-        targets = network.treat(treatment_key(key), images)
+        own = step_keys(key)
+        targets = network.treat(own.treatment, images)
 
         def loss(params: PyTree) -> tuple[Array, tuple[Variables, Terms]]:
             def terms(model: Model) -> Terms:
-                return objective.terms(objective_key, model, targets, config.objective)
+                return objective.terms(own.objective, model, targets, config.objective)
 
             then = variables._replace(params=params)
-            found, updated = network.apply(then, terms, dropout_key, train=True, labels=labels, epoch=epoch)
+            found, updated = network.apply(then, terms, own.dropout, train=True, labels=labels, epoch=epoch)
             return reduce(found.loss), (updated, found)
 
         gradient, (updated, found) = jax.grad(loss, has_aux=True)(variables.params)
@@ -194,10 +169,10 @@ def make_steps(
     ) -> TrainState:
         def body(i: Int[Array, ""], state: TrainState) -> TrainState:
             chosen = lax.dynamic_slice_in_dim(order, i * stride - start, size)
-            batch, step_key = split(images[chosen]), jax.random.fold_in(key, state.step)
+            batch, own_key = split(images[chosen]), step_key(key, state.step)
             epoch = state.step.astype(float) / len(state.sums)
             told = None if labels is None else labels[chosen]
-            variables, opt_state, sums = step(state.variables, state.opt_state, batch, step_key, told, epoch)
+            variables, opt_state, sums = step(state.variables, state.opt_state, batch, own_key, told, epoch)
             return TrainState(state.step + 1, variables, opt_state, state.sums.at[i].set(sums))
 
         return lax.fori_loop(first, last, body, state)
@@ -341,9 +316,9 @@ def fit(
     began = time.perf_counter()
     shuffle = jax.jit(partial(epoch_order, images=count))
     finite = jax.jit(all_finite)
-    zero, step_key, evaluation_key = np.int32(0), *devices.whole((keys.steps, keys.evaluate))
+    zero, steps_key, evaluation_key = np.int32(0), *devices.whole((keys.steps, keys.evaluate))
     images, numbers = feed.shapes
-    arguments = (state, images, numbers if config.model.classes else None, numbers, zero, step_key, zero, zero)
+    arguments = (state, images, numbers if config.model.classes else None, numbers, zero, steps_key, zero, zero)
     # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled loop).
     parts = [
         (end, size, make_loop(step, batch_size, size, devices).lower(*arguments).compile())
@@ -369,7 +344,7 @@ def fit(
                     length = min(chunk, min(end, shard_end) - done)
                     bounds = np.int32(done), np.int32(done + length)
                     place = shard.images, shard.labels, shard.order, np.int32(shard.first)
-                    state = loop(state, *place, step_key, *bounds)
+                    state = loop(state, *place, steps_key, *bounds)
                     jax.block_until_ready(state)
                     elapsed = time.perf_counter() - began
                     if not config.train.chunk_steps and length == chunk and size == batch_size:

@@ -58,6 +58,7 @@ def _evaluate(options: Any) -> None:
     from vae_jax.composition import build
     from vae_jax.data import Split
     from vae_jax.evaluate import make_evaluator, means
+    from vae_jax.keys import make_keys
 
     network, objective = build(trained.config, trained.image_shape)
     for option, value in (("--nll-samples", options.nll_samples), ("--ais", options.ais)):
@@ -72,7 +73,7 @@ def _evaluate(options: Any) -> None:
     split = Split(whole.images[:count], None if whole.labels is None else whole.labels[:count])
     images, labels = split.images, train.told(trained.config, split)
     evaluate = make_evaluator(trained.config, network, objective, images, options.latent, labels)
-    terms = evaluate(trained.state.variables, train.make_keys(trained.config.seed).evaluate)
+    terms = evaluate(trained.state.variables, make_keys(trained.config.seed).evaluate)
     loss, reconstruction, kl = means(terms)
     found = {
         "loss": loss,
@@ -105,16 +106,6 @@ def _evaluate(options: Any) -> None:
         print(each)
 
 
-def _keys(trained: "Trained") -> Any:
-    """Of both estimates of −log p(x), so that they are of the same images, and of the diagnostics: none of those that
-    batches of the evaluation get."""
-    import jax
-
-    from vae_jax.train import make_keys
-
-    return jax.random.split(jax.random.fold_in(make_keys(trained.config.seed).evaluate, 2**32 - 1))
-
-
 def _estimates(
     options: Any, trained: "Trained", network: "Composition", split: "Split"
 ) -> tuple[dict[str, Any], list[str]]:
@@ -124,9 +115,10 @@ def _estimates(
     import numpy as np
 
     from vae_jax import estimators
+    from vae_jax.keys import estimates_key, make_keys
     from vae_jax.train import told
 
-    key, _ = _keys(trained)
+    key = estimates_key(make_keys(trained.config.seed).evaluate)
     run = (trained.config, network, trained.state.variables, split.images)
     labels = told(trained.config, split)
     found, lines = {}, []
@@ -156,8 +148,9 @@ def _diagnostics(
 ) -> tuple[dict[str, Any], list[str]]:
     """The figures of the latents, and as lines what of them there is."""
     from vae_jax import diagnostics
+    from vae_jax.keys import diagnostics_key, make_keys
 
-    _, key = _keys(trained)
+    key = diagnostics_key(make_keys(trained.config.seed).evaluate)
     train = None if options.split == "train" else data.train
     with progress("aggregate posterior") as on_progress:
         found = diagnostics.diagnose(

@@ -37,9 +37,10 @@ def _train(options: Any) -> int:
     device = set_device(options.device, lambda: join_processes(options))
     import jax
 
-    from vae_jax import data, models, run, train
+    from vae_jax import data, models, run
     from vae_jax.composition import build
     from vae_jax.devices import Devices
+    from vae_jax.keys import make_keys
 
     devices = Devices(jax.device_count() if options.devices is None else options.devices)
     devices.wait()  # they connect now, since later a process that reads its data slowly would be given up
@@ -48,7 +49,7 @@ def _train(options: Any) -> int:
     print(f"device: {device}{f', {devices}' if devices.count > 1 else ''}", flush=True)
     images = data.load(config.data, report=say)
     network, objective = build(config, images.image_shape)
-    shapes = jax.eval_shape(network.init, train.make_keys(config.seed).init)
+    shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
     held_out = f", {len(images.validation):,} validation" if images.validation is not None else ""
     name = printable(images.name)
     print(

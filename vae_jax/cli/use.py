@@ -122,6 +122,7 @@ def _sample(options: Any) -> None:
     import jax
 
     from vae_jax import figures
+    from vae_jax.keys import sampling_key
 
     label, classes = _label(options, trained), trained.config.model.classes
     labels = None
@@ -129,7 +130,7 @@ def _sample(options: Any) -> None:
         labels = np.arange(count) % classes if label is None else np.full(count, label)
     key = jax.random.key(seed)
     if source != "prior":
-        pictures = model.decode(_fitted(options, trained, source)(key, count), labels)
+        pictures = model.decode(_fitted(options, trained, source)(sampling_key(key), count), labels)
     elif model.sample is None:
         raise UserError(
             f"--from: expected gmm or second_stage for objective {trained.config.objective.name}, which has no prior "
@@ -147,15 +148,13 @@ def _sample(options: Any) -> None:
 
 def _fitted(options: Any, trained: "Trained", source: str) -> Any:
     """The sampler of z, fitted with the run's own seed: --seed chooses what is drawn from it, not what it is."""
-    import jax
-
     from vae_jax import samplers, train
     from vae_jax.composition import build
+    from vae_jax.keys import make_keys
 
     network, _ = build(trained.config, trained.image_shape)
     images = load_data(options, trained).train
-    key = jax.random.fold_in(train.make_keys(trained.config.seed).samples, 1)
-    labels = train.told(trained.config, images)
+    key, labels = make_keys(trained.config.seed).samplers, train.told(trained.config, images)
     with progress(f"fitting {source}") as on_progress:
         return samplers.fit_sampler(
             source, network, trained.state.variables, images.images, key, labels, on_progress=on_progress

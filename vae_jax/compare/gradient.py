@@ -10,8 +10,9 @@ from vae_jax.compare.level import Level, Request, judge
 from vae_jax.compare.pair import PRECISIONS, Pair, dead_biases, difference, precisely
 from vae_jax.interop.torch_training import TorchTraining
 from vae_jax.interop.torch_weights import COUNTER, to_state_dict
+from vae_jax.keys import make_keys, step_key
 from vae_jax.models import Variables
-from vae_jax.train import make_keys, make_step
+from vae_jax.train import make_step
 
 TOLERANCES = {"float32": 1e-4, "float64": 1e-9}  # of a tensor's largest entry
 DEAD_TOLERANCES = {"float32": 1e-6, "float64": 1e-12}  # of the largest entry of all gradients
@@ -54,7 +55,7 @@ def _gradients(request: Request, precision: str) -> dict[str, Any]:
     # The very step that training takes, with another optimiser.
     step = make_step(config, pair.network, pair.objective, recorder())
     updated, found, _ = jax.jit(lambda variables, images, key: step(variables, variables.params, images, key))(
-        variables, jnp.asarray(images), jax.random.fold_in(key, 0)
+        variables, jnp.asarray(images), step_key(key, 0)
     )
     TorchTraining(config, pair.twin, 1, 1).backward(pair.images(images), *pair.draws(variables, images, key, 0))
     gradients = to_state_dict(Variables(found, {}))

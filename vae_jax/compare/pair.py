@@ -16,10 +16,10 @@ from vae_jax.errors import UserError
 from vae_jax.interop.torch_training import compute_exactly, to_torch
 from vae_jax.interop.torch_twin import TorchTwin
 from vae_jax.interop.torch_weights import to_state_dict
+from vae_jax.keys import make_keys, step_key, step_keys
 from vae_jax.models import Variables
 from vae_jax.objectives import Model
 from vae_jax.posteriors import Heads, Latents
-from vae_jax.train import make_keys, step_keys
 
 PRECISIONS = ("float32", "float64")
 PERTURBATION = 0.3  # of fresh running statistics, whose 0 and 1 would make evaluation mode trivial
@@ -115,7 +115,7 @@ class Pair:
         return self.to_torch(found.noise), {name: self.to_torch(mask) for name, mask in found.masks.items()}
 
     def _draw(self, variables: Variables, images: Any, key: Key[Array, ""], step: Any) -> Draws:
-        objective_key, dropout_key = step_keys(jax.random.fold_in(key, step))
+        own = step_keys(step_key(key, step))
         noise = []
 
         def terms(model: Model) -> Any:
@@ -125,10 +125,10 @@ class Pair:
                 noise.append(drawn)
                 return drawn, log_q
 
-            return self.objective.terms(objective_key, model._replace(sample=sample), targets, self.config.objective)
+            return self.objective.terms(own.objective, model._replace(sample=sample), targets, self.config.objective)
 
         targets = self.network.treat(None, images)
-        trace = self.network.trace(variables, terms, dropout_key, train=True)
+        trace = self.network.trace(variables, terms, own.dropout, train=True)
         return Draws(noise[-1], trace.masks)
 
 

@@ -15,8 +15,8 @@ from vae_jax.compare.level import DIFFERS, NO_DIFFERENCE, UNTESTED, Level, Reque
 from vae_jax.compare.worker import FRAMEWORKS, Job
 from vae_jax.composition import build
 from vae_jax.errors import UserError
+from vae_jax.keys import make_keys
 from vae_jax.models import count_parameters
-from vae_jax.train import make_keys
 
 
 def result(request: Request) -> Level:

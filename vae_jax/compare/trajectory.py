@@ -14,7 +14,8 @@ from vae_jax.compare.pair import PRECISIONS, Pair, precisely
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.errors import UserError
 from vae_jax.interop.torch_training import TorchTraining
-from vae_jax.train import epoch_order, fit, make_keys, remedies, start
+from vae_jax.keys import make_keys
+from vae_jax.train import epoch_order, fit, remedies, start
 
 TOLERANCE = 1e-9  # of the loss, in float64
 FIRST_STEP = 1e-5  # of the first loss, in float32; from then on rounding grows as in any chaotic system

@@ -11,8 +11,9 @@ from vae_jax.config import Config
 from vae_jax.errors import UserError
 from vae_jax.interop import weights_file
 from vae_jax.interop.torch_weights import COUNTER, from_state_dict, to_state_dict
+from vae_jax.keys import make_keys
 from vae_jax.models import Variables
-from vae_jax.train import Trained, make_keys
+from vae_jax.train import Trained
 
 
 def export_run(folder: str | Path, path: str | Path, checkpoint: str = "latest") -> dict[str, tuple[int, ...]]:

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
 from vae_jax.config import ModelConfig
+from vae_jax.keys import own_network_key
 from vae_jax.models.convolutional import convolutional
 from vae_jax.models.initialization import INITIALIZATIONS, initialize
 from vae_jax.models.mlp import mlp
@@ -133,8 +134,7 @@ def build(
             autoencoder.decode(z)
 
         def make(key: Key[Array, ""], images: Array, z: Array) -> PyTree:
-            # Layers start as zeros, so the first key is not used.
-            variables = nn.init(both, module)(jax.random.key(0), images, z)
+            variables = nn.init(both, module)(own_network_key(key), images, z)
             return {**variables, "params": initialize(config.initialization, key, variables["params"])}
 
         # The inputs are arguments: as constants the compiler would evaluate the network on them.

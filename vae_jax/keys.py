@@ -1,0 +1,176 @@
+"""Where every random number comes from: all keys, each for one purpose, as functions of the seed and of counts.
+
+Whoever is handed a key (an objective, a part's `init`, a prior's `sample`, dropout) owns all that can be derived from
+it, and may split or fold it in any way. JAX's `fold_in(key, i)` equals `split(key, n)[i]`, so a second purpose must
+never be another child of a key that was handed out: it is a sibling, with a number of its own in this table. Numbers of
+steps, batches and images count from 0, far below LAST = 2³² − 1.
+
+| key | number | purpose |
+|---|---|---|
+| `key(seed)` | 0 INIT | the networks' and parts' initialisation |
+| | 1 SHUFFLE | the orders of the images: one for each epoch |
+| | 2 STEPS | training: one for each step |
+| | 3 EVALUATE | evaluation |
+| | 4 SAMPLES | the run's own pictures from the prior, drawn as `Model.sample` does |
+| | 5 SAMPLING | `Model.sample` and `vae-jax sample`, whose `--seed` may be the run's |
+| | 6 SAMPLERS | the fit of what takes the prior's place, see `vae_jax.samplers` |
+| | 7 ENCODING | of seed 0: what `Model.encode` does to images, one for each batch |
+| INIT | itself | the draw of a named initialisation |
+| | LAST PARTS | 0, 1, 2: the parameters of the posterior, the prior, the likelihood |
+| | LAST − 1 OWN_NETWORK | the initialisers of a user's own network |
+| a step's | 0, 1 | the objective, dropout |
+| | 2 TREATMENT | what is done to the images |
+| | 3 STREAMS | what else a network draws in training |
+| EVALUATE, and each | a batch's number | the objective, or z ~ q(z given x) |
+| key of latents | LAST − 1 TREATMENTS | what is done to the images: one for each batch |
+| | LAST − 2 TRAINING_IMAGES | the training images' latents, beside those of the images looked at |
+| EVALUATE | LAST AFTERWARDS | 0: estimates of log p(x); 1: the latents of the diagnostics |
+| estimates | an image's place | the image's |
+| an image's | 0 IMAGE | what is done to it |
+| | 1 IMPORTANCE | importance sampling: one for each sample |
+| | 2 PILOTS, 3 CHAINS | annealing: 0 FIRST_Z for where chains start, then one for each temperature, from 1 |
+"""
+
+from typing import NamedTuple
+
+import jax
+from jaxtyping import Array, Int, Key, UInt
+
+OneKey = Key[Array, ""]
+Number = int | Int[Array, ""] | UInt[Array, ""]
+
+INIT, SHUFFLE, STEPS, EVALUATE, SAMPLES, SAMPLING, SAMPLERS, ENCODING = range(8)  # of a seed
+TREATMENT, STREAMS = 2, 3  # of a step, whose 0 and 1 are those of `split`
+LAST = 2**32 - 1
+PARTS, OWN_NETWORK = LAST, LAST - 1  # of INIT
+AFTERWARDS, TREATMENTS, TRAINING_IMAGES = LAST, LAST - 1, LAST - 2  # of EVALUATE
+ESTIMATES, DIAGNOSTICS = range(2)  # of AFTERWARDS
+IMAGE, IMPORTANCE, PILOTS, CHAINS = range(4)  # of an image, in an estimate
+FIRST_Z = 0  # of PILOTS and CHAINS; temperatures count from 1
+
+
+class Keys(NamedTuple):
+    """The run's keys, one for each purpose, all from the seed."""
+
+    init: OneKey
+    shuffle: OneKey
+    steps: OneKey
+    evaluate: OneKey
+    samples: OneKey
+    samplers: OneKey
+
+
+def make_keys(seed: int | UInt[Array, ""]) -> Keys:
+    """The keys of a run with this seed."""
+    root = jax.random.key(seed)
+    return Keys(*(jax.random.fold_in(root, number) for number in (INIT, SHUFFLE, STEPS, EVALUATE, SAMPLES, SAMPLERS)))
+
+
+def part_key(init: OneKey, part: int) -> OneKey:
+    """For the parameters of the posterior (0), the prior (1) or the likelihood (2)."""
+    return jax.random.fold_in(jax.random.fold_in(init, PARTS), part)
+
+
+def own_network_key(init: OneKey) -> OneKey:
+    """For the initialisers of a user's own network."""
+    return jax.random.fold_in(init, OWN_NETWORK)
+
+
+def epoch_key(shuffle: OneKey, epoch: Number) -> OneKey:
+    """For the order of an epoch, counted from 0."""
+    return jax.random.fold_in(shuffle, epoch)
+
+
+def step_key(steps: OneKey, step: Number) -> OneKey:
+    """Of a step of the run, counted from 0; handed out to nobody, see `step_keys`."""
+    return jax.random.fold_in(steps, step)
+
+
+class StepKeys(NamedTuple):
+    """The keys of one step of training.
+
+    Attributes:
+        objective: of the objective, above all for the reparameterization's noise.
+        dropout: of dropout.
+        treatment: of what is done to the images.
+        streams: of what else a network draws in training.
+    """
+
+    objective: OneKey
+    dropout: OneKey
+    treatment: OneKey
+    streams: OneKey
+
+
+def step_keys(key: OneKey) -> StepKeys:
+    """The keys of one step."""
+    objective, dropout = jax.random.split(key)  # both in one call, in the innermost loop
+    return StepKeys(objective, dropout, jax.random.fold_in(key, TREATMENT), jax.random.fold_in(key, STREAMS))
+
+
+def batch_keys(evaluate: OneKey, batch: Number) -> tuple[OneKey, OneKey]:
+    """Of a batch of an evaluation: the objective's, or of z ~ q(z|x), and of what is done to the images."""
+    treatments = jax.random.fold_in(evaluate, TREATMENTS)
+    return jax.random.fold_in(evaluate, batch), jax.random.fold_in(treatments, batch)
+
+
+def estimates_key(evaluate: OneKey) -> OneKey:
+    """For every estimate of log p(x), so that all are of the same images."""
+    return jax.random.fold_in(jax.random.fold_in(evaluate, AFTERWARDS), ESTIMATES)
+
+
+def diagnostics_key(evaluate: OneKey) -> OneKey:
+    """For the latents that diagnostics look at."""
+    return jax.random.fold_in(jax.random.fold_in(evaluate, AFTERWARDS), DIAGNOSTICS)
+
+
+def training_images_key(key: OneKey) -> OneKey:
+    """For the training images' latents, where `key` serves those of the images looked at."""
+    return jax.random.fold_in(key, TRAINING_IMAGES)
+
+
+def encoding_key(batch: Number) -> OneKey:
+    """For what is done to a batch of images to be encoded: the same whatever the run's seed."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), ENCODING), batch)
+
+
+def sampling_key(key: OneKey) -> OneKey:
+    """For z of new images, from a key that may be `jax.random.key` of a run's own seed."""
+    return jax.random.fold_in(key, SAMPLING)
+
+
+class ImageKeys(NamedTuple):
+    """The keys of one image in an estimate of its log p(x).
+
+    Attributes:
+        treatment: of what is done to it.
+        importance: of importance sampling; see `sample_key`.
+        pilots: of the chains that find annealing's step sizes; see `first_z_key` and `move_key`.
+        chains: of those that count.
+    """
+
+    treatment: OneKey
+    importance: OneKey
+    pilots: OneKey
+    chains: OneKey
+
+
+def image_keys(estimates: OneKey, place: Number) -> ImageKeys:
+    """The keys of the image at this place, from 0."""
+    key = jax.random.fold_in(estimates, place)
+    return ImageKeys(*(jax.random.fold_in(key, number) for number in (IMAGE, IMPORTANCE, PILOTS, CHAINS)))
+
+
+def sample_key(importance: OneKey, sample: Number) -> OneKey:
+    """For a sample of z, counted from 0."""
+    return jax.random.fold_in(importance, sample)
+
+
+def first_z_key(chains: OneKey) -> OneKey:
+    """For where chains start."""
+    return jax.random.fold_in(chains, FIRST_Z)
+
+
+def move_key(chains: OneKey, temperature: Number) -> OneKey:
+    """For the chains' move at a temperature, counted from 1."""
+    return jax.random.fold_in(chains, temperature)
