@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -433,3 +434,144 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
     for limit, free in (("1000", 500), ("max", 100_000), ("600", 100), ("300", 0), ("999999", 99_999 + 400)):
         (tmp_path / "memory.max").write_text(f"{limit}\n")
         assert memory.available(tmp_path) == min(free, 100_000)
+
+
+# Data sets of one's own
+
+LEVELS = np.random.RandomState(3).randint(0, 256, (20, 4, 4, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "found"),
+    [
+        (LEVELS / 255, None, "images: expected uint8 .*found float64 of shape .*from_arrays takes floats"),
+        (LEVELS.astype(np.float32), None, "found float32"),
+        (LEVELS.astype(np.int64), None, "found int64"),
+        (LEVELS[..., 0], None, r"\(n, height, width, 1 or 3\); found uint8 of shape \(20, 4, 4\)"),
+        (LEVELS[0], None, r"found uint8 of shape \(4, 4, 1\)"),
+        (LEVELS[:0], None, "at least one image"),
+        (LEVELS.repeat(2, 3), None, r"found uint8 of shape \(20, 4, 4, 2\)"),
+        ([[1], [2, 3]], None, "images: expected an array"),
+        (None, None, "images: expected uint8"),
+        (LEVELS, np.arange(19), "labels: expected 20 whole numbers from 0 on.*found int64 of shape .19"),
+        (LEVELS, [], r"labels: .*found float64 of shape \(0,\)"),
+        (LEVELS, np.arange(20.0), "labels: .*found float64"),
+        (LEVELS, ["cat"] * 20, "labels: .*found <U3 .*names go into class_names"),
+        (LEVELS, np.arange(20) > 3, "labels: .*found bool"),
+        (LEVELS, np.arange(20) - 1, "labels: expected numbers from 0 to 2147483647; found -1 to 18"),
+        (LEVELS, np.full(20, 2**64 - 1, np.uint64), "found 18446744073709551615 to 18446744073709551615"),
+    ],
+)
+def test_a_split_of_ones_own_is_checked(images, labels, found):
+    with pytest.raises(UserError, match=found):
+        Split(images, labels)
+
+
+def test_a_split_takes_other_whole_numbers_and_other_arrays():
+    for labels in (np.arange(20, dtype=np.uint8), np.arange(20, dtype=np.int32)[:, None], list(range(20))):
+        split = Split(jnp.asarray(LEVELS), labels)
+        assert (type(split.images), split.images.dtype, split.labels.dtype) == (np.ndarray, np.uint8, np.int64)
+        np.testing.assert_array_equal(split.images, LEVELS)
+        np.testing.assert_array_equal(split.labels, np.arange(20))
+    assert Split(LEVELS).images is LEVELS
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"test": Split(LEVELS[:, :3])}, "test: expected images of 4x4x1, as the training images are; found 3x4x1"),
+        ({"validation": Split(LEVELS.repeat(3, 3))}, "validation: expected images of 4x4x1, .* found 4x4x3"),
+        ({"test": LEVELS}, "test: expected a Split; found ndarray"),
+        ({"train": None}, "train: expected a Split; found NoneType"),
+        ({"name": 3}, "name: expected the data set's name; found int"),
+        ({"class_names": "abcd"}, "class_names: expected a name for each label; found 'abcd'"),
+        ({"class_names": ("a", 1)}, "class_names: expected a name for each label"),
+        ({"class_names": ("a", "b", "a", "c")}, "class_names: expected a name for one class only; found 'a' twice"),
+        ({"class_names": ("a", "b")}, "class_names: expected a name for each label up to 3; found 2 names"),
+        ({"train": Split(LEVELS), "test": Split(LEVELS), "class_names": ("a",)}, "class_names: expected none"),
+    ],
+)
+def test_a_data_set_of_ones_own_is_checked(change, found):
+    right = Dataset("mine", Split(LEVELS, np.arange(20) % 4), Split(LEVELS), class_names=["a", "b", "c", "d"])
+    assert right.class_names == ("a", "b", "c", "d")
+    with pytest.raises(UserError, match=found):
+        replace(right, **change)
+
+
+def test_a_data_set_from_arrays():
+    labels = np.arange(20) % 4
+    plain = Dataset.from_arrays(LEVELS, labels)
+    kept, held = hold_out(Split(LEVELS, labels), 0.2, "data.test")  # what data.test does, and as much
+    for found, expected in ((plain.train, kept), (plain.test, held)):
+        np.testing.assert_array_equal(found.images, expected.images)
+        np.testing.assert_array_equal(found.labels, expected.labels)
+    assert (plain.name, plain.validation, plain.class_names) == ("arrays", None, None)
+    floats = [LEVELS / 255, np.float32(LEVELS / 255), (LEVELS / 255)[..., 0], jnp.asarray(LEVELS) / 255]
+    for images in (LEVELS[..., 0], jnp.asarray(LEVELS), *floats):
+        data = Dataset.from_arrays(images, test=images[:3], validation=4, name="mine", class_names=None)
+        np.testing.assert_array_equal(data.test.images, LEVELS[:3])
+        assert (len(data.train), len(data.validation), data.train.labels, data.name) == (16, 4, None, "mine")
+    data = Dataset.from_arrays(
+        LEVELS, labels, test=LEVELS[:2], test_labels=[3, 1], validation=LEVELS[2:3], validation_labels=[2],
+        class_names=list("abcd"),
+    )  # fmt: skip
+    assert (data.class_names, data.test.labels.tolist(), data.validation.labels.tolist()) == (
+        tuple("abcd"),
+        [3, 1],
+        [2],
+    )
+    rgb = Dataset.from_arrays(np.full((5, 2, 3, 3), 0.5), test=1)
+    assert (rgb.image_shape, rgb.train.images.max(), len(rgb.test)) == ((2, 3, 3), 128, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ({"train": LEVELS.astype(float)}, r"train: expected floats in \[0, 1\], found levels from 0.0 to 253.0"),
+        ({"test": LEVELS / 250}, "test: expected floats in"),
+        ({"train": LEVELS * np.nan}, "train: expected floats in .* from nan to nan"),
+        ({"train": LEVELS.astype(int)}, r"train: expected images .*uint8 or floats in \[0, 1\]; found int64"),
+        ({"train": LEVELS[0, :, :, 0]}, r"train: expected images \(n, height, width\) .*found uint8 of shape \(4, 4\)"),
+        ({"train": LEVELS[:0]}, r"train: .*found uint8 of shape \(0, 4, 4, 1\)"),
+        ({"test": LEVELS[:, :2]}, "test: expected images of 4x4x1"),
+        ({"train_labels": np.arange(3)}, "train_labels: expected 20 whole numbers"),
+        ({"test": LEVELS[:2], "test_labels": ["a", "b"]}, "test_labels: .*names go into class_names"),
+        ({"test_labels": [1]}, "test_labels: expected the images that they are of as test; found none"),
+        ({"validation_labels": [1]}, "validation_labels: expected the images"),
+        ({"test": 0}, "test: expected a fraction below 1"),
+        ({"test": 20}, "test: expected to leave images"),
+        ({"test": None}, "test: expected images"),
+    ],
+)
+def test_arrays_that_are_no_data_set(arguments, found):
+    with pytest.raises(UserError, match=found):
+        Dataset.from_arrays(**{"train": LEVELS, **arguments})
+
+
+@pytest.mark.parametrize("sort", [np.sort, lambda labels: labels])
+def test_some_of_the_images_are_spread_over_all(sort):
+    """Of every class as many as of the others, about, whether they are sorted or take turns; the same every time."""
+    labels = sort(np.arange(1000) % 10)
+    split = Split(np.arange(1000).astype(np.uint8).reshape(-1, 1, 1, 1), labels)
+    some = split.spread(200)
+    assert len(some) == 200
+    assert (np.abs(np.bincount(some.labels, minlength=10) - 20) <= 12).all()
+    np.testing.assert_array_equal(some.images, split.spread(200).images)
+    places = Split(np.zeros((1000, 1, 1, 1), np.uint8), np.arange(1000)).spread(7).labels
+    assert [place * 7 // 1000 for place in places] == list(range(7))
+    for count in (1000, 2000):
+        assert split.spread(count) is split
+
+
+def test_labels_are_matched_by_their_classes_names():
+    train, test = Split(LEVELS, np.arange(20) % 2), Split(LEVELS[:3], [1, 0, 1])
+    data = Dataset("mine", train, test, Split(LEVELS[:1]), ("dog", "bee"))
+    found = data.renumbered(("ant", "bee", "cat", "dog"))
+    assert found.class_names == ("ant", "bee", "cat", "dog")
+    np.testing.assert_array_equal(found.train.labels, np.where(np.arange(20) % 2, 1, 3))
+    assert (found.test.labels.tolist(), found.validation.labels, found.name) == ([1, 3, 1], None, "mine")
+    with pytest.raises(UserError, match=r"mine: expected no other classes than 'ant', 'dog'; found 'bee'"):
+        data.renumbered(("ant", "dog"))
+    assert data.renumbered(None) is data
+    nameless = replace(data, class_names=None)
+    assert nameless.renumbered(("ant",)) is nameless

@@ -18,7 +18,7 @@ from jaxtyping import Int64, UInt8
 
 from vae_jax import memory
 from vae_jax.config import DataConfig, expand
-from vae_jax.data.dataset import Split
+from vae_jax.data.dataset import Split, to_levels
 from vae_jax.data.resize import Resizer, check_size
 from vae_jax.data.source import Opened, Report, Splits, file_state, required
 from vae_jax.errors import UserError
@@ -163,20 +163,9 @@ def _array(path: Path, name: str) -> tuple[_Header, np.ndarray]:
 
 
 def _images(path: Path, name: str) -> UInt8[np.ndarray, "n h w *c"]:
-    """Reads images; floats are scaled by 255 and rounded, some images at a time."""
+    """Reads images; floats are scaled by 255 and rounded."""
     header, images = _array(path, name)
-    if images.dtype == np.uint8:
-        return images
-    memory.check(images.size, f"{header.where}: {images.shape} as uint8")
-    out = np.empty(images.shape, np.uint8)
-    step = max(1, (1 << 24) // prod(images.shape[1:]))
-    for start in range(0, len(images), step):
-        part = images[start : start + step]
-        low, high = part.min(), part.max()  # NaN if any level is NaN
-        if not (low >= 0 and high <= 1):
-            raise UserError(f"{header.where}: expected floats in [0, 1], found levels from {low} to {high}")
-        np.rint(part * 255.0, out=out[start : start + step], casting="unsafe")
-    return out
+    return to_levels(images, header.where)
 
 
 def _labels(path: Path, name: str, count: int) -> Int64[np.ndarray, " n"]:

@@ -1,39 +1,85 @@
-"""The one type every data source gives."""
+"""The one type every data source gives, and the way to it from arrays."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+from vae_jax import memory
+from vae_jax.config import DataConfig
+from vae_jax.errors import UserError
+
+TEST = DataConfig.test  # of the images, held out where there are none to test on
+
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split, in order.
+    """Images of one split, in order; checked when it is made.
 
     Attributes:
-        images: uint8, (images, height, width, channels).
-        labels: int64, (images,), or None where the source has none.
+        images: uint8, (images, height, width, channels), at least one, grey (1 channel) or RGB (3).
+        labels: int64, (images,), from 0 on; or None where the source has none. Other whole numbers are converted.
+
+    Raises:
+        UserError: if they are anything else.
     """
+
+    __no_type_check__ = True  # what is wrong is told below in one line, with or without a type checker
 
     images: UInt8[np.ndarray, "images height width channels"]
     labels: Int64[np.ndarray, " images"] | None = None
 
+    def __post_init__(self):
+        images = _array(self.images, "images")
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
+            raise UserError(
+                f"images: expected uint8 levels 0 to 255 of at least one image, (n, height, width, 1 or 3); found "
+                f"{_described(images)}; Dataset.from_arrays takes floats in [0, 1] and images (n, height, width) too"
+            )
+        object.__setattr__(self, "images", images)
+        if self.labels is not None:
+            object.__setattr__(self, "labels", _numbers(self.labels, len(images)))
+
     def __len__(self) -> int:
         return len(self.images)
+
+    def take(self, indices: np.ndarray) -> "Split":
+        """The images with these indices, and their labels."""
+        return Split(self.images[indices], None if self.labels is None else self.labels[indices])
+
+    def spread(self, count: int) -> "Split":
+        """So many of the images, in order, or all where there are no more: the same ones every time.
+
+        One of each of `count` equal parts, chosen at random in it: the first ones would be of one class in a source
+        that is sorted, and every k-th in one whose classes take turns.
+        """
+        if count >= len(self):
+            return self
+        ends = np.arange(count + 1) * len(self) // count
+        place = np.random.RandomState(0).random_sample(count)  # the legacy generator's stream is frozen for good
+        return self.take(ends[:-1] + (place * np.diff(ends)).astype(np.int64))
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory, as every source gives it: grey or RGB levels 0 to 255.
+    """A data set in memory, as every source gives it: grey or RGB levels 0 to 255; checked when it is made.
 
     Attributes:
         name: what it is called in reports, for example "mnist".
         train: the training images.
         test: the test images, never trained on.
         validation: held out of the training images (`data.validation`), or None.
-        class_names: the label's names, or None where the source has none.
+        class_names: the labels' names, by number; or None where the source has none.
         skipped: the images that were left out (`data.skip_bad`), each with the reason.
+
+    Raises:
+        UserError: if the splits' images are of different shapes, or the class names do not fit the labels.
     """
+
+    __no_type_check__ = True  # as for `Split`
 
     name: str
     train: Split
@@ -42,8 +88,202 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        if not isinstance(self.name, str):
+            raise UserError(f"name: expected the data set's name; found {type(self.name).__name__}")
+        for name, split in (("train", self.train), ("test", self.test), ("validation", self.validation)):
+            if not isinstance(split, Split) and (split is not None or name != "validation"):
+                raise UserError(f"{name}: expected a Split; found {type(split).__name__}")
+            if split is not None and split.images.shape[1:] != self.image_shape:
+                expected, found = ("x".join(map(str, shape)) for shape in (self.image_shape, split.images.shape[1:]))
+                raise UserError(f"{name}: expected images of {expected}, as the training images are; found {found}")
+        if self.class_names is not None:
+            object.__setattr__(self, "class_names", self._checked_names())
+
+    def _checked_names(self) -> tuple[str, ...]:
+        names = self.class_names
+        if isinstance(names, str) or not all(isinstance(name, str) for name in names or ()):
+            raise UserError(f"class_names: expected a name for each label; found {names!r:.200}")
+        names = tuple(map(str, names or ()))
+        if len(set(names)) < len(names):
+            twice = next(name for number, name in enumerate(names) if name in names[:number])
+            raise UserError(f"class_names: expected a name for one class only; found {twice!r} twice")
+        labels = [split.labels for split in self.splits if split.labels is not None]
+        if not labels:
+            raise UserError(f"class_names: expected none, since no split has labels; found {len(names):,}")
+        if (highest := max(int(found.max()) for found in labels)) >= len(names):
+            raise UserError(f"class_names: expected a name for each label up to {highest}; found {len(names):,} names")
+        return names
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """Training and test images, and those for validation if there are any."""
+        return (self.train, self.test) if self.validation is None else (self.train, self.test, self.validation)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels) of one image."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+    def renumbered(self, class_names: Sequence[str] | None) -> "Dataset":
+        """The same images with the numbers that their classes have among these names, those of a trained model.
+
+        Where there are no names here or there, the numbers stay as they are.
+
+        Raises:
+            UserError: if it has classes of other names.
+        """
+        if self.class_names is None or class_names is None:
+            return self
+        class_names = tuple(class_names)
+        if unknown := [name for name in self.class_names if name not in class_names]:
+            known, others = ", ".join(map(repr, class_names)), ", ".join(map(repr, unknown))
+            raise UserError(f"{self.name}: expected no other classes than {known:.500}; found {others:.500}")
+        numbers = np.array([class_names.index(name) for name in self.class_names], np.int64)
+
+        def renumber(split: Split) -> Split:
+            return split if split.labels is None else replace(split, labels=numbers[split.labels])
+
+        train, test, *validation = map(renumber, self.splits)
+        return replace(self, train=train, test=test, validation=next(iter(validation), None), class_names=class_names)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train: Any,
+        train_labels: Any = None,
+        *,
+        test: Any = TEST,
+        test_labels: Any = None,
+        validation: Any = None,
+        validation_labels: Any = None,
+        class_names: Sequence[str] | None = None,
+        name: str = "arrays",
+    ) -> "Dataset":
+        """A data set of one's own arrays, of numpy or jax.
+
+            data = Dataset.from_arrays(images, labels)                              # a fifth held out for testing
+            data = Dataset.from_arrays(images, test=test_images, validation=1000)   # 1,000 held out for validation
+
+        Args:
+            train: images (n, height, width) or (n, height, width, 1 or 3): uint8, or floats in [0, 1], which are
+                multiplied by 255 and rounded.
+            train_labels: whole numbers from 0 on, (n,).
+            test: images likewise; or how many of the training images to hold out, as `data.test` does: below 1 a
+                fraction, from 1 on a number.
+            test_labels: of images given as `test`.
+            validation: likewise; None for none.
+            validation_labels: of images given as `validation`.
+            class_names: the labels' names, by number.
+            name: of the data set in reports.
+
+        Raises:
+            UserError: naming the argument, what was expected and what was found.
+        """
+
+        def split(images: Any, labels: Any, what: str) -> Split:
+            images = _pictures(images, what)
+            return Split(images, None if labels is None else _numbers(labels, len(images), f"{what}_labels"))
+
+        kept = split(train, train_labels, "train")
+        held: dict[str, Split | None] = {}
+        for what, images, labels in (("test", test, test_labels), ("validation", validation, validation_labels)):
+            if images is None and what == "validation":
+                held[what] = None
+            elif isinstance(images, int | float | np.number):
+                kept, held[what] = hold_out(kept, float(images), what)
+            else:
+                held[what] = split(images, labels, what)
+                continue
+            if labels is not None:
+                raise UserError(f"{what}_labels: expected the images that they are of as {what}; found none")
+        assert held["test"] is not None
+        return cls(name, kept, held["test"], held["validation"], None if class_names is None else tuple(class_names))
+
+
+def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Split]:
+    """Takes images out of a split at random, always the same ones.
+
+    Args:
+        split: the images to take from.
+        amount: below 1 a fraction, rounded up; from 1 on a number of images.
+        option: the option that asks for it, for error messages.
+
+    Returns:
+        What is left, in order, and what was taken out, shuffled (a source may be sorted by class).
+
+    Raises:
+        UserError: the amount is negative or not a whole number, or leaves no image.
+    """
+    if not (0 < amount < 1 or (amount >= 1 and float(amount).is_integer())):
+        raise UserError(f"{option}: expected a fraction below 1 or a whole number of images, found {amount}")
+    total = len(split)
+    # rounded first: 0.07 * 100 is 7.000000000000001 in floating point
+    count = ceil(round(amount * total, 6)) if amount < 1 else int(amount)
+    if count >= total:
+        raise UserError(f"{option}: expected to leave images for training, found {count:,} to hold out of {total:,}")
+    memory.check(split.images.nbytes, f"{option}: another copy of {total:,} images")
+    order = np.random.RandomState(0).permutation(total)  # the legacy generator's stream is frozen for good
+    return split.take(np.sort(order[count:])), split.take(order[:count])
+
+
+def to_levels(images: np.ndarray, where: str) -> UInt8[np.ndarray, "..."]:
+    """Images as levels 0 to 255: floats in [0, 1] are scaled by 255 and rounded, some images at a time.
+
+    Raises:
+        UserError: naming `where`, if they are neither these nor uint8.
+    """
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind != "f":
+        raise UserError(f"{where}: expected uint8 or floats in [0, 1], found {images.dtype}")
+    memory.check(images.size, f"{where}: {images.shape} as uint8")
+    out = np.empty(images.shape, np.uint8)
+    step = max(1, (1 << 24) // max(1, prod(images.shape[1:])))
+    for start in range(0, len(images), step):
+        part = images[start : start + step]
+        low, high = part.min(), part.max()  # NaN if any level is NaN
+        if not (low >= 0 and high <= 1):
+            raise UserError(f"{where}: expected floats in [0, 1], found levels from {low} to {high}")
+        np.rint(part * 255.0, out=out[start : start + step], casting="unsafe")
+    return out
+
+
+def _array(values: Any, what: str) -> np.ndarray:
+    """A plain numpy array of what may be another kind, jax's for example."""
+    if isinstance(values, np.ndarray):
+        return values
+    try:
+        return np.asarray(values)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{what}: expected an array; {error!s:.200}") from error
+
+
+def _described(array: np.ndarray) -> str:
+    return f"{array.dtype} of shape {array.shape}"
+
+
+def _pictures(images: Any, what: str) -> UInt8[np.ndarray, "n h w c"]:
+    """Images as uint8 with their axis of channels."""
+    images = _array(images, what)
+    shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
+    if not shaped or 0 in images.shape or images.dtype.kind not in "uf":
+        raise UserError(
+            f"{what}: expected images (n, height, width) or (n, height, width, 1 or 3), uint8 or floats in [0, 1]; "
+            f"found {_described(images)}"
+        )
+    return to_levels(images if images.ndim == 4 else images[..., None], what)
+
+
+def _numbers(labels: Any, count: int, what: str = "labels") -> Int64[np.ndarray, " n"]:
+    """Labels as int64."""
+    labels = _array(labels, what)
+    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
+        expected = f"{count:,} whole numbers from 0 on, one for each image"
+        hint = "; names go into class_names, and their numbers here" if labels.dtype.kind in "OUST" else ""
+        raise UserError(f"{what}: expected {expected}; found {_described(labels)}{hint}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= 2**31:
+        raise UserError(f"{what}: expected numbers from 0 to {2**31 - 1}; found {low} to {high}")
+    return labels.reshape(count).astype(np.int64, copy=False)

@@ -2,18 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from math import ceil
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
 
-from vae_jax import memory
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.array import array
 from vae_jax.data.binarize import TREATMENTS, binarize
 from vae_jax.data.cache import cache_folder, cached
-from vae_jax.data.dataset import Dataset, Split
+from vae_jax.data.dataset import Dataset, Split, hold_out
 from vae_jax.data.digits import digits
 from vae_jax.data.folder import folder
 from vae_jax.data.idx import FASHION_MNIST, KMNIST, MNIST
@@ -93,34 +91,3 @@ def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.nda
     resizer = Resizer(config.image_size, config.channels)
     images = resizer.stack((resizer.read(path, str(path)) for path in files), len(files))
     return binarize(images, 0) if config.treatment == "static" else images
-
-
-def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Split]:
-    """Takes images out of a split at random, always the same ones.
-
-    Args:
-        split: the images to take from.
-        amount: below 1 a fraction, rounded up; from 1 on a number of images.
-        option: the option that asks for it, for error messages.
-
-    Returns:
-        What is left, in order, and what was taken out, shuffled (a source may be sorted by class).
-
-    Raises:
-        UserError: the amount is negative or not a whole number, or leaves no image.
-    """
-    if not (0 < amount < 1 or (amount >= 1 and float(amount).is_integer())):
-        raise UserError(f"{option}: expected a fraction below 1 or a whole number of images, found {amount}")
-    total = len(split)
-    # rounded first: 0.07 * 100 is 7.000000000000001 in floating point
-    count = ceil(round(amount * total, 6)) if amount < 1 else int(amount)
-    if count >= total:
-        raise UserError(f"{option}: expected to leave images for training, found {count:,} to hold out of {total:,}")
-    memory.check(split.images.nbytes, f"{option}: another copy of {total:,} images")
-    order = np.random.RandomState(0).permutation(total)  # the legacy generator's stream is frozen for good
-    kept, held = np.sort(order[count:]), order[:count]
-
-    def take(indices: np.ndarray) -> Split:
-        return Split(split.images[indices], None if split.labels is None else split.labels[indices])
-
-    return take(kept), take(held)

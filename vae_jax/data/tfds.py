@@ -189,7 +189,8 @@ def _read(builder: Any, split: str, image: str, label: str | None, resizer: Resi
         raise
     except Exception as error:
         raise UserError(f"{builder.data_dir}: the prepared data set cannot be read ({_reason(error)})") from error
-    return Split(stacked, np.array(labels, np.int64) if label else None)
+    labelled = label and min(labels, default=0) >= 0  # −1 stands for a label that is not given away
+    return Split(stacked, np.array(labels, np.int64) if labelled else None)
 
 
 class _Parts(SimpleNamespace):
