@@ -3,12 +3,13 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import vae_jax
 from vae_jax import evaluate, train
-from vae_jax.config import Config, ModelConfig, TrainConfig
+from vae_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from vae_jax.errors import UserError
 from vae_jax.keys import make_keys
 
@@ -93,9 +94,74 @@ def test_a_model_in_use(trained, small_data):
     assert not np.array_equal(samples[0], samples[1])
 
 
-def test_pictures_in_0_to_1_are_not_taken_for_levels(trained, small_data):
-    with pytest.raises(UserError, match="expected uint8 levels 0 to 255; found float32"):
-        vae_jax.use(trained).encode(np.float32(small_data.test.images / 255))
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda images: np.float32(images / 255), "images: expected uint8 levels 0 to 255; found float32"),
+        (lambda images: (images / 255).tolist(), "images: expected uint8 levels 0 to 255; found float64"),
+        (lambda images: np.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0))), r"\(n, 8, 8, 1\) .*found \(20, 9, 9, 1\)$"),
+        (lambda images: images.repeat(3, 3), r"found \(20, 8, 8, 3\)"),
+        (lambda images: images[..., 0], r"found \(20, 8, 8\)$"),
+        (lambda images: images[0], r"found \(8, 8, 1\); one image alone is images\[None\]"),
+        (lambda images: images[:0], r"with n at least 1; found \(0, 8, 8, 1\)"),
+    ],
+)
+def test_images_of_another_kind_are_refused(trained, small_data, change, found):
+    model = vae_jax.use(trained)
+    for function in (model.encode, model.reconstruct):
+        with pytest.raises(UserError, match=found):
+            function(change(small_data.test.images))
+
+
+def test_latents_of_another_kind_are_refused(trained):
+    model = vae_jax.use(trained)
+    for z, found in (
+        (np.zeros((2, 4)), r"z: expected shape \(n, 3\) with n at least 1; found \(2, 4\)$"),
+        (np.zeros(3), r"found \(3,\); one z alone is z\[None\]"),
+        (np.zeros((0, 3)), r"found \(0, 3\)"),
+        ([["a", "b", "c"]], "z: expected real numbers; found <U1"),
+        (np.zeros((1, 3), complex), "z: expected real numbers; found complex128"),
+    ):
+        with pytest.raises(UserError, match=found):
+            model.decode(z)
+    np.testing.assert_array_equal(model.decode([[0, 1, 2]]), model.decode(jnp.array([[0.0, 1.0, 2.0]])))
+    with pytest.raises(UserError, match="n: expected at least 1; found 0"):
+        model.sample(jax.random.key(0), 0)
+
+
+@pytest.mark.parametrize("treatment", ["grey", "dynamic"])
+def test_few_images_take_a_small_batch_and_come_out_as_among_many(trained, small_data, monkeypatch, treatment):
+    """Each image is treated the same however many others are with it, and a few programs serve every number."""
+    network, objective = train.build(replace(CONFIG, data=DataConfig(treatment=treatment)), trained.image_shape)
+    sizes = []
+
+    def apply(variables, function, *arguments, **options):
+        """The network, watched: how many images or z it is given at once."""
+
+        def look(model):
+            return function(
+                model._replace(
+                    encode=lambda images: sizes.append(len(images)) or model.encode(images),
+                    decode=lambda z: sizes.append(len(z)) or model.decode(z),
+                )
+            )
+
+        return network.apply(variables, look, *arguments, **options)
+
+    monkeypatch.setattr(evaluate, "BATCH", 50)
+    model = evaluate.make_model(network._replace(apply=apply), objective, trained.state.variables)
+    images = small_data.train.images
+    whole = model.encode(images)["mu"]
+    pictures = model.decode(whole)
+    assert sizes == [50, 50]
+    sizes.clear()
+    for count in (1, 2, 3, 4, 5, 7, 33, 49, 50):
+        mu = model.encode(images[:count])["mu"]
+        np.testing.assert_allclose(mu, whole[:count], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(model.decode(np.asarray(mu)), pictures[:count], rtol=1e-4, atol=1e-5)
+    assert sizes == [1, 1, 2, 2, 4, 4, 8, 8, 50, 50]
+    if treatment == "dynamic":  # the second batch's noise is another one's
+        assert not np.allclose(model.encode(images[50:])["mu"], whole[50:])
 
 
 def test_an_autoencoder_has_no_prior_to_sample_from(small_data):

@@ -45,6 +45,7 @@ class Composition(NamedTuple):
         likelihood: p(x|z).
         classes: how many labels there are; 0 where the model is not told them.
         latent: dimensions of z.
+        image_shape: (height, width, channels).
     """
 
     init: Callable[[Key[Array, ""]], Variables]
@@ -58,6 +59,7 @@ class Composition(NamedTuple):
     likelihood: Likelihood
     classes: int
     latent: int
+    image_shape: tuple[int, int, int]
 
 
 def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Composition, Objective]:
@@ -82,7 +84,7 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Compositio
     treat = lookup(TREATMENTS, config.data.treatment, "data.treatment")
     check(config, posterior, prior, likelihood)
     network = models.build(config.model, image_shape, posterior.heads, likelihood.outputs)
-    return _compose(config, network, posterior, prior, likelihood, treat), objective
+    return _compose(config, image_shape, network, posterior, prior, likelihood, treat), objective
 
 
 def check(config: Config, posterior: Posterior, prior: Prior, likelihood: Likelihood) -> None:
@@ -133,6 +135,7 @@ def _refuse(option: str, expected: str, found: object) -> None:
 
 def _compose(
     config: Config,
+    image_shape: tuple[int, int, int],
     network: models.Network,
     posterior: Posterior,
     prior: Prior,
@@ -241,7 +244,9 @@ def _compose(
         mu = heads["mu"]
         return posterior.transform(split(variables)[1][0], jnp.zeros((*mu.shape[:-1], latent), mu.dtype), heads)
 
-    return Composition(init, apply, trace, treat, sample_prior, center, posterior, prior, likelihood, classes, latent)
+    return Composition(
+        init, apply, trace, treat, sample_prior, center, posterior, prior, likelihood, classes, latent, image_shape
+    )
 
 
 def _broadcast(heads: Heads, z: Latents) -> Heads:

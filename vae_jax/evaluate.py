@@ -30,11 +30,21 @@ BATCH = 250  # images at a time; no result depends on it but through the noise, 
 Evaluator = Callable[[Variables, Key[Array, ""]], Terms]
 
 
-def in_batches(function: Callable[..., Any], count: int, *arrays: Array | None, first: Int[Array, ""] | int = 0) -> Any:
-    """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, joined again."""
-    batches = -(-count // BATCH)
+def in_batches(
+    function: Callable[..., Any],
+    count: int,
+    *arrays: Array | None,
+    first: Int[Array, ""] | int = 0,
+    size: int | None = None,
+) -> Any:
+    """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, joined again.
+
+    Batches are of `size` images, by default BATCH.
+    """
+    size = size or BATCH
+    batches = -(-count // size)
     # The last batch is filled up by repeating the last image; the surplus is cut off again.
-    index = jnp.minimum(jnp.arange(batches * BATCH), count - 1).reshape(batches, BATCH)
+    index = jnp.minimum(jnp.arange(batches * size), count - 1).reshape(batches, size)
 
     def body(_, number_and_index):
         number, index = number_and_index
@@ -152,11 +162,11 @@ class Model(NamedTuple):
     """A trained model in use: pure, compiled functions of arrays.
 
     Where the model is told labels (`model.classes`), each function takes them too, (n,): `encode(images, labels)`.
+    Arrays of another shape or type than said here are refused with a UserError, and so are empty ones.
 
     Attributes:
         encode: uint8 images (n, height, width, channels) -> {"mu", and "log_var" for a VAE}, each (n, latent), and
-            whatever else the posterior is made of; a UserError for images of another type. "mu" is the posterior's
-            mean (of a flow, its centre).
+            whatever else the posterior is made of. "mu" is the posterior's mean (of a flow, its centre).
         decode: z (n, latent) -> pictures (n, height, width, channels) in [0, 1].
         reconstruct: uint8 images -> pictures decoded from "mu".
         sample: (key, n) -> pictures decoded from the prior; None for an autoencoder, which has no prior.
@@ -189,37 +199,79 @@ def model_maker(network: Composition, objective: Objective) -> Callable[[Variabl
         if not 0 <= labels.min(initial=0) <= labels.max(initial=0) < network.classes:
             found = f"{labels.min()} to {labels.max()}"
             raise UserError(f"labels: expected numbers from 0 to {network.classes - 1}; found {found}")
-        return jnp.asarray(labels, jnp.int32)
+        return labels.astype(np.int32)
+
+    def check_images(images: Any) -> Any:
+        images = images if hasattr(images, "dtype") else np.asarray(images)
+        if images.dtype != jnp.uint8:
+            raise UserError(f"images: expected uint8 levels 0 to 255; found {images.dtype}")
+        if images.ndim != 4 or images.shape[1:] != network.image_shape or not len(images):
+            shape = ", ".join(map(str, network.image_shape))
+            one = "; one image alone is images[None]" if images.shape == network.image_shape else ""
+            raise UserError(f"images: expected shape (n, {shape}) with n at least 1; found {images.shape}{one}")
+        return images
+
+    def check_latents(z: Any) -> Any:
+        z = z if hasattr(z, "dtype") else np.asarray(z)
+        if not (jnp.issubdtype(z.dtype, jnp.floating) or jnp.issubdtype(z.dtype, jnp.integer)):
+            raise UserError(f"z: expected real numbers; found {z.dtype}")
+        if z.ndim != 2 or z.shape[1] != network.latent or not len(z):
+            one = "; one z alone is z[None]" if z.shape == (network.latent,) else ""
+            raise UserError(f"z: expected shape (n, {network.latent}) with n at least 1; found {z.shape}{one}")
+        return z if jnp.issubdtype(z.dtype, jnp.floating) else z.astype(float)
+
+    def filled_up(function: Callable[..., Any], variables: Variables, *arrays: Any) -> Any:
+        """`function` of the arrays, filled up to a number for which it may be compiled already, and cut again.
+
+        One z does not take a full batch's time, and other numbers do not take a compilation each.
+        """
+        count = len(arrays[0])
+        room = min(1 << (count - 1).bit_length(), BATCH) if count <= BATCH else -(-count // BATCH) * BATCH
+
+        def fill(array: Any) -> Any:
+            if array is None or room == count:
+                return array
+            of = np if isinstance(array, np.ndarray) else jnp  # jax would compile the filling up for each number
+            return of.concatenate([array, of.broadcast_to(array[-1:], (room - count, *array.shape[1:]))])
+
+        results = function(variables, *map(fill, arrays))
+        return results if room == count else jax.tree.map(lambda array: array[:count], results)
 
     @jax.jit
     def encode_told(variables: Variables, images: Any, labels: Any) -> dict[str, Array]:
+        size = min(len(images), BATCH)
+
         def batch(number, images, labels):
-            treated = network.treat(encoding_key(number), images)
+            # Treated as a part of a full batch, so that what is drawn for an image is the same in any number of them.
+            full = images if size == BATCH else images[jnp.minimum(jnp.arange(BATCH), size - 1)]
+            treated = network.treat(encoding_key(number), full)[:size]
             heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
             return {**heads, "mu": network.center(variables, heads)[0]}
 
-        return in_batches(batch, len(images), images, labels)
+        return in_batches(batch, len(images), images, labels, size=size)
 
     @jax.jit
     def decode_told(variables: Variables, z: Any, labels: Any) -> Array:
         def batch(_, z, labels):
             return network.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
 
-        return in_batches(batch, len(z), z, labels)
+        return in_batches(batch, len(z), z, labels, size=min(len(z), BATCH))
 
     def make(variables: Variables) -> Model:
         def encode(images: Any, labels: Any = None) -> dict[str, Array]:
-            if images.dtype != jnp.uint8:
-                raise UserError(f"images: expected uint8 levels 0 to 255; found {images.dtype}")
-            return encode_told(variables, jnp.asarray(images), check(len(images), labels))
+            images = check_images(images)
+            return filled_up(encode_told, variables, images, check(len(images), labels))
 
         def decode(z: Any, labels: Any = None) -> Array:
-            return decode_told(variables, jnp.asarray(z), check(len(z), labels))
+            z = check_latents(z)
+            return filled_up(decode_told, variables, z, check(len(z), labels))
 
         def reconstruct(images: Any, labels: Any = None) -> Array:
             return decode(encode(images, labels)["mu"], labels)
 
         def sample(key: Key[Array, ""], n: int, labels: Any = None) -> Array:
+            if n < 1:
+                raise UserError(f"n: expected at least 1; found {n}")
             return decode(network.sample_prior(variables, sampling_key(key), n), labels)
 
         return Model(encode, decode, reconstruct, sample if objective.generative else None, network.latent)
