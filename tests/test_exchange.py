@@ -128,8 +128,8 @@ def test_a_file_imports_and_exports_bit_for_bit(name, tmp_path):
 
 
 def test_a_run_exports_and_imports_bit_for_bit(made, exported, command, tmp_path):
-    code, out, _ = command("import", exported, "--config", made / "config.yaml", tmp_path / "run")
-    assert code == 0
+    code, out, err = command("import", exported, "--config", made / "config.yaml", tmp_path / "run")
+    assert (code, err) == (0, "")
     assert "fresh" in out
     assert str(tmp_path / "run" / "figures" / "samples.png") in out
     code, out, _ = command("export", tmp_path / "run", "--to", "torch", tmp_path / "again.safetensors")
@@ -146,7 +146,9 @@ def test_a_run_exports_and_imports_bit_for_bit(made, exported, command, tmp_path
 
 def test_an_import_is_a_normal_run(made, exported, command, tmp_path, data):
     folder = tmp_path / "run"
-    assert command("import", exported, folder, *flags(**TINY))[0] == 0
+    code, _, err = command("import", exported, folder, *flags(**TINY))
+    assert code == 0
+    assert f"no --config says what the weights were trained on: {folder} takes them to be of data.source digits" in err
     figures = [json.loads(command("evaluate", each, "--json")[1]) for each in (made, folder)]
     assert figures[0] == figures[1]
     assert command("sample", folder, "-n", "4")[0] == 0

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from vae_jax.cli.common import Verb, absolute_paths, set_device
-from vae_jax.config import add_options, expand, from_namespace
+from vae_jax.cli.common import Verb, absolute_paths, say, set_device
+from vae_jax.config import DataConfig, add_options, expand, from_namespace
 from vae_jax.errors import UserError
 from vae_jax.folder import check_folder, check_writable, read_config
 
@@ -52,6 +52,11 @@ def _import(options: Any) -> None:
     from vae_jax.models import count_parameters
 
     trained = import_run(path, config, folder, options.overwrite)
+    if not options.config and config.data.source == DataConfig.source:
+        say(
+            f"no --config says what the weights were trained on: {folder} takes them to be of data.source "
+            f"{config.data.source}, and is evaluated and trained on with it"
+        )
     print(f"{path}: {count_parameters(trained.state.variables.params):,} parameters")
     print(f"run folder: {folder} (PyTorch's weights hold no optimiser state: training goes on with a fresh one)")
     for picture in sorted((folder / "figures").glob("*.png")):
