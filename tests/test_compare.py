@@ -406,6 +406,6 @@ def test_a_quick_look_is_bounded():
     images = np.zeros((60_000, 1, 1, 1), np.uint8)
     asked, data = compare.quick(config, Dataset("mnist", Split(images), Split(images[:10_000])))
     assert (len(data.train), len(data.test), asked.train.epochs) == (12_800, 2_000, 2)
-    assert "first 12,800" in data.name
+    assert "12,800 training and 2,000 test images spread over all" in data.name
     asked, data = compare.quick(config, Dataset("digits", Split(images[:1437]), Split(images[:360])))
     assert (len(data.train), len(data.test), asked.train.epochs, data.name) == (1437, 360, 17, "digits")

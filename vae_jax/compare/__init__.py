@@ -13,7 +13,7 @@ from typing import Any
 from vae_jax.compare import report
 from vae_jax.compare.level import Level, Request, Tell
 from vae_jax.config import Config
-from vae_jax.data.dataset import Dataset, Split
+from vae_jax.data.dataset import Dataset
 from vae_jax.errors import UserError
 
 LEVELS = ("function", "gradient", "trajectory", "result")
@@ -23,12 +23,13 @@ QUICK_SEEN = 25_600  # images each run of it trains on in all, in whole epochs
 
 def quick(config: Config, data: Dataset) -> tuple[Config, Dataset]:
     """Few images and few epochs, for a look at the result in a minute or two."""
-    train, test = data.train.images[:QUICK_TRAIN], data.test.images[:QUICK_TEST]
+    train, test = data.train.spread(QUICK_TRAIN), data.test.spread(QUICK_TEST)
     name = data.name
     if len(train) < len(data.train) or len(test) < len(data.test):
-        name = f"{name}, the first {len(train):,} training and {len(test):,} test images"
+        name = f"{name}, {len(train):,} training and {len(test):,} test images spread over all"
     epochs = max(1, QUICK_SEEN // len(train))
-    return replace(config, train=replace(config.train, epochs=epochs)), Dataset(name, Split(train), Split(test))
+    some = replace(data, name=name, train=train, test=test, validation=None)
+    return replace(config, train=replace(config.train, epochs=epochs)), some
 
 
 def check(config: Config, image_shape: tuple[int, int, int], levels: Sequence[str], added: int) -> None:
