@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +21,12 @@ from run_fixtures import TINY, compiled_once, flags, snapshot
 
 import vae_jax
 from vae_jax.cli import VERBS, main, train, use
+from vae_jax.cli.common import load_data
 from vae_jax.config import load_config, shipped
+from vae_jax.errors import UserError
 from vae_jax.evaluate import BATCH
 from vae_jax.folder import LOCK
+from vae_jax.train import Trained
 
 TIMED = {"images_per_second": 0, "seconds": 0}  # what differs from one run to the next
 
@@ -671,7 +675,8 @@ def test_evaluate_more(command, made, monkeypatch):
     assert (found["ais_nll"], found["ais_temperatures"], found["ais_chains"]) == (2.5, 30, 16)
     assert found["nll_samples"] == 7
     assert found["active_units"] == sum(variance > 0.01 for variance in found["unit_variances"])
-    assert found["mutual_information_limit"] == pytest.approx(np.log(597))  # of the split, of which these are a part
+    assert found["mutual_information_limit"] == pytest.approx(np.log(50))  # all figures are of these images
+    assert "(50 of 597 images, z: sample)" in line
     assert 0 < found["probe_accuracy"] < 1
     assert lines[:3] == [
         line,
@@ -863,6 +868,7 @@ def test_encode(command, copied, split, count):
             "mu": (count, 2),
             "log_var": (count, 2),
             "labels": (count,),
+            "class_names": (10,),
         }
         np.testing.assert_array_equal(file["labels"], data.labels)
         from vae_jax import load_run, use
@@ -946,7 +952,7 @@ def test_an_autoencoder(command, refused, tmp_path):
     assert snapshot(folder) == before
     assert written(command, "sample", folder, "--from", "gmm") == folder / "figures" / "samples_gmm_seed0.png"
     with np.load(written(command, "encode", folder)) as file:
-        assert set(file) == {"mu", "labels"}
+        assert set(file) == {"mu", "labels", "class_names"}
     written(command, "reconstruct", folder)
     assert "KL" not in command("evaluate", folder)[0]
 
@@ -989,6 +995,90 @@ def test_a_conditional_model(command, refused, tmp_path):
             expected = f"--label: expected a number from 0 to 9; found {label}"
             assert expected in refused(verb, folder, *more, "--label", label)
     assert snapshot(folder) == before
+
+
+def folder_of_levels(root, classes):
+    """Images of one level with noise, train and test; those of a class are the same in every folder."""
+    for name in classes:
+        random = np.random.RandomState(ord(name))
+        for place in ("train", "test"):
+            folder = root / place / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                image = 20 * (ord(name) - ord("a")) + random.randint(0, 20, (8, 8))
+                Image.fromarray(image.astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+def test_classes_are_matched_by_name(command, refused, tmp_path, capsys, monkeypatch):
+    """Of a model that is told labels: the numbers of other data's classes are those of the run."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    full, folder = folder_of_levels(tmp_path / "full", "abcd"), tmp_path / "run"
+    mlp = {"model.network": "mlp", "model.layers": [8], "model.latent": 2, "model.classes": 4, "train.epochs": 1}
+    options = {"data.source": "folder", "data.path": full, "data.image_size": 8, "train.batch_size": 8, **mlp}
+    command("train", "--out", folder, *flags(**options))
+    assert summary(folder)["class_names"] == list("abcd")
+
+    def encoded(*arguments):
+        with np.load(written(command, "encode", folder, *arguments)) as file:
+            return dict(file)
+
+    whole = encoded()
+    assert whole["class_names"].tolist() == list("abcd")
+    found = encoded("--data.path", folder_of_levels(tmp_path / "part", "db"))
+    assert found["class_names"].tolist() == list("abcd")
+    kept = np.isin(whole["labels"], [1, 3])
+    np.testing.assert_array_equal(found["labels"], whole["labels"][kept])
+    np.testing.assert_allclose(found["mu"], whole["mu"][kept], rtol=1e-5, atol=1e-6)
+    line = refused("evaluate", folder, "--data.path", folder_of_levels(tmp_path / "other", "bxy"))
+    assert "other: expected no other classes than 'a', 'b', 'c', 'd'; found 'x', 'y'" in line
+    shutil.rmtree(full / "train" / "d")
+    line = refused("evaluate", folder)
+    assert "expected the data it was trained on, full; found others by its configuration" in line
+
+
+def test_a_label_is_a_name_or_a_number(tmp_path, capsys):
+    """The classes are called 1, cat and 2; of the fourth there were no images."""
+    (tmp_path / "config.yaml").write_text("{model: {classes: 4}}")
+    (tmp_path / "data.json").write_text('{"name": "x", "digest": "", "class_names": ["1", "cat", "2"]}')
+
+    def label(text):
+        return use._label(SimpleNamespace(label=text, run=str(tmp_path)))
+
+    assert [label(text) for text in ("cat", "2", "0", "03")] == [1, 2, 0, 3]
+    assert capsys.readouterr().err == ""
+    assert label("1") == 0
+    assert capsys.readouterr().err == "--label 1: the class of this name, whose number is 0\n"
+    for other in ("4", "-1", "dog", ""):
+        with pytest.raises(UserError, match=r"from 0 to 3 or a class's name \(0 1, 1 cat\); found"):
+            label(other)
+
+
+def test_classes_that_a_model_is_not_told_get_further_numbers(tmp_path, capsys):
+    """It may be asked what it makes of them."""
+    path = folder_of_levels(tmp_path / "other", "bxa")
+    config = load_config(
+        **{"data.source": "folder", "data.path": "elsewhere", "data.image_size": 8, "data.cache_dir": str(tmp_path)}
+    )
+    trained = Trained(config, (8, 8, 1), None, [], ("a", "b", "c"))
+    options = SimpleNamespace(run=str(tmp_path), data=SimpleNamespace(manual_dir=None, cache_dir=None, path=str(path)))
+    data = load_data(options, trained)
+    assert data.class_names == ("a", "b", "c", "x")
+    assert data.test.labels.tolist() == [0] * 4 + [1] * 4 + [3] * 4
+    assert "other: classes that the run does not know get further numbers: x" in capsys.readouterr().err
+
+
+def test_a_run_of_data_made_in_python_says_so(command, refused, tmp_path):
+    """Its configuration names the digits, which it has never seen; what needs no data goes on."""
+    small = {"model.network": "mlp", "model.layers": [8], "model.latent": 2, "train.epochs": 1, "data.image_size": 8}
+    levels = np.random.RandomState(0).randint(0, 256, (40, 8, 8), np.uint8)
+    folder = tmp_path / "run"
+    vae_jax.train_run(load_config(**small), vae_jax.Dataset.from_arrays(levels, name="mine"), folder)
+    for verb in ("evaluate", "reconstruct"):
+        expected = "expected the data it was trained on, mine; found others by its configuration (data.source digits)"
+        assert expected in refused(verb, folder)
+    assert written(command, "sample", folder)
+    assert "class_names" not in summary(folder)
 
 
 def test_shipped_configurations_say_their_command():

@@ -160,6 +160,18 @@ def test_latent_plane(tmp_path, drawn, labels, channels):
     assert (tiles[8:] == 0).all()
 
 
+@pytest.mark.parametrize(("classes", "named"), [(3, True), (20, True), (21, False)])
+def test_the_latent_planes_classes_have_their_names(tmp_path, drawn, classes, named):
+    labels = np.arange(classes)[::-1].copy()
+    names = tuple(f"class ${label}" for label in range(classes))
+    figures.latent_plane(tmp_path / "plane.png", np.zeros((classes, 2)), labels, np.zeros((1, 2, 2, 1)), 3.0, names)
+    (classes_bar,) = [axes for axes in drawn[0].axes if axes.get_ylabel() == "class"]
+    shown = [text.get_text() for text in classes_bar.get_yticklabels()]
+    assert shown == ([name.replace("$", r"\$") for name in names] if named else [str(n) for n in range(classes)])
+    colours = panels(drawn[0])["test images"].collections[0].to_rgba(labels)
+    assert len(np.unique(colours, axis=0)) == classes
+
+
 def test_the_decoded_plane_has_z2_upwards_and_z1_to_the_right(tmp_path, drawn):
     """A decoder that shows z1 as red and z2 as green: red grows to the right, green upwards."""
 

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from run_fixtures import compiled_once, snapshot
 
-from vae_jax import memory, run
+from vae_jax import memory, run, sweep
 from vae_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainConfig, load_config
 from vae_jax.data import Dataset, Split, load
 from vae_jax.errors import Stopped, UserError
@@ -135,6 +135,61 @@ def test_contents(whole, data):
     names = {path.name for path in (folder / "figures").iterdir()}
     assert names == {"loss.png", "samples.png", *(f"reconstructions_epoch_000{epoch}.png" for epoch in (1, 2, 3))}
     assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_run_notes_its_data_and_their_classes(whole, data):
+    folder, trained = whole
+    noted = json.loads((folder / "data.json").read_text())
+    assert noted == {"name": "digits", "digest": run.digest_of_all(CONFIG, data), "class_names": list("0123456789")}
+    assert summary(folder)["class_names"] == list("0123456789")
+    assert trained.class_names == run.load(folder).class_names == tuple("0123456789")
+
+
+def test_digests_tell_data_apart(data):
+    """Other images in any split; where the model is told labels, also other labels and other names of them."""
+    told_labels = replace(CONFIG, model=replace(CONFIG.model, classes=10))
+    names = tuple("1023456789")
+    others = [
+        replace(data, train=replace(data.train, images=255 - data.train.images)),
+        replace(data, train=replace(data.train, labels=9 - data.train.labels)),
+        replace(data, class_names=names),
+        replace(data, test=Split(255 - data.test.images, data.test.labels)),
+        replace(data, test=replace(data.test, labels=9 - data.test.labels)),
+    ]
+    for digest, config, expected in (
+        (run.digest_of, CONFIG, [True, False, False, False, False]),
+        (run.digest_of, told_labels, [True, True, True, False, False]),
+        (run.digest_of_all, CONFIG, [True, False, False, True, False]),
+        (run.digest_of_all, told_labels, [True, True, True, True, True]),
+    ):
+        assert [digest(config, other) != digest(config, data) for other in others] == expected
+
+
+def test_pictures_show_images_from_all_over_the_test_images(whole, data, tmp_path):
+    folder, trained = whole
+    shown = data.test.spread(CONFIG.output.figure_images)
+    assert not np.array_equal(shown.images, data.test.images[: CONFIG.output.figure_images])
+    below = np.asarray(run.use(trained).reconstruct(shown.images))
+    path = run.figures.pairs(tmp_path / "pairs.png", shown.images / 255, below)
+    assert path.read_bytes() == (folder / "figures" / "reconstructions_epoch_0003.png").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("shape", "found"),
+    [
+        ((4, 4, 1), "expected images of 8x8x1 .* found 4x4x1 in mine; set data.image_size 4 and data.channels 1"),
+        ((8, 8, 3), "found 8x8x3 in mine; set data.image_size 8 and data.channels 3"),
+        ((8, 6, 1), "found 8x6x1 in mine$"),
+    ],
+)
+def test_a_run_of_images_of_another_shape_is_refused(tmp_path, shape, found):
+    """It could not be read again; `fit` writes nothing, and takes them."""
+    data = Dataset("mine", *[Split(np.zeros((20, *shape), np.uint8))] * 2)
+    with pytest.raises(UserError, match=found):
+        run.train(CONFIG, data, tmp_path / "run")
+    with pytest.raises(UserError, match=found):
+        sweep.run(sweep.Sweep(CONFIG, 2, {}), data, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 def test_loads_what_was_trained(whole):

@@ -236,11 +236,10 @@ def diagnose(
     key: Key[Array, ""],
     *,
     train: Split | None = None,
-    total: int | None = None,
     report: Callable[[str], None] = warnings.warn,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Every figure for a trained model.
+    """Every figure for a trained model, all of the same images.
 
     Args:
         config: of the run.
@@ -249,7 +248,6 @@ def diagnose(
         split: the images looked at.
         key: for the latents drawn.
         train: the training images, if other ones than these: from their latents the labels are learned.
-        total: how many images `split` was taken from, if it is a part, see `aggregate_log_prob`.
         report: is told in a line what cannot be had of this model.
         on_progress: told how far the aggregate posterior is.
 
@@ -275,7 +273,7 @@ def diagnose(
         report(str(error))
     else:
         log_prob = pairwise_log_prob(network, variables)
-        surgery = elbo_surgery(log_prob, found.heads, found.z, found.log_q, found.log_p, total, on_progress)
+        surgery = elbo_surgery(log_prob, found.heads, found.z, found.log_q, found.log_p, on_progress=on_progress)
     told = split.labels if config.model.classes else None
     errors = np.asarray(make_squared_error(network, variables)(split.images, found.centers, told), np.float64)
     probe = knn = None

@@ -12,8 +12,8 @@ from PIL import Image
 
 Pictures = Float[np.ndarray, "n height width channels"]
 
-# One colour for each class, told apart by colour-blind readers too (Tableau's ten).
-COLORMAP = "tab10"
+# One colour for each class, up to ten told apart by colour-blind readers too (Tableau's).
+COLORMAPS = {10: "tab10", 20: "tab20"}
 
 
 def _save(path: Path, write: Any) -> Path:
@@ -96,6 +96,7 @@ def latent_plane(
     labels: Int64[np.ndarray, " n"] | None,
     decoded: Float[np.ndarray, "tiles height width channels"],
     extent: float,
+    class_names: tuple[str, ...] | None = None,
 ) -> Path:
     """Saves a two-dimensional latent space: where test images lie, and what its points decode to.
 
@@ -105,13 +106,20 @@ def latent_plane(
         labels: their classes, or None.
         decoded: pictures of a square grid over [−extent, extent]², row by row from the top left.
         extent: half the side of the square shown.
+        class_names: the labels' names, by number; shown where there are at most 20.
     """
     figure = _figure(11.0, 5.4)
     scatter = figure.add_subplot(1, 2, 1)
-    shades = {} if labels is None else {"cmap": COLORMAP, "vmin": labels.min() - 0.5, "vmax": labels.max() + 0.5}
+    shades = {}
+    if labels is not None:
+        colormap = next((name for most, name in COLORMAPS.items() if np.ptp(labels) < most), "viridis")
+        shades = {"cmap": colormap, "vmin": labels.min() - 0.5, "vmax": labels.max() + 0.5}
     points = scatter.scatter(means[:, 0], means[:, 1], s=4, c=labels, **shades)
     if labels is not None:
-        figure.colorbar(points, ax=scatter, ticks=np.unique(labels), label="class")
+        present = np.unique(labels)
+        bar = figure.colorbar(points, ax=scatter, ticks=present, label="class")
+        if class_names and len(class_names) <= 20:
+            bar.set_ticklabels([_plain(name) for number, name in enumerate(class_names) if number in present])
     scatter.set(title="test images", xlabel="$z_1$", ylabel="$z_2$", aspect="equal")
     scatter.set(xlim=(-extent, extent), ylim=(-extent, extent))
     side = math.isqrt(len(decoded))

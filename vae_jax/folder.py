@@ -1,15 +1,18 @@
 """The folders in use, seen without jax: commands refuse a wrong one before jax starts up; and files written whole."""
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from vae_jax.config import Config, load_config
 from vae_jax.errors import UserError
 
+DATA = "data.json"  # in a run folder: what it was trained on
 LOCK = ".lock"  # held by the process that writes into a run folder
 LEFT_OVER = re.compile(r"\.lock|\..+\.\d+\.tmp|\.import\.\d+")  # what a process may leave that died
 
@@ -31,6 +34,37 @@ def read_config(folder: Path) -> Config:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: expected a run folder with a config.yaml in it, found none")
     return load_config(folder / "config.yaml")
+
+
+class Data(NamedTuple):
+    """What a run tells of the data it was trained on.
+
+    Attributes:
+        name: of the data set.
+        digest: of its images, see `vae_jax.run.digest_of_all`.
+        class_names: of its labels, by number; None where they have none.
+    """
+
+    name: str
+    digest: str
+    class_names: tuple[str, ...] | None
+
+
+def read_data(folder: Path) -> Data | None:
+    """What a run tells of its data; None where it has not been trained on any yet, but imported.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    path = folder / DATA
+    try:
+        found = json.loads(path.read_bytes())
+        names = found["class_names"]
+        return Data(str(found["name"]), str(found["digest"]), None if names is None else tuple(map(str, names)))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: expected what `vae-jax train` has written; {error!r:.200}") from error
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:

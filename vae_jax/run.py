@@ -2,6 +2,7 @@
 
 RUN/config.yaml     the configuration in full
 RUN/metrics.jsonl   one JSON object for each epoch
+RUN/data.json       the name, the digest and the classes of what it is trained on
 RUN/summary.json    the final figures, the versions and the device
 RUN/checkpoints/    named by the step: the newest ones and the best; what was found damaged is in damaged/
 RUN/figures/        pictures
@@ -36,7 +37,7 @@ from vae_jax.data import Dataset
 from vae_jax.devices import Devices
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.evaluate import Model, make_model, model_maker
-from vae_jax.folder import check_folder, read_config, write_text, writing
+from vae_jax.folder import DATA, Data, check_folder, read_config, read_data, write_text, writing
 from vae_jax.keys import make_keys
 from vae_jax.models import Variables
 from vae_jax.train import (
@@ -56,7 +57,7 @@ DEVICE = ("device", "devices", "cores", "XLA_FLAGS")  # of `environment`; the ot
 SUMMARY_SPLITS = ("train", "validation", "test")
 ORIGIN, DIVERGED = "imported.json", "diverged.txt"
 # Of a run, in the order in which it is deleted; its configuration, which makes the folder a run's, is written over.
-CONTENTS = ("figures", "latents_*.npz", "summary.json", "metrics.jsonl", "checkpoints", ORIGIN, DIVERGED)
+CONTENTS = ("figures", "latents_*.npz", "summary.json", "metrics.jsonl", "checkpoints", DATA, ORIGIN, DIVERGED)
 # What may differ between the processes that train a run together: where the data lie and what is kept.
 LOCAL = ("data.manual_dir", "data.cache_dir", "data.path", "output.")
 # What may differ when a run is continued: how far it goes, where its data lie and what it keeps.
@@ -97,13 +98,14 @@ def train(
         should_stop: asked about once a second whether to save and stop.
 
     Raises:
-        UserError: if the folder is in the way, in use or cannot be written, a checkpoint cannot be saved, or anything
-            of `fit`.
+        UserError: if the folder is in the way, in use or cannot be written, the images are not of the size and channels
+            that are configured, a checkpoint cannot be saved, or anything of `fit`.
         Stopped: once it has stopped because it should.
     """
     folder, devices = Path(folder), devices or Devices()
     if not resume:  # a run goes on with what it has, even where an older version let more pass
         check_used(config)
+    check_shape(config, data)
     check_folder(folder, resume, overwrite)
     devices.wait()
     with writing(folder) if devices.writes else nullcontext():
@@ -149,6 +151,22 @@ def train(
             raise Diverged(f"{error}; {anew}") from error
         recorder.finish(trained, time.perf_counter() - began)
         return trained
+
+
+def check_shape(config: Config, data: Dataset) -> None:
+    """Refuses images of another shape than the configuration says, by which a run is read again.
+
+    Raises:
+        UserError: naming both.
+    """
+    size, channels = config.data.image_size, config.data.channels
+    if data.image_shape != (size, size, channels):
+        height, width, found = data.image_shape
+        hint = f"; set data.image_size {height} and data.channels {found}" if height == width else ""
+        raise UserError(
+            f"data.image_size, data.channels: expected images of {size}x{size}x{channels} to make a run of, as "
+            f"configured; found {height}x{width}x{found} in {data.name}{hint}"
+        )
 
 
 def _check_alike(config: Config, digest: str, earlier: "Saved | None", devices: Devices) -> None:
@@ -269,7 +287,8 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
     if saved is None:
         why = f"it diverged, see {DIVERGED}" if (folder / DIVERGED).is_file() else "has its first epoch finished?"
         raise UserError(f"{folder}: expected a run with checkpoints, found none; {why}")
-    return Trained(config, shape, saved.state, saved.history)
+    noted = read_data(folder)
+    return Trained(config, shape, saved.state, saved.history, noted and noted.class_names)
 
 
 def _restore(
@@ -329,7 +348,8 @@ def standing(
             f"on the same data only"
         )
     if earlier.digest != (digest or digest_of(config, data)):
-        raise UserError(f"{folder}: the run was trained on other images; a run continues on the same data only")
+        others = "images, labels or classes" if config.model.classes else "images"
+        raise UserError(f"{folder}: the run was trained on other {others}; a run continues on the same data only")
     begun = -(-int(earlier.state.step) // -(-earlier.images // config.train.batch_size))
     if begun > config.train.epochs:
         raise UserError(f"train.epochs: expected at least the {begun} epochs the run has; found {config.train.epochs}")
@@ -345,10 +365,21 @@ def _epochs(folder: Path) -> int:
 
 
 def digest_of(config: Config, data: Dataset) -> str:
-    """Tells one set of training images from another, with their labels where the model is told them."""
+    """Tells one set of training images from another, with their labels and classes where the model is told them."""
     digest = hashlib.sha256(np.ascontiguousarray(data.train.images).data)
     if (labels := told(config, data.train)) is not None:
         digest.update(np.ascontiguousarray(labels).data)
+        digest.update(json.dumps(data.class_names).encode())
+    return digest.hexdigest()
+
+
+def digest_of_all(config: Config, data: Dataset, training: str | None = None) -> str:
+    """The same for all splits' images; `training` is `digest_of` config and data, if it is known already."""
+    digest = hashlib.sha256((training or digest_of(config, data)).encode())
+    for split in data.splits[1:]:
+        for part in (split.images, told(config, split)):
+            if part is not None:
+                digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
 
 
@@ -395,10 +426,11 @@ class Recorder:
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         if like:
-            self.objective, self.make, self.digest = like.objective, like.make, like.digest
+            self.objective, self.make, self.digest, self.noted = like.objective, like.make, like.digest, like.noted
         else:
             network, self.objective = build(config, data.image_shape)
             self.make, self.digest = model_maker(network, self.objective), digest_of(config, data)
+            self.noted = Data(data.name, digest_of_all(config, data, self.digest), data.class_names)
         self.best_by = "test_loss" if data.validation is None else "validation_loss"
 
     def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
@@ -413,6 +445,7 @@ class Recorder:
         newest = int(earlier.state.step) if earlier else 0
         try:
             write_text(folder / "config.yaml", to_yaml(self.config))
+            write_text(folder / DATA, json.dumps(self.noted._asdict(), indent=2) + "\n")
             (folder / "figures").mkdir(exist_ok=True)
             self.checkpoints = Keeper(folder / "checkpoints", self.config.output.keep_checkpoints, report, newest)
             for ended in ("summary.json", DIVERGED):  # of a run that is over
@@ -445,11 +478,10 @@ class Recorder:
         number, output = epoch["epoch"], self.config.output
         # Before the checkpoint: a run that goes on from there does not come by here again.
         if number % output.figure_every == 0 or number == self.config.train.epochs:
-            shown = self.data.test.images[: output.figure_images]
-            labels = told(self.config, self.data.test)
-            labels = None if labels is None else jnp.asarray(labels[: output.figure_images])
-            below = np.asarray(self.make(state.variables).reconstruct(jnp.asarray(shown), labels))
-            figures.pairs(self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png", shown / 255, below)
+            shown = self.data.test.spread(output.figure_images)
+            below = np.asarray(self.make(state.variables).reconstruct(shown.images, told(self.config, shown)))
+            path = self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png"
+            figures.pairs(path, shown.images / 255, below)
         self.history.append(epoch)
         self.save(state, self.history, epoch[self.best_by])
         self.write_metrics(self.history)
@@ -505,6 +537,7 @@ class Recorder:
             "parameters": models.count_parameters(trained.state.variables.params),
             "seed": trained.config.seed,
             "data": self.data.name,
+            **({"class_names": list(self.data.class_names)} if self.data.class_names else {}),
             "train_images": len(self.data.train),
             "test_images": len(self.data.test),
             **({"skipped_images": list(self.data.skipped)} if self.data.skipped else {}),
@@ -549,9 +582,10 @@ def cores() -> int:
 
 def draw_latent_plane(path: Path, use: Model, data: Dataset, side: int = 20) -> Path:
     """The picture of a two-dimensional latent space: where test images lie and what each point decodes to."""
-    means = np.asarray(use.encode(jnp.asarray(data.test.images))["mu"])
+    means = np.asarray(use.encode(data.test.images)["mu"])
     # Most of the prior's mass, and the images wherever they lie; the test images' panel shows the same square.
     extent = float(np.ceil(max(3.0, np.abs(means).max(initial=0.0))))
     line = np.linspace(-extent, extent, side)
     points = np.stack(np.meshgrid(line, line[::-1]), -1).reshape(-1, 2)  # the first row is the plane's top
-    return figures.latent_plane(path, means, data.test.labels, np.asarray(use.decode(jnp.asarray(points))), extent)
+    decoded = np.asarray(use.decode(points))
+    return figures.latent_plane(path, means, data.test.labels, decoded, extent, data.class_names)

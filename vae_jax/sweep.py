@@ -29,7 +29,7 @@ from vae_jax.config import Config, changed_options, check_used, listed, load_con
 from vae_jax.data import Dataset
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.folder import LEFT_OVER, LOCK, check_writable, read_config, write_text, writing
-from vae_jax.run import DIVERGED, Recorder, delete, digest_of, standing
+from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, standing
 
 SPECIFICATION = "sweep.json"
 MOST = 10_000  # members
@@ -274,6 +274,7 @@ def run(
     folder = Path(folder)
     found = members_of(sweep)
     check_sweep_folder(folder, sweep, resume, overwrite)
+    check_shape(sweep.config, data)
     groups: dict[Config, list[Member]] = {}
     for member in found:
         groups.setdefault(members.alike(member.config), []).append(member)

@@ -82,12 +82,14 @@ class Trained(NamedTuple):
         image_shape: (height, width, channels).
         state: the final state.
         history: figures of every epoch, see `fit`.
+        class_names: of the labels it was trained with, by number; None where they have none.
     """
 
     config: Config
     image_shape: tuple[int, int, int]
     state: TrainState
     history: list[dict[str, Any]]
+    class_names: tuple[str, ...] | None = None
 
 
 def make_step(
@@ -379,7 +381,7 @@ def fit(
         done = 0
         if on_epoch:
             on_epoch(figures, devices.local(state))
-    return Trained(config, data.image_shape, devices.local(state), history)
+    return Trained(config, data.image_shape, devices.local(state), history, data.class_names)
 
 
 def check_finite(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vae_jax.config import DataConfig, check_data_used, expand
 from vae_jax.errors import UserError, printable
-from vae_jax.folder import check_writable, read_config
+from vae_jax.folder import check_writable, read_config, read_data
 
 if TYPE_CHECKING:
     from vae_jax.config import Config
@@ -223,14 +223,35 @@ def is_extensible(option: str) -> bool:
 
 
 def load_data(options: Any, trained: "Trained") -> "Dataset":
-    """The data of a run, from where the options say they lie now."""
+    """The data of a run, from where the options say they lie now; their labels are the run's numbers.
+
+    Raises:
+        UserError: if its configuration loads others than it was trained on, or they have classes that a model which is
+            told them does not know.
+    """
     from vae_jax.data import load
+    from vae_jax.data.source import listed
+    from vae_jax.run import digest_of_all
     from vae_jax.train import check_labels
 
     given = {name: path for name in DATA_PATHS if (path := getattr(options.data, name)) is not None}
     config = replace(trained.config.data, **given)
     check_data_used(DataConfig(config.source, **given))
     data = load(config, report=say)
+    noted = read_data(expand(options.run))
+    if noted and not given and noted.digest != digest_of_all(trained.config, data):
+        options_given = ", ".join(f"--data.{name}" for name in DATA_PATHS)
+        raise UserError(
+            f"{options.run}: expected the data it was trained on, {noted.name}; found others by its configuration "
+            f"(data.source {config.source}): they were made in Python, or have changed since; {options_given} name "
+            f"data to take as they are"
+        )
+    names = trained.class_names
+    if names is not None and not trained.config.model.classes:
+        if more := tuple(name for name in data.class_names or () if name not in names):
+            say(f"{data.name}: classes that the run does not know get further numbers: {', '.join(listed(more))}")
+        names += more
+    data = data.renumbered(names)
     check_labels(trained.config, data)
     return data
 

@@ -18,7 +18,7 @@ def _evaluate_options(parser: Any) -> None:
     run_options(parser)
     parser.add_argument("--latent", type=str, default="sample", help="z from the posterior: sample, or its mean")
     parser.add_argument("--split", type=str, default="test", help="the images: test, validation or train")
-    parser.add_argument("--images", type=int, default=None, metavar="N", help="the first N images of the split only")
+    parser.add_argument("--images", type=int, default=None, metavar="N", help="N images, spread over the split, only")
     parser.add_argument(
         "--nll-samples",
         type=int,
@@ -56,7 +56,6 @@ def _evaluate(options: Any) -> None:
     trained, _ = open_run(options)
     from vae_jax import train
     from vae_jax.composition import build
-    from vae_jax.data import Split
     from vae_jax.evaluate import make_evaluator, means
     from vae_jax.keys import make_keys
 
@@ -70,7 +69,7 @@ def _evaluate(options: Any) -> None:
     count = len(whole) if options.images is None else options.images
     if count > len(whole):
         raise UserError(f"--images: expected at most the {len(whole):,} of --split {options.split}; found {count:,}")
-    split = Split(whole.images[:count], None if whole.labels is None else whole.labels[:count])
+    split = whole.spread(count)
     images, labels = split.images, train.told(trained.config, split)
     evaluate = make_evaluator(trained.config, network, objective, images, options.latent, labels)
     terms = evaluate(trained.state.variables, make_keys(trained.config.seed).evaluate)
@@ -91,13 +90,14 @@ def _evaluate(options: Any) -> None:
         parts = f"reconstruction {reconstruction:.3f}{' +' if adds_up else ','} KL {kl:.3f}"
         parts = f" = {parts}" if adds_up else f" ({parts})"
     drawn = f", z: {options.latent}" if objective.generative else ""
-    line = f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({len(images):,} images{drawn})"
+    of = f"{len(images):,} of {len(whole):,}" if len(images) < len(whole) else f"{len(images):,}"
+    line = f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({of} images{drawn})"
     if not options.json:
         print(line, flush=True)  # what follows may take its time
     more, lines = _estimates(options, trained, network, split)
     found |= more
     if options.diagnostics:
-        more, further = _diagnostics(options, trained, network, data, split, len(whole))
+        more, further = _diagnostics(options, trained, network, data, split)
         found |= more
         lines += further
     if options.json:
@@ -144,7 +144,7 @@ def _estimates(
 
 
 def _diagnostics(
-    options: Any, trained: "Trained", network: "Composition", data: "Dataset", split: "Split", whole: int
+    options: Any, trained: "Trained", network: "Composition", data: "Dataset", split: "Split"
 ) -> tuple[dict[str, Any], list[str]]:
     """The figures of the latents, and as lines what of them there is."""
     from vae_jax import diagnostics
@@ -160,7 +160,6 @@ def _diagnostics(
             split,
             key,
             train=train,
-            total=whole,
             report=say,
             on_progress=on_progress,
         )
@@ -179,7 +178,7 @@ def _diagnostics(
     )
     if found["probe_accuracy"] is not None:
         lines += [
-            f"linear probe of the labels {found['probe_accuracy']:.2%} right",
+            f"linear probe of the labels {found['probe_accuracy']:.2%} right, learned from {len(data.train):,} images",
             f"{diagnostics.NEIGHBOURS} nearest training images {found['knn_accuracy']:.2%} right",
         ]
     return found, lines

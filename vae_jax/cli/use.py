@@ -1,5 +1,6 @@
 """The commands that use a trained model: evaluate, reconstruct, sample, encode, interpolate, traverse."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,38 +13,53 @@ from vae_jax.cli.common import (
     positive,
     progress,
     run_options,
+    say,
     seed_of,
     split_of,
     target,
 )
+from vae_jax.config import expand
 from vae_jax.errors import UserError
-from vae_jax.folder import replacing
+from vae_jax.folder import read_config, read_data, replacing
 
 if TYPE_CHECKING:
     from vae_jax.train import Trained
 
+NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
 SOURCES = ("prior", "gmm", "second_stage")  # of z; the last two are in vae_jax/samplers.py
 
 
 def _label_option(parser: Any, what: str) -> None:
-    told = f"where the model is told labels (model.classes): {what}"
-    parser.add_argument("--label", type=int, default=None, help=told)
+    told = f"a class's name or number, where the model is told labels (model.classes): {what}"
+    parser.add_argument("--label", type=str, default=None, help=told)
 
 
-def _label(options: Any, trained: "Trained") -> int | None:
-    """The label given, where the model is told labels.
+def _label(options: Any) -> int | None:
+    """The number of the class given, where the model is told labels; a name comes before a number.
 
     Raises:
-        UserError: if the model knows no such label.
+        UserError: if the model knows no such class, or there is no such run.
     """
-    label, classes = options.label, trained.config.model.classes
+    label, folder = options.label, expand(options.run)
+    classes = read_config(folder).model.classes
     if label is None:
         return None
     if not classes:
         raise UserError(f"--label: expected none for a model that is told no labels (model.classes 0); found {label}")
-    if not 0 <= label < classes:
-        raise UserError(f"--label: expected a number from 0 to {classes - 1}; found {label}")
-    return label
+    from vae_jax.data.source import listed
+
+    noted = read_data(folder)
+    names = (noted.class_names if noted else None) or ()
+    number = int(label) if NUMBER.fullmatch(label) else None
+    if label in names[:classes]:
+        if number not in (None, names.index(label)):
+            say(f"--label {label}: the class of this name, whose number is {names.index(label)}")
+        return names.index(label)
+    if number is None or not 0 <= number < classes:
+        named = [f"{number} {name}" for number, name in enumerate(names[:classes]) if name != str(number)]
+        known = f"a number from 0 to {classes - 1}" + (f" or a class's name ({', '.join(listed(named))})" * bool(named))
+        raise UserError(f"--label: expected {known}; found {label}")
+    return number
 
 
 def _save_arrays(path: Path, **arrays: Any) -> None:
@@ -58,7 +74,7 @@ def _save_arrays(path: Path, **arrays: Any) -> None:
 def _reconstruct_options(parser: Any) -> None:
     run_options(parser)
     parser.add_argument("images", metavar="IMAGES", type=str, nargs="*", help="image files; without any, test images")
-    parser.add_argument("-n", type=int, default=64, help="how many test images")
+    parser.add_argument("-n", type=int, default=64, help="how many test images, spread over all of them")
     _label_option(parser, "the one of the image files")
     out_option(parser, "RUN/figures/reconstructions.png")
 
@@ -67,13 +83,13 @@ def _reconstruct(options: Any) -> None:
     import numpy as np
 
     path = target(options, "figures/reconstructions.png")
-    count = positive(options.n, "-n")
+    count, label = positive(options.n, "-n"), _label(options)
     trained, model = open_run(options)
     from vae_jax import figures
     from vae_jax.data import read_images
     from vae_jax.train import told
 
-    label, labels = _label(options, trained), None
+    labels = None
     if options.images:
         if trained.config.model.classes and label is None:
             raise UserError(
@@ -82,11 +98,10 @@ def _reconstruct(options: Any) -> None:
         images = read_images(options.images, trained.config.data)
         labels = None if label is None else np.full(len(images), label)
     elif label is not None:
-        raise UserError(f"--label: expected image files that it is of, test images have theirs; found {label}")
+        raise UserError(f"--label: expected image files that it is of, test images have theirs; found {options.label}")
     else:
-        test = load_data(options, trained).test
-        images, labels = test.images[:count], told(trained.config, test)
-        labels = None if labels is None else labels[:count]
+        test = load_data(options, trained).test.spread(count)
+        images, labels = test.images, told(trained.config, test)
     print(figures.pairs(path, images / 255, np.asarray(model.reconstruct(images, labels))))
 
 
@@ -104,7 +119,7 @@ def _sample_options(parser: Any) -> None:
     _label_option(parser, "of all pictures; by default each in turn")
     out_option(
         parser,
-        "RUN/figures/samples_seed<SEED>.png, with --from and --label in its name where they are given; "
+        "RUN/figures/samples_seed<SEED>.png, with --from and the label's number in its name where they are given; "
         "a name ending in .npz gets the array `images` instead",
     )
 
@@ -115,7 +130,8 @@ def _sample(options: Any) -> None:
     source = getattr(options, "from")
     if source not in SOURCES:
         raise UserError(f"--from: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}; found {source!r}")
-    named = ("" if source == "prior" else f"{source}_") + ("" if options.label is None else f"label{options.label}_")
+    label = _label(options)
+    named = ("" if source == "prior" else f"{source}_") + ("" if label is None else f"label{label}_")
     path = target(options, f"figures/samples_{named}seed{options.seed}.png")
     count, seed = positive(options.n, "-n"), seed_of(options)
     trained, model = open_run(options)
@@ -124,8 +140,7 @@ def _sample(options: Any) -> None:
     from vae_jax import figures
     from vae_jax.keys import sampling_key
 
-    label, classes = _label(options, trained), trained.config.model.classes
-    labels = None
+    classes, labels = trained.config.model.classes, None
     if classes:
         labels = np.arange(count) % classes if label is None else np.full(count, label)
     key = jax.random.key(seed)
@@ -174,10 +189,13 @@ def _encode(options: Any) -> None:
     trained, model = open_run(options)
     from vae_jax.train import told
 
-    split = split_of(load_data(options, trained), options.split)
+    data = load_data(options, trained)
+    split = split_of(data, options.split)
     arrays = {name: np.asarray(head) for name, head in model.encode(split.images, told(trained.config, split)).items()}
     if split.labels is not None:
         arrays["labels"] = split.labels
+        if data.class_names is not None:
+            arrays["class_names"] = np.array(data.class_names)
     _save_arrays(path, **arrays)
     print(f"{path}: {', '.join(f'{name} {array.shape}' for name, array in arrays.items())}")
 
@@ -261,7 +279,7 @@ VERBS = {
         "examples:\n"
         "  vae-jax sample runs/digits -n 64 --seed 0          from the prior\n"
         "  vae-jax sample runs/digits --from gmm              from a mixture fitted to the latents\n"
-        "  vae-jax sample runs/conditional --label 3          of a model that is told labels",
+        "  vae-jax sample runs/conditional --label 3          of a model that is told labels; or a class's name",
     ),
     "encode": Verb(
         "save the latents of a run's images to an .npz file",
