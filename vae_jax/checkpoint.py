@@ -204,8 +204,9 @@ def _read(folder: Path, template: Callable[[int], TrainState]) -> Saved:
         UserError: if it is another model's or a newer version's.
     """
     description = _description(folder)
+    # Whatever fails here, as a user's own code may, says nothing about the checkpoint.
+    expected = jax.eval_shape(lambda: template(int(description["images"])))
     try:
-        expected = jax.eval_shape(lambda: template(description["images"]))
         _check_types(folder, _named(expected), description["arrays"])
         like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
         state = _orbax().restore(folder.absolute() / "state", args=ocp.args.StandardRestore(like))

@@ -21,7 +21,7 @@ from vae_jax.models import Autoencoder, Trace, Variables
 from vae_jax.objectives import Model, Objective
 from vae_jax.posteriors import Heads, Latents, Posterior
 from vae_jax.priors import Aggregate, Prior
-from vae_jax.registry import lookup
+from vae_jax.registry import check_functions, lookup
 from vae_jax.treatments import TREATMENTS
 
 PARTS = ("posterior", "prior", "likelihood")  # beside the networks, and only where they have parameters
@@ -81,6 +81,7 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Compositio
         if not isinstance(part, kind):
             name = getattr(config, option).name
             raise UserError(f"{option}.name: expected {name} to give a {kind.__name__}; found {type(part).__name__}")
+        check_functions(part, f"{option}.name")
     treat = lookup(TREATMENTS, config.data.treatment, "data.treatment")
     check(config, posterior, prior, likelihood)
     network = models.build(config.model, image_shape, posterior.heads, likelihood.outputs)

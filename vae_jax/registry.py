@@ -1,73 +1,225 @@
-"""Looking a variant up by its name, or by the import path of a user's own."""
+"""Looking a variant up by its name, or by the import path of a user's own; and whose line an exception is of.
+
+What a user's code raises passes through the library as it is; `users_line` says where in that code it arose.
+"""
 
 import difflib
+import hashlib
 import importlib
-import importlib.machinery
+import importlib.util
+import inspect
+import linecache
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from vae_jax.errors import UserError
 
 T = TypeVar("T")
 
+# Options that may name something of a user's own.
+EXTENSIBLE = ("model.network", "posterior.name", "prior.name", "likelihood.name", "objective.name")
+PREFIX = "vae_jax_user_"  # of the names of modules that are files
+LINE_LIMIT, MESSAGE_LIMIT = 120, 500  # characters of a user's line, and of what was raised there
 
-def lookup(registry: Mapping[str, T], name: str, option: str, importable: bool = False) -> T:
-    """The registry's entry called `name`; if `importable`, "FILE.py:ENTRY" or "PACKAGE.MODULE:ENTRY" names another.
+
+class Source(NamedTuple):
+    """A user's file as it was when it was loaded.
+
+    Attributes:
+        path: of the file, absolute.
+        content: of the file.
+        sha256: of the content.
+    """
+
+    path: Path
+    content: bytes
+    sha256: str
+
+
+_sources: dict[str, Source] = {}  # by the name of the module
+_packages: set[str] = set()  # that users' import paths begin with
+
+
+def lookup(registry: Mapping[str, T], name: str, option: str, takes: tuple[str, ...] = ()) -> T:
+    """The registry's entry called `name`; or what "FILE.py:ENTRY" or "PACKAGE.MODULE:ENTRY" names, a user's own.
+
+    Args:
+        registry: entries by name.
+        name: of the entry.
+        option: which has this value.
+        takes: names of the arguments that a user's own takes; empty where there can be none.
 
     Raises:
-        UserError: if there is none; names the option, the choices and the nearest one.
+        UserError: if there is none; names the option, the choices and the nearest one. If a user's own cannot be
+            imported, or does not take these arguments.
     """
     if name in registry:
         return registry[name]
-    if importable and ":" in name:
-        return _imported(str(name), option)
+    if takes and ":" in name:
+        return _imported(registry, str(name), option, takes)
     near = difflib.get_close_matches(str(name), registry, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    raise UserError(f"{option}: expected one of {', '.join(registry)}; found {name!r}{hint}")
+    own = ", or FILE.py:ENTRY for your own" if takes else ""
+    raise UserError(f"{option}: expected one of {', '.join(registry)}{own}; found {name!r}{hint}")
 
 
-def _imported(path: str, option: str) -> Any:
+def _imported(registry: Mapping[str, Any], name: str, option: str, takes: tuple[str, ...]) -> Any:
     """What stands under a name in a user's module.
 
     Raises:
-        UserError: if there is no such module or name, or the module fails.
+        UserError: if there is no such module or name, the module fails, or it is nothing that takes these arguments.
     """
-    where, _, entry = path.rpartition(":")
+    where, _, entry = name.rpartition(":")
     try:
-        module = _from_file(Path(where).expanduser()) if where.endswith(".py") else _from_path(where)
-    except Exception as error:  # whatever a user's module raises
-        found = f"{type(error).__name__}: {error}"
-        raise UserError(f"{option}: expected a module to import in {path!r}; {found}") from error
+        module = _module(where)
+    except (Exception, SystemExit) as error:  # whatever a user's module raises
+        if line := users_line(error):
+            raise UserError(f"{option}: {line}{_beside(where, error)}") from error
+        raise UserError(f"{option}: expected a module to import in {name!r}; {_what(error)}") from error
     if not hasattr(module, entry):
         near = difflib.get_close_matches(entry, [each for each in vars(module) if each[0] != "_"], n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(f"{option}: expected {entry!r} in {where}; found none of that name{hint}")
     found = getattr(module, entry)
-    if not callable(found) and not isinstance(found, tuple):
-        kind = type(found).__name__
-        raise UserError(f"{option}: expected a function or a class called {entry!r} in {where}; found {kind}")
+    if isinstance(found, tuple) and any(type(found) is type(own) for own in registry.values()):
+        return found  # it is what our own entries are
+    expected = f"{option}: expected {entry} in {where} to be a function or a class of ({', '.join(takes)})"
+    check_takes(found, expected, *takes)
     return found
 
 
-def _from_path(name: str) -> ModuleType:
+def _module(where: str) -> ModuleType:
+    if where.endswith(".py"):
+        return _from_file(source_of(where))
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # as `python -m` would find it
-    return importlib.import_module(name)
+    if (package := where.partition(".")[0]) != __package__:
+        _packages.add(package)
+    return importlib.import_module(where)
 
 
-def _from_file(path: Path) -> ModuleType:
-    name = f"vae_jax_user_{path.absolute()}"
+def _from_file(source: Source) -> ModuleType:
+    """The module in a file; a file that has changed is another module."""
+    name = f"{PREFIX}{source.sha256[:16]}_{source.path}"
     if name not in sys.modules:
-        loader = importlib.machinery.SourceFileLoader(name, str(path))
         module = ModuleType(name)
-        module.__file__ = str(path)
-        sys.modules[name] = module
+        module.__file__ = str(source.path)
+        sys.modules[name], _sources[name] = module, source
         try:
-            loader.exec_module(module)
+            # Not by an import of Python's: it takes compiled code for up to date by the file's size and its time.
+            exec(compile(source.content, str(source.path), "exec", dont_inherit=True), vars(module))
         except BaseException:
             del sys.modules[name]
             raise
     return sys.modules[name]
+
+
+def source_of(where: str) -> Source:
+    """The file, or the module's file, that an import path names before its colon, as it is now.
+
+    Raises:
+        OSError: if it cannot be read.
+        ImportError: if there is no such module, or it is in no file.
+    """
+    if where.endswith(".py"):
+        path = Path(where).expanduser().absolute()
+    else:
+        path = Path(getattr(_module(where), "__file__", None) or _no_file(where))
+    content = path.read_bytes()
+    return Source(path, content, hashlib.sha256(content).hexdigest())
+
+
+def _no_file(where: str) -> str:
+    raise ImportError(f"{where} is in no file")
+
+
+def check_takes(function: Any, expected: str, *arguments: Any, **named: Any) -> None:
+    """Refuses what cannot be called so.
+
+    Raises:
+        UserError: that begins with `expected`.
+    """
+    if not callable(function):
+        raise UserError(f"{expected}; found {_kind(function)}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some of Python's own have none
+        return
+    try:
+        signature.bind(*arguments, **named)
+    except TypeError:
+        empty = inspect.Parameter.empty
+        plain = [each.replace(annotation=empty, default=empty) for each in signature.parameters.values()]
+        name = getattr(function, "__name__", None) or _kind(function)
+        shown = signature.replace(parameters=plain, return_annotation=empty)
+        raise UserError(f"{expected}; found {name}{shown}") from None
+
+
+def _kind(found: Any) -> str:
+    return "None" if found is None else f"an instance of {type(found).__name__}"
+
+
+def check_functions(part: Any, option: str) -> None:
+    """Refuses a NamedTuple some of whose functions do not take as many arguments as its class says.
+
+    Raises:
+        UserError: naming the first of them.
+    """
+    for name, hint in get_type_hints(type(part)).items():
+        choices = [hint, *get_args(hint)]
+        value = getattr(part, name)
+        if value is None and type(None) in choices:
+            continue
+        for function in (each for each in choices if get_origin(each) is Callable):
+            taken = get_args(function)[0]
+            expected = f"{option}: expected {name} of its {type(part).__name__} to be a function of {len(taken)}"
+            check_takes(value, f"{expected} argument{'s' * (len(taken) > 1)}", *taken)
+
+
+def users_line(error: BaseException) -> str | None:
+    """Where in a user's own code an exception arose, and what it is; None if it arose elsewhere.
+
+    "FILE:LINE in FUNCTION: the line: ErrorType: message", of the innermost function that is the user's.
+    """
+    found = None
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        name = frame.f_globals.get("__name__") or ""
+        if name in _sources or name.partition(".")[0] in _packages:
+            found = frame, number, name
+    if found is None:
+        if not isinstance(error, SyntaxError) or not error.lineno:
+            return None
+        return f"{error.filename}:{error.lineno}: {_cut(error.text or '', LINE_LIMIT)}: {_what(error, error.msg)}"
+    frame, number, name = found
+    file = frame.f_code.co_filename
+    if name in _sources:  # the file may have changed since
+        lines = importlib.util.decode_source(_sources[name].content).splitlines()
+        line = lines[number - 1] if number <= len(lines) else ""
+    else:
+        line = linecache.getline(file, number)
+    return f"{file}:{number} in {frame.f_code.co_name}: {_cut(line, LINE_LIMIT)}: {_what(error)}"
+
+
+def _what(error: BaseException, message: str | None = None) -> str:
+    text = _cut(str(error) if message is None else message, MESSAGE_LIMIT)
+    return f"{type(error).__name__}{text and ': '}{text}"
+
+
+def _cut(text: str, limit: int) -> str:
+    """The text on one line of bounded length."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[:limit]} …"
+
+
+def _beside(where: str, error: BaseException) -> str:
+    """A hint where a user's file imports another one beside it."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name or not where.endswith(".py"):
+        return ""
+    folder = Path(where).expanduser().absolute().parent
+    if not any((folder / each).exists() for each in (error.name, f"{error.name}.py")):
+        return ""
+    return f" (a file is loaded alone: put {error.name} into it, install it, or add {folder} to PYTHONPATH)"

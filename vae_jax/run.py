@@ -8,6 +8,7 @@ RUN/checkpoints/    named by the step: the newest ones and the best; what was fo
 RUN/figures/        pictures
 RUN/diverged.txt    why the run has ended, where it diverged
 RUN/imported.json   where the run's first weights came from, if they were imported
+RUN/code/           copies of users' files that the configuration names, see `vae_jax.own_parts`
 RUN/.lock           held by the process that trains
 """
 
@@ -30,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from vae_jax import figures, models, optimizer
+from vae_jax import figures, models, optimizer, own_parts
 from vae_jax.composition import build
 from vae_jax.config import Config, check_used, options_of, to_yaml
 from vae_jax.data import Dataset
@@ -103,6 +104,7 @@ def train(
         Stopped: once it has stopped because it should.
     """
     folder, devices = Path(folder), devices or Devices()
+    config = own_parts.absolute(config)
     if not resume:  # a run goes on with what it has, even where an older version let more pass
         check_used(config)
     check_shape(config, data)
@@ -112,7 +114,10 @@ def train(
         check_folder(folder, resume, overwrite)  # again, since another process may have been here meanwhile
         earlier = None
         if resume and (folder / "config.yaml").exists():
+            config = own_parts.as_kept(config, folder)
             earlier = standing(config, data, folder, report)
+            for line in own_parts.changes(folder):
+                report(f"warning: {line}")
         elif resume:
             report(f"no run in {folder} yet: beginning one")
         make_recorder = Recorder if devices.writes else Follower
@@ -175,7 +180,11 @@ def _check_alike(config: Config, digest: str, earlier: "Saved | None", devices: 
     Raises:
         UserError: if they differ, in every process.
     """
-    own = {option: value for option, value in options_of(config).items() if not option.startswith(LOCAL)}
+    own = {
+        option: value
+        for option, value in options_of(own_parts.by_content(config)).items()
+        if not option.startswith(LOCAL)
+    }
     step = int(earlier.state.step) if earlier else 0
     mark = hashlib.sha256(f"{own} {digest} {step}".encode()).digest()[:3]
     marks = {int(each) for each in np.atleast_1d(devices.agree(int.from_bytes(mark), np.asarray))}
@@ -227,7 +236,7 @@ def adopt(
     """
     from vae_jax import checkpoint
 
-    folder = Path(folder)
+    folder, config = Path(folder), own_parts.absolute(config)
     check_folder(folder, False, overwrite)
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
     state = start_from(config, variables, 0)
@@ -243,6 +252,7 @@ def adopt(
                 _draw_samples(making, config, model)
             (making / "checkpoints").mkdir()
             checkpoint.save(making / "checkpoints", checkpoint.Saved(state, [], 0))
+            own_parts.keep(own_parts.sources(own_parts.names_in(config)), making)
             write_text(making / "config.yaml", to_yaml(config))
             if overwrite:
                 delete(folder)
@@ -275,13 +285,15 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
     Args:
         folder: of the run; nothing is written there.
         checkpoint: "latest" or "best".
-        report: is told of each damaged checkpoint, which is passed over.
+        report: is told of each damaged checkpoint, which is passed over, and of a user's file that has changed since.
 
     Raises:
         UserError: if it is no run folder or has no sound checkpoint.
     """
     folder = Path(folder)
-    config = read_config(folder)
+    config = own_parts.as_kept(read_config(folder), folder)
+    for line in own_parts.changes(folder):
+        report(line)
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
     saved = _restore(folder, checkpoint, config, shape, report)
     if saved is None:
@@ -314,6 +326,7 @@ def delete(folder: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink()
+    own_parts.delete(folder)
 
 
 def standing(
@@ -331,7 +344,10 @@ def standing(
     Raises:
         UserError: if the run is not continued as it began.
     """
-    _check_same(config, read_config(folder), folder)
+    config = own_parts.as_kept(config, folder)
+    _check_same(config, own_parts.as_kept(read_config(folder), folder), folder)
+    if edited := own_parts.edited(folder):
+        raise UserError(f"{edited[0]}; --resume continues a run as it began")
     earlier = _restore(folder, "latest", config, data.image_shape, report)
     if earlier is None:
         if epochs := _epochs(folder):
@@ -423,6 +439,7 @@ class Recorder:
         self.config, self.data, self.folder, self.should_stop = config, data, folder, should_stop
         self.devices = devices or Devices()
         self.made_with, self.saved_step = environment(devices), 0
+        self.sources = own_parts.sources(own_parts.names_in(config))
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         if like:
@@ -444,7 +461,8 @@ class Recorder:
         folder = self.folder
         newest = int(earlier.state.step) if earlier else 0
         try:
-            write_text(folder / "config.yaml", to_yaml(self.config))
+            write_text(folder / "config.yaml", to_yaml(own_parts.named(self.config, folder)))
+            own_parts.keep(self.sources, folder)
             write_text(folder / DATA, json.dumps(self.noted._asdict(), indent=2) + "\n")
             (folder / "figures").mkdir(exist_ok=True)
             self.checkpoints = Keeper(folder / "checkpoints", self.config.output.keep_checkpoints, report, newest)

@@ -5,6 +5,7 @@ SWEEP/<settings>/     a run folder for each member, see `vae_jax.run`
 SWEEP/members.csv     a row for each member
 SWEEP/table.csv       a row for each setting, over its seeds; table.md is the same to read
 SWEEP/figures/        pictures
+SWEEP/code/           copies of users' files that are swept, see `vae_jax.own_parts`
 SWEEP/.lock           held by the process that trains
 """
 
@@ -24,11 +25,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vae_jax import figures, members, objectives, train
+from vae_jax import figures, members, objectives, own_parts, train
 from vae_jax.config import Config, changed_options, check_used, listed, load_config, options_of, with_options
 from vae_jax.data import Dataset
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.folder import LEFT_OVER, LOCK, check_writable, read_config, write_text, writing
+from vae_jax.registry import EXTENSIBLE
 from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, standing
 
 SPECIFICATION = "sweep.json"
@@ -136,6 +138,8 @@ def make_sweep(config: Config, seeds: int, settings: Sequence[str]) -> Sweep:
         if option in found:
             raise UserError(f"--set: expected each option once; found {option} again")
         found[option] = listed(f"--set {option}", values)
+        if option in EXTENSIBLE:
+            found[option] = [own_parts.absolute_name(value) for value in found[option]]
         if len(set(found[option])) < len(found[option]):
             raise UserError(f"--set {option}: expected each value once; found {values:.60}")
     if not 1 <= seeds <= MOST or seeds * math.prod(map(len, found.values())) > MOST:
@@ -144,7 +148,7 @@ def make_sweep(config: Config, seeds: int, settings: Sequence[str]) -> Sweep:
         )
     if config.seed + seeds > 1 << 32:
         raise UserError(f"--seeds: expected seeds below {1 << 32:,}; found {seeds} from {config.seed} on")
-    return Sweep(config, seeds, found)
+    return Sweep(own_parts.absolute(config), seeds, found)
 
 
 def members_of(sweep: Sweep) -> list[Member]:
@@ -275,15 +279,24 @@ def run(
     found = members_of(sweep)
     check_sweep_folder(folder, sweep, resume, overwrite)
     check_shape(sweep.config, data)
+    if resume:
+        if edited := own_parts.edited(folder):
+            raise UserError(f"{edited[0]}; --resume continues a sweep as it began")
+        for line in own_parts.changes(folder):
+            report(f"warning: {line}")
+        own = own_parts.kept(_names_in(found), folder)
+        found = [member._replace(config=own_parts.renamed(member.config, own)) for member in found]
     groups: dict[Config, list[Member]] = {}
     for member in found:
         groups.setdefault(members.alike(member.config), []).append(member)
     for group in groups.values():
         members.check(group[0].config, data)
+    sources = own_parts.sources(_names_in(found))
     with writing(folder):
         if overwrite and (folder / SPECIFICATION).exists():
             _delete_sweep(folder)
         write_text(folder / SPECIFICATION, _specification(sweep))
+        own_parts.keep(sources, folder)
         rank = ranking(sweep, data)
         status = [
             Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, "", math.nan, rank.name, 0.0)
@@ -310,6 +323,11 @@ def run(
         ended = [outcomes[member.name] for member in found]
         write_results(folder, sweep, ended, data)
     return ended
+
+
+def _names_in(group: list[Member]) -> dict[str, None]:
+    """The import paths of users' own parts in members' configurations."""
+    return dict.fromkeys(name for member in group for name in own_parts.names_in(member.config))
 
 
 def ranking(sweep: Sweep, data: Dataset) -> Ranking:
@@ -455,6 +473,7 @@ def _delete_sweep(folder: Path) -> None:
     for name in ("members.csv", "table.csv", "table.md"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "figures", ignore_errors=True)
+    own_parts.delete(folder)
 
 
 def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dataset) -> None:

@@ -16,6 +16,7 @@ from vae_jax.cli.common import Verb
 from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
 from vae_jax.errors import UserError, printable
 from vae_jax.folder import check_folder, check_writable, user_cache
+from vae_jax.registry import lookup, users_line
 
 PRINT_CONFIG = "--print_config"
 COMPILED_LIMIT = 1 << 30  # bytes of compiled programs kept; the ones not used for longest go first
@@ -52,7 +53,7 @@ def _run(arguments: Sequence[str] | None) -> int:
                     raise UserError(f"unrecognized arguments: {PRINT_CONFIG}")
                 print(to_yaml(from_namespace(options)), end="")  # jsonargparse would print the command's flags too
                 return 0
-            return verb.run(options) or 0
+            return _shown_by_line(verb, options)
         _overview(arguments)
     except UserError as error:
         print(f"vae-jax: error: {_line(str(error))}", file=sys.stderr)
@@ -83,6 +84,22 @@ def _run(arguments: Sequence[str] | None) -> int:
     return 0
 
 
+def _shown_by_line(verb: Verb, options: Any) -> int:
+    """Runs a command; what a user's own code raises becomes one line, which shows where in it that was.
+
+    Raises:
+        UserError: with this line.
+    """
+    try:
+        return verb.run(options) or 0
+    except (UserError, BrokenPipeError):
+        raise
+    except (Exception, SystemExit) as error:
+        if line := users_line(error):
+            raise UserError(line) from error
+        raise
+
+
 def _line(text: str) -> str:
     """One line that says what the text says, wherever its words come from."""
     return printable(" ".join(text.split()))
@@ -108,7 +125,6 @@ def _keep_compiled() -> None:
 def _overview(arguments: Sequence[str]) -> None:
     """Prints the list of commands, or refuses an unknown one."""
     from vae_jax import __version__
-    from vae_jax.registry import lookup
 
     width = max(map(len, VERBS))
     commands = "\n".join(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items())

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from vae_jax import own_parts
 from vae_jax.config import DataConfig, check_data_used, expand
 from vae_jax.errors import UserError, printable
 from vae_jax.folder import check_writable, read_config, read_data
@@ -18,14 +19,6 @@ if TYPE_CHECKING:
     from vae_jax.train import Trained
 
 DATA_PATHS = ("manual_dir", "cache_dir", "path")
-# Sections and options that may name something of a user's own.
-EXTENSIBLE = (
-    ("model", "network"),
-    ("posterior", "name"),
-    ("prior", "name"),
-    ("likelihood", "name"),
-    ("objective", "name"),
-)
 
 
 class Verb(NamedTuple):
@@ -204,22 +197,7 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
 def absolute_paths(config: "Config") -> "Config":
     """The configuration with its paths absolute, since a run must find its data and a user's files from anywhere."""
     found = {name: str(expand(path).absolute()) for name in DATA_PATHS if (path := getattr(config.data, name))}
-    config = replace(config, data=replace(config.data, **found))
-    for section, option in EXTENSIBLE:
-        name = absolute_entry(getattr(getattr(config, section), option))
-        config = replace(config, **{section: replace(getattr(config, section), **{option: name})})
-    return config
-
-
-def absolute_entry(name: str) -> str:
-    """An import path with its file's path absolute, if it names a file."""
-    file, colon, entry = name.rpartition(":")
-    return f"{expand(file).absolute()}{colon}{entry}" if file.endswith(".py") else name
-
-
-def is_extensible(option: str) -> bool:
-    """Whether an option, by its dotted name, may name something of a user's own."""
-    return tuple(option.split(".")) in EXTENSIBLE
+    return own_parts.absolute(replace(config, data=replace(config.data, **found)))
 
 
 def load_data(options: Any, trained: "Trained") -> "Dataset":

@@ -8,12 +8,10 @@ from typing import Any
 
 from vae_jax.cli.common import (
     Verb,
-    absolute_entry,
     absolute_paths,
     device_option,
     folder_of,
     folder_options,
-    is_extensible,
     say,
     set_device,
 )
@@ -49,11 +47,6 @@ def _sweep(options: Any) -> int:
             sweep = make_sweep(sweep.config, options.seeds, options.set)
     else:
         sweep = make_sweep(absolute_paths(config), options.seeds, options.set)
-    settings = {
-        option: [absolute_entry(value) for value in values] if is_extensible(option) else values
-        for option, values in sweep.settings.items()
-    }
-    sweep = sweep._replace(settings=settings)
     check_sweep_folder(folder, sweep, options.resume, options.overwrite)
     count = len(members_of(sweep))
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from vae_jax import own_parts
 from vae_jax.cli.common import (
     Verb,
     absolute_paths,
@@ -33,6 +34,8 @@ def _train(options: Any) -> int:
     folder = folder_of(options, "the run folder to make", "runs/first")
     check_folder(folder, options.resume, options.overwrite)
     config = absolute_paths(from_namespace(options))
+    if options.resume:
+        config = own_parts.as_kept(config, folder)
 
     device = set_device(options.device, lambda: join_processes(options))
     import jax

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
 from vae_jax.errors import UserError
+from vae_jax.registry import users_line
 
 
 class Job(NamedTuple):
@@ -137,7 +138,8 @@ def main() -> None:
     except UserError as error:
         send("error", str(error))
     except Exception as error:
-        send("error", f"{job.framework}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        what = users_line(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        send("error", f"{job.framework}: {what}")
 
 
 if __name__ == "__main__":

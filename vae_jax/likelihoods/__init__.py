@@ -26,4 +26,4 @@ def get(config: LikelihoodConfig, image_shape: tuple[int, int, int]) -> Likeliho
     Raises:
         UserError: if the name is unknown.
     """
-    return lookup(LIKELIHOODS, config.name, "likelihood.name", importable=True)(config, image_shape)
+    return lookup(LIKELIHOODS, config.name, "likelihood.name", ("config", "image_shape"))(config, image_shape)

@@ -10,12 +10,13 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
 from vae_jax.config import ModelConfig
+from vae_jax.errors import UserError
 from vae_jax.keys import own_network_key
 from vae_jax.models.convolutional import convolutional
 from vae_jax.models.initialization import INITIALIZATIONS, initialize
 from vae_jax.models.mlp import mlp
 from vae_jax.models.residual import residual
-from vae_jax.registry import lookup
+from vae_jax.registry import check_takes, lookup, users_line
 
 # Each: (config, image shape, heads with their sizes, outputs for each channel of a pixel) -> module.
 NETWORKS = {"convolutional": convolutional, "mlp": mlp, "residual": residual}
@@ -110,7 +111,11 @@ def build(
         UserError: if a name is unknown or the sizes do not fit.
     """
     lookup(INITIALIZATIONS, config.initialization, "model.initialization")
-    module = lookup(NETWORKS, config.network, "model.network", importable=True)(config, image_shape, heads, outputs)
+    make = lookup(NETWORKS, config.network, "model.network", ("config", "image_shape", "heads", "outputs"))
+    module = make(config, image_shape, heads, outputs)
+    if not isinstance(module, nn.Module):
+        kind = f"{type(module).__module__}.{type(module).__name__}"
+        raise UserError(f"model.network: expected {config.network} to give a flax.linen.Module; found {kind}")
 
     precision = lookup(PRECISIONS, config.precision, "model.precision")
 
@@ -125,7 +130,7 @@ def build(
 
             return run
 
-        return Autoencoder(in_precision(module.encode), in_precision(module.decode))  # type: ignore[attr-defined]
+        return Autoencoder(in_precision(_part(module, "encode", config)), in_precision(_part(module, "decode", config)))
 
     def init(key: Key[Array, ""]) -> Variables:
         def both(module: nn.Module, images: Array, z: Array) -> None:
@@ -185,6 +190,23 @@ def build(
         return Trace(result, layers, masks)
 
     return Network(init, apply, trace)
+
+
+def _part(module: nn.Module, name: str, config: ModelConfig) -> Callable[..., Any]:
+    """A network's encoder or decoder.
+
+    Raises:
+        UserError: if it has none that takes an array and `train`.
+    """
+    expected = f"model.network: expected {config.network} to have {name}(x, train)"
+    try:
+        part = getattr(module, name)
+    except AttributeError as error:
+        if users_line(error):  # of its own setup
+            raise
+        raise UserError(f"{expected}; found none") from error
+    check_takes(part, expected, "x", train=True)
+    return part
 
 
 def _batch_first(output: Array) -> Array:

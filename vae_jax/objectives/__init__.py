@@ -6,7 +6,7 @@ from vae_jax.objectives.autoencoder import CORRUPTIONS, autoencoder, denoising_a
 from vae_jax.objectives.base import Model, Objective, Terms
 from vae_jax.objectives.importance import ciwae, iwae, miwae, piwae
 from vae_jax.objectives.vae import SCHEDULES, capacity_vae, vae
-from vae_jax.registry import lookup
+from vae_jax.registry import check_functions, lookup
 
 __all__ = ["OBJECTIVES", "Model", "Objective", "Terms", "get"]
 
@@ -41,5 +41,7 @@ def get(config: ObjectiveConfig) -> Objective:
             "objective.gradient: expected standard or stl for objective vae, whose one sample has no "
             "weights; found dreg"
         )
-    found = lookup(OBJECTIVES, config.name, "objective.name", importable=True)
-    return found if isinstance(found, Objective) else Objective(found)
+    found = lookup(OBJECTIVES, config.name, "objective.name", ("key", "model", "images", "config"))
+    objective = found if isinstance(found, Objective) else Objective(found)
+    check_functions(objective, "objective.name")
+    return objective

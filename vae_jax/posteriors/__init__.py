@@ -23,4 +23,4 @@ def get(config: PosteriorConfig, latent: int) -> Posterior:
     Raises:
         UserError: if the name is unknown.
     """
-    return lookup(POSTERIORS, config.name, "posterior.name", importable=True)(config, latent)
+    return lookup(POSTERIORS, config.name, "posterior.name", ("config", "latent"))(config, latent)

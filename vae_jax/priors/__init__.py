@@ -25,4 +25,4 @@ def get(config: PriorConfig, latent: int, image_shape: tuple[int, int, int]) -> 
     Raises:
         UserError: if the name is unknown.
     """
-    return lookup(PRIORS, config.name, "prior.name", importable=True)(config, latent, image_shape)
+    return lookup(PRIORS, config.name, "prior.name", ("config", "latent", "image_shape"))(config, latent, image_shape)

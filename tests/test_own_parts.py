@@ -1,0 +1,544 @@
+"""Users' own parts: how they are named and refused, whose line an exception shows, and what a run keeps of them."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from run_fixtures import flags, snapshot
+
+from vae_jax import cli, data, own_parts, registry, run, sweep
+from vae_jax.composition import build
+from vae_jax.config import load_config
+from vae_jax.errors import Stopped, UserError
+from vae_jax.train import fit
+
+NETWORK = """\
+import os
+
+import flax.linen as nn
+
+
+class Net(nn.Module):
+    config: object
+    image_shape: tuple
+    heads: dict
+    outputs: int
+
+    def setup(self):
+        self.to_heads = {name: nn.Dense(size) for name, size in self.heads.items()}
+        self.to_pixels = nn.Dense(64 * self.outputs // len(os.environ.get("VALUE", "1")))
+
+    def encode(self, images, train):
+        return {name: head(images.reshape(len(images), -1)) for name, head in self.to_heads.items()}
+
+    def decode(self, z, train):
+        return 1.0 * self.to_pixels(z).reshape(-1, 8, 8, self.outputs)
+"""
+CHANGED = NETWORK.replace("1.0", "9.0")  # as long as before
+LIKELIHOOD = """\
+import jax
+import jax.numpy as jnp
+from vae_jax.likelihoods import Likelihood
+
+
+def laplace(config, image_shape):
+    def log_prob(params, outputs, images):
+        return -jnp.abs(images - jax.nn.sigmoid(outputs)).sum((1, 2, 3))
+
+    return Likelihood(1, log_prob, lambda params, outputs: jax.nn.sigmoid(outputs))
+"""
+OBJECTIVE = """\
+from vae_jax.objectives import Terms
+
+
+def bound(key, model, images, config):
+    z, log_q = model.sample(key, model.encode(images))
+    reconstruction = -model.log_likelihood(images, model.decode(z))
+    kl = log_q - model.log_prior(z)
+    return Terms(reconstruction + kl, reconstruction, kl)
+"""
+TINY = {
+    "data.image_size": 8,
+    "model.network": "mlp",
+    "model.layers": [4],
+    "model.latent": 2,
+    "train.epochs": 1,
+    "train.batch_size": 70,
+    "output.figure_images": 1,
+}
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a user's file; returns its path."""
+
+    def write(text, name="mine.py"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True, parents=True)
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def tiny(**options):
+    options = {name.replace("__", "."): value for name, value in options.items()}
+    layers = {} if "model.network" in options else {"model.layers": [4]}
+    return load_config(
+        **{**{name: value for name, value in TINY.items() if name != "model.layers"}, **layers, **options}
+    )
+
+
+def refused(function, *arguments, **named):
+    with pytest.raises(UserError) as caught:
+        function(*arguments, **named)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Named and refused
+
+SIGNATURES = {
+    "model.network": "(config, image_shape, heads, outputs)",
+    "posterior.name": "(config, latent)",
+    "prior.name": "(config, latent, image_shape)",
+    "likelihood.name": "(config, image_shape)",
+    "objective.name": "(key, model, images, config)",
+}
+
+
+@pytest.mark.parametrize("option", SIGNATURES)
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ("def entry(x): ...", "entry(x)"),
+        ("def entry(a, b, c, d, *, rngs): ...", "entry(a, b, c, d, *, rngs)"),
+        ("class entry: ...", "entry()"),
+        ("entry = 3", "an instance of int"),
+        ("entry = (1, 2)", "an instance of tuple"),
+        ("entry = None", "None"),
+        ("class Net:\n    def __call__(self, x): ...\nentry = Net()", "an instance of Net(x)"),
+    ],
+)
+def test_what_cannot_be_called_so_is_refused(write, option, entry, found):
+    path = write(entry + "\n")
+    expected = f"{option}: expected entry in {path} to be a function or a class of {SIGNATURES[option]}; found {found}"
+    assert refused(build, load_config(**{option: f"{path}:entry"}), (8, 8, 1)) == expected
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("model.network", "net = lambda *_: 3", "expected {name} to give a flax.linen.Module; found builtins.int"),
+        (
+            "model.network",
+            "from flax import nnx\nclass net(nnx.Module):\n    def __init__(self, *_): ...",
+            "expected {name} to give a flax.linen.Module; found vae_jax_user_",
+        ),
+        (
+            "model.network",
+            NETWORK.replace("def decode", "def decoder").replace("class Net", "class net"),
+            "expected {name} to have decode(x, train); found none",
+        ),
+        (
+            "model.network",
+            NETWORK.replace("encode(self, images, train)", "encode(self, images)").replace("class Net", "class net"),
+            "expected {name} to have encode(x, train); found encode(images)",
+        ),
+        (
+            "likelihood.name",
+            LIKELIHOOD.replace("log_prob(params, outputs", "log_prob(outputs").replace("def laplace", "def net"),
+            "expected log_prob of its Likelihood to be a function of 3 arguments; found log_prob(outputs, images)",
+        ),
+        (
+            "objective.name",
+            "from vae_jax.objectives import Objective\nnet = Objective(lambda model: 0)",
+            "expected terms of its Objective to be a function of 4 arguments; found <lambda>(model)",
+        ),
+    ],
+)
+def test_what_a_factory_gives_is_refused_in_one_line(write, option, text, message):
+    name = f"{write(text)}:net"
+
+    def make():
+        network, _ = build(load_config(**{option: name}), (8, 8, 1))
+        jax.eval_shape(network.init, jax.random.key(0))
+
+    assert f"{option}: {message.format(name=name)}" in refused(make)
+
+
+def test_a_submodule_may_be_the_encoder(write):
+    text = """\
+import flax.linen as nn
+
+
+class Encoder(nn.Module):
+    heads: dict
+
+    @nn.compact
+    def __call__(self, images, train):
+        return {name: nn.Dense(size)(images.reshape(len(images), -1)) for name, size in self.heads.items()}
+
+
+class Net(nn.Module):
+    config: object
+    image_shape: tuple
+    heads: dict
+    outputs: int
+
+    def setup(self):
+        self.encode = Encoder(self.heads)
+
+    @nn.compact
+    def decode(self, z, train):
+        return nn.Dense(64)(z).reshape(-1, 8, 8, 1)
+"""
+    network, _ = build(tiny(model__network=f"{write(text)}:Net"), (8, 8, 1))
+    assert network.init(jax.random.key(0)).params["encode"]
+
+
+def test_a_name_that_is_none_tells_of_ones_own():
+    message = refused(build, load_config(**{"model.network": "mine.py"}), (8, 8, 1))
+    assert "expected one of convolutional, mlp, residual, or FILE.py:ENTRY for your own; found 'mine.py'" in message
+
+
+def test_a_changed_file_is_loaded_anew(write):
+    """Whatever its size and its time say."""
+    path = write("def entry(a): return 1\n")
+    values = []
+    for text in ("1", "2", "1"):
+        path.write_text(f"def entry(a): return {text}\n")
+        os.utime(path, (1e9, 1e9))
+        values.append(registry.lookup({}, f"{path}:entry", "option", ("a",))(0))
+    assert values == [1, 2, 1]
+    assert not (path.parent / "__pycache__").exists()
+
+
+# Whose line
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("x = (1,\ny = 2\n", ":1: x = (1,: SyntaxError: "),
+        ("def f():\npass\n", ":2: pass: IndentationError: expected an indented block"),
+        ("\nlength = 1 / 0\n", ":2 in <module>: length = 1 / 0: ZeroDivisionError: division by zero"),
+        ("import nowhere_to_be_seen\n", ":1 in <module>: import nowhere_to_be_seen: ModuleNotFoundError: No module"),
+        ("import sys\nsys.exit()\n", ":2 in <module>: sys.exit(): SystemExit"),
+        ("raise ValueError('two\\nlines')\n", ":1 in <module>: raise ValueError('two\\nlines'): ValueError: two lines"),
+    ],
+)
+def test_a_file_that_cannot_be_imported_shows_its_line(write, text, line):
+    path = write(text)
+    message = refused(build, load_config(**{"model.network": f"{path}:Net"}), (8, 8, 1))
+    assert message.startswith(f"model.network: {path}{line}")
+
+
+def test_a_file_beside_it_is_not_found_and_the_line_says_what_to_do(write, tmp_path):
+    write("x = 1\n", "helper_beside.py")
+    path = write("import helper_beside\n")
+    message = refused(build, load_config(**{"model.network": f"{path}:Net"}), (8, 8, 1))
+    assert message.endswith(f"install it, or add {tmp_path} to PYTHONPATH)")
+
+
+# Where: option, entry, file, what is in place of what, and how the line ends.
+RAISING = {
+    "a factory": (
+        "likelihood.name=laplace",
+        LIKELIHOOD,
+        ("Likelihood(1,", "Likelihood(1 // 0,"),
+        "in laplace: return Likelihood(1 // 0, log_prob, ",
+        "ZeroDivisionError: integer division or modulo by zero",
+    ),
+    "setup": (
+        "model.network=Net",
+        NETWORK,
+        ("64 * self", "self.heads['ghost'] * self"),
+        "in setup: self.to_pixels = nn.Dense(self.heads['ghost'] * ",
+        "KeyError: 'ghost'",
+    ),
+    "decode": (
+        "model.network=Net",
+        NETWORK,
+        ("1.0 * self", "z @ self"),
+        "in decode: return z @ self.to_pixels(z).reshape(-1, 8, 8, self.outputs): ",
+        "TypeError: ",
+    ),
+    "log_prob": (
+        "likelihood.name=laplace",
+        LIKELIHOOD,
+        ("sum((1, 2, 3))", "sum(17)"),
+        "in log_prob: return -jnp.abs(images - jax.nn.sigmoid(outputs)).sum(17)",
+        "ValueError: axis 17 is out of bounds",
+    ),
+    "an objective": (
+        "objective.name=bound",
+        OBJECTIVE,
+        ("log_q - model", "ghost - model"),
+        "in bound: kl = ghost - model.log_prior(z)",
+        "NameError: name 'ghost' is not defined",
+    ),
+    "a picture, after an epoch": (
+        "likelihood.name=laplace",
+        LIKELIHOOD,
+        ("outputs: jax.nn.sigmoid(outputs)", "outputs: {}[7]"),
+        "in <lambda>: return Likelihood(1, log_prob, lambda params, outputs: {}[7])",
+        "KeyError: 7",
+    ),
+}
+
+
+@pytest.fixture
+def array(tmp_path, small_data):
+    """Options of images in a file."""
+    np.savez(tmp_path / "images.npz", images=small_data.train.images)
+    return {"data.source": "array", "data.path": tmp_path / "images.npz"}
+
+
+def command(capsys, *arguments):
+    code = cli.main([str(each) for each in arguments])
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("where", RAISING)
+def test_what_a_users_code_raises_is_one_line_that_shows_its_own(write, array, capsys, tmp_path, where):
+    option, text, change, line, error = RAISING[where]
+    assert change[0] in text
+    path = write(text.replace(*change, 1))
+    number = next(n for n, each in enumerate(path.read_text().splitlines(), 1) if change[1] in each)
+    options = {**TINY, **array, option.split("=")[0]: f"{path}:{option.split('=')[1]}"}
+    if option.startswith("model"):
+        del options["model.layers"]
+    code, said = command(capsys, "train", "--out", tmp_path / "run", *flags(**options))
+    assert code == 2
+    (last,) = said.splitlines()
+    assert last.startswith(f"vae-jax: error: {path}:{number} {line}")
+    assert error in last
+
+
+def test_the_library_lets_it_pass(write, small_data, tmp_path):
+    path = write(OBJECTIVE.replace("log_q - model", "ghost - model"))
+    with pytest.raises(NameError, match="ghost"):
+        run.train(tiny(objective__name=f"{path}:bound"), small_data, tmp_path / "run")
+
+
+def test_an_error_of_ones_own_is_left_as_it_is(write, array, capsys, tmp_path):
+    path = write("from vae_jax import UserError\n\ndef q(config, latent):\n    raise UserError('latent: mine')\n")
+    options = flags(**{**TINY, **array, "posterior.name": f"{path}:q"})
+    assert command(capsys, "train", "--out", tmp_path / "run", *options) == (2, "vae-jax: error: latent: mine\n")
+
+
+def test_a_run_that_is_opened_shows_the_users_line_and_blames_no_checkpoint(copied, capsys, tmp_path, monkeypatch):
+    before = snapshot(copied)
+    monkeypatch.setenv("VALUE", "")
+    for arguments in (
+        ["evaluate", copied],
+        ["sample", copied, "--out", tmp_path / "x.png"],
+        ["train", "--out", copied, "--resume", "--train.epochs", 2],
+    ):
+        code, said = command(capsys, *arguments)
+        assert code == 2
+        assert said.startswith(f"vae-jax: error: {tmp_path}/mine.py:14 in setup: self.to_pixels = nn.Dense(")
+        assert said.endswith("ZeroDivisionError: integer division or modulo by zero\n")
+    with pytest.raises(ZeroDivisionError):
+        run.load(copied)
+    assert snapshot(copied) == before
+
+
+def test_a_sweep_shows_the_users_line(write, array, capsys, tmp_path):
+    path = write(OBJECTIVE.replace("log_q - model", "ghost - model"))
+    options = [*flags(**TINY, **array), "--objective.name", f"{path}:bound"]
+    code, said = command(capsys, "sweep", "--out", tmp_path / "sweep", *options)
+    assert code == 2
+    assert said.splitlines()[-1].startswith(f"vae-jax: error: {path}:7 in bound: kl = ghost")
+
+
+# What a run keeps
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, small_data):
+    """A run of a user's network, named by a relative path; with the file and the images beside it."""
+    folder = tmp_path_factory.mktemp("made")
+    np.savez(folder / "images.npz", images=small_data.train.images)
+    (folder / "mine.py").write_text(NETWORK)
+    options = {"data__source": "array", "data__path": str(folder / "images.npz"), "data__test": 10}
+    config = tiny(**options, model__network="mine.py:Net", train__batch_size=60)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run.train(config, data.load(config.data), Path("run"))
+    return folder
+
+
+@pytest.fixture
+def copied(made, tmp_path):
+    """A copy of it, and of what lies beside it, as if it had been made there."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    for name in ("config.yaml", "code/sources.json"):
+        path = tmp_path / "run" / name
+        path.write_text(path.read_text().replace(str(made), str(tmp_path)))
+    return tmp_path / "run"
+
+
+def begin(config, images, folder):
+    """A run that has only begun."""
+    folder.mkdir(exist_ok=True)
+    recorder = run.Recorder(config, images, folder)
+    run.delete(folder)
+    recorder.open(None, print)
+
+
+def index_of(folder):
+    return json.loads((folder / "code" / "sources.json").read_text())
+
+
+def test_a_run_that_was_moved_is_used_without_the_users_file(copied, capsys, tmp_path):
+    epoch = json.loads((copied / "metrics.jsonl").read_text())
+    (tmp_path / "elsewhere").mkdir()
+    moved = copied.rename(tmp_path / "elsewhere" / "moved")
+    (tmp_path / "mine.py").unlink()
+    assert cli.main(["evaluate", str(moved), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["loss"] == pytest.approx(epoch["test_loss"], rel=1e-6)
+    assert shown.err == ""
+    assert f"network: {tmp_path}/mine.py:Net" in (moved / "config.yaml").read_text()  # where it came from
+
+
+def test_a_run_goes_on_with_its_own_copy_where_the_file_has_changed(copied, tmp_path):
+    begun, lines = run.load(copied, report=print), []
+    config = replace(begun.config, train=replace(begun.config.train, epochs=2))
+    images = data.load(config.data)
+    whole = fit(config, images, resume=(begun.state, begun.history))
+    (tmp_path / "mine.py").write_text(CHANGED)
+    copy = copied / "code" / "mine.py"
+    line = f"{tmp_path}/mine.py has changed since {copied} began: its copy {copy} is used"
+    assert run.load(copied, report=lines.append).config.model.network == f"{copy}:Net"
+    assert lines == [line]
+    trained = run.train(config, images, copied, resume=True, report=lines.append)
+    assert f"warning: {line}" in lines
+    jax.tree.map(np.testing.assert_array_equal, trained.state, whole.state)
+    assert copy.read_text() == NETWORK
+    assert f"network: {tmp_path}/mine.py:Net" in (copied / "config.yaml").read_text()
+    (tmp_path / "mine.py").write_text(NETWORK)
+    assert own_parts.changes(copied) == []
+
+
+def test_a_file_is_known_by_its_content_too(copied, write, tmp_path):
+    config = run.load(copied, report=print).config
+    assert config.model.network == f"{tmp_path}/mine.py:Net"
+    images = data.load(config.data)
+    again = write(NETWORK, "again/again.py")
+    (tmp_path / "mine.py").unlink()
+    other = own_parts.renamed(config, {config.model.network: f"{again}:Net"})
+    earlier = run.standing(other, images, copied, print)
+    assert earlier
+    assert int(earlier.state.step) == 1
+    assert own_parts.named(other, copied) == config
+    assert own_parts.named(own_parts.as_kept(config, copied), copied) == config
+    again.write_text(CHANGED)
+    assert f"found {again}:Net" in refused(run.standing, other, images, copied, print)
+
+
+def test_files_of_one_name_and_of_one_content(write, tmp_path):
+    names = [
+        f"{write(text, f'{folder}/mine.py')}:{entry}"
+        for folder, text, entry in (("a", NETWORK, "Net"), ("b", LIKELIHOOD, "laplace"), ("c", NETWORK, "Net"))
+    ]
+    (tmp_path / "run" / "code").mkdir(parents=True)
+    (tmp_path / "run" / "code" / "MINE_1.py").write_text("not ours")
+    own_parts.keep(own_parts.sources(names), tmp_path / "run")
+    copies = [each["copy"] for each in index_of(tmp_path / "run").values()]
+    assert copies == ["mine.py", "mine_2.py", "mine.py"]
+    for folder in "abc":
+        shutil.rmtree(tmp_path / folder)
+    paths = own_parts.kept(names, tmp_path / "run")
+    assert list(paths.values()) == [
+        f"{tmp_path}/run/code/{copy}:{name.rpartition(':')[2]}" for copy, name in zip(copies, names, strict=True)
+    ]
+    own_parts.delete(tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "code").iterdir()] == ["MINE_1.py"]
+
+
+def test_a_copy_that_was_edited_is_said_and_not_trained_on(copied):
+    copy, lines = copied / "code" / "mine.py", []
+    copy.write_text(CHANGED)
+    line = f"{copy} has been edited since {copied} began: it is used as it is now"
+    config = run.load(copied, report=lines.append).config
+    assert config.model.network == f"{copy}:Net"
+    assert lines == [line]
+    assert line in refused(run.train, config, data.load(config.data), copied, resume=True)
+
+
+def test_a_module_that_has_changed_is_said(write, small_data, tmp_path, monkeypatch):
+    write("", "users_package/__init__.py")
+    path = write(LIKELIHOOD, "users_package/module.py")
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tiny(likelihood__name="users_package.module:laplace")
+    begin(config, small_data, tmp_path / "run")
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert index_of(tmp_path / "run") == {"users_package.module": {"sha256": sha256, "copy": ""}}
+    assert own_parts.changes(tmp_path / "run") == []
+    path.write_text(LIKELIHOOD + "# changed\n")
+    said = f"users_package.module has changed since {tmp_path / 'run'} began: it is used as it is now"
+    assert own_parts.changes(tmp_path / "run") == [said]
+    path.write_text("1 / 0\n")
+    monkeypatch.delitem(sys.modules, "users_package.module")
+    assert own_parts.changes(tmp_path / "run") == []
+    assert f"likelihood.name: {path}:1 in <module>: 1 / 0: ZeroDivisionError" in refused(build, config, (8, 8, 1))
+
+
+def test_a_run_begun_anew_with_its_own_copy(write, small_data, tmp_path):
+    begin(tiny(model__network=f"{write(NETWORK)}:Net"), small_data, tmp_path / "run")
+    own = tmp_path / "run" / "code" / "mine.py"
+    (tmp_path / "run" / "code" / "notes.txt").write_text("the user's")
+    begin(tiny(model__network=f"{own}:Net"), small_data, tmp_path / "run")
+    assert own.read_text() == NETWORK
+    assert list(index_of(tmp_path / "run")) == [str(own)]
+    begin(tiny(), small_data, tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run" / "code").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        '{"/x.py": 3}',
+        '{"/x.py": {"sha256": "0", "copy": "../x.py"}}',
+        '{"/x.py": {"sha256": "0"}}',
+        "[" * 9999,
+    ],
+)
+def test_a_damaged_index_is_refused(copied, content):
+    (copied / "code" / "sources.json").write_text(content)
+    message = refused(run.load, copied)
+    assert message.startswith(f"{copied}/code/sources.json: expected what a training has written; ")
+
+
+def test_a_sweep_and_its_members_keep_theirs(write, small_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep, "write_results", lambda *_: None)
+    monkeypatch.setattr(run.Recorder, "finish", lambda *_: None)
+    path = write(OBJECTIVE)
+    plan = sweep.make_sweep(tiny(objective__name=f"{path}:bound"), 1, [])
+    folder, lines = tmp_path / "sweep", []
+    with pytest.raises(Stopped):
+        sweep.run(plan, small_data, folder, should_stop=lambda: True)
+    path.write_text(OBJECTIVE.replace("reconstruction + kl,", "reconstruction * kl,"))
+    (outcome,) = sweep.run(plan, small_data, folder, resume=True, report=lines.append)
+    assert [line for line in lines if line.startswith("warning")] == [
+        f"warning: {path} has changed since {folder} began: its copy {folder}/code/mine.py is used"
+    ]
+    (epoch,) = outcome.history
+    assert epoch["test_loss"] == pytest.approx(epoch["test_reconstruction"] + epoch["test_kl"], rel=1e-5)
+    for kept in (folder, folder / "seed=0"):
+        assert (kept / "code" / "mine.py").read_text() == OBJECTIVE
+        assert index_of(kept).keys() == {str(path)}
+    sweep._delete_sweep(folder)
+    assert {each.name for each in folder.iterdir()} <= {".lock", "sweep.json"}
