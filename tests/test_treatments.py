@@ -52,6 +52,26 @@ def test_dequantised_levels_are_uniform_within_their_bin():
     np.testing.assert_allclose(found.var(0), 1 / 12, rtol=0.02)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dequantised_levels_stay_below_1_and_in_their_bins(monkeypatch, dtype):
+    """At the largest number that is drawn, which the sum with 255 would round up to 256."""
+    with jax.enable_x64(dtype is np.float64):
+        highest = dtype(1) - jnp.finfo(dtype).eps
+        monkeypatch.setattr(jax.random, "uniform", lambda key, shape: jnp.full(shape, highest))
+        levels = jnp.arange(256, dtype=jnp.uint8)
+        highest_of_each = np.asarray(jax.jit(TREATMENTS["dequantized"])(jax.random.key(0), levels))
+        binarised = np.asarray(TREATMENTS["dynamic"](jax.random.key(0), levels))
+    assert highest_of_each.dtype == dtype
+    assert highest_of_each[-1] == np.nextafter(dtype(1), dtype(0))
+    assert (highest_of_each <= (np.arange(256) + 1) / 256).all()
+    assert (binarised == (np.arange(256) == 255)).all()
+
+
+def test_dequantised_levels_are_below_1_among_a_million():
+    drawn = TREATMENTS["dequantized"](jax.random.key(1), jnp.full(1_000_000, 255, jnp.uint8))
+    assert 255 / 256 <= float(drawn.min()) < float(drawn.max()) < 1
+
+
 def test_static_binarisation_is_done_once_with_the_same_result_each_time():
     config = DataConfig(image_size=8, treatment="static", validation=50.0)
     first, again = data.load(config), data.load(config)

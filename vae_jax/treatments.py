@@ -1,6 +1,7 @@
 """What is done to an image's levels when it is used: pure functions (key, uint8 images) -> images in [0, 1]."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt8
 
 Levels = UInt8[Array, "*shape"]
@@ -19,9 +20,10 @@ def dynamic(key: Key[Array, ""] | None, images: Levels) -> Treated:
 
 
 def dequantized(key: Key[Array, ""] | None, images: Levels) -> Treated:
-    """(u + noise) / 256 with noise uniform in [0, 1) (Theis et al. 2016, section 3.1)."""
+    """(u + noise) / 256 with noise uniform in [0, 1) (Theis et al. 2016, section 3.1); below 1, as u + noise < 256."""
     assert key is not None
-    return (images + jax.random.uniform(key, images.shape)) / 256
+    treated = (images + jax.random.uniform(key, images.shape)) / 256
+    return jnp.minimum(treated, 1 - jnp.finfo(treated.dtype).epsneg)  # the sum may have been rounded up to 256
 
 
 # Static binarisation is done once, when the data are loaded; what is 0 or 255 then is 0 or 1 here.
