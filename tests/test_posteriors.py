@@ -109,6 +109,37 @@ def test_densities_of_two_dimensions_integrate_to_1_and_have_their_samples_momen
         assert (mass * moment(grid)).sum() == pytest.approx(drawn.mean(), abs=5 * drawn.std() / len(z) ** 0.5)
 
 
+EXTREMES = {"mu": (0.0, 1.0, 1e4), "log_var": (0.0, 80.0), "w": (0.0, 1e-20, 1e-7, 1.0, 1e4)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_finite_wherever_values_are(name):
+    """At extreme heads, where what is not chosen by a condition may overflow: its gradient, times 0, would be NaN."""
+    count, random = 300, np.random.RandomState(2)
+
+    def extreme(values, size):
+        return jnp.asarray(random.choice([*values, *(-value for value in values)], (count, size)), jnp.float32)
+
+    posterior, params, _ = example(name, 3)
+    heads = {head: extreme(EXTREMES.get(head, (0.0, 1.0, 1e4)), size) for head, size in posterior.heads.items()}
+    noise, z = extreme((0.0, 1e-3, 1.0, 8.0), 3), extreme((0.0, 1.0, 1e4), 3)
+    functions = {
+        "log q of a sample": lambda params, heads, noise, z: posterior.transform(params, noise, heads)[1],
+        "log q": posterior.log_prob and (lambda params, heads, noise, z: posterior.log_prob(params, z, heads)),
+        "kl": posterior.kl and (lambda params, heads, noise, z: posterior.kl(heads)),
+    }
+
+    def run(function):
+        return jax.vmap(jax.value_and_grad(function, (0, 1, 2, 3)), (None, 0, 0, 0))(params, heads, noise, z)
+
+    found = jax.jit(lambda: {what: run(function) for what, function in functions.items() if function})()
+    for what, (values, gradients) in found.items():
+        finite = np.abs(values) < 1e15  # a gradient may be so much larger that it overflows itself
+        assert finite.mean() > 0.2, what
+        for leaf in jax.tree.leaves(gradients):
+            assert np.isfinite(leaf[finite]).all(), what
+
+
 @pytest.mark.parametrize("name", CLOSED)
 @pytest.mark.parametrize("latent", [1, 3])
 def test_the_kl_is_the_known_formula_and_its_monte_carlo_estimate(name, latent):
@@ -253,6 +284,30 @@ def test_a_planar_flow_stays_invertible_for_extreme_heads(scale, sign, float64):
     assert (steps >= 0.99 * SMALLEST_SLOPE).all()
     determinants = np.exp(np.asarray(log_det))
     np.testing.assert_allclose(steps, (determinants[1:] + determinants[:-1]) / 2, rtol=1e-3, atol=1e-5)
+
+
+def test_a_planar_flows_determinant_is_its_jacobians_however_short_w_is(float64):
+    length = np.array([0, 1e-300, 1e-30, 1e-12, 1e-8, 7e-7, 9e-7, 1.1e-6, 1e-5, 1e-3, 1.0, 1e10, 1e200])
+    length, along, turn = (axis.ravel() for axis in np.meshgrid(length, [-30.0, -1.5, 0.3, 2.0], [0.3, 2.1]))
+    w = jnp.asarray(length[:, None] * np.stack([np.cos(turn), np.sin(turn)], -1))
+    u = along / np.where(length > 0, length, 1)  # so long that it would bend much, if w says where to
+    across = np.array([0.2, -0.1]) / np.maximum(length, 1)[:, None]
+    u = jnp.asarray(u[:, None] * np.stack([np.cos(turn), np.sin(turn)], -1) + across)
+    z = jnp.asarray(np.random.RandomState(0).randn(len(w), 2) / np.maximum(length, 1)[:, None])
+    b = jnp.full(len(w), 0.3)
+    slopes, log_det = jax.jit(jax.vmap(jax.jacfwd(planar_flow, has_aux=True)))(z, u, w, b)
+    expected = np.linalg.slogdet(np.asarray(slopes))
+    assert (expected[0] > 0).all()
+    np.testing.assert_allclose(log_det, expected[1], rtol=1e-9, atol=1e-9)
+
+
+def test_a_planar_flow_that_starts_without_w_learns_it():
+    z, u, b = jnp.array([[0.5, -1.0]]), jnp.array([[0.3, 0.2]]), jnp.array([0.4])
+
+    def log_det(w):
+        return planar_flow(z, u, w, b)[1].sum()
+
+    np.testing.assert_allclose(jax.grad(log_det)(jnp.zeros((1, 2))), (1 - np.tanh(0.4) ** 2) * u, rtol=1e-6)
 
 
 def test_planar_flows_keep_their_distance_from_minus_1_in_float32():

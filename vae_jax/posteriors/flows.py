@@ -18,7 +18,7 @@ SMALLEST_SLOPE = 1e-3
 PLANAR_START = 0.1
 # Added to s, so that an inverse autoregressive flow starts by keeping most of z (Kingma et al. 2016, section 4).
 GATE_START = 2.0
-SMALLEST_NORM = 1e-12  # of w, squared, below which a planar flow bends nothing
+SMALLEST = 1e-6  # of w's largest entry, up to which a planar flow bends nothing: its direction says nothing then
 
 # In `_constrained`, e^x weighs as much as makes its limit −1 + SMALLEST_SLOPE.
 _WEIGHT = -math.expm1(SMALLEST_SLOPE - 1)
@@ -55,13 +55,20 @@ def planar_flow(
 
     û is u with its part along w replaced so that wᵀû > −1, which makes f invertible (appendix A.1). There
     wᵀû = −1 + log(1 + e^wᵀu); here it is log(1 − c + c·e^wᵀu), the same function moved along so that u = 0 gives the
-    identity, and bounded a little above −1.
+    identity, and bounded a little above −1. Where w has all but no length it is taken for 0, which leaves
+    z + u·tanh(b); its gradient goes on, so that a w that starts at 0 leaves it.
     """
+    largest = lax.stop_gradient(jnp.abs(w).max(-1, keepdims=True))
+    bends = largest > SMALLEST
+    w = jnp.where(bends, w, w - lax.stop_gradient(w))
     along = (w * u).sum(-1)
     constrained, change = _constrained(along)
-    norm = jnp.square(w).sum(-1)
-    norm = jnp.where(norm > SMALLEST_NORM, norm, 1.0)
-    u = u + (change / norm)[..., None] * w
+    # û = u + change·w / |w|², w in units of its largest entry, whose square neither underflows nor overflows.
+    scale = jnp.where(bends, largest, 1)
+    direction = jnp.where(bends, w / scale, 1)
+    toward = direction / (jnp.square(direction).sum(-1, keepdims=True) * scale)
+    u = u + jnp.where(bends, change[..., None] * toward, 0)
+    constrained = jnp.where(bends[..., 0], constrained, along)
     bend = jnp.tanh((w * z).sum(-1) + b)
     return z + u * bend[..., None], jnp.log1p((1 - jnp.square(bend)) * constrained)
 
