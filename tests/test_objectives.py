@@ -74,6 +74,51 @@ def test_every_objective_has_a_loss_for_each_image_and_a_gradient(name):
     assert objective.unit == ("nats per image" if objective.generative else "squared error per image")
 
 
+VARIANTS = {
+    **{name: {} for name in OBJECTIVES},
+    "vae sampled": {"kl": "sampled"},
+    "vae stl": {"gradient": "stl"},
+    "vae free bits": {"free_bits": 0.1},
+    "iwae stl": {"gradient": "stl"},
+    "iwae dreg": {"gradient": "dreg"},
+    "miwae dreg": {"gradient": "dreg"},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_are_finite_wherever_losses_are(variant):
+    config = ObjectiveConfig(name=variant.split()[0], **VARIANTS[variant])
+    objective = get(config)
+    weights = jnp.array([0.0, 1e-30, 1e-3, 1.0, 20.0, 100.0, 1e4, -1e-3, -20.0, -100.0, -1e4])
+
+    def loss(weight, image):
+        model = linear_model(weight, objective.generative, epoch=0.5)
+        return objective.terms(jax.random.key(0), model, image[None], config).loss[0]
+
+    each = jax.vmap(jax.vmap(jax.value_and_grad(loss), (None, 0)), (0, None))
+    values, gradients = jax.jit(each)(weights, IMAGES)
+    finite = np.isfinite(values)
+    assert finite[:5].all()
+    assert np.isfinite(gradients)[finite].all()
+
+
+@pytest.mark.parametrize("variant", ["piwae", "iwae dreg"])
+def test_an_image_that_weighs_nothing_adds_nothing_to_a_gradient(variant):
+    """As where a user leaves some images out of a batch's sum."""
+    config = ObjectiveConfig(name=variant.split()[0], **VARIANTS[variant])
+
+    def gradient(weights):
+        def total(weight):
+            return (get(config).terms(jax.random.key(0), linear_model(weight), IMAGES, config).loss * weights).sum()
+
+        return jax.grad(total)(0.5)
+
+    rows = jnp.array([[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], float)
+    first, second, both, none = jax.jit(jax.vmap(gradient))(rows)
+    assert float(none) == 0
+    assert float(first + second) == pytest.approx(float(both), rel=1e-5)
+
+
 def test_vae_is_reconstruction_plus_beta_kl_at_the_sampled_z():
     objective = OBJECTIVES["vae"]
     terms = objective.terms(jax.random.key(3), linear_model(0.5), IMAGES, ObjectiveConfig(beta=4.0))

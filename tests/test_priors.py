@@ -101,6 +101,25 @@ def test_values_and_gradients_are_finite_far_out_and_for_large_parameters(name, 
     assert np.isfinite(sample(params, jax.random.key(2), 10)).all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_are_finite_wherever_values_are(name):
+    """At extreme parameters, where a component of a mixture may underflow beside others that do not."""
+    count, random = 200, np.random.RandomState(3)
+    prior, given = get(replace(CONFIG, name=name), 2, SHAPE), aggregate(2)
+
+    def extreme(path, leaf):
+        values = (0.0, 1.0, 80.0) if "log_var" in jax.tree_util.keystr(path) else (0.0, 1.0, 100.0, 1e4)
+        return jnp.asarray(random.choice([*values, *(-value for value in values)], (count, *leaf.shape)), jnp.float32)
+
+    params = jax.tree_util.tree_map_with_path(extreme, jax.eval_shape(prior.init, jax.random.key(0)))
+    z = extreme((), np.zeros(2))
+    values, gradients = jax.jit(jax.vmap(jax.value_and_grad(lambda *at: prior.log_prob(*at, given), (0, 1))))(params, z)
+    finite = np.abs(values) < 1e15  # a gradient may be so much larger that it overflows itself
+    assert finite.mean() > 0.2
+    for leaf in jax.tree.leaves(gradients):
+        assert np.isfinite(leaf[finite]).all()
+
+
 def test_the_standard_normal_and_what_a_flow_starts_as_are_scipys():
     z = np.random.RandomState(0).randn(7, 3).astype(np.float32)
     expected = multivariate_normal(np.zeros(3)).logpdf(z)

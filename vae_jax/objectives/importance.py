@@ -78,7 +78,7 @@ def _tag(z, log_q):
 
 def _tag_bwd(_, cotangents):
     z, log_q, theirs, wanted = cotangents
-    factor = wanted / theirs
+    factor = wanted / jnp.where(theirs == 0, 1, theirs)  # both 0 where the image's loss weighs nothing
     return z * factor[..., None], log_q * factor
 
 
