@@ -120,7 +120,7 @@ def test_an_image_is_the_sum_of_its_pixels(config):
 
 @each
 def test_values_gradients_and_means_are_finite_at_extreme_outputs(config):
-    extremes = np.array([0.0, 1e-6, 0.5, 20.0, 100.0, 1e4])
+    extremes = np.array([0.0, 1e-6, 0.5, 20.0, 100.0, 1e4, 14_540.0, 1e6, 1e18, 1e30])
     extremes = np.concatenate([extremes, -extremes[1:]])
     outputs = np.random.RandomState(0).choice(extremes, (4000, get(config, (1, 1, 1)).outputs))
     outputs[: len(extremes)] = extremes[:, None]
@@ -130,6 +130,10 @@ def test_values_gradients_and_means_are_finite_at_extreme_outputs(config):
     assert np.isfinite(gradient).all()
     assert means.min() >= 0
     assert means.max() <= 1
+    likelihood = get(config, (1, 1, 1))
+    params = likelihood.init(jax.random.key(0))
+    gradient = jax.jit(jax.grad(lambda outputs: likelihood.mean(params, outputs).sum()))
+    assert np.isfinite(gradient(jnp.asarray(outputs[:, None, None, :], float))).all()
 
 
 @each
@@ -225,6 +229,16 @@ def test_continuous_bernoulli_is_accurate_at_its_singularity_and_far_away(dtype,
     np.testing.assert_allclose(found, value.astype(float), rtol=error, atol=error)
     np.testing.assert_allclose(slopes, slope.astype(float), rtol=error, atol=error)
     np.testing.assert_allclose(means, (slope / 2 + 0.5).astype(float), rtol=0, atol=error)
+
+
+@pytest.mark.parametrize("logit", [7e3, 14_536.0, 14_538.0, 2e4, 1e10, 1e30])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_continuous_bernoulli_and_its_gradient_are_right_at_any_logit(logit, sign):
+    logits, pixels = np.full((3, 1), sign * logit), np.array([0.0, 0.3, 1.0])
+    log_prob, gradient, _ = run(CONFIGS["continuous_bernoulli"], logits, pixels)
+    expected = sign * logit * (pixels - 0.5) - (logit / 2 - np.log(logit))  # sinh u = e^|u| / 2
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=1e-6 * logit)
+    np.testing.assert_allclose(gradient[:, 0], pixels - 0.5 - sign * (0.5 - 1 / logit), atol=1e-6)
 
 
 # --- Gaussian ---------------------------------------------------------------------------------------------------------

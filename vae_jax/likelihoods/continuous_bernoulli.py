@@ -46,11 +46,11 @@ def continuous_bernoulli_mean(logits: Float[Array, "*shape"]) -> Float[Array, "*
 
 def log_sinhc(u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log(sinh u / u), with its derivative, at any u."""
+    # What is not chosen must be finite too, or its gradient, times 0, is NaN.
     small = jnp.abs(u) < 0.5
-    square = jnp.square(u)
+    square = jnp.square(jnp.where(small, u, 0))
     series = jnp.zeros_like(u)
     for coefficient in reversed(SERIES):
         series = (series + coefficient) * square
-    # What is not chosen must be finite too, or its gradient, times 0, is NaN.
     far = jnp.where(small, 1.0, jnp.abs(u))
     return jnp.where(small, series, far + jnp.log1p(-jnp.exp(-2 * far)) - jnp.log(2 * far))
