@@ -20,9 +20,10 @@ from PIL import Image
 from run_fixtures import TINY, compiled_once, flags, snapshot
 
 import vae_jax
-from vae_jax.cli import VERBS, main, train, use
+from vae_jax.cli import VERBS, evaluate, main, train, use
 from vae_jax.cli.common import load_data
-from vae_jax.config import load_config, shipped
+from vae_jax.composition import build
+from vae_jax.config import Config, DataConfig, LikelihoodConfig, ModelConfig, load_config, shipped
 from vae_jax.errors import UserError
 from vae_jax.evaluate import BATCH
 from vae_jax.folder import LOCK
@@ -693,6 +694,25 @@ def test_evaluate_more(command, made, monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(
+    ("likelihood", "treatment", "bits", "expected"),
+    [
+        ("continuous_bernoulli", "dequantized", 3.0, "at most 3.0000 bits per dimension of the 256 levels: (loss + 64"),
+        ("continuous_bernoulli", "grey", None, "no bits per dimension: the loss is of densities, comparable with"),
+        ("bernoulli", "grey", None, ""),
+        ("bernoulli", "dynamic", None, ""),
+    ],
+)
+def test_evaluate_says_of_what_bits_are(likelihood, treatment, bits, expected):
+    config = Config(0, DataConfig(treatment=treatment), ModelConfig("mlp"), likelihood=LikelihoodConfig(likelihood))
+    network, _ = build(config, (8, 8, 1))
+    trained = Trained(config, (8, 8, 1), None, [])  # type: ignore[arg-type]
+    found = evaluate._about_bits(trained, network, bits)
+    assert found.startswith(expected)
+    assert bool(found) == bool(expected)
+    assert evaluate._bits(trained, network, 0.0) == (8 if bits else None)
+
+
 @pytest.mark.parametrize("verb", use.VERBS)
 def test_what_is_no_run(refused, made, verb, tmp_path):
     for run in (tmp_path / "none", tmp_path, made / "config.yaml"):
@@ -962,9 +982,18 @@ def test_a_conditional_model(command, refused, tmp_path):
     folder = tmp_path / "run"
     mlp = {name: value for name, value in TINY.items() if not name.startswith(("model.", "train.chunk"))}
     mlp |= {"model.network": "mlp", "model.layers": [32], "model.latent": 2, "model.classes": 10, "train.epochs": 1}
+    mlp |= {"likelihood.name": "discretized_logistic"}
     command("train", "--out", folder, *flags(**mlp))
-    assert evaluated(command, folder)["loss"] == summary(folder)["test_loss"]
-    assert evaluated(command, folder, "--diagnostics", "--nll-samples", 2)["nll"] > 0
+    found = evaluated(command, folder, "--diagnostics", "--nll-samples", 2)
+    assert found["loss"] == summary(folder)["test_loss"]
+    assert found["bits_per_dim"] == pytest.approx(found["loss"] / (64 * np.log(2)))
+    assert found["nll_bits_per_dim"] == pytest.approx(found["nll"] / (64 * np.log(2)))
+    assert command("evaluate", folder, "--nll-samples", 2)[1:] == [
+        f"at most {found['bits_per_dim']:.4f} bits per dimension of the 256 levels: loss / (64·ln 2)",
+        f"test NLL {found['nll']:.3f} nats per image, {found['nll_bits_per_dim']:.4f} bits per dimension "
+        f"(importance-weighted, 2 samples)",
+    ]
+    assert "bits_per_dim" not in evaluated(command, folder, "--latent", "mean")
 
     def drawn(*arguments):
         with np.load(written(command, "sample", folder, "-n", 12, "--out", tmp_path / "x.npz", *arguments)) as file:

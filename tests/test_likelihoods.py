@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from vae_jax.config import LikelihoodConfig
 from vae_jax.errors import UserError
-from vae_jax.likelihoods import LIKELIHOODS, bernoulli_log_prob, get, measured, pixel_mean, squared_error
+from vae_jax.likelihoods import (
+    LIKELIHOODS,
+    Likelihood,
+    bernoulli_log_prob,
+    bits_per_dimension,
+    get,
+    measured,
+    pixel_mean,
+    squared_error,
+)
 from vae_jax.likelihoods.continuous_bernoulli import continuous_bernoulli_mean, log_sinhc
 from vae_jax.likelihoods.logistic import log_mass
 from vae_jax.treatments import TREATMENTS
@@ -158,6 +167,38 @@ def test_each_says_for_which_data_it_is_one(config):
     likelihood = get(config, (1, 1, 1))
     assert set(likelihood.treatments) <= set(TREATMENTS)
     assert bool(likelihood.reason) == (set(likelihood.treatments) != set(TREATMENTS))
+
+
+def test_bits_per_dimension():
+    """A uniform density says nothing about a level, which then takes its 8 bits, and a level of mass 1 none."""
+    uniform = Likelihood(1, lambda *_: jnp.zeros(1), lambda *_: jnp.zeros(1), measure="density")
+    levels = uniform._replace(measure="levels")
+    assert bits_per_dimension(uniform, "dequantized", 0.0, 784) == 8
+    assert bits_per_dimension(levels, "grey", 0.0, 784) == 0
+    assert bits_per_dimension(levels, "grey", 12 * np.log(256), 12) == pytest.approx(8)
+    nats, size = 1234.5, 3072  # Theis et al. 2016: log₂ of the density of levels in [0, 256), which is 256 times wider
+    expected = (nats + size * np.log(256)) / (size * np.log(2))
+    assert bits_per_dimension(uniform, "dequantized", nats, size) == pytest.approx(expected)
+    for likelihood, treatment in (
+        (uniform, "grey"),  # of a density there
+        (uniform, "static"),
+        (uniform._replace(measure="binary"), "grey"),  # cross-entropies
+        (uniform._replace(measure="binary"), "dynamic"),  # of 2 levels
+        (uniform._replace(measure=""), "dequantized"),
+    ):
+        assert bits_per_dimension(likelihood, treatment, nats, size) is None
+
+
+@pytest.mark.usefixtures("float64")
+def test_bits_of_a_density_bound_those_of_the_levels_it_implies():
+    """Of one level: −log₂ of the density's mass in its bin, at most the mean over the bin of the density's bits."""
+    config, level = CONFIGS["continuous_bernoulli"], 200
+    nodes, node_weights = np.polynomial.legendre.leggauss(50)
+    inside = (level + (nodes + 1) / 2) / 256
+    log_prob, _, _ = run(config, np.full((50, 1), 300.0), inside)
+    mass = (np.exp(log_prob) * node_weights).sum() / 2 / 256
+    bits = bits_per_dimension(get(config, (1, 1, 1)), "dequantized", -(log_prob * node_weights).sum() / 2, 1)
+    assert -np.log2(mass) < bits < -np.log2(mass) + 0.1
 
 
 # --- Bernoulli --------------------------------------------------------------------------------------------------------

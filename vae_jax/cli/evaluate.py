@@ -1,6 +1,7 @@
 """`vae-jax evaluate`."""
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli.common import Verb, load_data, open_run, positive, progress, run_options, say, split_of
@@ -84,7 +85,7 @@ def _evaluate(options: Any) -> None:
         "latent": options.latent,
         "checkpoint": options.checkpoint,
     }
-    parts = ""
+    parts, adds_up = "", False
     if objective.generative:
         adds_up = abs(loss - reconstruction - kl) <= 1e-5 * abs(loss)
         parts = f"reconstruction {reconstruction:.3f}{' +' if adds_up else ','} KL {kl:.3f}"
@@ -92,8 +93,14 @@ def _evaluate(options: Any) -> None:
     drawn = f", z: {options.latent}" if objective.generative else ""
     of = f"{len(images):,} of {len(whole):,}" if len(images) < len(whole) else f"{len(images):,}"
     line = f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({of} images{drawn})"
+    bits = None
+    if adds_up and options.latent == "sample":  # the loss is −ELBO, which no single z gives
+        bits = _bits(trained, network, loss)
+        found |= {} if bits is None else {"bits_per_dim": bits}
     if not options.json:
         print(line, flush=True)  # what follows may take its time
+        if objective.generative and (about_bits := _about_bits(trained, network, bits)):
+            print(about_bits)
     more, lines = _estimates(options, trained, network, split)
     found |= more
     if options.diagnostics:
@@ -104,6 +111,24 @@ def _evaluate(options: Any) -> None:
         print(json.dumps(found))
     for each in [] if options.json else lines:
         print(each)
+
+
+def _bits(trained: "Trained", network: "Composition", nats: float) -> float | None:
+    """Bits per dimension of a −log p(x), or a bound, where there are such."""
+    from vae_jax.likelihoods import bits_per_dimension
+
+    return bits_per_dimension(network.likelihood, trained.config.data.treatment, nats, math.prod(trained.image_shape))
+
+
+def _about_bits(trained: "Trained", network: "Composition", bits: float | None) -> str:
+    """What stands below the loss: its bits per dimension and what they are made of, or why there are none."""
+    dimensions = math.prod(trained.image_shape)
+    if bits is not None:
+        of = f"(loss + {dimensions:,}·ln 256)" if network.likelihood.measure == "density" else "loss"
+        return f"at most {bits:.4f} bits per dimension of the 256 levels: {of} / ({dimensions:,}·ln 2)"
+    if network.likelihood.measure == "density" and trained.config.data.treatment != "dequantized":
+        return "no bits per dimension: the loss is of densities, comparable with data.treatment dequantized only"
+    return ""
 
 
 def _estimates(
@@ -122,12 +147,20 @@ def _estimates(
     run = (trained.config, network, trained.state.variables, split.images)
     labels = told(trained.config, split)
     found, lines = {}, []
+
+    def add_bits(name: str, nll: float) -> str:
+        if (bits := _bits(trained, network, nll)) is None:
+            return ""
+        found[f"{name}_bits_per_dim"] = bits
+        return f", {bits:.4f} bits per dimension"
+
     if (samples := options.nll_samples) is not None:
         with progress("importance sampling") as on_progress:
             each = estimators.importance_nll(*run, key, samples, labels=labels, on_progress=on_progress)
         nll = float(np.asarray(each, np.float64).mean())
         found |= {"nll": nll, "nll_samples": samples}
-        lines.append(f"{options.split} NLL {nll:.3f} nats per image (importance-weighted, {samples:,} samples)")
+        bits = add_bits("nll", nll)
+        lines.append(f"{options.split} NLL {nll:.3f} nats per image{bits} (importance-weighted, {samples:,} samples)")
     if (temperatures := options.ais) is not None:
         chains = options.ais_chains or CHAINS
         with progress("annealed importance sampling") as on_progress:
@@ -137,8 +170,8 @@ def _estimates(
         nll = float(np.asarray(each, np.float64).mean())
         found |= {"ais_nll": nll, "ais_temperatures": temperatures, "ais_chains": chains}
         lines.append(
-            f"{options.split} NLL {nll:.3f} nats per image (annealed importance sampling, {temperatures:,} "
-            f"temperatures, {chains:,} chains)"
+            f"{options.split} NLL {nll:.3f} nats per image{add_bits('ais_nll', nll)} (annealed importance sampling, "
+            f"{temperatures:,} temperatures, {chains:,} chains)"
         )
     return found, lines
 

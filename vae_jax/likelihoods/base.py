@@ -1,5 +1,6 @@
 """What a likelihood is: how the decoder's output is a distribution of images."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -66,3 +67,23 @@ def measured(likelihood: Likelihood, name: str, treatment: str) -> str:
         return "cross-entropies of grey levels"  # which stand for probabilities: no distribution of what was seen
     kind = MEASURES.get(likelihood.measure, likelihood.measure or f"values of likelihood {name}")
     return f"{kind} of {TREATED[treatment]}"
+
+
+def bits_per_dimension(likelihood: Likelihood, treatment: str, nats: float, dimensions: int) -> float | None:
+    """−log p(x) of an image of 256 grey levels in bits for each of its numbers; None where it is of something else.
+
+    For a density on dequantised levels, (level + noise) / 256 in [0, 1), it is log₂ 256 more than the density's own: by
+    Jensen an upper bound of the bits of the distribution of levels that the density implies (Theis et al. 2016, section
+    3.1). The density of a grey level itself has no unit in common with a probability.
+
+    Args:
+        likelihood: of which the value is.
+        treatment: see `data.treatment`.
+        nats: the value, −log p(x) or a bound of it, per image.
+        dimensions: numbers of an image, height · width · channels.
+    """
+    if (likelihood.measure, treatment) == ("levels", "grey"):
+        return nats / (dimensions * math.log(2))
+    if (likelihood.measure, treatment) == ("density", "dequantized"):
+        return nats / (dimensions * math.log(2)) + 8
+    return None
