@@ -7,6 +7,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jax import lax
 
 from vae_jax import optimizer, train
 from vae_jax.config import Config
-from vae_jax.models.convolution import CONVOLUTIONS, choose
+from vae_jax.models.convolution import COMPUTED_BY, CONVOLUTIONS, choose
 from vae_jax.models.convolutional import plan
 
 SHAPE = (32, 32, 1)
@@ -80,6 +81,9 @@ def products(config: Config, batch: int) -> Counter[Product] | None:
                 left, right = (variable.aval for variable in equation.invars)
                 axes = equation.params["dimension_numbers"]
                 found[Product(left.shape, right.shape, axes, left.dtype.name)] += times
+            elif compute := COMPUTED_BY.get(equation.primitive):
+                behind = partial(compute, **equation.params)
+                walk(jax.make_jaxpr(behind)(*(variable.aval for variable in equation.invars)).jaxpr, times)
             inside = times * equation.params.get("length", 1) if equation.primitive.name == "scan" else times
             for part in jax.tree.leaves(
                 list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")

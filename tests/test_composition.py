@@ -97,8 +97,9 @@ def part_of(section):
 def refusal(config):
     """Why these parts make no sense together; None if they do."""
     try:
-        objectives.get(config.objective)
-        composition.check(config, *(part_of(getattr(config, name)) for name in ("posterior", "prior", "likelihood")))
+        generative = objectives.get(config.objective).generative
+        parts = (part_of(getattr(config, name)) for name in ("posterior", "prior", "likelihood"))
+        composition.check(config, *parts, generative, lambda: False)
     except UserError as error:
         return str(error)
     return None
@@ -162,18 +163,18 @@ def test_a_combination_trains(numbers):
 
 
 REFUSED = {
-    r"model\.batch_norm: expected false with objective piwae .*; found true": {
+    r"model\.network: expected one without BatchNorm .* with objective piwae .*; found residual": {
         "objective.name": "piwae",
         "model.network": "residual",
         "model.channels": [4],
     },
-    r"model\.batch_norm: expected false with objective iwae with gradient dreg": {
+    r"model\.network: expected one without BatchNorm .* with objective iwae with gradient dreg": {
         "objective.name": "iwae",
         "objective.gradient": "dreg",
         "model.network": "residual",
         "model.channels": [4],
     },
-    r"model\.batch_norm: expected false with prior vamp, whose pseudo-inputs": {
+    r"model\.network: expected one without BatchNorm .* with prior vamp, whose pseudo-inputs": {
         "prior.name": "vamp",
         "model.network": "residual",
         "model.channels": [4],

@@ -88,15 +88,30 @@ def test_under_vmap_scan_and_a_second_gradient():
         close(transform(lambda x, k: energy(MATMUL, x, k)), transform(lambda x, k: energy(NATIVE, x, k)))
 
 
-def test_forward_mode_is_refused_by_the_custom_rule_and_given_by_native():
-    x, kernel = jnp.ones((1, 1, 4, 4, 1)), jnp.ones((2, 2, 1, 1))
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("tiles", [1, 2])
+def test_every_differentiation_mode_and_their_mixtures(tiles):
+    """Of a convolution and a transposed one with a bend between them, as in a network."""
+    random = np.random.RandomState(0)
+    x, kernel = jnp.array(random.randn(tiles, 2, 5, 4, 2)), jnp.array(random.randn(3, 3, 2, 2))
+    dx, dk = jnp.array(random.randn(*x.shape)), jnp.array(random.randn(*kernel.shape))
 
-    def derivative(pair):
-        return jax.jvp(lambda x: pair.forward(x, kernel, 2, 0), (x,), (x,))[1]
+    def modes(pair):
+        def network(x, k):
+            return pair.transpose(jnp.tanh(pair.forward(x, k, 2, 1)), k, 2, 1, (5, 4))
 
-    with pytest.raises(TypeError, match="forward-mode"):
-        derivative(MATMUL)
-    assert float(derivative(NATIVE).sum()) == 16
+        def energy(t, u):
+            return jnp.square(network(x + t * dx, kernel + u * dk)).sum()
+
+        return (
+            jax.jvp(network, (x, kernel), (dx, dk)),
+            jax.jacfwd(lambda t: network(x + t * dx, kernel))(0.1),
+            jax.hessian(energy, (0, 1))(0.1, 0.2),
+            jax.jvp(jax.grad(lambda k: jnp.square(network(x, k)).sum()), (kernel,), (dk,)),
+            jax.vmap(jax.grad(lambda k: jnp.square(network(x, k)).sum()))(jnp.stack([kernel, dk])),
+        )
+
+    jax.tree.map(close, *(jax.jit(lambda pair=pair: modes(pair))() for pair in (MATMUL, NATIVE)))
 
 
 def test_the_choice():

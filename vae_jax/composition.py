@@ -13,8 +13,9 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from vae_jax import likelihoods, models, objectives, posteriors, priors
-from vae_jax.config import CONVOLUTIONS, Config
+from vae_jax.config import Config
 from vae_jax.errors import UserError
+from vae_jax.expectation import expect
 from vae_jax.keys import part_key
 from vae_jax.likelihoods import Likelihood
 from vae_jax.models import Autoencoder, Trace, Variables
@@ -32,14 +33,15 @@ class Composition(NamedTuple):
 
     Attributes:
         init: key -> Variables.
-        apply: (variables, function, key=None, train=False, masks=None, labels=None, epoch=inf) -> (function(Model),
-            updated Variables); see `vae_jax.models.Network`. `labels` are those of the images, (batch,), where the
-            model is told them.
+        apply: (variables, function, key=None, train=False, masks=None, labels=None, epoch=inf, streams=None) ->
+            (function(Model), updated Variables); see `vae_jax.models.Network`. `labels` are those of the images,
+            (batch,), where the model is told them.
         trace: (variables, function, key=None, train=False) -> Trace: the same, watched.
         treat: (key, uint8 images) -> images in [0, 1], as `data.treatment` says.
         sample_prior: (variables, key, count) -> z, (count, latent).
         center: (variables, heads) -> the posterior's centre z and log q there, (batch, latent) and (batch,): of a
             Gaussian the mean, of a flow what it makes of its first Gaussian's mean.
+        couples: see `vae_jax.models.Network`.
         posterior: q(z|x).
         prior: p(z).
         likelihood: p(x|z).
@@ -54,6 +56,7 @@ class Composition(NamedTuple):
     treat: Callable[[Key[Array, ""] | None, UInt8[Array, "*shape"]], Float[Array, "*shape"]]
     sample_prior: Callable[[Variables, Key[Array, ""], int], Latents]
     center: Callable[[Variables, Heads], tuple[Latents, Float[Array, "*batch"]]]
+    couples: Callable[[], bool]
     posterior: Posterior
     prior: Prior
     likelihood: Likelihood
@@ -82,14 +85,32 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Compositio
             name = getattr(config, option).name
             raise UserError(f"{option}.name: expected {name} to give a {kind.__name__}; found {type(part).__name__}")
         check_functions(part, f"{option}.name")
+    if "mu" not in posterior.heads:
+        _refuse("posterior.name", f"{config.posterior.name} to have a head mu", ", ".join(posterior.heads) or "none")
     treat = lookup(TREATMENTS, config.data.treatment, "data.treatment")
-    check(config, posterior, prior, likelihood)
     network = models.build(config.model, image_shape, posterior.heads, likelihood.outputs)
-    return _compose(config, image_shape, network, posterior, prior, likelihood, treat), objective
+    check(config, posterior, prior, likelihood, objective.generative, network.couples)
+    composition = _compose(config, image_shape, network, posterior, prior, likelihood, treat)
+    return composition, objectives.checked(objective, config.objective.name)
 
 
-def check(config: Config, posterior: Posterior, prior: Prior, likelihood: Likelihood) -> None:
+def check(
+    config: Config,
+    posterior: Posterior,
+    prior: Prior,
+    likelihood: Likelihood,
+    generative: bool,
+    couples: Callable[[], bool],
+) -> None:
     """Refuses parts that make no sense together.
+
+    Args:
+        config: of the model.
+        posterior: built from it.
+        prior: likewise.
+        likelihood: likewise.
+        generative: whether the objective has a likelihood at all.
+        couples: whether the network ties the images of a batch together; asked only where it matters.
 
     Raises:
         UserError: with the reason.
@@ -116,16 +137,15 @@ def check(config: Config, posterior: Posterior, prior: Prior, likelihood: Likeli
         )
     if prior.posterior and config.model.classes:
         _refuse("model.classes", f"0 with {p}, whose pseudo-inputs have no labels", config.model.classes)
-    if config.model.batch_norm and config.model.network in CONVOLUTIONS:
-        # In training BatchNorm's statistics tie the samples of a batch together.
-        if objective.name == "piwae" or objective.gradient == "dreg":
-            what = f"objective {objective.name} with gradient {objective.gradient}"
-            _refuse("model.batch_norm", f"false with {what}, which weighs each sample's own gradient", "true")
-        if prior.posterior:
-            _refuse(
-                "model.batch_norm", f"false with {p}, whose pseudo-inputs would enter the running statistics", "true"
-            )
-    if posterior.heads.keys() - {"mu"} and treatment not in likelihood.treatments:
+    # Where the images of a batch depend on one another in training, as with BatchNorm, so do the samples of an image.
+    apart = "one without BatchNorm (model.batch_norm false) or the like"
+    ties = f"{config.model.network}, in which the images of a batch depend on one another"
+    if (objective.name == "piwae" or objective.gradient == "dreg") and couples():
+        what = f"objective {objective.name} with gradient {objective.gradient}"
+        _refuse("model.network", f"{apart} with {what}, which weighs each sample's own gradient", ties)
+    if prior.posterior and couples():
+        _refuse("model.network", f"{apart} with {p}, whose pseudo-inputs would enter running statistics", ties)
+    if generative and treatment not in likelihood.treatments:
         known = " or ".join(likelihood.treatments)
         _refuse("data.treatment", f"{known} with likelihood {config.likelihood.name}: {likelihood.reason}", treatment)
 
@@ -144,6 +164,7 @@ def _compose(
     treat: Callable[..., Array],
 ) -> Composition:
     classes, latent = config.model.classes, config.model.latent
+    named = {name: f"{name}.name {getattr(config, name).name}" for name in PARTS}
 
     def init(key: Key[Array, ""]) -> Variables:
         variables = network.init(key)
@@ -151,14 +172,26 @@ def _compose(
             name: part.init(part_key(key, number))
             for number, (name, part) in enumerate(zip(PARTS, (posterior, prior, likelihood), strict=True))
         }
-        return variables._replace(params={**variables.params, **{name: part for name, part in parts.items() if part}})
+        trained = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
+        return variables._replace(params={**variables.params, **trained})
 
     def split(variables: Variables) -> tuple[Variables, list[PyTree]]:
         networks = {name: part for name, part in variables.params.items() if name not in PARTS}
         return variables._replace(params=networks), [variables.params.get(name, {}) for name in PARTS]
 
     def join(updated: Variables, variables: Variables) -> Variables:
-        return variables._replace(batch_stats=updated.batch_stats)
+        return updated._replace(params=variables.params)
+
+    def transform(params: PyTree, noise: Latents, heads: Heads) -> tuple[Latents, Array]:
+        result = posterior.transform(params, noise, heads)
+        if not isinstance(result, tuple) or len(result) != 2:
+            raise UserError(
+                f"{named['posterior']}, transform: expected z and log q(z|x); found {type(result).__name__}"
+            )
+        z, log_q = result
+        expect(f"{named['posterior']}, transform, z", z, noise.shape)
+        expect(f"{named['posterior']}, transform, log q(z|x)", log_q, noise.shape[:-1])
+        return z, log_q
 
     def model(
         autoencoder: Autoencoder, parts: list[PyTree], labels: Int[Array, " batch"] | None, epoch: Float[Array, ""]
@@ -172,8 +205,7 @@ def _compose(
             if samples is not None:
                 heads = {name: jnp.broadcast_to(head, (samples, *head.shape)) for name, head in heads.items()}
             mu = heads["mu"]
-            noise = jax.random.normal(key, (*mu.shape[:-1], latent), mu.dtype)
-            return posterior.transform(q, noise, heads)
+            return transform(q, jax.random.normal(key, (*mu.shape[:-1], latent), mu.dtype), heads)
 
         def decode(z: Latents) -> Array:
             flat = z.reshape(-1, latent)
@@ -183,15 +215,38 @@ def _compose(
         def log_likelihood(images: Array, outputs: Array) -> Array:
             lead = outputs.shape[:-3]
             images = jnp.broadcast_to(images, (*lead, *images.shape[1:])).reshape(-1, *images.shape[1:])
-            return likelihood.log_prob(px, outputs.reshape(-1, *outputs.shape[-3:]), images).reshape(lead)
+            log_px = likelihood.log_prob(px, outputs.reshape(-1, *outputs.shape[-3:]), images)
+            expect(f"{named['likelihood']}, log_prob", log_px, (len(images),))
+            return log_px.reshape(lead)
 
         def log_posterior(z: Latents, heads: Heads) -> Array:
             assert posterior.log_prob
             still, params = lax.stop_gradient((heads, q))
-            return posterior.log_prob(params, z, _broadcast(still, z))
+            log_q = posterior.log_prob(params, z, _broadcast(still, z))
+            expect(f"{named['posterior']}, log_prob", log_q, z.shape[:-1])
+            return log_q
+
+        def log_prior(z: Latents) -> Array:
+            log_pz = prior.log_prob(p, z, aggregate)
+            expect(f"{named['prior']}, log_prob", log_pz, z.shape[:-1])
+            return log_pz
+
+        def closed_form(kl: Callable[[Heads], Array] | None, name: str, more: tuple[int, ...]) -> Any:
+            """A KL from the standard normal, if that is the prior and there is one."""
+            if kl is None or not prior.standard:
+                return None
+
+            def checked(heads: Heads) -> Array:
+                value = kl(heads)
+                expect(f"{named['posterior']}, {name}", value, (*heads["mu"].shape[:-1], *more))
+                return value
+
+            return checked
 
         def mean(outputs: Array) -> Array:
-            pictures = likelihood.mean(px, outputs.reshape(-1, *outputs.shape[-3:]))
+            flat = outputs.reshape(-1, *outputs.shape[-3:])
+            pictures = likelihood.mean(px, flat)
+            expect(f"{named['likelihood']}, mean", pictures, (len(flat), *image_shape))
             return pictures.reshape(*outputs.shape[:-3], *pictures.shape[1:])
 
         aggregate = _aggregate(autoencoder, posterior, q, latent)
@@ -200,10 +255,10 @@ def _compose(
             sample,
             decode,
             log_likelihood,
-            lambda z: prior.log_prob(p, z, aggregate),
+            log_prior,
             log_posterior if posterior.log_prob else None,
-            posterior.kl if prior.standard else None,
-            posterior.kl_by_dimension if prior.standard else None,
+            closed_form(posterior.kl, "kl", ()),
+            closed_form(posterior.kl_by_dimension, "kl_by_dimension", (latent,)),
             mean,
             epoch,
         )
@@ -216,13 +271,14 @@ def _compose(
         masks: PyTree = None,
         labels: Int[Array, " batch"] | None = None,
         epoch: Float[Array, ""] | float = jnp.inf,
+        streams: Key[Array, ""] | None = None,
     ) -> tuple[Any, Variables]:
         networks, parts = split(variables)
 
         def run(autoencoder: Autoencoder) -> Any:
             return function(model(autoencoder, parts, labels, jnp.asarray(epoch)))
 
-        result, updated = network.apply(networks, run, key, train, masks)
+        result, updated = network.apply(networks, run, key, train, masks, streams)
         return result, join(updated, variables)
 
     def trace(
@@ -237,17 +293,18 @@ def _compose(
         networks, (q, p, _) = split(variables)
 
         def run(autoencoder: Autoencoder) -> Latents:
-            return prior.sample(p, key, count, _aggregate(autoencoder, posterior, q, latent))
+            z = prior.sample(p, key, count, _aggregate(autoencoder, posterior, q, latent))
+            expect(f"{named['prior']}, sample", z, (count, latent))
+            return z
 
         return network.apply(networks, run)[0]
 
     def center(variables: Variables, heads: Heads) -> tuple[Latents, Array]:
         mu = heads["mu"]
-        return posterior.transform(split(variables)[1][0], jnp.zeros((*mu.shape[:-1], latent), mu.dtype), heads)
+        return transform(split(variables)[1][0], jnp.zeros((*mu.shape[:-1], latent), mu.dtype), heads)
 
-    return Composition(
-        init, apply, trace, treat, sample_prior, center, posterior, prior, likelihood, classes, latent, image_shape
-    )
+    shared = (network.couples, posterior, prior, likelihood, classes, latent, image_shape)
+    return Composition(init, apply, trace, treat, sample_prior, center, *shared)
 
 
 def _broadcast(heads: Heads, z: Latents) -> Heads:

@@ -15,12 +15,13 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vae_jax.composition import Composition
-from vae_jax.config import BOUNDS, Config
+from vae_jax.config import Config
 from vae_jax.devices import Devices
 from vae_jax.errors import UserError
-from vae_jax.feed import Feed
+from vae_jax.feed import Feed, Shard
 from vae_jax.keys import batch_keys, encoding_key, sampling_key
 from vae_jax.models import Variables
+from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Model as Bound
 from vae_jax.objectives import Objective, Terms
 from vae_jax.posteriors import Heads, Latents
@@ -76,22 +77,36 @@ def make_evaluator(
     """
     if latent not in ("sample", "mean"):
         raise UserError(f"--latent: expected sample or mean; found {latent!r}")
-    if latent == "mean" and _sampled(config, network):
-        why = "since the KL of this objective, posterior and prior is taken from samples"
-        raise UserError(f"--latent: expected sample, {why}; found mean")
     devices = devices or Devices()
     feed = Feed(images, config.train.shard_images, BATCH, labels, devices)
-    evaluate_shard = jax.jit(make_terms(config, network, objective, latent, devices), **devices.outputs)
+    evaluate_images = jax.jit(make_terms(config, network, objective, latent, devices), **devices.outputs)
 
     def evaluate(variables: Variables, key: Key[Array, ""]) -> Terms:
-        parts = [
-            jax.tree.map(
-                lambda part, count=shard.last - shard.first: part[:count],
-                evaluate_shard(variables, shard.images, shard.labels, np.int32(shard.first // BATCH), key),
+        parts, size = [], 0
+        for shard in feed.shards():
+            count = shard.last - shard.first
+
+            def arguments(chosen: slice, shard: Shard = shard) -> tuple[Any, ...]:
+                number = np.int32((shard.first + chosen.start) // BATCH)
+                images, labels = shard.images, shard.labels
+                if chosen != slice(0, len(images)):
+                    images, labels = images[chosen], None if labels is None else labels[chosen]
+                return variables, images, labels, number, key
+
+            if not size:
+                every = slice(0, len(shard.images))
+                size = BATCH if is_slow_in_loops(evaluate_images.lower(*arguments(every))) else every.stop
+            for first in range(0, count, size):
+                terms = evaluate_images(*arguments(slice(first, min(first + size, len(shard.images)))))
+                parts.append(jax.tree.map(lambda part, left=count - first: part[:left], terms))
+        terms = parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
+        if latent == "mean" and any(bool(jnp.isnan(part).any()) for part in terms):
+            raise UserError(
+                f"--latent: expected sample, since with objective {config.objective.name}, posterior "
+                f"{config.posterior.name} and prior {config.prior.name} the loss is made of densities at samples of z; "
+                f"found mean"
             )
-            for shard in feed.shards()
-        ]
-        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
+        return terms
 
     return evaluate
 
@@ -122,7 +137,7 @@ def make_terms(
 
             def terms(model: Bound) -> Terms:
                 if latent == "mean":
-                    model = model._replace(sample=_centered(network, variables))
+                    model = _centered(network, variables, model)
                 return objective.terms(objective_key, model, treated, config.objective)
 
             return network.apply(variables, terms, labels=labels)[0]
@@ -132,24 +147,22 @@ def make_terms(
     return evaluate
 
 
-def _sampled(config: Config, network: Composition) -> bool:
-    """Whether the loss is made of log q(z|x) at samples, so that no single z can stand for them."""
-    objective = config.objective
-    if objective.name not in ("vae", "capacity_vae"):
-        return objective.name in BOUNDS
-    closed = network.posterior.kl is not None and network.prior.standard
-    return objective.kl == "sampled" or objective.gradient == "stl" or not closed
+def _centered(network: Composition, variables: Variables, model: Bound) -> Bound:
+    """The model with the posterior's centre in place of each sample; the key is not used.
 
-
-def _centered(network: Composition, variables: Variables) -> Callable[..., tuple[Array, Array]]:
-    """`Model.sample` that gives the posterior's centre, and log q there; the key is not used."""
+    The centre cannot stand for samples where their densities are looked at, as in a KL that is estimated from them: so
+    each of its densities is NaN, and so is what is made of them.
+    """
 
     def sample(key: Key[Array, ""], heads: Heads, samples: int | None = None) -> tuple[Array, Array]:
-        z, log_q = network.center(variables, heads)
-        repeats = () if samples is None else (samples,)
-        return jnp.broadcast_to(z, (*repeats, *z.shape)), jnp.broadcast_to(log_q, (*repeats, *log_q.shape))
+        z = network.center(variables, heads)[0]
+        z = z if samples is None else jnp.broadcast_to(z, (samples, *z.shape))
+        return z, jnp.full(z.shape[:-1], jnp.nan, z.dtype)
 
-    return sample
+    def unknown(z: Latents, *_: Any) -> Array:
+        return jnp.full(z.shape[:-1], jnp.nan, z.dtype)
+
+    return model._replace(sample=sample, log_prior=unknown, log_posterior=model.log_posterior and unknown)
 
 
 def means(terms: Terms) -> tuple[float, float, float]:

@@ -268,10 +268,10 @@ def check(config: Config, data: Dataset) -> None:
             f"members share them; found {config.train.shard_images} and up to "
             f"{max(images.nbytes for images in splits) / 1e6:,.0f} MB of images"
         )
-    check_batches(config, len(data.train))
-    check_parameters(config, data.image_shape)
-    check_labels(config, data)
     network, objective = build(config, data.image_shape)
+    check_batches(config, len(data.train), network)
+    check_parameters(config, network)
+    check_labels(config, data)
     make_step(config, network, objective, optimizer.build(config.train, 1))
 
 

@@ -27,6 +27,7 @@ from vae_jax.evaluate import make_evaluator, means
 from vae_jax.feed import Feed
 from vae_jax.keys import epoch_key, make_keys, step_key, step_keys
 from vae_jax.models import Variables
+from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Model, Objective, Terms
 from vae_jax.registry import lookup
 
@@ -119,11 +120,12 @@ def make_step(
                 return objective.terms(own.objective, model, targets, config.objective)
 
             then = variables._replace(params=params)
-            found, updated = network.apply(then, terms, own.dropout, train=True, labels=labels, epoch=epoch)
-            return reduce(found.loss), (updated, found)
+            more = {"labels": labels, "epoch": epoch, "streams": own.streams}
+            result, updated = network.apply(then, terms, own.dropout, train=True, **more)
+            return reduce(result.loss), (updated, result)
 
-        gradient, (updated, found) = jax.grad(loss, has_aux=True)(variables.params)
-        sums = jnp.stack([part.sum() for part in found])
+        gradient, (updated, result) = jax.grad(loss, has_aux=True)(variables.params)
+        sums = jnp.stack([part.sum() for part in result])
         change, opt_state_then = transformation.update(gradient, opt_state, variables.params)
         then = updated._replace(params=optax.apply_updates(variables.params, change)), opt_state_then
         if config.train.skip_nonfinite:
@@ -140,10 +142,48 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
+class Loop(NamedTuple):
+    """Compiled steps of an epoch.
+
+    Attributes:
+        run: (state, images, labels, order, start, key, first, last) -> state, see `make_steps`; it takes the state's
+            buffers over.
+        memory: bytes of the arrays of a step.
+    """
+
+    run: Callable[..., TrainState]
+    memory: int
+
+
 def make_loop(step: Callable[..., Any], stride: int, size: int, devices: Devices | None = None) -> Any:
     """`make_steps` as one compiled call, which takes the state's buffers over."""
-    outputs = devices.outputs if devices else {}
-    return jax.jit(make_steps(step, stride, size, devices), donate_argnums=0, **outputs)
+    return _compiled_on(devices, make_steps(step, stride, size, devices))
+
+
+def _compiled_on(devices: Devices | None, function: Callable[..., TrainState]) -> Any:
+    return jax.jit(function, donate_argnums=0, **(devices.outputs if devices else {}))
+
+
+def compile_loop(step: Callable[..., Any], stride: int, size: int, devices: Devices, arguments: Any) -> Loop:
+    """`make_steps`, compiled for arguments of these shapes: as one call, or as a call a step where that is faster."""
+    lowered = make_loop(step, stride, size, devices).lower(*arguments)
+    if not is_slow_in_loops(lowered):
+        compiled = lowered.compile()
+        return Loop(compiled, _step_memory(compiled))
+    *place, first, _ = arguments
+    compiled = _compiled_on(devices, make_one(step, stride, size, devices)).lower(*place, first).compile()
+
+    def run(state: TrainState, *arguments: Any) -> TrainState:
+        *place, first, last = arguments
+        for i in range(first, last):
+            state = compiled(state, *place, np.int32(i))
+        return state
+
+    return Loop(run, _step_memory(compiled))
+
+
+def _step_memory(compiled: Any) -> int:
+    return compiled.memory_analysis().temp_size_in_bytes
 
 
 def make_steps(
@@ -157,7 +197,7 @@ def make_steps(
     places from `start` on. The bounds are arguments, so one compilation serves calls of any length (lax.scan would
     need one for each; the steps are the same, bit for bit). Batches are split over the devices, if some are given.
     """
-    split = devices.split if devices else lambda batch: batch
+    one = make_one(step, stride, size, devices)
 
     def loop(
         state: TrainState,
@@ -170,26 +210,46 @@ def make_steps(
         last: Int[Array, ""],
     ) -> TrainState:
         def body(i: Int[Array, ""], state: TrainState) -> TrainState:
-            chosen = lax.dynamic_slice_in_dim(order, i * stride - start, size)
-            batch, own_key = split(images[chosen]), step_key(key, state.step)
-            epoch = state.step.astype(float) / len(state.sums)
-            told = None if labels is None else labels[chosen]
-            variables, opt_state, sums = step(state.variables, state.opt_state, batch, own_key, told, epoch)
-            return TrainState(state.step + 1, variables, opt_state, state.sums.at[i].set(sums))
+            return one(state, images, labels, order, start, key, i)
 
         return lax.fori_loop(first, last, body, state)
 
     return loop
 
 
-def check_batches(config: Config, images: int) -> None:
-    """Refuses batches that BatchNorm cannot normalise.
+def make_one(
+    step: Callable[..., Any], stride: int, size: int, devices: Devices | None = None
+) -> Callable[..., TrainState]:
+    """Step i of an epoch: (state, images, labels, order, start, key, i) -> state, as in `make_steps`."""
+    split = devices.split if devices else lambda batch: batch
+
+    def one(
+        state: TrainState,
+        images: UInt8[Array, "images h w c"],
+        labels: Int[Array, " images"] | None,
+        order: Int[Array, " places"],
+        start: Int[Array, ""],
+        key: Key[Array, ""],
+        i: Int[Array, ""],
+    ) -> TrainState:
+        chosen = lax.dynamic_slice_in_dim(order, i * stride - start, size)
+        batch, own_key = split(images[chosen]), step_key(key, state.step)
+        epoch = state.step.astype(float) / len(state.sums)
+        batch_labels = None if labels is None else labels[chosen]
+        variables, opt_state, sums = step(state.variables, state.opt_state, batch, own_key, batch_labels, epoch)
+        return TrainState(state.step + 1, variables, opt_state, state.sums.at[i].set(sums))
+
+    return one
+
+
+def check_batches(config: Config, images: int, network: Composition) -> None:
+    """Refuses a batch of one image for a network in which the images of a batch depend on one another.
 
     Raises:
-        UserError: if a batch of the epoch would hold one image only.
+        UserError: if a batch of the epoch would hold one image only, which BatchNorm cannot normalise.
     """
     size = config.train.batch_size
-    if not config.model.batch_norm or config.model.network == "mlp" or (size > 1 and images % size != 1):
+    if (size > 1 and images % size != 1) or not network.couples():
         return
     found = "a batch of one image" if size == 1 else f"a last batch of one image ({images} images in batches of {size})"
     raise UserError(
@@ -198,13 +258,12 @@ def check_batches(config: Config, images: int) -> None:
     )
 
 
-def check_parameters(config: Config, image_shape: tuple[int, int, int]) -> None:
+def check_parameters(config: Config, network: Composition) -> None:
     """Refuses a network whose parameters, with their gradient and Adam's two moments, do not fit into memory.
 
     Raises:
         UserError: naming how many there are.
     """
-    network, _ = build(config, image_shape)
     shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
     check_memory(4 * size, f"model: training its {models.count_parameters(shapes.params):,} parameters")
@@ -296,11 +355,11 @@ def fit(
     """
     count, batch_size = len(data.train), config.train.batch_size
     devices = devices or Devices()
-    check_batches(config, count)
-    check_parameters(config, data.image_shape)
+    network, objective = build(config, data.image_shape)
+    check_batches(config, count, network)
+    check_parameters(config, network)
     full, remainder = divmod(count, batch_size)
     steps = full + (remainder > 0)
-    network, objective = build(config, data.image_shape)
     step = make_step(config, network, objective, optimizer.build(config.train, steps))
     keys = make_keys(config.seed)
 
@@ -323,13 +382,13 @@ def fit(
     arguments = (state, images, numbers if config.model.classes else None, numbers, zero, steps_key, zero, zero)
     # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled loop).
     parts = [
-        (end, size, make_loop(step, batch_size, size, devices).lower(*arguments).compile())
+        (end, size, compile_loop(step, batch_size, size, devices, arguments))
         for end, size in ((full, batch_size if full else 0), (steps, remainder))
         if size
     ]
     compile_seconds = time.perf_counter() - began
     for _, size, loop in parts:
-        check_memory(loop.memory_analysis().temp_size_in_bytes, f"train.batch_size {size}: the arrays of a step")
+        check_memory(loop.memory, f"train.batch_size {size}: the arrays of a step")
     if on_start:
         on_start()
 
@@ -346,7 +405,7 @@ def fit(
                     length = min(chunk, min(end, shard_end) - done)
                     bounds = np.int32(done), np.int32(done + length)
                     place = shard.images, shard.labels, shard.order, np.int32(shard.first)
-                    state = loop(state, *place, steps_key, *bounds)
+                    state = loop.run(state, *place, steps_key, *bounds)
                     jax.block_until_ready(state)
                     elapsed = time.perf_counter() - began
                     if not config.train.chunk_steps and length == chunk and size == batch_size:

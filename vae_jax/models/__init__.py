@@ -1,5 +1,6 @@
 """Networks. The only package that imports flax: everything else sees `Network`, two pure functions."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,9 +12,11 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from vae_jax.config import ModelConfig
 from vae_jax.errors import UserError
+from vae_jax.expectation import expect, expect_all
 from vae_jax.keys import own_network_key
 from vae_jax.models.convolutional import convolutional
 from vae_jax.models.initialization import INITIALIZATIONS, initialize
+from vae_jax.models.layers import UNFILLED
 from vae_jax.models.mlp import mlp
 from vae_jax.models.residual import residual
 from vae_jax.registry import check_takes, lookup, users_line
@@ -48,10 +51,12 @@ class Variables(NamedTuple):
     Attributes:
         params: what is trained.
         batch_stats: BatchNorm's running statistics.
+        collections: Flax collections of a user's own, by name; training updates them as the network says.
     """
 
     params: PyTree
     batch_stats: PyTree
+    collections: dict[str, PyTree] = {}  # noqa: RUF012 (a NamedTuple's defaults are never changed)
 
 
 class Autoencoder(NamedTuple):
@@ -71,15 +76,18 @@ class Network(NamedTuple):
 
     Attributes:
         init: key -> Variables.
-        apply: (variables, function, key=None, train=False, masks=None) -> (function(Autoencoder), updated Variables).
-            The key feeds dropout and is needed in training only; out of training the variables come back as they are.
-            `masks` are dropout's, if they are not to be drawn: {part: {layer: {"mask": (features, batch)}}}.
+        apply: (variables, function, key=None, train=False, masks=None, streams=None) -> (function(Autoencoder), updated
+            Variables). The key feeds dropout, and `streams` whatever else a network draws; both are needed in training
+            only. Out of training the variables come back as they are. `masks` are dropout's, if they are not to be
+            drawn: {part: {layer: {"mask": (features, batch)}}}.
         trace: (variables, function, key=None, train=False) -> Trace: the same, watched.
+        couples: () -> whether in training the images of a batch depend on one another, as with BatchNorm.
     """
 
     init: Callable[[Key[Array, ""]], Variables]
     apply: Callable[..., tuple[Any, Variables]]
     trace: Callable[..., "Trace"]
+    couples: Callable[[], bool]
 
 
 class Trace(NamedTuple):
@@ -111,26 +119,32 @@ def build(
         UserError: if a name is unknown or the sizes do not fit.
     """
     lookup(INITIALIZATIONS, config.initialization, "model.initialization")
-    make = lookup(NETWORKS, config.network, "model.network", ("config", "image_shape", "heads", "outputs"))
-    module = make(config, image_shape, heads, outputs)
+    make_module = lookup(NETWORKS, config.network, "model.network", ("config", "image_shape", "heads", "outputs"))
+    module = make_module(config, image_shape, heads, outputs)
     if not isinstance(module, nn.Module):
         kind = f"{type(module).__module__}.{type(module).__name__}"
         raise UserError(f"model.network: expected {config.network} to give a flax.linen.Module; found {kind}")
-
     precision = lookup(PRECISIONS, config.precision, "model.precision")
+    height, width, channels = image_shape
 
     def bind(module: nn.Module, train: bool) -> Autoencoder:
-        def in_precision(part: Callable[..., Any]) -> Callable[[Array], Any]:
-            """The part in its precision; what goes in and comes out has the caller's."""
+        def in_precision(part: str, array: Array) -> Any:
+            """What a part gives in its precision; what goes in and comes out has the caller's."""
+            with jax.default_matmul_precision(precision.products):
+                return _part(module, part, config)(array.astype(precision.dtype or array.dtype), train=train)
 
-            def run(x: Array) -> Any:
-                with jax.default_matmul_precision(precision.products):
-                    result = part(x.astype(precision.dtype or x.dtype), train=train)
-                return jax.tree.map(lambda array: array.astype(x.dtype), result)
+        def encode(images: Array) -> dict[str, Array]:
+            result = in_precision("encode", images)
+            shapes = {name: (len(images), size) for name, size in heads.items()}
+            expect_all(f"model.network {config.network}, encode", result, shapes)
+            return {name: result[name].astype(images.dtype) for name in heads}
 
-            return run
+        def decode(z: Array) -> Array:
+            result = in_precision("decode", z)
+            expect(f"model.network {config.network}, decode", result, (len(z), height, width, channels * outputs))
+            return result.astype(z.dtype)
 
-        return Autoencoder(in_precision(_part(module, "encode", config)), in_precision(_part(module, "decode", config)))
+        return Autoencoder(encode, decode)
 
     def init(key: Key[Array, ""]) -> Variables:
         def both(module: nn.Module, images: Array, z: Array) -> None:
@@ -139,13 +153,19 @@ def build(
             autoencoder.decode(z)
 
         def make(key: Key[Array, ""], images: Array, z: Array) -> PyTree:
-            variables = nn.init(both, module)(own_network_key(key), images, z)
-            return {**variables, "params": initialize(config.initialization, key, variables["params"])}
+            variables = dict(nn.init(both, module)(own_network_key(key), images, z))
+            unfilled = variables.pop(UNFILLED, {})
+            params = initialize(config.initialization, key, variables.get("params", {}), unfilled)
+            return {**variables, "params": params}
 
         # The inputs are arguments: as constants the compiler would evaluate the network on them.
-        images = jnp.zeros((1, *image_shape[:2], image_shape[2] + config.classes))
+        images = jnp.zeros((1, height, width, channels + config.classes))
         variables = jax.jit(make)(key, images, jnp.zeros((1, config.latent + config.classes)))
-        return Variables(variables["params"], variables.get("batch_stats", {}))
+        return Variables(variables.pop("params"), variables.pop("batch_stats", {}), variables)
+
+    def collections_of(variables: Variables, masks: PyTree = None) -> dict[str, PyTree]:
+        own = {"params": variables.params, "batch_stats": variables.batch_stats, "masks": masks or {}}
+        return {**own, **variables.collections}
 
     def apply(
         variables: Variables,
@@ -153,17 +173,21 @@ def build(
         key: Key[Array, ""] | None = None,
         train: bool = False,
         masks: PyTree = None,
+        streams: Key[Array, ""] | None = None,
     ) -> tuple[Any, Variables]:
-        collections = {"params": variables.params, "batch_stats": variables.batch_stats, "masks": masks or {}}
-        rngs = {} if key is None else {"dropout": key}
+        collections = collections_of(variables, masks)
+        # Flax draws from "params" what has no stream of its name.
+        rngs = {name: given for name, given in (("dropout", key), ("params", streams)) if given is not None}
 
         def run(module: nn.Module) -> Any:
             return function(bind(module, train))
 
         if not train:
             return nn.apply(run, module)(collections, rngs=rngs), variables
-        result, updated = nn.apply(run, module, mutable=["batch_stats"])(collections, rngs=rngs)
-        return result, variables._replace(batch_stats=updated.get("batch_stats", {}))
+        mutable = ["batch_stats", *variables.collections]
+        result, updated = nn.apply(run, module, mutable=mutable)(collections, rngs=rngs)
+        kept = {name: updated.get(name, {}) for name in variables.collections}
+        return result, Variables(variables.params, updated.get("batch_stats", {}), kept)
 
     def trace(
         variables: Variables,
@@ -171,14 +195,13 @@ def build(
         key: Key[Array, ""] | None = None,
         train: bool = False,
     ) -> Trace:
-        collections = {"params": variables.params, "batch_stats": variables.batch_stats}
         run = nn.apply(
             lambda module: function(bind(module, train)),
             module,
-            mutable=["batch_stats", "intermediates", "masks"],
+            mutable=["batch_stats", "intermediates", "masks", *variables.collections],
             capture_intermediates=True,
         )
-        result, seen = run(collections, rngs={} if key is None else {"dropout": key})
+        result, seen = run(collections_of(variables), rngs={} if key is None else {"dropout": key})
         parts = seen["intermediates"].values()
         layers = {
             name: _batch_first(found["__call__"][0])
@@ -189,7 +212,39 @@ def build(
         masks = {name: found["mask"].T for part in seen.get("masks", {}).values() for name, found in part.items()}
         return Trace(result, layers, masks)
 
-    return Network(init, apply, trace)
+    @functools.cache
+    def couples() -> bool:
+        return _couples(init, apply, (height, width, channels + config.classes), config.latent + config.classes)
+
+    return Network(init, apply, trace, couples)
+
+
+def _couples(init: Callable[..., Variables], apply: Callable[..., Any], shape: tuple[int, ...], latent: int) -> bool:
+    """Whether, in training, what becomes of the first image of a batch changes with the others.
+
+    Computed at random parameters, since layers may start as zeros.
+    """
+
+    @jax.jit
+    def first(images: Array, z: Array) -> list[Array]:
+        number, noise, dropout = jax.random.split(jax.random.key(0), 3)
+
+        def both(autoencoder: Autoencoder) -> list[Array]:
+            return [result[0] for result in (*autoencoder.encode(images).values(), autoencoder.decode(z))]
+
+        variables = init(number)
+        leaves, tree = jax.tree.flatten(variables.params)
+        moved = [
+            leaf + 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype)
+            for leaf, key in zip(leaves, jax.random.split(noise, len(leaves)), strict=True)
+        ]
+        return apply(variables._replace(params=jax.tree.unflatten(tree, moved)), both, dropout, train=True)[0]
+
+    images_key, z_key = jax.random.split(jax.random.key(1))
+    inputs = jax.random.uniform(images_key, (3, *shape)), jax.random.normal(z_key, (3, latent))
+    changed = [array.at[1:].multiply(0.5) for array in inputs]
+    pairs = zip(first(*inputs), first(*changed), strict=True)
+    return any(bool((before != after).any()) for before, after in pairs)
 
 
 def _part(module: nn.Module, name: str, config: ModelConfig) -> Callable[..., Any]:

@@ -5,8 +5,13 @@ Arrays are features, (tiles, channels, height, width, tile), as layout.py has th
 XLA's own convolution is several times slower inside a compiled loop on a CPU than outside it, so there the same sum
 is written as im2col and one matrix product. Strides are removed first by space-to-depth: a convolution of stride s
 and kernel k is one of stride 1 and kernel ⌈k/s⌉ over s·s times the channels.
+
+The matrix products are three primitives of JAX's, since no custom rule serves both of its differentiation modes. Each
+is linear in either argument, and its transposes are the other two: so reverse mode never meets the overlapping sums
+that differentiating im2col would bring, and forward mode, and any mixture of the two, works as well.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,13 +19,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 from vae_jax.registry import lookup
 
 Tile = Float[Array, "_channels _height _width tile"]
 Features = Float[Array, "tiles _channels _height _width tile"]
-Kernel = Float[Array, "side side inner outer"]
+Kernel = Float[Array, "_side _side2 inner outer"]
+Pair = tuple[int, int]  # of the vertical and the horizontal axis
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
@@ -44,162 +53,207 @@ class Convolution(NamedTuple):
 # --- As matrix products ----------------------------------------------------------------------------------------------
 
 
-def _split_kernel(kernel: Kernel, stride: int) -> Float[Array, "taps taps stride stride inner outer"]:
+def _taps(side: Pair, stride: Pair) -> Pair:
+    """The side of the kernel of stride 1."""
+    return -(-side[0] // stride[0]), -(-side[1] // stride[1])
+
+
+def _split_kernel(kernel: Kernel, stride: Pair) -> Float[Array, "_taps _taps2 _stride _stride2 inner outer"]:
     """The kernel by tap of the stride-1 convolution and by phase within a stride, padded with zeros to whole taps."""
-    side, _, inner, outer = kernel.shape
-    taps = -(-side // stride)
-    missing = taps * stride - side
-    kernel = jnp.pad(kernel, ((0, missing), (0, missing), (0, 0), (0, 0)))
-    return kernel.reshape(taps, stride, taps, stride, inner, outer).transpose(0, 2, 1, 3, 4, 5)
+    *side, inner, outer = kernel.shape
+    taps = _taps((side[0], side[1]), stride)
+    missing = [(0, taps[i] * stride[i] - side[i]) for i in range(2)]
+    kernel = jnp.pad(kernel, (*missing, (0, 0), (0, 0)))
+    return kernel.reshape(taps[0], stride[0], taps[1], stride[1], inner, outer).transpose(0, 2, 1, 3, 4, 5)
 
 
-def _join_kernel(blocks: Float[Array, "taps taps stride stride inner outer"], side: int) -> Kernel:
+def _join_kernel(blocks: Float[Array, "_taps _taps2 _stride _stride2 inner outer"], side: Pair) -> Kernel:
     """The adjoint of `_split_kernel`."""
-    taps, _, stride, _, inner, outer = blocks.shape
-    kernel = blocks.transpose(0, 2, 1, 3, 4, 5).reshape(taps * stride, taps * stride, inner, outer)
-    return kernel[:side, :side]
+    rows, columns, *stride, inner, outer = blocks.shape
+    kernel = blocks.transpose(0, 2, 1, 3, 4, 5).reshape(rows * stride[0], columns * stride[1], inner, outer)
+    return kernel[: side[0], : side[1]]
 
 
-def _shifts(x: Tile, taps: int) -> Float[Array, "columns positions"]:
-    """Every window of taps x taps positions, as columns ordered (tap, tap, channel)."""
+def _shifts(x: Tile, taps: Pair) -> Float[Array, "columns positions"]:
+    """Every window of taps positions, as columns ordered (tap, tap, channel)."""
     channels, height, width, batch = x.shape
-    rows, columns = height - taps + 1, width - taps + 1
-    windows = [x[:, i : i + rows, j : j + columns] for i in range(taps) for j in range(taps)]
-    return jnp.concatenate(windows).reshape(taps * taps * channels, rows * columns * batch)
+    rows, columns = height - taps[0] + 1, width - taps[1] + 1
+    windows = [x[:, i : i + rows, j : j + columns] for i in range(taps[0]) for j in range(taps[1])]
+    return jnp.concatenate(windows).reshape(taps[0] * taps[1] * channels, rows * columns * batch)
 
 
-def _im2col(x: Tile, side: int, stride: int, padding: int) -> Float[Array, "columns positions"]:
+def _im2col(x: Tile, taps: Pair, stride: Pair, low: Pair, out: Pair) -> Float[Array, "columns positions"]:
     """The pixels under each position of the kernel, as columns ordered (tap, tap, phase, phase, channel)."""
     channels, height, width, batch = x.shape
-    taps = -(-side // stride)
-    rows = output_size(height, side, stride, padding) + taps - 1
-    columns = output_size(width, side, stride, padding) + taps - 1
+    rows, columns = out[0] + taps[0] - 1, out[1] + taps[1] - 1
     # A negative pad cuts off the pixels that no position of the kernel reaches.
-    around = [(padding, rows * stride - height - padding, 0), (padding, columns * stride - width - padding, 0)]
+    around = [(low[0], rows * stride[0] - height - low[0], 0), (low[1], columns * stride[1] - width - low[1], 0)]
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *around, (0, 0, 0)])
-    x = x.reshape(channels, rows, stride, columns, stride, batch).transpose(2, 4, 0, 1, 3, 5)
-    return _shifts(x.reshape(stride * stride * channels, rows, columns, batch), taps)
+    x = x.reshape(channels, rows, stride[0], columns, stride[1], batch).transpose(2, 4, 0, 1, 3, 5)
+    return _shifts(x.reshape(stride[0] * stride[1] * channels, rows, columns, batch), taps)
 
 
-def _forward(x: Tile, kernel: Kernel, stride: int, padding: int) -> Tile:
-    side, _, _, outer = kernel.shape
-    _, height, width, batch = x.shape
-    columns = _im2col(x, side, stride, padding)
+def _forward(x: Tile, kernel: Kernel, stride: Pair, low: Pair, out: Pair) -> Tile:
+    *side, _, outer = kernel.shape
+    columns = _im2col(x, _taps((side[0], side[1]), stride), stride, low, out)
     blocks = _split_kernel(kernel, stride).reshape(-1, outer)
-    size = output_size(height, side, stride, padding), output_size(width, side, stride, padding)
-    return (blocks.T @ columns).reshape(outer, *size, batch)
+    return (blocks.T @ columns).reshape(outer, *out, x.shape[-1])
 
 
-def _kernel_gradient(x: Tile, y: Tile, side: int, stride: int, padding: int) -> Kernel:
+def _kernel_gradient(x: Tile, y: Tile, side: Pair, stride: Pair, low: Pair) -> Kernel:
     """The gradient of <y, forward(x, kernel)> with respect to the kernel."""
-    inner, outer = x.shape[0], y.shape[0]
-    taps = -(-side // stride)
-    blocks = _im2col(x, side, stride, padding) @ y.reshape(outer, -1).T
-    return _join_kernel(blocks.reshape(taps, taps, stride, stride, inner, outer), side)
+    inner, (outer, *out, _) = x.shape[0], y.shape
+    taps = _taps(side, stride)
+    blocks = _im2col(x, taps, stride, low, (out[0], out[1])) @ y.reshape(outer, -1).T
+    return _join_kernel(blocks.reshape(*taps, *stride, inner, outer), side)
 
 
-def _transpose(y: Tile, kernel: Kernel, stride: int, padding: int, size: tuple[int, int]) -> Tile:
-    side, _, inner, outer = kernel.shape
+def _transpose(y: Tile, kernel: Kernel, stride: Pair, low: Pair, size: Pair) -> Tile:
+    *side, inner, outer = kernel.shape
     _, height, width, batch = y.shape
     if height == width == 1:
         # One position: its window is the whole result, and nothing overlaps.
-        x = (kernel.reshape(-1, outer) @ y.reshape(outer, batch)).reshape(side, side, inner, batch)
+        x = (kernel.reshape(-1, outer) @ y.reshape(outer, batch)).reshape(*side, inner, batch)
         x = x.transpose(2, 0, 1, 3)
     else:
         # col2im without its overlapping sums: each phase of the result gathers the taps that reach it.
-        taps = -(-side // stride)
-        border = taps - 1
-        y = jnp.pad(y, ((0, 0), (border, border), (border, border), (0, 0)))
-        rows, columns = height + border, width + border
+        taps = _taps((side[0], side[1]), stride)
+        border = taps[0] - 1, taps[1] - 1
+        y = jnp.pad(y, ((0, 0), (border[0], border[0]), (border[1], border[1]), (0, 0)))
+        rows, columns = height + border[0], width + border[1]
         blocks = _split_kernel(kernel, stride)[::-1, ::-1]  # as a true convolution flips its kernel
-        blocks = blocks.transpose(2, 3, 4, 0, 1, 5).reshape(stride * stride * inner, taps * taps * outer)
-        x = (blocks @ _shifts(y, taps)).reshape(stride, stride, inner, rows, columns, batch)
-        x = x.transpose(2, 3, 0, 4, 1, 5).reshape(inner, rows * stride, columns * stride, batch)
+        blocks = blocks.transpose(2, 3, 4, 0, 1, 5).reshape(stride[0] * stride[1] * inner, taps[0] * taps[1] * outer)
+        x = (blocks @ _shifts(y, taps)).reshape(*stride, inner, rows, columns, batch)
+        x = x.transpose(2, 3, 0, 4, 1, 5).reshape(inner, rows * stride[0], columns * stride[1], batch)
     # Cut the padding off; where the last rows were reached by no position of the kernel, they are 0.
-    around = [(-padding, size[i] + padding - x.shape[1 + i], 0) for i in range(2)]
+    around = [(-low[i], size[i] + low[i] - x.shape[1 + i], 0) for i in range(2)]
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *around, (0, 0, 0)])
 
 
-def _for_tiles(function: Callable[..., tuple[Tile, Any]], *arrays: Features) -> tuple[Features, Any]:
-    """`function` of each tile in turn; its first result for all tiles, its second summed over them."""
-    if len(arrays[0]) == 1:
-        result, total = function(*(array[0] for array in arrays))
-        return result[None], total
-    _, parts = jax.eval_shape(function, *(array[0] for array in arrays))
-    # Summed in float32 at least, and rounded once.
-    zeros = jax.tree.map(lambda part: jnp.zeros(part.shape, jnp.promote_types(part.dtype, jnp.float32)), parts)
-
-    def body(total: Any, tile: tuple[Tile, ...]) -> tuple[Any, Tile]:
-        result, part = function(*tile)
-        return jax.tree.map(lambda sum, part: sum + part.astype(sum.dtype), total, part), result
-
-    total, results = lax.scan(body, zeros, arrays)
-    return results, jax.tree.map(lambda sum, part: sum.astype(part.dtype), total, parts)
+def _map_tiles(function: Callable[[Tile], Tile], arrays: Features) -> Features:
+    """`function` of each tile, one after the other, whose arrays stay in a CPU's cache."""
+    if len(arrays) == 1:
+        return function(arrays[0])[None]
+    return lax.scan(lambda _, tile: (None, function(tile)), None, arrays)[1]
 
 
-# One rule serves both: the gradient with respect to the input of each is the other. The precision of products, which
-# the caller has set around the forward pass, is kept for the backward pass, which jax traces later.
+def _sum_tiles(function: Callable[[Tile, Tile], Kernel], first: Features, second: Features) -> Kernel:
+    """The sum of `function` over the tiles, in float32 at least, and rounded once."""
+    if len(first) == 1:
+        return function(first[0], second[0])
+    part = jax.eval_shape(function, first[0], second[0])
+
+    def add(total: Array, tile: tuple[Tile, Tile]) -> tuple[Array, None]:
+        return total + function(*tile).astype(total.dtype), None
+
+    start = jnp.zeros(part.shape, jnp.promote_types(part.dtype, jnp.float32))
+    return lax.scan(add, start, (first, second))[0].astype(part.dtype)
+
+
+# What each primitive computes. `precision` is that of products which the caller has set around the forward pass: it is
+# kept for the other passes, which jax traces later. `low` is the padding above and to the left of an image.
+
+
+def _compute_forward(
+    x: Features, kernel: Kernel, *, stride: Pair, low: Pair, out: Pair, precision: str | None
+) -> Features:
+    with jax.default_matmul_precision(precision):
+        return _map_tiles(lambda tile: _forward(tile, kernel, stride, low, out), x)
+
+
+def _compute_transpose(
+    y: Features, kernel: Kernel, *, stride: Pair, low: Pair, size: Pair, precision: str | None
+) -> Features:
+    with jax.default_matmul_precision(precision):
+        return _map_tiles(lambda tile: _transpose(tile, kernel, stride, low, size), y)
+
+
+def _compute_kernel_gradient(
+    x: Features, y: Features, *, side: Pair, stride: Pair, low: Pair, precision: str | None
+) -> Kernel:
+    with jax.default_matmul_precision(precision):
+        return _sum_tiles(lambda x, y: _kernel_gradient(x, y, side, stride, low), x, y)
+
+
+def _primitive(name: str, compute: Callable[..., Array], shape: Callable[..., tuple[int, ...]]) -> Primitive:
+    """A primitive of two arguments that is computed by `compute`; its transposes are still to be defined."""
+    primitive = Primitive(f"vae_jax_{name}")
+
+    def type_of(first: Any, second: Any, **params: Any) -> Any:
+        dtype = jnp.promote_types(first.dtype, second.dtype)
+        return ShapedArray(shape(first.shape, second.shape, **params), dtype)
+
+    def batched(arguments: Any, axes: Any, **params: Any) -> Any:
+        first, second = arguments
+        if axes[1] is None and name != "kernel_gradient":  # further images are further tiles
+            first = jnp.moveaxis(first, axes[0], 0)
+            result = primitive.bind(first.reshape(-1, *first.shape[2:]), second, **params)
+            return result.reshape(*first.shape[:2], *result.shape[1:]), 0
+        return jax.vmap(partial(compute, **params), axes)(first, second), 0
+
+    params = [name for name, each in inspect.signature(compute).parameters.items() if each.kind is each.KEYWORD_ONLY]
+    primitive.def_impl(jax.jit(compute, static_argnames=params))
+    primitive.def_abstract_eval(type_of)
+    mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
+    batching.primitive_batchers[primitive] = batched
+    return primitive
+
+
+_forward_p = _primitive("forward", _compute_forward, lambda x, kernel, *, out, **_: (x[0], kernel[3], *out, x[4]))
+_transpose_p = _primitive(
+    "transpose", _compute_transpose, lambda y, kernel, *, size, **_: (y[0], kernel[2], *size, y[4])
+)
+_kernel_gradient_p = _primitive(
+    "kernel_gradient", _compute_kernel_gradient, lambda x, y, *, side, **_: (*side, x[1], y[1])
+)
+# For whoever reads a traced program: what stands behind each of its primitives.
+COMPUTED_BY = {
+    _forward_p: _compute_forward,
+    _transpose_p: _compute_transpose,
+    _kernel_gradient_p: _compute_kernel_gradient,
+}
+
+# The rules: (cotangent, first, second) -> the cotangent of the first argument, and of the second.
+ad.defbilinear(
+    _forward_p,
+    lambda y, x, kernel, *, out, **same: _transpose_p.bind(y, kernel, size=x.aval.shape[2:4], **same),
+    lambda y, x, kernel, *, out, **same: _kernel_gradient_p.bind(x, y, side=kernel.aval.shape[:2], **same),
+)
+ad.defbilinear(
+    _transpose_p,
+    lambda x, y, kernel, *, size, **same: _forward_p.bind(x, kernel, out=y.aval.shape[2:4], **same),
+    lambda x, y, kernel, *, size, **same: _kernel_gradient_p.bind(x, y, side=kernel.aval.shape[:2], **same),
+)
+ad.defbilinear(
+    _kernel_gradient_p,
+    lambda kernel, x, y, *, side, **same: _transpose_p.bind(y, kernel, size=x.aval.shape[2:4], **same),
+    lambda kernel, x, y, *, side, **same: _forward_p.bind(x, kernel, out=y.aval.shape[2:4], **same),
+)
 
 
 def _products() -> str | None:
     return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
 
 
+def matmul_forward(x: Features, kernel: Kernel, stride: Pair, low: Pair, out: Pair) -> Features:
+    """A convolution to images of `out`, with `low` zeros above and left of x and as many beyond it as that takes."""
+    return _forward_p.bind(x, kernel, stride=stride, low=low, out=out, precision=_products())
+
+
+def matmul_transpose(y: Features, kernel: Kernel, stride: Pair, low: Pair, size: Pair) -> Features:
+    """Its adjoint, to images of `size`."""
+    return _transpose_p.bind(y, kernel, stride=stride, low=low, size=size, precision=_products())
+
+
 def _matmul_forward(x: Features, kernel: Kernel, stride: int, padding: int) -> Features:
-    return _forward_rule(x, kernel, stride, padding, _products())
+    side = kernel.shape[0]
+    out = output_size(x.shape[2], side, stride, padding), output_size(x.shape[3], side, stride, padding)
+    return matmul_forward(x, kernel, (stride, stride), (padding, padding), out)
 
 
-def _matmul_transpose(y: Features, kernel: Kernel, stride: int, padding: int, size: tuple[int, int]) -> Features:
-    return _transpose_rule(y, kernel, stride, padding, size, _products())
+def _matmul_transpose(y: Features, kernel: Kernel, stride: int, padding: int, size: Pair) -> Features:
+    return matmul_transpose(y, kernel, (stride, stride), (padding, padding), size)
 
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _forward_rule(x: Features, kernel: Kernel, stride: int, padding: int, precision: str | None) -> Features:
-    with jax.default_matmul_precision(precision):
-        return _for_tiles(lambda x: (_forward(x, kernel, stride, padding), ()), x)[0]
-
-
-def _forward_fwd(x, kernel, stride, padding, precision):
-    return _forward_rule(x, kernel, stride, padding, precision), (x, kernel)
-
-
-def _forward_bwd(stride, padding, precision, residuals, dy):
-    x, kernel = residuals
-
-    def gradients(x, dy):
-        dx = _transpose(dy, kernel, stride, padding, x.shape[1:3])
-        return dx, _kernel_gradient(x, dy, kernel.shape[0], stride, padding)
-
-    with jax.default_matmul_precision(precision):
-        return _for_tiles(gradients, x, dy)
-
-
-_forward_rule.defvjp(_forward_fwd, _forward_bwd)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-def _transpose_rule(
-    y: Features, kernel: Kernel, stride: int, padding: int, size: tuple[int, int], precision: str | None
-) -> Features:
-    with jax.default_matmul_precision(precision):
-        return _for_tiles(lambda y: (_transpose(y, kernel, stride, padding, size), ()), y)[0]
-
-
-def _transpose_fwd(y, kernel, stride, padding, size, precision):
-    return _transpose_rule(y, kernel, stride, padding, size, precision), (y, kernel)
-
-
-def _transpose_bwd(stride, padding, size, precision, residuals, dx):
-    y, kernel = residuals
-
-    def gradients(y, dx):
-        return _forward(dx, kernel, stride, padding), _kernel_gradient(dx, y, kernel.shape[0], stride, padding)
-
-    with jax.default_matmul_precision(precision):
-        return _for_tiles(gradients, y, dx)
-
-
-_transpose_rule.defvjp(_transpose_fwd, _transpose_bwd)
 
 # --- As XLA's own convolution ----------------------------------------------------------------------------------------
 
@@ -215,7 +269,7 @@ def _native_forward(x: Features, kernel: Kernel, stride: int, padding: int) -> F
     return jax.vmap(forward)(x)
 
 
-def _native_transpose(y: Features, kernel: Kernel, stride: int, padding: int, size: tuple[int, int]) -> Features:
+def _native_transpose(y: Features, kernel: Kernel, stride: int, padding: int, size: Pair) -> Features:
     side = kernel.shape[0]
     around = []
     for i in range(2):
@@ -231,6 +285,14 @@ def _native_transpose(y: Features, kernel: Kernel, stride: int, padding: int, si
     return jax.vmap(transpose)(y)
 
 
+def is_slow_in_loops(lowered: jax.stages.Lowered) -> bool:
+    """Whether a program has XLA's own convolution on a CPU, which is several times slower inside a compiled loop.
+
+    (jax issue 12868.) Convolutions as in `vae_jax.layers` are not.
+    """
+    return jax.default_backend() == "cpu" and "stablehlo.convolution" in lowered.as_text()
+
+
 CONVOLUTIONS = {
     "matmul": Convolution(_matmul_forward, _matmul_transpose),
     "native": Convolution(_native_forward, _native_transpose),
@@ -239,9 +301,6 @@ CONVOLUTIONS = {
 
 def choose(name: str) -> Convolution:
     """The pair called `name`; "auto" is matmul on a CPU and native elsewhere.
-
-    The choice falls when a network is built, not inside the compiled program: so the native pair keeps all of JAX's
-    differentiation modes, of which the matmul pair's custom rule has only the reverse.
 
     Raises:
         UserError: if `name` is neither "auto" nor a registered pair.

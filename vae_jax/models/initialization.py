@@ -9,6 +9,7 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array, Float, Key, PyTree
 
+from vae_jax.models.layers import MARK
 from vae_jax.registry import lookup
 
 Draw = Float[Array, " numbers"]
@@ -36,11 +37,17 @@ INITIALIZATIONS: dict[str, tuple[Callable[..., Draw], Callable[[int, int], tuple
 }
 
 
-def initialize(name: str, key: Key[Array, ""], params: PyTree) -> PyTree:
-    """Fills every layer that has a kernel; BatchNorm's parameters stay as they are.
+def initialize(name: str, key: Key[Array, ""], params: PyTree, unfilled: PyTree) -> PyTree:
+    """Fills the layers of layers.py; everything else, as BatchNorm's parameters or a user's layers, stays as it is.
 
     A kernel's last axis is not counted in its fan-in: that is the inputs of a Linear, inputs x side² of a Conv and,
     as in PyTorch, *outputs* x side² of a ConvTranspose.
+
+    Args:
+        name: of the initialisation.
+        key: of all the numbers drawn.
+        params: of a network.
+        unfilled: the collection in which the layers of layers.py have left their paths.
 
     Raises:
         UserError: if the name is unknown.
@@ -54,13 +61,13 @@ def initialize(name: str, key: Key[Array, ""], params: PyTree) -> PyTree:
         used += parameter.size
         return factor * numbers[used - parameter.size : used].reshape(parameter.shape)
 
-    def fill(node: PyTree) -> PyTree:
-        if not isinstance(node, dict):
+    def fill(node: PyTree, marks: PyTree) -> PyTree:
+        if not marks:
             return node
-        if "kernel" not in node:
-            return {name: fill(child) for name, child in node.items()}
+        if MARK not in marks:
+            return {name: fill(child, marks.get(name)) for name, child in node.items()}
         *side, _, last = node["kernel"].shape
         kernel_factor, bias_factor = factors(math.prod(node["kernel"].shape[:-1]), math.prod(side) * last)
         return {"kernel": take(node["kernel"], kernel_factor), "bias": take(node["bias"], bias_factor)}
 
-    return fill(params)
+    return fill(params, unfilled)

@@ -28,9 +28,17 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _zeros(key: Array, shape: tuple[int, ...]) -> Array:
-    """Kernels and biases start as zeros; initialization.py then fills all of them at once."""
-    return jnp.zeros(shape)
+# A collection that exists while a network is initialised: it has an entry at the path of each layer of this file, whose
+# kernel and bias initialization.py then fills. Whatever else a network holds starts as its own initialisers say.
+UNFILLED, MARK = "unfilled", "layer"
+
+
+def _kernel_and_bias(layer: nn.Module, shape: tuple[int, ...], features: int) -> tuple[Array, Array]:
+    """A layer's parameters. They start as zeros, and initialization.py fills those of all layers at once."""
+    if layer.is_initializing():
+        layer.put_variable(UNFILLED, MARK, jnp.zeros(()))
+    kernel = layer.param("kernel", lambda key, shape: jnp.zeros(shape), shape)
+    return kernel, layer.param("bias", lambda key, shape: jnp.zeros(shape), (features,))
 
 
 class Linear(nn.Module):
@@ -40,8 +48,7 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "inputs batch"]) -> Float[Array, "outputs batch"]:
-        kernel = self.param("kernel", _zeros, (x.shape[0], self.features))
-        bias = self.param("bias", _zeros, (self.features,))
+        kernel, bias = _kernel_and_bias(self, (x.shape[0], self.features), self.features)
         return kernel.astype(x.dtype).T @ x + bias.astype(x.dtype)[:, None]
 
 
@@ -59,10 +66,9 @@ class Conv(nn.Module):
         self, x: Float[Array, "tiles c h w tile"], dead_bias: bool = False
     ) -> Float[Array, "tiles d p q tile"]:
         shape = (self.kernel, self.kernel, x.shape[1], self.features)
-        kernel = self.param("kernel", _zeros, shape)
-        bias = _bias(self.param("bias", _zeros, (self.features,)), dead_bias)
+        kernel, bias = _kernel_and_bias(self, shape, self.features)
         y = self.convolution.forward(x, kernel.astype(x.dtype), self.stride, self.padding)
-        return y + _columns(bias.astype(x.dtype))
+        return y + _columns(_alive(bias, dead_bias).astype(x.dtype))
 
 
 class ConvTranspose(nn.Module):
@@ -80,14 +86,13 @@ class ConvTranspose(nn.Module):
         self, x: Float[Array, "tiles c h w tile"], dead_bias: bool = False
     ) -> Float[Array, "tiles d p q tile"]:
         shape = (self.kernel, self.kernel, self.features, x.shape[1])
-        kernel = self.param("kernel", _zeros, shape)
-        bias = _bias(self.param("bias", _zeros, (self.features,)), dead_bias)
+        kernel, bias = _kernel_and_bias(self, shape, self.features)
         size = (self.size, self.size)
         y = self.convolution.transpose(x, kernel.astype(x.dtype), self.stride, self.padding, size)
-        return y + _columns(bias.astype(x.dtype))
+        return y + _columns(_alive(bias, dead_bias).astype(x.dtype))
 
 
-def _bias(bias: Float[Array, " channels"], dead: bool) -> Float[Array, " channels"]:
+def _alive(bias: Float[Array, " channels"], dead: bool) -> Float[Array, " channels"]:
     """A bias, which is dead where BatchNorm takes the batch's mean away again: its gradient is 0.
 
     Computed, it would be rounding, which Adam turns into steps of a size that depends on the order of sums, on other

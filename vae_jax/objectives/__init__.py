@@ -1,7 +1,10 @@
 """Objectives: one short pure function each, and one line here."""
 
+from typing import Any
+
 from vae_jax.config import ObjectiveConfig
 from vae_jax.errors import UserError
+from vae_jax.expectation import expect
 from vae_jax.objectives.autoencoder import CORRUPTIONS, autoencoder, denoising_autoencoder
 from vae_jax.objectives.base import Model, Objective, Terms
 from vae_jax.objectives.importance import ciwae, iwae, miwae, piwae
@@ -45,3 +48,23 @@ def get(config: ObjectiveConfig) -> Objective:
     objective = found if isinstance(found, Objective) else Objective(found)
     check_functions(objective, "objective.name")
     return objective
+
+
+def checked(objective: Objective, name: str) -> Objective:
+    """The objective, whose terms are looked at while they are traced.
+
+    Its `terms` raises a UserError if it gives anything but `Terms` with one number an image.
+    """
+
+    def terms(key: Any, model: Model, images: Any, config: ObjectiveConfig) -> Terms:
+        result = objective.terms(key, model, images, config)
+        if not isinstance(result, Terms):
+            found = type(result).__name__
+            raise UserError(
+                f"objective.name {name}: expected it to give Terms(loss, reconstruction, kl); found {found}"
+            )
+        for part, value in result._asdict().items():
+            expect(f"objective.name {name}, {part}", value, (len(images),))
+        return result
+
+    return objective._replace(terms=terms)

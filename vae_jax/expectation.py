@@ -1,0 +1,52 @@
+"""What a part of a model gives is looked at while it is traced: a wrong shape would be broadcast without a word."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from vae_jax.errors import UserError
+
+Shape = tuple[int, ...]
+
+
+def expect(what: str, value: Any, shape: Shape) -> None:
+    """Refuses what is no array of floating-point numbers of this shape.
+
+    Args:
+        what: gives it, for the message; it begins with the option to blame.
+        value: that it gives.
+        shape: that it must have.
+
+    Raises:
+        UserError: naming both shapes.
+    """
+    if _kind(value) != _floats(shape):
+        raise UserError(f"{what}: expected {_floats(shape)}; found {_kind(value)}")
+
+
+def expect_all(what: str, values: Any, shapes: Mapping[str, Shape]) -> None:
+    """The same of a dict of arrays: neither more nor fewer than named.
+
+    Raises:
+        UserError: naming the first that is missing, not asked for or of another shape.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"{what}: expected a dict with {', '.join(shapes)}; found {_kind(values)}")
+    names = ", ".join(map(str, values)) or "nothing"
+    if values.keys() != shapes.keys():
+        raise UserError(f"{what}: expected {', '.join(shapes)}; found {names}")
+    for name, shape in shapes.items():
+        expect(f"{what}, {name}", values[name], shape)
+
+
+def _floats(shape: Shape) -> str:
+    return f"floats of shape {shape}"
+
+
+def _kind(value: Any) -> str:
+    if not hasattr(value, "shape") or not hasattr(value, "dtype"):
+        return f"a {type(value).__name__}"
+    if jnp.issubdtype(value.dtype, jnp.floating):
+        return _floats(tuple(value.shape))
+    return f"{value.dtype} of shape {tuple(value.shape)}"
