@@ -1,10 +1,10 @@
-"""A user's convolutional network: Flax's convolutions ("flax") and vae_jax.layers' ("ours") beside a usual training loop.
+"""A user's convolutional network, with Flax's convolutions ("flax") or vae_jax.layers' ("ours"), beside a usual loop.
 
     .venv/bin/python benchmarks/own_network.py
 
-All train the same small network with GroupNorm on scikit-learn's digits (32x32, batches of 64) and take turns. "a Python
-loop" calls one compiled step for each batch; the others are vae_jax's training loop, "in a compiled loop" as it would
-be if nothing looked for XLA's own convolution.
+All train the same small network with GroupNorm on scikit-learn's digits (32x32, batches of 64) and take turns.
+"a Python loop" calls one compiled step for each batch; the others are vae_jax's training loop, "in a compiled loop" as
+it would be if nothing looked for XLA's own convolution.
 """
 
 import argparse
