@@ -28,11 +28,11 @@ def config(tmp_path):
     return make
 
 
-def refused(config: DataConfig) -> str:
+def refused(config: DataConfig, place: str | None = None) -> str:
     with pytest.raises(UserError) as error:
         load(config)
     assert "\n" not in str(error.value)
-    assert config.path in str(error.value)
+    assert (place or config.path) in str(error.value)
     return str(error.value)
 
 
@@ -85,6 +85,64 @@ def test_npz_with_other_names(config):
     assert any(line.endswith("ignoring more") for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("train", "test", "validation"),
+    [
+        (("X_train", "y_train"), ("X_test", "y_test"), ("X_val", "y_val")),
+        (("train_images", "train_labels"), ("test_images", "test_labels"), ("val_images", "val_labels")),
+        (("images_train", "labels_train"), ("images_test", "labels_test"), ("images_valid", "labels_valid")),
+        (("images", "targets"), ("testing", "testing_y"), ("validation", "y_validation")),
+        (("train", ""), None, ("val", "")),
+        (("data", "labels"), None, None),
+    ],
+)
+def test_npz_names_in_any_usual_way(config, train, test, validation):
+    arrays = {}
+    for start, names in ((0, train), (4, test), (7, validation)):
+        if names:
+            arrays |= {names[0]: IMAGES[start:]} | ({names[1]: np.arange(start, 10)} if names[1] else {})
+    np.savez(config().path, **arrays)
+    lines = []
+    data = load(config(), report=lines.append)
+    for start, names, split in ((4, test, data.test), (7, validation, data.validation)):
+        if names:
+            np.testing.assert_array_equal(split.images[..., 0], IMAGES[start:])
+            assert (split.labels is None) == (not names[1])
+            assert split.labels is None or split.labels.tolist() == list(range(start, 10))
+    assert (len(data.test), data.validation is None) == (6 if test else 2, validation is None)
+    assert len(data.train) == (10 if test else 8)
+    assert not [line for line in lines if "ignoring" in line]
+
+
+def test_npz_names_that_cannot_be_understood(config):
+    np.savez(config().path, x_train=IMAGES, train=IMAGES)
+    assert "expected one array of train images, found x_train and train" in refused(config())
+    np.savez(config().path, x_test=IMAGES, x_val=IMAGES)
+    assert "expected training images in an array named x_train" in refused(config())
+    np.savez(config().path, train=IMAGES, test=IMAGES[:3], labels_val=np.arange(10), more_train_images=IMAGES)
+    lines = []
+    load(config(), report=lines.append)
+    assert any(line.endswith("ignoring labels_val, more_train_images") for line in lines)
+
+
+def test_a_validation_split_is_not_held_out_once_more(config):
+    np.savez(config().path, train=IMAGES, val=IMAGES[:4])
+    assert "data.validation: expected 0, since data has a validation split of its own" in refused(
+        config(validation=0.5), "data.validation"
+    )
+
+
+@pytest.mark.parametrize("name", ["data.npy", "data.npz"])
+def test_bools_are_black_and_white(config, name):
+    bits = IMAGES > 99
+    np.save(config(name).path, bits) if name == "data.npy" else np.savez(config(name).path, images=bits)
+    lines = []
+    data = load(config(name, test=1.0), report=lines.append)
+    order = np.sort(np.random.RandomState(0).permutation(10)[1:])
+    np.testing.assert_array_equal(data.train.images[..., 0], np.where(bits, 255, 0)[order])
+    assert any("False and True are taken for levels 0 and 255" in line for line in lines)
+
+
 def test_only_what_is_resized_is_cached(config, tmp_path):
     np.savez(config().path, images=IMAGES)
     load(config())
@@ -104,11 +162,12 @@ def test_fortran_order(config):
 @pytest.mark.parametrize(
     ("images", "reason"),
     [
-        (IMAGES.astype(np.int64), "found int64"),
-        (IMAGES > 9, "found bool"),
+        (IMAGES.astype(np.int64), "found int64; if 255 is white, take (images / 255)"),
+        (IMAGES.astype(np.uint16), "found uint16; if 65535 is white, take (images / 65535)"),
         (IMAGES.astype(complex), "found complex"),
-        (IMAGES / 128, "levels from"),
-        (IMAGES / 255 - 0.5, "levels from"),
+        (IMAGES / 1.0, "to 255.0; divide them by 255"),
+        (IMAGES * 2.0, "levels from"),
+        (IMAGES / 255 - 0.5, "take (images + 1) / 2"),
         (np.full((4, 6, 6), np.nan), "levels from nan"),
         (np.full((4, 6, 6), np.inf), "levels from inf"),
         (IMAGES[0], "found shape"),
@@ -130,6 +189,22 @@ def test_other_arrays_are_refused(config, images, reason, name):
 def test_other_labels_are_refused(config, labels):
     np.savez(config().path, images=IMAGES, labels=labels)
     assert "expected 10 integer labels" in refused(config())
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (np.full(10, 2**63 + 5, np.uint64), "found 9223372036854775813 to 9223372036854775813"),
+        (np.arange(2**63 - 4, 2**63 + 6, dtype=np.uint64), "to 9223372036854775813"),
+        (np.arange(-1, 9), "found -1 to 8"),
+    ],
+)
+@pytest.mark.parametrize("size", [6, 8])  # read again each time, and cached
+def test_labels_out_of_range_are_refused(config, labels, found, size):
+    np.savez(config().path, images=IMAGES, labels=labels)
+    assert found in refused(config(image_size=size))
+    np.savez(config().path, images=IMAGES, labels=np.arange(10, dtype=np.uint64))
+    assert load(config(image_size=size)).train.labels.dtype == np.int64
 
 
 def test_other_files_are_refused(config, tmp_path):

@@ -1,5 +1,6 @@
 """Images from a folder."""
 
+import io
 import os
 import shutil
 import struct
@@ -8,15 +9,16 @@ import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from data_fixtures import png
+from data_fixtures import chunk, png, raw_png
 from PIL import Image
 
 from vae_jax.config import DataConfig
 from vae_jax.data import load
-from vae_jax.data.resize import Resizer, decode
+from vae_jax.data.resize import Resizer, decode, inspect
 from vae_jax.errors import UserError
 
 RANDOM = np.random.RandomState(0)
@@ -33,9 +35,18 @@ def root(tmp_path):
     return folder
 
 
-def read(root: Path, **options):
+def read(root: Path, lines: list[str] | None = None, **options):
+    """The data set in a folder; `lines` gets what is reported."""
     options = {"image_size": 4, "test": 1.0, **options}
-    return load(DataConfig(source="folder", path=str(root), cache_dir=str(root.parent / "cache"), **options))
+    config = DataConfig(source="folder", path=str(root), cache_dir=str(root.parent / "cache"), **options)
+    return load(config, report=lines.append if lines is not None else None)
+
+
+def resized(image: np.ndarray | Image.Image, kind: str, channels: int = 1, **options) -> np.ndarray:
+    """An image as it is read from a file of this format, 4 x 4."""
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
+    return Resizer(4, channels).read(buffer.getvalue(), "image")
 
 
 def refused(root: Path, place: Path, reason: str, **options) -> None:
@@ -95,10 +106,190 @@ def test_train_and_test_are_splits(root):
     assert (levels(data.test), data.test.labels.tolist()) == ([4, 3], [0, 2])
 
 
-def test_train_alone_is_a_class(root):
-    png(grey(1), root / "train" / "1.png")
-    png(grey(2), root / "other" / "1.png")
-    assert read(root).class_names == ("other", "train")
+def tree(root: Path, *folders: str, images: int = 5) -> Path:
+    """Images of levels 10, 11, … in the first folder, 20, 21, … in the second, and so on."""
+    for number, folder in enumerate(folders, 1):
+        for image in range(images):
+            png(grey(10 * number + image), root / folder / f"{image}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("folders", "train", "test", "validation"),
+    [
+        (("train/a", "train/b", "val/a", "val/b"), {1, 2}, None, {3, 4}),
+        (("Train/a", "TEST/b"), {1}, {2}, None),
+        (("training/a", "testing/a", "valid/b"), {1}, {2}, {3}),
+        (("train", "test", "Validation"), {1}, {2}, {3}),
+        (("train/a", "dev/a"), {1}, None, {2}),
+        (("train/a", "train/b"), {1, 2}, None, None),
+    ],
+)
+def test_splits_by_any_of_their_names(root, folders, train, test, validation):
+    (root / "notes").mkdir(parents=True)
+    lines = []
+    data = read(tree(root, *folders), lines, test=0.2)
+    if test:
+        assert {level // 10 for level in levels(data.test)} == test
+        assert {level // 10 for level in levels(data.train)} == train
+    else:
+        assert len(data.test) == len(train)
+        assert sorted(levels(data.train) + levels(data.test)) == [
+            10 * number + image for number in train for image in range(5)
+        ]
+    assert (data.validation and {level // 10 for level in levels(data.validation)}) == validation
+    classes = sorted({folder.partition("/")[2] for folder in folders} - {""})
+    assert data.class_names == (tuple(classes) or None)
+    if classes:
+        of = {number: classes.index(folder.partition("/")[2]) for number, folder in enumerate(folders, 1)}
+        for split in (data.train, data.test, data.validation):
+            assert split is None or [of[level // 10] for level in levels(split)] == split.labels.tolist()
+    said = [line for line in lines if "the validation images are those in" in line]
+    assert len(said) == bool(validation)
+    assert not said or ("no test folder" in said[0]) == (test is None)
+    again = read(root, test=0.2)  # from the cache
+    assert (again.validation and levels(again.validation)) == (data.validation and levels(data.validation))
+
+
+@pytest.mark.parametrize(
+    ("folders", "named"),
+    [
+        (("train/a", "Training/a"), {"Training", "train"}),
+        (("train/a", "val/a", "valid/a"), {"train", "val", "valid"}),
+        (("train/a", "test/a", "other"), {"train", "test", "other"}),
+        (("train/a", "other"), {"train", "other"}),
+        (("test/a", "other"), {"test", "other"}),
+        (("test/a", "val/a"), {"test", "val"}),
+        (("val",), {"val"}),
+    ],
+)
+def test_splits_that_cannot_be_understood_are_refused(root, folders, named):
+    tree(root, *folders)
+    with pytest.raises(UserError, match="a folder train with nothing but one test and one validation") as error:
+        read(root)
+    assert set(str(error.value).rpartition("found ")[2].split(", ")) == named
+
+
+def test_images_beside_splits_are_refused(root):
+    png(grey(1), tree(root, "train", "test") / "stray.png")
+    refused(root, root, "stray.png")
+
+
+def test_a_validation_split_is_not_held_out_once_more(root):
+    tree(root, "train", "val")
+    with pytest.raises(UserError, match=r"data\.validation: expected 0, since pictures has a validation split"):
+        read(root, validation=0.1)
+
+
+def test_train_among_classes_is_a_class(root):
+    lines = []
+    assert read(tree(root, "train", "ship", "test_tubes"), lines).class_names == ("ship", "test_tubes", "train")
+    assert f"{root}: the folder train is taken for a class, as ship beside it is one" in lines
+
+
+# Formats
+
+
+def test_every_format_is_read_alike():
+    picture = RANDOM.randint(0, 256, (4, 4, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(resized(picture, "png", 3), picture)
+    for kind, options in (("bmp", {}), ("tiff", {}), ("tiff", {"compression": "tiff_lzw"}), ("ppm", {})):
+        np.testing.assert_array_equal(resized(picture, kind, 3, **options), picture)
+    np.testing.assert_array_equal(resized(picture, "webp", 3, lossless=True), picture)
+    np.testing.assert_array_equal(resized(Image.fromarray(picture).quantize(16), "gif", 3), picture)
+    deep = (picture[..., 0].astype(np.uint16) << 8) + 77
+    for kind in ("tiff", "ppm"):
+        np.testing.assert_array_equal(resized(deep, kind), resized(deep, "png"))
+    for kind in ("webp", "tiff"):  # transparency, and orientation
+        see_through = np.dstack([picture, RANDOM.randint(0, 2, (4, 4)).astype(np.uint8) * 255])
+        options = {"lossless": True} if kind == "webp" else {}
+        np.testing.assert_array_equal(resized(see_through, kind, 3, **options), resized(see_through, "png", 3))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        np.testing.assert_array_equal(resized(picture, kind, 3, exif=exif, **options), np.rot90(picture, -1))
+
+
+@pytest.mark.parametrize("ending", ["webp", "bmp", "tif", "TIFF", "gif", "pgm", "jfif"])
+def test_formats_are_mixed_and_counted(root, ending):
+    kind = {"tif": "TIFF", "pgm": "PPM", "jfif": "JPEG"}.get(ending, ending.upper())
+    for number in range(3):
+        png(grey(number), root / "a" / f"{number}.png")
+        png(grey(10 + number), root / "a" / f"x{number}.{ending}", format=kind)
+    lines = []
+    data = read(root, lines)
+    assert len(data.train) + len(data.test) == 6
+    assert f"{root}: 6 images (3 PNG, 3 {kind})" in lines
+
+
+def test_what_is_left_out_is_counted_and_named(root):
+    names = ["a/1.heic", "a/deep/2.HEIC", "a/notes.txt", "a/bare", "a/.DS_Store", "a/._1.png", "a/.3.jpg", ".git/x.png"]
+    for name in ("a/1.png", "a/2.png", *names):
+        png(grey(1), root / name, format="png")
+    (root / "labels.csv").write_text("")
+    lines = []
+    read(root, lines)
+    (line,) = (line for line in lines if "left out" in line)
+    assert line.startswith(f"{root}: 2 images (2 PNG); left out are 6 other files: ")
+    assert set(line.partition("files: ")[2].split(", ")) == {
+        *("1 .csv (labels.csv)", "1 hidden (a/.3.jpg)", "2 .heic (a/1.heic)", "1 without an ending (a/bare)"),
+        "1 .txt (a/notes.txt)",
+    }
+    for name in ("a/1.png", "a/2.png"):
+        (root / name).unlink()
+    refused(root, root, "found none; left out are 6 other files: ")
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp", "tiff", "png"])
+def test_a_file_of_several_pictures_is_refused(root, kind):
+    more = [Image.fromarray(grey(level)) for level in (100, 200)]
+    path = png(grey(1), root / f"b.{kind}", save_all=True, append_images=more)
+    refused(root, path, "expected a single picture, found a file of several")
+    png(grey(1), root / "a.png")
+    png(grey(2), root / "c.png")
+    assert len(read(root, skip_bad=True).skipped) == 1
+
+
+@pytest.mark.parametrize("levels", [np.full((4, 4), 0.5, np.float32), np.full((4, 4), 200, np.int32)])
+def test_levels_whose_white_is_unknown_are_refused(root, levels):
+    refused(root, png(Image.fromarray(levels), root / "a.tif"), "8 or 16 bits, whose white is known, found")
+
+
+def test_a_tiff_of_16_bits_whose_white_is_0():
+    levels = np.array([[0, 257], [32768, 65535]], np.uint16).repeat(2, 0).repeat(2, 1)
+    read = resized(levels, "tiff", tiffinfo={262: 0})[::2, ::2, 0]
+    np.testing.assert_array_equal(read, [[255, 254], [127, 0]])
+
+
+@pytest.mark.parametrize("kind", ["webp", "tiff", "bmp", "gif", "ppm"])
+def test_a_bomb_of_any_format_is_refused_before_it_is_decoded(root, kind):
+    """The header claims 10,000 x 10,000 pixels, and the file is too small to hold them."""
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"lossless": True} if kind == "webp" else {}
+    Image.new("L", (2, 2)).save(buffer, kind, **options)
+    content = bytearray(buffer.getvalue())
+    if kind == "webp":
+        content[21:25] = struct.pack("<I", 9_999 | 9_999 << 14)  # after the signature of a lossless picture
+    elif kind == "bmp":
+        content[18:26] = struct.pack("<ii", 10_000, 10_000)
+    elif kind == "gif":
+        content[6:10] = struct.pack("<HH", 10_000, 10_000)
+    elif kind == "ppm":
+        content = b"P5 10000 10000 255\n" + bytes(4)
+    else:
+        for tag in (256, 257):
+            place = content.index(struct.pack("<HHI", tag, 4, 1))
+            content[place + 8 : place + 12] = struct.pack("<I", 10_000)
+    path = root / f"bomb.{kind}"
+    path.write_bytes(content)
+    refused(root, path, "found an image over that limit")
+
+
+def test_a_tiffs_tiles_are_no_larger_than_images():
+    tags = {256: 32, 257: 32, 258: 8, 259: 8, 262: 1, 277: 1, 322: 60_000, 323: 60_000, 324: 134, 325: 16}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    content = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + entries + bytes(4) + zlib.compress(bytes(1024))
+    with pytest.raises(UserError, match="found an image over that limit"):
+        decode(content, "image")
 
 
 def test_the_cache_follows_the_files(root):
@@ -194,7 +385,7 @@ def test_names_are_told_on_one_line(root):
     path.write_text("no image")
     with pytest.raises(UserError) as error:
         read(root)
-    assert r"a\nb\x1b[31m/1.png: expected a PNG or JPEG image" in str(error.value)
+    assert r"a\nb\x1b[31m/1.png: expected an image (PNG, " in str(error.value)
 
 
 def test_a_home_folder_that_is_not_there(root):
@@ -256,12 +447,20 @@ def test_an_image_that_is_mended_is_no_longer_left_out(mixed):
 
 
 def test_many_bad_images_are_counted(root):
-    png(grey(1), root / "good1.png")
-    png(grey(1), root / "good2.png")
+    png(grey(255), root / "good1.png")
+    png(grey(255), root / "good2.png")
     for number in range(25):
         (root / f"{number:02}.png").write_text("no image")
     lines = []
-    config = DataConfig("folder", path=str(root), skip_bad=True, cache_dir=str(root.parent / "cache"), test=1.0)
+    config = DataConfig(
+        "folder",
+        path=str(root),
+        skip_bad=True,
+        cache_dir=str(root.parent / "cache"),
+        test=1.0,
+        image_size=4,
+        channels=1,
+    )
     assert len(load(config, report=lines.append).skipped) == 25
     assert lines[-1] == "  and 5 more"
     assert len(lines) == 1 + 1 + 20 + 1  # cached, how many, which, and more
@@ -300,8 +499,11 @@ def test_other_content_is_named(root):
     path = root / "text.png"
     path.write_text("not an image")
     refused(root, path, "cannot be decoded")
-    Image.new("RGB", (4, 4)).save(path, format="tiff")
+    Image.new("RGB", (4, 4)).save(path, format="ico")
     refused(root, path, "cannot be decoded")
+    Image.new("L", (4, 4), 7).save(path, format="tiff")  # of another format than its name says
+    png(grey(7), root / "other.png")
+    assert levels(read(root).train) == [7]
 
 
 def test_a_palette_that_is_not_there(root):
@@ -326,12 +528,7 @@ def test_a_flipped_bit_in_a_png_is_found(root):
 
 def png_header(width: int, height: int) -> bytes:
     """A PNG without its pixels: whoever decodes it finds it truncated."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+    return raw_png(width, height, 8, 0, b"")
 
 
 # Above our limit, above Pillow's, where it warns, and above twice Pillow's, where it raises.
@@ -421,6 +618,44 @@ def test_transparency_is_laid_over_white(root):
     np.testing.assert_array_equal(one(png(grey_alpha, root / "la.png"), 1)[..., 0], [[0, 255], [76, 127]])
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_transparent_grey_of_any_depth_is_white(depth):
+    """The same picture has the same levels whatever its bit depth."""
+    most = (1 << depth) - 1
+    line = np.array([0, most // 3, most, 0] * 2)
+    bits = ((line[:, None] >> np.arange(depth - 1, -1, -1)) & 1).astype(np.uint8)
+    pixels = (b"\0" + np.packbits(bits.ravel()).tobytes()) * 8
+    for level in {0, most // 3, most}:
+        content = raw_png(8, 8, depth, 0, pixels, chunk(b"tRNS", struct.pack(">H", level)))
+        expected = np.where(line == level, 255, np.rint(line * 255 / most)).astype(int)
+        for channels in (1, 3):
+            read = Resizer(8, channels).read(content, "image")
+            np.testing.assert_array_equal(read, np.broadcast_to(expected[None, :, None], (8, 8, channels)))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_transparent_colour_of_any_depth_is_white(depth, monkeypatch):
+    """Of 16 bits all count, though Pillow keeps 8: the second pixel differs in the low ones."""
+    colours = np.array([[5, 0, 60], [5, 1, 60], [5, 0, 60], [250, 200, 255]], np.uint16)
+    if depth == 16:
+        colours = colours * np.uint16(256)
+        colours[1] = colours[0] + np.array([0, 1, 0], np.uint16)
+    line = b"\0" + colours.astype(">u2" if depth == 16 else "u1").tobytes()
+    content = raw_png(4, 4, depth, 2, line * 4, chunk(b"tRNS", struct.pack(">HHH", *map(int, colours[0]))))
+    expected = colours >> (depth - 8)
+    expected[[0, 2]] = 255
+    for band in (1 << 20, 3):
+        monkeypatch.setattr("vae_jax.data.resize.BAND", band)
+        np.testing.assert_array_equal(Resizer(4, 3).read(content, "image"), np.broadcast_to(expected, (4, 4, 3)))
+
+
+def test_alpha_of_16_bits_is_laid_over_white():
+    pixels = np.array([[0, 0], [0, 65535], [65535, 0], [0, 32896]], ">u2")
+    for kind, columns in ((4, [0, 1]), (6, [0, 0, 0, 1])):
+        content = raw_png(4, 4, 16, kind, (b"\0" + pixels[:, columns].tobytes()) * 4)
+        np.testing.assert_array_equal(Resizer(4, 1).read(content, "image")[0, :, 0], [255, 0, 255, 127])
+
+
 def test_palettes_keep_their_colours(root):
     colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [9, 9, 9]]], np.uint8)
     palette = Image.fromarray(colours).quantize(4)
@@ -441,6 +676,67 @@ def test_the_exif_orientation_is_applied(root):
     exif[0x0112] = 6  # to be turned clockwise
     turned = one(png(image, root / "photo.jpg", exif=exif, quality=100), 1)[..., 0]
     np.testing.assert_array_equal(turned > 127, [[True, False], [True, True]])
+
+
+def exif_of(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF data in the little-endian order: entries of tag, type, count and four bytes."""
+    body = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + bytes(4)
+
+
+TURNED = (0x0112, 3, 1, b"\x06\0\0\0")
+XMP = b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>'
+LONG = zlib.compress(bytes(1 << 21))
+ODD = {  # chunks of a PNG, and whether they say that it is turned
+    "resolution as text": ([chunk(b"eXIf", exif_of(TURNED, (0x011A, 2, 4, b"abc\0")))], True),
+    "resolution that is elsewhere": ([chunk(b"eXIf", exif_of(TURNED, (0x011A, 5, 1, b"\xff\xff\0\0")))], True),
+    "notes that are elsewhere": ([chunk(b"eXIf", exif_of(TURNED, (0x8769, 4, 1, b"\xff\xff\xff\x7f")))], True),
+    "no EXIF": ([chunk(b"eXIf", b"garbage")], False),
+    "empty EXIF": ([chunk(b"eXIf", b"")], False),
+    "no EXIF, but XMP": ([chunk(b"eXIf", b"garbage"), chunk(b"iTXt", XMP)], True),
+    "long text": ([chunk(b"zTXt", b"a\0\0" + LONG)], False),
+    "long text and XMP": ([chunk(b"zTXt", b"a\0\0" + LONG), chunk(b"iTXt", XMP)], True),
+    "EXIF and long text": ([chunk(b"eXIf", exif_of(TURNED)), chunk(b"iTXt", b"a\0\1\0\0\0" + LONG)], True),
+    "text of another compression": ([chunk(b"zTXt", b"a\0\7x")], False),
+    "profile of another compression": ([chunk(b"iCCP", b"a\0\7x")], False),
+    "long profile": ([chunk(b"iCCP", b"a\0\0" + LONG)], False),
+    "no profile": ([chunk(b"iCCP", b"")], False),
+    "short gamma and size": ([chunk(b"gAMA", b"\0"), chunk(b"pHYs", b"\0"), chunk(b"cHRM", b"\0")], False),
+    "damaged text": ([chunk(b"tEXt", b"a\0b")[:-1] + b"!"], False),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+@pytest.mark.parametrize("last", [False, True])
+def test_odd_metadata_do_not_keep_an_image_from_being_read(case, last):
+    chunks, turned = ODD[case]
+    levels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
+    pixels = b"".join(b"\0" + line.tobytes() for line in levels)
+    content = raw_png(4, 4, 8, 0, pixels, *chunks)
+    if last:  # after the pixels
+        content = raw_png(4, 4, 8, 0, pixels)[:-12] + b"".join(chunks) + chunk(b"IEND", b"")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = Resizer(4, 1).read(content, "image")[..., 0]
+        assert inspect(content, "image")[:3] == (4, 4, False)
+    np.testing.assert_array_equal(read, np.rot90(levels, -1) if turned else levels)
+
+
+@pytest.mark.parametrize(
+    ("exif", "turned"),
+    [
+        (exif_of(TURNED, (0x011A, 2, 4, b"abc\0")), True),
+        (exif_of(TURNED, (0x011A, 2, 4, b"abc\0"), (0x0128, 2, 4, b"abc\0")), True),
+        (exif_of((0x0112, 2, 2, b"x\0\0\0")), False),
+        (b"garbage", False),
+        (b"", False),
+    ],
+)
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_odd_metadata_of_other_formats(kind, exif, turned):
+    levels = np.array([[0, 90], [170, 255]], np.uint8).repeat(8, 0).repeat(8, 1)
+    plain, odd = (resized(levels, kind, quality=100, **more).astype(int) for more in ({}, {"exif": b"Exif\0\0" + exif}))
+    np.testing.assert_allclose(odd, np.rot90(plain, -1) if turned else plain, atol=3)
 
 
 def test_cmyk_photos(root):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from vae_jax import memory
 from vae_jax.config import DataConfig, check_data_used
-from vae_jax.data import SOURCES, Dataset, Split, load
+from vae_jax.data import SOURCES, Dataset, Split, load, read_images, resolve
 from vae_jax.data.cache import cache_folder
 from vae_jax.data.load import hold_out
 from vae_jax.data.resize import Resizer
@@ -122,6 +122,122 @@ def test_what_has_the_right_size_and_mode_is_not_touched():
 def test_the_number_of_images_is_checked():
     with pytest.raises(ValueError, match="zip"):
         Resizer(8, 1).stack(iter(GREY), 31)
+
+
+# Size and channels where the configuration sets none
+
+
+def write_images(root, *shapes: tuple[int, ...]):
+    """PNG files of random levels, of these shapes."""
+    root.mkdir(exist_ok=True)
+    for number, shape in enumerate(shapes):
+        Image.fromarray(RANDOM.randint(0, 256, shape).astype(np.uint8)).save(root / f"{number}.png")
+    return DataConfig("folder", path=str(root), test=1.0, cache_dir=str(root.parent / "cache"))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected", "said"),
+    [
+        ([(20, 20)] * 3, (20, 20, 1), "data.image_size 20 and data.channels 1, chosen for 3 images of 20x20, grey"),
+        (
+            [(20, 20, 3)] * 3,
+            (20, 20, 3),
+            "data.image_size 20 and data.channels 3, chosen for 3 images of 20x20, in col",
+        ),
+        ([(9, 9), (9, 9, 3)], (9, 9, 3), "of 9x9, in colour"),
+        ([(20, 20), (24, 24), (24, 24), (31, 40)], (24, 24, 1), "of 20x20 to 40x31, grey; those that are not square"),
+        ([(20, 30, 4)] * 2, (20, 20, 3), "of 30x20, in colour; those that are not square are stretched"),
+        ([(70, 90), (300, 200)], (64, 64, 1), "of 90x70 to 200x300, grey; at most 64 is chosen, more must be set"),
+        ([(40, 40), (600, 700)], (40, 40, 1), "of 40x40 to 700x600"),
+    ],
+)
+def test_size_and_channels_are_the_images_own(tmp_path, shapes, expected, said):
+    config, lines = write_images(tmp_path / "images", *shapes), []
+    assert load(config, report=lines.append).image_shape == expected
+    (line,) = (line for line in lines if "chosen" in line)
+    assert said in line
+    assert resolve(config).image_shape == expected
+    # What is set stays so, and what is not is still chosen.
+    assert load(replace(config, image_size=5)).image_shape == (5, 5, expected[2])
+    assert load(replace(config, channels=1)).image_shape == (*expected[:2], 1)
+    assert resolve(replace(config, image_size=5, channels=3, path="nowhere")).image_shape == (5, 5, 3)
+
+
+def test_sizes_with_nothing_in_common_are_refused(tmp_path):
+    config = write_images(tmp_path / "images", (8, 8), (64, 48), (8, 8))
+    with pytest.raises(UserError, match=r"data\.image_size: .* found 8x8 \(.*0\.png\) to 48x64 \(.*1\.png\)"):
+        load(config)
+    assert load(replace(config, image_size=16)).image_shape == (16, 16, 1)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("png", {}), ("jpeg", {"quality": 50}), ("webp", {"quality": 50})])
+def test_grey_images_stored_in_colour_are_grey(tmp_path, kind, options):
+    grey = Image.fromarray(RANDOM.randint(0, 256, (20, 20)).astype(np.uint8)).convert("RGB")
+    for number in range(2):
+        grey.save(tmp_path / f"{number}.{kind}", **options)
+    config = DataConfig("folder", path=str(tmp_path), image_size=20, cache_dir=str(tmp_path / "cache"))
+    assert resolve(config).channels == 1
+    Image.new("RGB", (20, 20), (200, 90, 0)).save(tmp_path / "2.png")
+    assert resolve(config).channels == 3
+
+
+def test_palettes_are_grey_or_in_colour(tmp_path):
+    grey = Image.fromarray(GREY[0]).convert("P")
+    grey.save(tmp_path / "0.png")
+    config = DataConfig("folder", path=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    assert resolve(config).image_shape == (8, 8, 1)
+    grey.putpalette([255, 0, 0] * 256)
+    grey.save(tmp_path / "0.png")
+    assert resolve(config).image_shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("shape", [(30, 8, 8), (30, 8, 8, 1), (30, 8, 8, 3), (30, 8, 12, 4)])
+def test_an_arrays_size_and_channels(tmp_path, shape):
+    np.save(tmp_path / "x.npy", RANDOM.randint(0, 256, shape).astype(np.uint8))
+    config = DataConfig("array", path=str(tmp_path / "x.npy"), cache_dir=str(tmp_path / "cache"))
+    assert load(config).image_shape == (8, 8, 3 if len(shape) == 4 and shape[3] > 1 else 1)
+    assert (tmp_path / "cache").exists() == (shape[-1] == 4)  # what is not resized is not cached
+
+
+def test_the_digits_stay_as_they_are():
+    lines = []
+    assert load(DataConfig(), report=lines.append).image_shape == (32, 32, 1)
+    assert resolve(DataConfig("mnist")) == DataConfig("mnist", image_size=32, channels=1)
+    assert lines == []
+
+
+def test_image_files_are_read_as_the_data_set(tmp_path):
+    config = write_images(tmp_path / "images", (20, 20, 3), (20, 20, 3))
+    assert read_images([tmp_path / "images" / "0.png"], config).shape == (1, 20, 20, 3)
+    assert read_images([tmp_path / "images" / "0.png"], DataConfig()).shape == (1, 32, 32, 1)
+
+
+# Levels
+
+
+@pytest.mark.parametrize("top", [0, 1, 16, 127, 128, 255])
+def test_images_whose_white_is_not_255_are_reported(tmp_path, top):
+    images = np.zeros((30, 8, 8), np.uint8)
+    images[:, 3, 3] = top
+    bright = np.full((30, 8, 8), 255, np.uint8)
+    for train, test in ((images, images), (images, bright), (bright, images)):
+        np.savez(tmp_path / "x.npz", train=train, test=test)
+        lines = []
+        for _ in range(2):  # made, and from the cache
+            load(
+                DataConfig(
+                    "array", path=str(tmp_path / "x.npz"), image_size=9, channels=1, cache_dir=str(tmp_path / "cache")
+                ),
+                report=lines.append,
+            )
+        said = [line for line in lines if "brightest" in line]
+        assert len(said) == (2 if top < 128 else 0)
+        for line in said:
+            assert ("among the train images" in line, "among the test images" in line) == (
+                train is images,
+                test is images,
+            )
+            assert (f"(images * (255 / {top}))" in line) == (top > 0)
 
 
 # Holding out
@@ -300,7 +416,7 @@ def test_a_process_killed_while_it_writes(array_config):
     left = cached_files(array_config)
     assert sorted(path.name[:5] for path in left) == [".lock", ".new-"]  # the second one removed what the first left
     lines = []
-    first = load(array_config, report=lines.append)
+    first = load(replace(array_config, channels=1), report=lines.append)
     assert len(lines) == 1
     assert "cached in" in lines[0]
     (file,) = cached_files(array_config)

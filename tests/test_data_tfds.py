@@ -40,6 +40,9 @@ class VaeTiny(tensorflow_datasets.core.GeneratorBasedBuilder):
             "grey",
             "plain",
             "validation",
+            "all_three",
+            "unlabelled",
+            "sizes",
             "no_test",
             "no_train",
             "two",
@@ -51,7 +54,7 @@ class VaeTiny(tensorflow_datasets.core.GeneratorBasedBuilder):
 
     def _info(self):
         kind = self.builder_config.name
-        shape = (6, 6, 1) if kind == "grey" else (6, 6, 3)
+        shape = {"grey": (6, 6, 1), "sizes": (None, None, 3)}.get(kind, (6, 6, 3))
         feature = {"image": features.Image(shape=shape), "label": features.ClassLabel(names=["even", "odd"])}
         if kind == "plain":
             feature = {"picture": feature["image"], "text": features.Text()}
@@ -63,6 +66,7 @@ class VaeTiny(tensorflow_datasets.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         names = {"validation": ("train", "validation"), "no_test": ("train",), "no_train": ("test",)}
+        names["all_three"] = ("train", "test", "validation", "extra")
         return {name: self._generate_examples(name) for name in names.get(self.builder_config.name, ("train", "test"))}
 
     def _generate_examples(self, split):
@@ -76,6 +80,10 @@ class VaeTiny(tensorflow_datasets.core.GeneratorBasedBuilder):
                 yield index, {"image": image[..., :1], "label": index % 2}
             elif kind == "plain":
                 yield index, {"picture": io.BytesIO(png_bytes(image)), "text": "some text"}
+            elif kind == "unlabelled":
+                yield index, {"image": Image.fromarray(image), "label": -1 if split == "test" else index % 2}
+            elif kind == "sizes":
+                yield index, {"image": Image.fromarray(image).resize((9, 7 + index % 3)), "label": index % 2}
             elif kind == "broken":
                 yield index, {"image": io.BytesIO(b"no image"), "label": 0}
             else:
@@ -138,6 +146,39 @@ def test_images_and_labels(kind, config, capfd):
 def test_grey_images(config):
     data = load(config("vae_tiny/grey", channels=1))
     assert rows(data.train.images) == rows(IMAGES[:8, ..., :1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected", "said"),
+    [
+        ("pil", (6, 6, 3), "data.image_size 6 and data.channels 3, chosen for images of 6x6, in colour"),
+        ("grey", (6, 6, 1), "data.image_size 6 and data.channels 1, chosen for images of 6x6, grey"),
+        ("sizes", (8, 8, 3), "chosen for 8 images of 9x7 to 9x9, in colour; those that are not square are stretched"),
+    ],
+)
+def test_size_and_channels_are_the_images_own(kind, expected, said, config):
+    lines = []
+    data = load(config(f"vae_tiny/{kind}", image_size=None, channels=None), report=lines.append)
+    assert data.image_shape == expected
+    assert any(said in line for line in lines)
+
+
+def test_what_becomes_of_the_splits_is_said(config):
+    for _ in range(2):  # prepared, and from the cache
+        lines = []
+        data = load(config("vae_tiny/all_three"), report=lines.append)
+        assert (len(data.train), len(data.test), len(data.validation)) == (8, 4, 4)
+        assert rows(data.validation.images) == rows(IMAGES[8:])
+        assert "vae_tiny/all_three: ignoring the splits extra" in lines
+        lines = []
+        assert load(config("vae_tiny/validation"), report=lines.append).validation is None
+        assert "vae_tiny/validation: it has no test split; its validation images are the test images" in lines
+        lines = []
+        data = load(config("vae_tiny/unlabelled"), report=lines.append)
+        assert (data.test.labels, sorted(data.train.labels)) == (None, [0] * 4 + [1] * 4)
+        assert "vae_tiny/unlabelled: not all test images have a label, so their labels are ignored" in lines
+    with pytest.raises(UserError, match=r"data\.validation: expected 0, since vae_tiny/all_three has a val"):
+        load(config("vae_tiny/all_three", validation=0.1))
 
 
 def test_without_a_test_split_some_are_held_out(config):
@@ -207,7 +248,7 @@ def test_the_cache_needs_no_tensorflow_datasets(config):
         ("vae_tiny/none", "found text (Text)"),
         ("vae_tiny/no_train", "expected a train split, found test"),
         ("vae_tiny/tf", "tfds build vae_tiny/tf --file_format=array_record"),
-        ("vae_tiny/broken", "image 0: expected a PNG or JPEG image"),
+        ("vae_tiny/broken", "image 0: expected an image (PNG"),
         ("imdb_reviews", "expected one feature with"),
     ],
 )

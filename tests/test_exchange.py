@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from vae_jax import load_config, load_data, run, train
 from vae_jax.cli import main
+from vae_jax.data import resolve
 from vae_jax.errors import UserError
 from vae_jax.folder import LOCK
 from vae_jax.interop import exchange, weights_file
@@ -95,8 +96,7 @@ def refused(command, tmp_path):
 
 
 def variables_of(config, seed=0):
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
-    network, _ = train.build(config, shape)
+    network, _ = train.build(config, resolve(config.data).image_shape)
     variables = network.init(jax.random.key(seed))
     random = np.random.RandomState(seed)
     return jax.tree.map(lambda x: (x + random.rand(*x.shape)).astype(x.dtype), variables)

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_fixtures import idx
+from data_fixtures import chunk, idx
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -269,13 +269,18 @@ def test_idx_files(content, dimensions):
 MODES = {
     "png": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"],
     "jpeg": ["L", "RGB", "CMYK"],
+    "webp": ["L", "RGB", "RGBA"],
+    "bmp": ["1", "L", "P", "RGB", "RGBA"],
+    "tiff": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "I;16", "F"],
+    "gif": ["1", "L", "P"],
+    "ppm": ["1", "L", "RGB", "I;16"],
 }
 
 
 @st.composite
 def pictures(draw) -> bytes:
-    """A PNG or JPEG of any mode and size, whole or not."""
-    kind = draw(st.sampled_from(["png", "jpeg"]))
+    """An image of any format, mode and size, whole or not."""
+    kind = draw(st.sampled_from([*MODES, "png", "jpeg"]))
     mode = draw(st.sampled_from(MODES[kind]))
     size = draw(st.integers(1, 20)), draw(st.integers(1, 20))
     random = np.random.RandomState(draw(st.integers(0, 3)))
@@ -284,21 +289,19 @@ def pictures(draw) -> bytes:
     else:
         image = Image.fromarray(random.randint(0, 256, (*size[::-1], 4)).astype(np.uint8)).convert("RGB").convert(mode)
     options: dict[str, Any] = {}
-    if draw(st.booleans()):
+    if kind in ("png", "jpeg", "webp", "tiff") and draw(st.booleans()):
         options["exif"] = Image.Exif()
         options["exif"][0x0112] = draw(st.integers(0, 9))
     if kind == "jpeg":
         options["progressive"] = draw(st.booleans())
-    elif mode in ("L", "P") and draw(st.booleans()):
+    elif kind == "tiff":
+        options["compression"] = draw(st.sampled_from([None, "tiff_lzw", "tiff_adobe_deflate", "packbits"]))
+    elif kind == "png" and mode in ("L", "P") and draw(st.booleans()):
         options["transparency"] = 0 if mode == "L" else draw(st.sampled_from([0, bytes(range(3))]))
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     content = buffer.getvalue()
     return draw(mutated(content)) if draw(st.booleans()) else content
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 @st.composite
@@ -318,7 +321,7 @@ NAMES = ["a", "B", "é", "日本", "a b", " ", "a\nb", "\x1b[31m", "-n", "~", "%
 file_names = st.builds(
     "{}{}".format,
     st.sampled_from(NAMES) | st.integers(0, 99).map(str),
-    st.sampled_from([".png", ".png", ".jpg", ".JPEG", ".txt", ""]),
+    st.sampled_from([".png", ".png", ".jpg", ".JPEG", ".webp", ".tif", ".txt", ""]),
 )
 contents = st.one_of(
     pictures(),
@@ -332,6 +335,8 @@ PLACES = [
     ["cat", "dog", "cat/deep", "\udcff", "q\nr", "train"],
     ["train/a", "train/b", "test/a", "test/c/d", "test/.hidden"],
     ["", "cat", "train", "test", "test/a", "\udcff"],
+    ["train/a", "Val/a", "testing/a", "train/b"],
+    ["TRAIN/a", "valid/a", "train/a", "dev/b", "other"],
 ]
 GOOD = io.BytesIO()
 Image.new("L", (3, 3), 9).save(GOOD, "png")
@@ -367,8 +372,8 @@ def make(root: Path, folder: str, name: str, content: bytes | str) -> None:
 @given(
     folders(),
     st.booleans(),
-    st.sampled_from([1, 3]),
-    st.sampled_from([1, 2, 7, 64]),
+    st.sampled_from([1, 3, None]),
+    st.sampled_from([1, 2, 7, 64, None]),
     st.sampled_from([0.2, 1.0, 0.2, 1.0, 0.0, 2.0, 0.999]),
 )
 def test_folders(place, files, skip_bad, channels, size, test):
@@ -394,7 +399,9 @@ def test_folders(place, files, skip_bad, channels, size, test):
 def check_data(data: Dataset, config: DataConfig) -> None:
     for split in (data.train, data.test):
         assert len(split) > 0
-        assert split.images.shape[1:] == (config.image_size, config.image_size, config.channels)
+        assert split.images.shape[1:] == data.image_shape
+        assert split.images.shape[1] == split.images.shape[2] == (config.image_size or split.images.shape[1]) <= 64
+        assert split.images.shape[3] == (config.channels or split.images.shape[3])
         assert split.labels is None or len(split.labels) == len(split)
         if split.labels is not None and data.class_names is not None:
             assert 0 <= split.labels.min() <= split.labels.max() < len(data.class_names)
@@ -417,6 +424,7 @@ LAYOUTS = [
     ("train", "test"),
     ("images", "labels"),
     ("images", "images"),
+    ("X_train", "val", "y_val", "x_valid", "testing_x"),
     ("a", "../b"),
 ]
 
@@ -477,8 +485,8 @@ def array_files(draw) -> tuple[str, bytes]:
 @fuzzed(2500)
 @given(
     array_files(),
-    st.sampled_from([1, 3]),
-    st.sampled_from([1, 4, 9]),
+    st.sampled_from([1, 3, None]),
+    st.sampled_from([1, 4, 9, None]),
     st.sampled_from([0.2, 1.0, 0.2, 1.0, 0.0, 2.0, 0.999]),
 )
 def test_arrays(place, file, channels, size, test):

@@ -25,7 +25,7 @@ from vae_jax.objectives import OBJECTIVES, Objective
 from vae_jax.train import build
 
 CONFIG = Config(
-    data=DataConfig(image_size=8),
+    data=DataConfig(image_size=8, channels=1),
     model=ModelConfig(channels=(4, 8), latent=3, hidden=16),
     train=TrainConfig(epochs=3, batch_size=20, chunk_steps=2),
     output=OutputConfig(keep_checkpoints=1, figure_images=4),
@@ -110,6 +110,26 @@ def killed(folder, data, config, *, epoch, step):
 
 
 # --- What a run leaves -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_keeps_the_size_and_channels_of_its_images(tmp_path):
+    """Where its configuration sets none, whatever becomes of the data."""
+    config = Config(
+        data=DataConfig("array", path=str(tmp_path / "x.npy"), validation=4.0),
+        model=ModelConfig(network="mlp", layers=(4,), latent=2),
+        train=TrainConfig(epochs=1, batch_size=8),
+        output=OutputConfig(figure_images=4),
+    )
+    np.save(tmp_path / "x.npy", np.random.RandomState(0).randint(0, 256, (24, 6, 6, 3)).astype(np.uint8))
+    data = load(config.data)
+    assert data.image_shape == (6, 6, 3)
+    trained = run.train(config, data, tmp_path / "run")
+    assert (trained.config.data.image_size, trained.config.data.channels) == (6, 3)
+    assert trained.config == replace(config, data=trained.config.data)
+    run.train(config, data, tmp_path / "run", resume=True)
+    (tmp_path / "x.npy").unlink()
+    loaded = run.load(tmp_path / "run")
+    assert (loaded.config, loaded.image_shape) == (trained.config, (6, 6, 3))
 
 
 def test_contents(whole, data):

@@ -59,18 +59,21 @@ class DataConfig:
 
     Attributes:
         source: digits (bundled, no download), mnist, fashion_mnist, kmnist, tfds (any other image data set of
-            tensorflow-datasets, see data.name), folder (PNG and JPEG files) or array (an .npy or .npz file).
+            tensorflow-datasets, see data.name), folder (image files) or array (an .npy or .npz file).
         name: the data set's name where data.source is tfds, for example cifar10 or emnist/letters.
         path: the folder, or the .npy or .npz file, where data.source is folder or array.
         manual_dir: a folder with files downloaded by hand; for the MNIST family manual_dir/<data set>/ is looked at
             first, then manual_dir itself. Checksums are verified.
         cache_dir: where downloads and resized images are kept; by default vae_jax in the user's cache folder.
-        image_size: images are resized to image_size x image_size (bilinear).
-        channels: 1 for grey, 3 for RGB.
+        image_size: images are resized to image_size x image_size (bilinear). Null stands for 32, but for the sources
+            tfds, folder and array for the middle one of the images' smaller sides, at most 64.
+        channels: 1 for grey, 3 for RGB. Null stands for 1, but for the sources tfds, folder and array for 3 where any
+            image has colours.
         treatment: of the levels 0 to 255 that an image has: grey (as they are, divided by 255), static (binarised once,
             each pixel to 1 with its grey level's probability), dynamic (the same afresh each time an image is seen) or
             dequantized (noise below one level added, for likelihoods of continuous values).
-        validation: held out of the training images; below 1 a fraction, from 1 on a number of images.
+        validation: held out of the training images where the source has no validation split of its own; below 1 a
+            fraction, from 1 on a number of images.
         test: held out for testing where the source has no test split of its own; below 1 a fraction, from 1 on a
             number of images.
         skip_bad: where data.source is folder, leave out images that cannot be used, and list them, instead of
@@ -82,8 +85,8 @@ class DataConfig:
     path: str | None = None
     manual_dir: str | None = None
     cache_dir: str | None = None
-    image_size: int = 32
-    channels: int = 1
+    image_size: int | None = None
+    channels: int | None = None
     treatment: str = "grey"
     validation: float = 0.0
     test: float = 0.2
@@ -98,6 +101,17 @@ class DataConfig:
         _require(self, image_size="[1, 1024]", channels="[1, 3]", validation="[0, inf)", test="[0, inf)")
         if self.channels == 2:
             raise UserError("data.channels: expected 1 (grey) or 3 (RGB); found 2")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image, of a configuration that sets them, as a run's does.
+
+        Raises:
+            UserError: it does not.
+        """
+        if self.image_size is None or self.channels is None:
+            raise UserError("data.image_size, data.channels: expected numbers; found null")
+        return self.image_size, self.image_size, self.channels
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ import vae_jax
 from vae_jax import figures, models, optimizer, own_parts
 from vae_jax.composition import build
 from vae_jax.config import Config, check_used, options_of, to_yaml
-from vae_jax.data import Dataset
+from vae_jax.data import Dataset, resolve, settled
 from vae_jax.devices import Devices
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.evaluate import Model, make_model, model_maker
@@ -104,7 +105,7 @@ def train(
         Stopped: once it has stopped because it should.
     """
     folder, devices = Path(folder), devices or Devices()
-    config = own_parts.absolute(config)
+    config = own_parts.absolute(settled(config, data))
     if not resume:  # a run goes on with what it has, even where an older version let more pass
         check_used(config)
     check_shape(config, data)
@@ -238,7 +239,7 @@ def adopt(
 
     folder, config = Path(folder), own_parts.absolute(config)
     check_folder(folder, False, overwrite)
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    shape = config.data.image_shape
     state = start_from(config, variables, 0)
     model = use(Trained(config, shape, state, []))
     with writing(folder):
@@ -292,9 +293,10 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
     """
     folder = Path(folder)
     config = own_parts.as_kept(read_config(folder), folder)
+    config = replace(config, data=resolve(config.data))
     for line in own_parts.changes(folder):
         report(line)
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    shape = config.data.image_shape
     saved = _restore(folder, checkpoint, config, shape, report)
     if saved is None:
         why = f"it diverged, see {DIVERGED}" if (folder / DIVERGED).is_file() else "has its first epoch finished?"

@@ -27,7 +27,7 @@ import numpy as np
 
 from vae_jax import figures, members, objectives, own_parts, train
 from vae_jax.config import Config, changed_options, check_used, listed, load_config, options_of, with_options
-from vae_jax.data import Dataset
+from vae_jax.data import Dataset, settled
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.folder import LEFT_OVER, LOCK, check_writable, read_config, write_text, writing
 from vae_jax.registry import EXTENSIBLE
@@ -276,9 +276,10 @@ def run(
         Stopped: once it has stopped because it should.
     """
     folder = Path(folder)
-    found = members_of(sweep)
+    config = settled(sweep.config, data)
+    found = members_of(sweep._replace(config=config))
     check_sweep_folder(folder, sweep, resume, overwrite)
-    check_shape(sweep.config, data)
+    check_shape(config, data)
     if resume:
         if edited := own_parts.edited(folder):
             raise UserError(f"{edited[0]}; --resume continues a sweep as it began")

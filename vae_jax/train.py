@@ -21,6 +21,7 @@ from vae_jax import memory, models, optimizer
 from vae_jax.composition import Composition, build
 from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset, Split
+from vae_jax.data.shape import settled
 from vae_jax.devices import Devices
 from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import make_evaluator, means
@@ -353,6 +354,7 @@ def fit(
         Diverged: if the loss or the gradient becomes infinite or NaN; with `train.skip_nonfinite`, in all steps of an
             epoch.
     """
+    config = settled(config, data)
     count, batch_size = len(data.train), config.train.batch_size
     devices = devices or Devices()
     network, objective = build(config, data.image_shape)

@@ -51,7 +51,7 @@ def _import(options: Any) -> None:
     from vae_jax.interop.exchange import import_run
     from vae_jax.models import count_parameters
 
-    trained = import_run(path, config, folder, options.overwrite)
+    trained = import_run(path, config, folder, options.overwrite, say)
     if not options.config and config.data.source == DataConfig.source:
         say(
             f"no --config says what the weights were trained on: {folder} takes them to be of data.source "

@@ -14,6 +14,7 @@ from vae_jax.compare import report
 from vae_jax.compare.level import Level, Request, Tell
 from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
+from vae_jax.data.shape import settled
 from vae_jax.errors import UserError
 
 LEVELS = ("function", "gradient", "trajectory", "result")
@@ -82,6 +83,7 @@ def compare(
     Raises:
         UserError: if PyTorch is needed and missing, or has no layer or objective for the configuration.
     """
+    config = settled(config, data)
     check(config, data.image_shape, levels, len(added))
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

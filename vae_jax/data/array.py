@@ -18,22 +18,24 @@ from jaxtyping import Int64, UInt8
 
 from vae_jax import memory
 from vae_jax.config import DataConfig, expand
-from vae_jax.data.dataset import Split, to_levels
+from vae_jax.data.dataset import Split, check_levels, to_labels, to_levels
 from vae_jax.data.resize import Resizer, check_size
-from vae_jax.data.source import Opened, Report, Splits, file_state, required
+from vae_jax.data.shape import Kind, choose
+from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, file_state, required
 from vae_jax.errors import UserError
 
-LAYOUTS = (  # names of the train images, train labels, test images and test labels in an .npz file
-    ("x_train", "y_train", "x_test", "y_test"),  # Keras's
-    ("train", "", "test", ""),
-    ("images", "labels", "", ""),
-)
+PARTS = {  # a word in any case that names images or labels; before or after it may stand a split's, as in x_train
+    **dict.fromkeys(("x", "image", "images", "data"), "images"),
+    **dict.fromkeys(("y", "label", "labels", "target", "targets"), "labels"),
+}
 UNPACKED_LIMIT = 4 << 30  # bytes; a compressed array can claim any size, and a zip bomb does
 HEADER_LIMIT = 10_000  # bytes; numpy's own limit, which it looks at after it has read them
 
 
 def array(config: DataConfig, report: Report) -> Opened:
-    """Images (n, h, w[, c]), uint8 or floats in [0, 1]; an .npz file may add labels and a test split.
+    """Images (n, h, w[, c]), uint8, bool or floats in [0, 1].
+
+    An .npz file may add labels, a test and a validation split: its arrays' names say what they are, see `PARTS`.
 
     Raises:
         UserError: the file is missing or damaged, or its arrays are of another kind.
@@ -45,28 +47,52 @@ def array(config: DataConfig, report: Report) -> Opened:
         raise UserError(f"data.path {path}: expected an .npy or .npz file, found {found}")
     with _damage_named(path):
         names = _names(path)
-        layout = next((layout for layout in LAYOUTS if layout[0] in names), None)
-        if layout is None:
-            expected = " or ".join(layout[0] for layout in LAYOUTS)
-            raise UserError(f"{path}: expected an array named {expected}, found {', '.join(names) or 'none'}")
-        headers = [_checked(path, name) for name in (layout[0], layout[2]) if name in names]
-    if ignored := sorted(set(names) - set(layout)):
+        arrays: dict[tuple[str, str], str] = {}
+        for name in names:
+            if (place := _place(name)) is not None and arrays.setdefault(place, name) != name:
+                both = f"{arrays[place]} and {name}"
+                raise UserError(f"{path}: expected one array of {' '.join(place)}, found {both}")
+        if ("train", "images") not in arrays:
+            expected = "training images in an array named x_train, train_images, train or images"
+            raise UserError(f"{path}: expected {expected}, found {', '.join(names) or 'none'}")
+        headers = {split: _checked(path, name) for (split, part), name in arrays.items() if part == "images"}
+    used = {name for (split, _), name in arrays.items() if split in headers}
+    if ignored := sorted(set(names) - used):
         report(f"{path}: ignoring {', '.join(ignored)}")
-
-    def split(image_name: str, label_name: str, resizer: Resizer) -> Split:
-        images = _images(path, image_name)
-        labels = _labels(path, label_name, len(images)) if label_name in names else None
-        return Split(resizer.stack(images, len(images)), labels)
+    if any(header.dtype.kind == "b" for header in headers.values()):
+        report(f"{path}: False and True are taken for levels 0 and 255")
 
     def read(resizer: Resizer) -> Splits:
         with _damage_named(path):
-            train = split(layout[0], layout[1], resizer)
-            return Splits(train, split(layout[2], layout[3], resizer) if layout[2] in names else None)
+            splits = {}
+            for split in headers:
+                images = _images(path, arrays[split, "images"])
+                name = arrays.get((split, "labels"))
+                labels = None if name is None else _labels(path, name, len(images))
+                splits[split] = Split(resizer.stack(images, len(images), split), labels)
+            return Splits(**splits)
 
-    size, channels = config.image_size, config.channels
+    def kinds() -> list[Kind]:
+        return [
+            Kind(header.shape[2], header.shape[1], header.shape[3:] not in ((), (1,)), header.where, header.shape[0])
+            for header in headers.values()
+        ]
+
+    size, channels = choose(config, kinds, str(path), report)
     shapes = [(size, size, channels)] + [(size, size)] * (channels == 1)
-    ready = all(header.shape[1:] in shapes and header.dtype == np.uint8 for header in headers)
-    return Opened(path.stem, read, None if ready else file_state(path))
+    ready = all(header.shape[1:] in shapes and header.dtype == np.uint8 for header in headers.values())
+    return Opened(path.stem, read, None if ready else file_state(path), size, channels)
+
+
+def _place(name: str) -> tuple[str, str] | None:
+    """The split and the part of it that an array's name says it is: x_train, test_labels, val, images; or None."""
+    words = name.lower().split("_")
+    if len(words) > 2:
+        return None
+    splits, parts = ([table[word] for word in words if word in table] for table in (SPLIT_OF, PARTS))
+    if len(splits) + len(parts) < len(words) or len(splits) > 1 or len(parts) > 1:
+        return None
+    return (splits or ["train"])[0], (parts or ["images"])[0]
 
 
 @dataclass(frozen=True)
@@ -149,8 +175,7 @@ def _checked(path: Path, name: str) -> _Header:
         shape, dtype = header.shape, header.dtype
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
         raise UserError(f"{header.where}: expected images (n, h, w) or (n, h, w, 1, 3 or 4), found shape {shape}")
-    if dtype != np.uint8 and dtype.kind != "f":
-        raise UserError(f"{header.where}: expected uint8 or floats in [0, 1], found {dtype}")
+    check_levels(dtype, header.where)
     check_size(shape[2], shape[1], header.where)
     return header
 
@@ -163,7 +188,7 @@ def _array(path: Path, name: str) -> tuple[_Header, np.ndarray]:
 
 
 def _images(path: Path, name: str) -> UInt8[np.ndarray, "n h w *c"]:
-    """Reads images; floats are scaled by 255 and rounded."""
+    """Reads images; floats and bools are scaled by 255 and rounded."""
     header, images = _array(path, name)
     return to_levels(images, header.where)
 
@@ -175,4 +200,4 @@ def _labels(path: Path, name: str, count: int) -> Int64[np.ndarray, " n"]:
             raise UserError(
                 f"{header.where}: expected {count:,} integer labels, found {header.dtype} of shape {header.shape}"
             )
-    return _array(path, name)[1].reshape(count).astype(np.int64)
+    return to_labels(_array(path, name)[1], count, header.where)

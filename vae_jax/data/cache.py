@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,11 +20,12 @@ from vae_jax import memory
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.dataset import Split
 from vae_jax.data.lock import locked
-from vae_jax.data.source import Report, Splits
+from vae_jax.data.source import SPLITS, Report, Splits
 from vae_jax.errors import UserError
 from vae_jax.folder import user_cache
 
-FORMAT = "2"  # a part of the key: count up whenever the same input gives other images or the file another content
+FORMAT = "3"  # a part of the key: count up whenever the same input gives other images or the file another content
+TEXTS = ("class_names", "skipped", "notes")  # of the splits, beside their arrays
 ABANDONED = 24 * 3600.0  # seconds after which a file is no longer being written
 
 
@@ -89,10 +91,10 @@ def _write(path: Path, prefix: str, splits: Splits, alone: bool) -> None:
         splits: its content.
         alone: no other process writes this file now, and what begins like its name was left by one that died.
     """
-    text = json.dumps({"class_names": splits.class_names, "skipped": splits.skipped})
+    text = json.dumps({name: getattr(splits, name) for name in TEXTS})
     arrays = {"text": np.frombuffer(text.encode(), np.uint8)}
-    for name, split in (("train", splits.train), ("test", splits.test)):
-        if split is not None:
+    for name in SPLITS:
+        if (split := getattr(splits, name)) is not None:
             arrays[f"{name}_images"] = split.images
             if split.labels is not None:
                 arrays[f"{name}_labels"] = split.labels
@@ -122,9 +124,9 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Splits:
         with np.load(file, allow_pickle=False) as archive:
             arrays = dict(archive)
     text = json.loads(arrays["text"].tobytes())
-    splits = {}
-    for split in ("train", "test"):
-        if split == "train" or "test_images" in arrays:
+    splits: dict[str, Any] = {}
+    for split in SPLITS:
+        if split == "train" or f"{split}_images" in arrays:
             images, labels = arrays[f"{split}_images"], arrays.get(f"{split}_labels")
             if (
                 images.dtype != np.uint8
@@ -133,5 +135,5 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Splits:
             ):
                 raise ValueError(f"unexpected arrays in {path}")
             splits[split] = Split(images, labels)
-    names = text["class_names"]
-    return Splits(**splits, class_names=names and tuple(names), skipped=tuple(text["skipped"]))
+    texts: dict[str, Any] = {name: None if text[name] is None else tuple(text[name]) for name in TEXTS}
+    return Splits(**splits, **texts)

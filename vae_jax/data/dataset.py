@@ -41,7 +41,7 @@ class Split:
             )
         object.__setattr__(self, "images", images)
         if self.labels is not None:
-            object.__setattr__(self, "labels", _numbers(self.labels, len(images)))
+            object.__setattr__(self, "labels", to_labels(self.labels, len(images)))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -167,8 +167,8 @@ class Dataset:
             data = Dataset.from_arrays(images, test=test_images, validation=1000)   # 1,000 held out for validation
 
         Args:
-            train: images (n, height, width) or (n, height, width, 1 or 3): uint8, or floats in [0, 1], which are
-                multiplied by 255 and rounded.
+            train: images (n, height, width) or (n, height, width, 1 or 3): uint8; or bools or floats in [0, 1], which
+                are multiplied by 255 and rounded.
             train_labels: whole numbers from 0 on, (n,).
             test: images likewise; or how many of the training images to hold out, as `data.test` does: below 1 a
                 fraction, from 1 on a number.
@@ -184,7 +184,7 @@ class Dataset:
 
         def split(images: Any, labels: Any, what: str) -> Split:
             images = _pictures(images, what)
-            return Split(images, None if labels is None else _numbers(labels, len(images), f"{what}_labels"))
+            return Split(images, None if labels is None else to_labels(labels, len(images), f"{what}_labels"))
 
         kept = split(train, train_labels, "train")
         held: dict[str, Split | None] = {}
@@ -229,15 +229,14 @@ def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Spl
 
 
 def to_levels(images: np.ndarray, where: str) -> UInt8[np.ndarray, "..."]:
-    """Images as levels 0 to 255: floats in [0, 1] are scaled by 255 and rounded, some images at a time.
+    """Images as levels 0 to 255: bools and floats in [0, 1] are scaled by 255 and rounded, some images at a time.
 
     Raises:
-        UserError: naming `where`, if they are neither these nor uint8.
+        UserError: naming `where`, if they are neither these nor uint8; the message tells how to scale them.
     """
     if images.dtype == np.uint8:
         return images
-    if images.dtype.kind != "f":
-        raise UserError(f"{where}: expected uint8 or floats in [0, 1], found {images.dtype}")
+    check_levels(images.dtype, where)
     memory.check(images.size, f"{where}: {images.shape} as uint8")
     out = np.empty(images.shape, np.uint8)
     step = max(1, (1 << 24) // max(1, prod(images.shape[1:])))
@@ -245,9 +244,24 @@ def to_levels(images: np.ndarray, where: str) -> UInt8[np.ndarray, "..."]:
         part = images[start : start + step]
         low, high = part.min(), part.max()  # NaN if any level is NaN
         if not (low >= 0 and high <= 1):
-            raise UserError(f"{where}: expected floats in [0, 1], found levels from {low} to {high}")
+            scale = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
+            scale = "; take (images + 1) / 2" if -1 <= low < 0 and high <= 1 else scale
+            raise UserError(f"{where}: expected floats in [0, 1], found levels from {low} to {high}{scale}")
         np.rint(part * 255.0, out=out[start : start + step], casting="unsafe")
     return out
+
+
+def check_levels(dtype: np.dtype, where: str) -> None:
+    """Refuses a kind of numbers that `to_levels` does not take.
+
+    Raises:
+        UserError: naming `where`, the kind, and how to scale it.
+    """
+    if dtype == np.uint8 or dtype.kind in "fb":
+        return
+    white = 255 if dtype.itemsize > 2 else np.iinfo(dtype).max if dtype.kind in "iu" else 0
+    scale = f"; if {white} is white, take (images / {white}).astype(np.float32)" if dtype.kind in "iu" else ""
+    raise UserError(f"{where}: expected uint8, bool or floats in [0, 1], found {dtype}{scale}")
 
 
 def _array(values: Any, what: str) -> np.ndarray:
@@ -268,7 +282,7 @@ def _pictures(images: Any, what: str) -> UInt8[np.ndarray, "n h w c"]:
     """Images as uint8 with their axis of channels."""
     images = _array(images, what)
     shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
-    if not shaped or 0 in images.shape or images.dtype.kind not in "uf":
+    if not shaped or 0 in images.shape or images.dtype.kind not in "ufb":
         raise UserError(
             f"{what}: expected images (n, height, width) or (n, height, width, 1 or 3), uint8 or floats in [0, 1]; "
             f"found {_described(images)}"
@@ -276,7 +290,7 @@ def _pictures(images: Any, what: str) -> UInt8[np.ndarray, "n h w c"]:
     return to_levels(images if images.ndim == 4 else images[..., None], what)
 
 
-def _numbers(labels: Any, count: int, what: str = "labels") -> Int64[np.ndarray, " n"]:
+def to_labels(labels: Any, count: int, what: str = "labels") -> Int64[np.ndarray, " n"]:
     """Labels as int64."""
     labels = _array(labels, what)
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":

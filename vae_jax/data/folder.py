@@ -1,44 +1,56 @@
-"""PNG and JPEG files in a folder; the folders in it are the classes."""
+"""Image files in a folder; the folders in it are the classes."""
 
 import os
 import stat
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.dataset import Split
-from vae_jax.data.resize import BadImage, Resizer
-from vae_jax.data.source import Opened, Report, Splits, listed, required
+from vae_jax.data.resize import FORMATS, READ, BadImage, Resizer, inspect
+from vae_jax.data.shape import Kind, choose
+from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, listed, required
 from vae_jax.errors import UserError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg")
+FORMAT_OF = {ending: kind for kind, endings in FORMATS.items() for ending in endings}
+SAMPLE = 1000  # images that are looked at, evenly spread, to choose their size and channels
 Classes = dict[str, list[Path]]  # images by class, in order; the class "" holds images without a label
 
 
 def folder(config: DataConfig, report: Report) -> Opened:
     """Images labelled by the folder in data.path that they are in; those directly in data.path have no label.
 
-    Where data.path holds the folders train and test, these two are the splits. What is hidden is left out, and so
-    are folders without any image, which are reported; with data.skip_bad also images that cannot be used.
+    Where data.path holds a folder train, and test, validation or both beside it, these are the splits; so are
+    folders whose names in `SPLIT_OF` mean the same. What is hidden is left out, files that are no images and folders
+    without any, which are reported; with data.skip_bad also images that cannot be used.
 
     Raises:
-        UserError: there is no such folder, no image in it, or there are images both with and without label.
+        UserError: there is no such folder, no image in it, there are images both with and without label, or splits
+            that cannot be understood.
     """
     root = expand(required(config.path, "data.path", "folder"))
     if not root.is_dir():
         raise UserError(f"data.path {root}: expected a folder, found {'a file' if root.exists() else 'nothing'}")
     root = root.resolve()  # the same data set by whatever way it is named
+    left: list[Path] = []
     try:
-        split = (root / "train").is_dir() and (root / "test").is_dir()
-        folders = {"train": root / "train", "test": root / "test"} if split else {"train": root}
-        found = {name: _classes(folder, report) for name, folder in folders.items()}
+        folders = _splits(root, left, report)
+        found = {name: _classes(folder, left, report) for name, folder in folders.items()}
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
+    paths = [path for classes in found.values() for images in classes.values() for path in images]
+    _report_files(root, paths, left, report)
+    if "validation" in folders:
+        line = f"{root}: the validation images are those in {folders['validation'].name}"
+        held_out = f"; as there is no test folder, test images are held out of the training images ({config.test:g})"
+        report(line if "test" in folders else line + held_out)
     faults: dict[Path, str] = {}
     fingerprint = []
-    for path in (path for classes in found.values() for images in classes.values() for path in images):
+    for path in paths:
         try:
             fingerprint += _state(path)
         except BadImage as error:
@@ -49,7 +61,7 @@ def folder(config: DataConfig, report: Report) -> Opened:
 
     def read(resizer: Resizer) -> Splits:
         bad = dict(faults)
-        arrays = {name: _stack(classes, resizer, bad, config.skip_bad) for name, classes in found.items()}
+        arrays = {name: _stack(name, classes, resizer, bad, config.skip_bad) for name, classes in found.items()}
         kept = {
             split: {name: good for name, images in classes.items() if (good := [i for i in images if i not in bad])}
             for split, classes in found.items()
@@ -61,18 +73,75 @@ def folder(config: DataConfig, report: Report) -> Opened:
                     f"{folders[split]}: expected images that can be used, found none among {len(some):,}; {some[0]}"
                 )
         names = tuple(sorted({name for classes in kept.values() for name in classes} - {""}))
-        splits = {name: Split(arrays[name], _labels(classes, names)) for name, classes in kept.items()}
+        splits: dict[str, Any] = {name: Split(arrays[name], _labels(classes, names)) for name, classes in kept.items()}
         return Splits(**splits, class_names=names or None, skipped=tuple(bad[path] for path in sorted(bad)))
 
-    return Opened(root.name, read, tuple(fingerprint))
+    def kinds() -> list[Kind]:
+        good = [path for path in paths if path not in faults]
+        looked: list[Kind] = []
+        colour = False
+        for path in good[:: -(-len(good) // SAMPLE) or 1]:
+            try:
+                looked.append(inspect(path, str(path), colour))
+                colour = looked[-1].colour
+            except BadImage:
+                if not config.skip_bad:
+                    raise
+        if not looked:
+            raise UserError(f"{root}: expected images that can be used, found none among {len(paths):,}")
+        return looked
+
+    return Opened(root.name, read, tuple(fingerprint), *choose(config, kinds, str(root), report))
 
 
-def _classes(folder: Path, report: Report) -> Classes:
-    """The images of one split by class."""
-    entries = _visible(folder)
+def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
+    """The folder of each split: those in `root` that are called so, or `root` itself for the training images.
+
+    Args:
+        root: where they lie.
+        left: gets the files beside them.
+        report: is told where a folder called train is taken for a class.
+
+    Raises:
+        UserError: they are not one of each, or there are other images beside them.
+    """
+    beside: list[Path] = []
+    entries = _visible(root, beside)
+    known: dict[str, list[Path]] = {}
+    for entry in entries:
+        if entry.is_dir() and (split := SPLIT_OF.get(entry.name.lower())):
+            known.setdefault(split, []).append(entry)
+    called = [folder for folders in known.values() for folder in folders]
+    if not called or ("train" not in known and not any(_images(folder, set(), []) for folder in called)):
+        return {"train": root}
+    seen = _places_above(root)
+    others = [entry for entry in entries if entry not in called and _images(entry, set(seen), beside)]
+    classes = others and all(entry.is_dir() for entry in others)
+    if (
+        classes
+        and list(known) == ["train"]
+        and len(called) == 1
+        and any(_is_image(entry) for entry in known["train"][0].iterdir())
+    ):
+        report(f"{root}: the folder {called[0].name} is taken for a class, as {others[0].name} beside it is one")
+        return {"train": root}
+    if "train" not in known or len(called) > len(known) or others:
+        names = listed([entry.name for entry in (*called, *others)])
+        raise UserError(
+            f"{root}: expected a folder for each class, or a folder train with nothing but one test and one validation "
+            f"folder beside it, found {', '.join(names)}"
+        )
+    left += beside
+    return {split: folder for split, (folder,) in known.items()}
+
+
+def _classes(folder: Path, left: list[Path], report: Report) -> Classes:
+    """The images of one split by class; `left` gets the other files."""
+    entries = _visible(folder, left)
     direct = [entry for entry in entries if _is_image(entry)]
-    seen = {_place(each) for each in (folder, *folder.parents)}
-    found = {entry.name: _images(entry, set(seen)) for entry in entries if entry.is_dir()}
+    left += [entry for entry in entries if not entry.is_dir() and not _is_image(entry)]
+    seen = _places_above(folder)
+    found = {entry.name: _images(entry, set(seen), left) for entry in entries if entry.is_dir()}
     classes = {name: images for name, images in found.items() if images}
     if direct and classes:
         raise UserError(
@@ -80,24 +149,51 @@ def _classes(folder: Path, report: Report) -> Classes:
             f"{next(iter(classes))})"
         )
     if not direct and not classes:
-        raise UserError(f"{folder}: expected PNG or JPEG images in it or in its folders, found none")
+        raise UserError(f"{folder}: expected images ({READ}) in it or in its folders, found none{_but(left, folder)}")
     if classes and (empty := [name for name in found if name not in classes]):
         report(f"{folder}: folders without images are no classes: {', '.join(listed(empty))}")
     return classes or {"": direct}
 
 
-def _images(folder: Path, seen: set[tuple[int, int]]) -> list[Path]:
-    """All images below a folder, by name; a folder already seen is not entered, so links cannot loop."""
+def _images(folder: Path, seen: set[tuple[int, int]], left: list[Path]) -> list[Path]:
+    """All images below a folder, by name; a folder already seen is not entered, so links cannot loop.
+
+    `left` gets the other files.
+    """
     images, waiting = [], [folder]
     while waiting:
         entry = waiting.pop()
         if entry.is_dir():
             if (place := _place(entry)) not in seen:
                 seen.add(place)
-                waiting += reversed(_visible(entry))
+                waiting += reversed(_visible(entry, left))
         elif _is_image(entry):
             images.append(entry)
+        else:
+            left.append(entry)
     return images
+
+
+def _report_files(root: Path, paths: Sequence[Path], left: Sequence[Path], report: Report) -> None:
+    """Says of which formats the images are, if of several, and what is left out."""
+    formats = Counter(FORMAT_OF[path.suffix.lower()] for path in paths)
+    if left or len(formats) > 1:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in formats.most_common())
+        report(f"{root}: {len(paths):,} images ({kinds}){_but(left, root)}")
+
+
+def _but(left: Sequence[Path], root: Path) -> str:
+    """What is left out, by the names' endings, with the first of each; empty where nothing is."""
+    kinds: dict[str, list[Path]] = {}
+    for path in left:
+        hidden = "hidden" if path.name.startswith(".") else ""
+        kinds.setdefault(hidden or path.suffix.lower() or "without an ending", []).append(path)
+    some = [f"{len(paths):,} {kind} ({os.path.relpath(paths[0], root)})" for kind, paths in kinds.items()]
+    return f"; left out are {len(left):,} other files: {', '.join(listed(some))}" if left else ""
+
+
+def _places_above(folder: Path) -> set[tuple[int, int]]:
+    return {_place(each) for each in (folder, *folder.parents)}
 
 
 def _place(folder: Path) -> tuple[int, int]:
@@ -106,12 +202,16 @@ def _place(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _visible(folder: Path) -> list[Path]:
-    return sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda entry: entry.name)
+def _visible(folder: Path, left: list[Path]) -> list[Path]:
+    """What lies in a folder, by name, but for what is hidden; `left` gets hidden images."""
+    entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
+    # What macOS keeps beside a file on another system's disk is called ._ and the file's name.
+    left += [entry for entry in entries if entry.name.startswith(".") and entry.name[1:2] != "_" and _is_image(entry)]
+    return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in EXTENSIONS and not path.is_dir()
+    return path.suffix.lower() in FORMAT_OF and not path.is_dir()
 
 
 def _state(path: Path) -> tuple[str, ...]:
@@ -125,7 +225,7 @@ def _state(path: Path) -> tuple[str, ...]:
     return str(path), str(status.st_size), str(status.st_mtime_ns), str(os.access(path, os.R_OK))
 
 
-def _stack(classes: Classes, resizer: Resizer, bad: dict[Path, str], skip: bool) -> np.ndarray:
+def _stack(split: str, classes: Classes, resizer: Resizer, bad: dict[Path, str], skip: bool) -> np.ndarray:
     """Decodes the images of one split, class by class, but for bad ones; adds to those what turns out to be."""
     paths = [path for images in classes.values() for path in images]
 
@@ -140,7 +240,7 @@ def _stack(classes: Classes, resizer: Resizer, bad: dict[Path, str], skip: bool)
                 bad[path] = str(error)
             yield image
 
-    return resizer.stack(images(), len(paths))
+    return resizer.stack(images(), len(paths), split)
 
 
 def _labels(classes: Classes, names: tuple[str, ...]) -> np.ndarray | None:

@@ -143,7 +143,7 @@ class Idx:
                     f"{self.name}: expected as many labels as images, found {len(images):,} in {image_file} "
                     f"and {len(labels):,} in {label_file}"
                 )
-            splits[split] = Split(resizer.stack(images, len(images)), labels.astype(np.int64))
+            splits[split] = Split(resizer.stack(images, len(images), split), labels.astype(np.int64))
         return Splits(**splits, class_names=self.class_names)
 
 

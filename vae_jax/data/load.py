@@ -16,7 +16,7 @@ from vae_jax.data.digits import digits
 from vae_jax.data.folder import folder
 from vae_jax.data.idx import FASHION_MNIST, KMNIST, MNIST
 from vae_jax.data.resize import Resizer
-from vae_jax.data.source import Report, Source, listed
+from vae_jax.data.source import Opened, Report, Source, Splits, listed
 from vae_jax.data.tfds import tfds
 from vae_jax.errors import UserError
 from vae_jax.registry import lookup
@@ -30,6 +30,7 @@ SOURCES: dict[str, Source] = {
     "folder": folder,
     "array": array,
 }
+DARK = 127  # the brightest level of images that are dark, or whose levels do not reach to 255
 
 
 def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
@@ -40,31 +41,39 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
         report: is told in short lines what takes time and what goes another way than usual.
 
     Returns:
-        The data set, its images uint8, (images, image_size, image_size, channels). Which ones are held
-        out depends on their number alone, not on a run's seed. Training images stay in the source's order.
+        The data set, its images uint8, (images, image_size, image_size, channels), of the size and channels that
+        `resolve` gives. Which ones are held out depends on their number alone, not on a run's seed. Training images
+        stay in the source's order.
 
     Raises:
         UserError: an option, a file or the network does not let it.
     """
     report = report or (lambda line: None)
     lookup(dict.fromkeys(TREATMENTS), config.treatment, "data.treatment")
-    opened = lookup(SOURCES, config.source, "data.source")(config, report)
-    resizer = Resizer(config.image_size, config.channels, report)
+    opened, config = _open(config, report)
+    size, _, channels = config.image_shape
+    resizer = Resizer(size, channels, report)
     if opened.fingerprint is None:
-        splits = opened.read(resizer)
+        splits = _read(opened, resizer)
     else:
         key = (config.source, opened.name, str(config.skip_bad), *opened.fingerprint)
-        splits = cached(cache_folder(config), config.source, key, resizer.shape, lambda: opened.read(resizer), report)
+        splits = cached(cache_folder(config), config.source, key, resizer.shape, lambda: _read(opened, resizer), report)
+    for line in splits.notes:
+        report(line)
     if splits.skipped:
         report(f"data.skip_bad: {len(splits.skipped):,} images are left out")
         for line in listed(splits.skipped):
             report(f"  {line}")
-    train, test = splits.train, splits.test
+    train, test, validation = splits.train, splits.test, splits.validation
+    if validation is not None and config.validation != 0:
+        raise UserError(
+            f"data.validation: expected 0, since {opened.name} has a validation split of its own; found "
+            f"{config.validation:g}"
+        )
     if test is None:
         if config.test == 0:
             raise UserError(f"data.test: expected more than 0, found 0, and {opened.name} has no test split of its own")
         train, test = hold_out(train, config.test, "data.test")
-    validation = None
     if config.validation != 0:
         train, validation = hold_out(train, config.validation, "data.validation")
     if config.treatment == "static":
@@ -73,12 +82,44 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     return Dataset(opened.name, train, test, validation, splits.class_names, splits.skipped)
 
 
+def resolve(config: DataConfig, *, report: Report | None = None) -> DataConfig:
+    """The configuration with the image size and the channels that `load` gives where it sets none.
+
+    Raises:
+        UserError: an option or a file does not let it, or the images' sizes are too different.
+    """
+    if config.image_size is not None and config.channels is not None:
+        return config  # the images need not be there
+    return _open(config, report or (lambda line: None))[1]
+
+
+def _open(config: DataConfig, report: Report) -> tuple[Opened, DataConfig]:
+    """The source, and the configuration with the size and the channels that its images get."""
+    opened = lookup(SOURCES, config.source, "data.source")(config, report)
+    size = opened.image_size if config.image_size is None else config.image_size
+    channels = opened.channels if config.channels is None else config.channels
+    return opened, replace(config, image_size=size, channels=channels)
+
+
+def _read(opened: Opened, resizer: Resizer) -> Splits:
+    """All images of a source; notes where levels stay far below 255, as they do where white is another number."""
+    splits = opened.read(resizer)
+    dark = {split: level for split, level in resizer.brightest.items() if level <= DARK}
+    if not dark:
+        return splits
+    white = max(dark.values())
+    levels = ", ".join(f"{level} among the {split} images" for split, level in dark.items())
+    scale = f"; if {white} is white, scale them: (images * (255 / {white})).round().astype(np.uint8)"
+    line = f"{opened.name}: white is 255, but the brightest level is {levels}{scale if white else ''}"
+    return replace(splits, notes=(*splits.notes, line))
+
+
 def _binarized(split: Split, seed: int) -> Split:
     return replace(split, images=binarize(split.images, seed))
 
 
 def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.ndarray, "images size size channels"]:
-    """PNG and JPEG files as a data set of this configuration would hold them.
+    """Image files as a data set of this configuration would hold them.
 
     Raises:
         UserError: one of them cannot be read; names it.
@@ -88,6 +129,7 @@ def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.nda
         if not path.is_file():
             found = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
             raise UserError(f"{path}: expected an image file, found {found}")
-    resizer = Resizer(config.image_size, config.channels)
+    size, _, channels = resolve(config).image_shape
+    resizer = Resizer(size, channels)
     images = resizer.stack((resizer.read(path, str(path)) for path in files), len(files))
     return binarize(images, 0) if config.treatment == "static" else images

@@ -1,17 +1,20 @@
 """The one place where images are decoded and change size or mode: Pillow's bilinear filter on 8-bit images."""
 
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile
 
 from vae_jax import memory
+from vae_jax.data.shape import Kind
 from vae_jax.errors import UserError
 
 # At 12 bytes a pixel for the worst case, a progressive JPEG with four components, an image takes 805 MB.
@@ -19,6 +22,35 @@ PIXEL_LIMIT = 1 << 26
 DECODING = 12  # bytes a pixel
 SIDE_LIMIT = 1 << 16  # Pillow's filter keeps a column of coefficients for every line it reads
 BAND = 1 << 20  # pixels converted at a time
+FORMATS = {  # what is read, by Pillow's name, and how its files' names end
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+INSPECTED = 256  # pixels a side of an image when its colours are looked for
+TINT = 8  # levels that red, green and blue may differ by where an image is called grey: a lossy format rounds
+READ = "PNG, JPEG, WebP, BMP, TIFF, GIF or PNM"  # for messages
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+XMP = b"XML:com.adobe.xmp\0\0"  # how a chunk begins that holds it, not compressed
+METADATA = {  # a PNG's chunks that say nothing about its pixels
+    *(b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"cHRM", b"gAMA", b"sRGB", b"sBIT", b"pHYs", b"tIME", b"hIST", b"sPLT"),
+    *(b"bKGD", b"eXIf"),
+}
+ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH = 274, 258, 262, 322, 323  # tags of EXIF and TIFF
+DEEP = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of 16-bit greys
+UPRIGHT = {  # what undoes each orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class BadImage(UserError):
@@ -26,72 +58,207 @@ class BadImage(UserError):
 
 
 class Resizer:
-    """Brings images of any size and mode to size x size, grey (1 channel) or RGB (3 channels)."""
+    """Brings images of any size and mode to size x size, grey (1 channel) or RGB (3 channels).
+
+    Attributes:
+        shape: of an image.
+        report: is told what takes time.
+        brightest: the highest level of the images, before they were resized, by what `stack` was told that they are.
+    """
 
     def __init__(self, size: int, channels: int, report: Callable[[str], None] = lambda line: None):
         self.shape = (size, size, channels)
         self.report = report
+        self.brightest: dict[str, int] = {}
+        self._level = 0
 
     def one(self, image: Image.Image | np.ndarray) -> UInt8[np.ndarray, "size size channels"]:
         """One image, from Pillow or as a uint8 array (h, w) or (h, w, 1, 3 or 4)."""
         if isinstance(image, np.ndarray):
             if image.shape == self.shape:
+                self._level = max(self._level, int(image.max()))
                 return image
             image = Image.fromarray(image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image)
         image = _to_mode(image, "L" if self.shape[2] == 1 else "RGB")
+        extrema: Any = image.getextrema()
+        self._level = max(self._level, int(np.max(extrema)))
         if image.size != self.shape[:2]:
             image = image.resize(self.shape[:2], Image.Resampling.BILINEAR)
         return np.asarray(image).reshape(self.shape)
 
     def read(self, file: Path | bytes, name: str) -> UInt8[np.ndarray, "size size channels"]:
-        """One PNG or JPEG image; the arguments and what is raised are those of `decode`."""
+        """One image file; the arguments and what is raised are those of `decode`."""
         with _fault_named(name):  # some damage shows only now, a palette that is not there, say
             return self.one(decode(file, name))
 
     def stack(
-        self, images: np.ndarray | Iterable[Image.Image | np.ndarray | None], count: int
+        self, images: np.ndarray | Iterable[Image.Image | np.ndarray | None], count: int, split: str = "train"
     ) -> UInt8[np.ndarray, "kept size size channels"]:
-        """`count` images, one after the other, but for those that are None.
+        """The images of one split, one after the other, but for those that are None.
 
         An array of the right shape is given back as it is.
+
+        Args:
+            images: as of `one`.
+            count: how many there are.
+            split: its name, for `brightest`.
 
         Raises:
             UserError: they do not fit into memory.
         """
         if isinstance(images, np.ndarray) and images.reshape(count, *images.shape[1:3], -1).shape[1:] == self.shape:
+            self.brightest[split] = int(images.max())
             return images.reshape(count, *self.shape)
         shape = "x".join(map(str, self.shape))
         memory.check(count * prod(self.shape), f"data.image_size {self.shape[0]}: {count:,} images of {shape}")
         if count >= 10_000:
             self.report(f"resizing {count:,} images to {self.shape[0]}x{self.shape[1]}")
         out = np.empty((count, *self.shape), np.uint8)
-        kept = 0
+        kept = self._level = 0
         for _, image in zip(range(count), images, strict=True):
             if image is not None:
                 out[kept] = self.one(image)
                 kept += 1
+        self.brightest[split] = self._level
         return out[:kept]
 
 
 def decode(file: Path | bytes, name: str) -> Image.Image:
-    """Decodes one PNG or JPEG image, upright (its EXIF orientation is applied).
+    """Decodes one image of a format in `FORMATS`, upright (its EXIF orientation is applied).
 
     Args:
         file: the file's path or its content.
         name: what the image is called in an error message.
 
     Raises:
-        BadImage: it cannot be read, is damaged, or is over the limits of `check_size`.
+        BadImage: it cannot be read, is damaged, holds several pictures or levels of an unknown scale, or is over the
+            limits of `check_size`.
         UserError: there is not enough memory for it.
     """
-    with (
-        _fault_named(name),
-        Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=("PNG", "JPEG")) as image,
-    ):
-        check_size(*image.size, name)  # nothing but the header has been read
+    with _fault_named(name):
+        return _whatever_its_metadata(lambda file: _decode(file, name), file)
+
+
+def inspect(file: Path | bytes, name: str, colour: bool = False) -> Kind:
+    """An image's size, from its header, and whether it has colours, from its pixels: grey ones are often stored as RGB.
+
+    Args:
+        file: as of `decode`.
+        name: likewise.
+        colour: others of its kind are known to be in colour; its pixels are not looked at, but taken to be so.
+
+    Raises:
+        BadImage: it cannot be read, or anything of `decode`.
+    """
+    with _fault_named(name):
+        width, height, mode = _whatever_its_metadata(_header, file)
+        if not colour and mode not in ("1", "L", "LA", "I", "F", *DEEP):
+            sample = Resizer(min(width, height, INSPECTED), 3).one(decode(file, name)).astype(np.int16)
+            colour = bool(np.ptp(sample, axis=-1).max() > TINT)
+    return Kind(width, height, colour, name)
+
+
+def _open(file: Path | bytes) -> ImageFile.ImageFile:
+    return Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=tuple(FORMATS))
+
+
+def _header(file: Path | bytes) -> tuple[int, int, str]:
+    with _open(file) as image:
+        return image.width, image.height, image.mode
+
+
+def _whatever_its_metadata(use: Callable[[Path | bytes], Any], file: Path | bytes) -> Any:
+    """What `use` makes of a file, or of the file without its metadata where Pillow stumbles over them."""
+    try:
+        return use(file)
+    except (UserError, MemoryError, Image.DecompressionBombError):
+        raise
+    except Exception:
+        if (bare := _without_metadata(file)) is None:
+            raise
+    return use(bare)
+
+
+def _without_metadata(file: Path | bytes) -> bytes | None:
+    """A PNG without its metadata, but for what may say how it is turned; None if it has none, or is no PNG."""
+    with BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
+        if stream.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
+            return None
+        kept, dropped = [PNG_SIGNATURE], False
+        while len(head := stream.read(8)) == 8:
+            length, kind = int.from_bytes(head[:4], "big"), head[4:]
+            body = stream.read(length + 4)
+            whole = zlib.crc32(kind + body[:-4]) == int.from_bytes(body[-4:], "big")
+            if kind in METADATA and not (whole and (kind == b"eXIf" or body.startswith(XMP))):
+                dropped = True
+            else:
+                kept += [head, body]
+    return b"".join(kept) if dropped else None
+
+
+def _decode(file: Path | bytes, name: str) -> Image.Image:
+    with _open(file) as opened:
+        image: Any = opened
+        check_size(image.width, image.height, name)  # nothing but the header has been read
+        tags: Any = getattr(image, "tag_v2", {})  # a TIFF's
+        width, height = tags.get(TILE_WIDTH), tags.get(TILE_LENGTH)
+        if isinstance(width, int) and isinstance(height, int):
+            check_size(width, height, name)
+        # A camera's JPEG may have previews behind it (MPO).
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            raise BadImage(f"{name}: expected a single picture, found a file of several")
+        bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+        if image.mode == "F" or (image.mode == "I" and image.format != "PPM") or (image.mode in DEEP and bits != 16):
+            found = "floats" if image.mode == "F" else f"{bits if image.mode in DEEP else 32} bits"
+            raise BadImage(f"{name}: expected levels of 8 or 16 bits, whose white is known, found {found}")
+        raw = image.tile[0][3] if image.format == "PNG" else None
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return image
+        if "transparency" in image.info and raw is not None:
+            image = _with_transparency(image, raw, file)
+        if image.mode in DEEP and tags.get(PHOTOMETRIC) == 0:  # white is 0; Pillow sees to it for 8 bits only
+            image = Image.fromarray(65535 - np.asarray(image).astype(np.uint16))
+        turn = UPRIGHT.get(_orientation(image))
+        return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> Any:
+    """What EXIF, or else XMP, says of how the picture is turned; nothing where neither can be read."""
+    for _ in range(2):
+        try:
+            return image.getexif().get(ORIENTATION)
+        except Exception:  # of a parser, of whatever kind
+            image.info.pop("exif", None)  # and now XMP
+            image._exif = None
+    return None
+
+
+def _with_transparency(image: Image.Image, raw: str, file: Path | bytes) -> Image.Image:
+    """A PNG whose transparent level is of the scale of the decoded levels, or which has an alpha channel in its place.
+
+    Args:
+        image: decoded; its transparent level is as the file has it.
+        raw: Pillow's name of the file's levels.
+        file: the image's.
+    """
+    level = image.info["transparency"]
+    if image.mode == "L":
+        depth = int(raw.partition(";")[2] or 8)
+        image.info["transparency"] = (level & ((1 << depth) - 1)) * 255 // ((1 << depth) - 1)
+    elif raw == "RGB":
+        image.info["transparency"] = tuple(each & 255 for each in level)
+    elif image.mode == "RGB":  # 16 bits, of which Pillow keeps the high ones
+        del image.info["transparency"]
+        with _open(file) as low:
+            low.tile = [low.tile[0]._replace(args="RGB;16L")]  # as if the bytes were swapped: the low ones
+            low.load()
+            alpha = Image.new("L", image.size)
+            rows = max(1, BAND // image.width)
+            for top in range(0, image.height, rows):
+                box = (0, top, image.width, min(top + rows, image.height))
+                levels = np.asarray(image.crop(box)).astype(np.uint16) << 8 | np.asarray(low.crop(box))
+                alpha.paste(Image.fromarray(np.where((levels == level).all(-1), 0, 255).astype(np.uint8)), box)
+        image.putalpha(alpha)
+    return image
 
 
 @contextmanager
@@ -109,7 +276,7 @@ def _fault_named(name: str) -> Iterator[None]:
         raise UserError(f"{name}: expected an image that fits into memory, found too little of it free") from error
     except Exception as error:  # OSError, SyntaxError, IndexError, AssertionError, …
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadImage(f"{name}: expected a PNG or JPEG image, but it cannot be decoded ({reason})") from error
+        raise BadImage(f"{name}: expected an image ({READ}), but it cannot be decoded ({reason})") from error
 
 
 def check_size(width: int, height: int, name: str) -> None:
@@ -148,8 +315,11 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     """Converts to L or RGB; 16-bit greys are scaled and transparency is laid over white, as viewers do."""
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion cuts off at 255 instead of scaling
-        levels = np.asarray(image).astype(np.float64).clip(0, 65535)
-        image = Image.fromarray(np.rint(levels / 257).astype(np.uint8))
+        deep = np.asarray(image)
+        levels = np.rint(deep.astype(np.float64).clip(0, 65535) / 257).astype(np.uint8)
+        if "transparency" in image.info:
+            levels[deep == image.info["transparency"]] = 255
+        image = Image.fromarray(levels)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -12,6 +12,12 @@ from vae_jax.errors import UserError
 
 Report = Callable[[str], None]
 LISTED = 20  # of many things; the rest is counted
+SPLITS = ("train", "test", "validation")
+SPLIT_OF = {  # a word in any case that names a split
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("validation", "val", "valid", "validate", "dev", "eval"), "validation"),
+}
 
 
 @dataclass(frozen=True)
@@ -21,14 +27,18 @@ class Splits:
     Attributes:
         train: the training images.
         test: the test images, or None where the source has no test split of its own.
+        validation: likewise.
         class_names: the labels' names, or None.
         skipped: the images that were left out, each with the reason.
+        notes: what is reported whenever the data set is loaded, a line each.
     """
 
     train: Split
     test: Split | None = None
+    validation: Split | None = None
     class_names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -40,11 +50,15 @@ class Opened:
         read: reads all of it, with every image passed through the `Resizer`.
         fingerprint: what determines the content (file names, sizes, times): the key of the resized images in
             the cache. None where reading again is as fast as reading a cache.
+        image_size: for which data.image_size stands where it is not set.
+        channels: likewise.
     """
 
     name: str
     read: Callable[[Resizer], Splits]
     fingerprint: tuple[str, ...] | None = None
+    image_size: int = 32
+    channels: int = 1
 
 
 class Source(Protocol):

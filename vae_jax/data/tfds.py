@@ -6,6 +6,7 @@ builders are given while they prepare.
 """
 
 import contextlib
+import functools
 import glob
 import io
 import os
@@ -26,22 +27,27 @@ from vae_jax.data.cache import cache_folder
 from vae_jax.data.dataset import Split
 from vae_jax.data.download import limited_requests, unreachable
 from vae_jax.data.lock import locked
-from vae_jax.data.resize import Resizer
-from vae_jax.data.source import Opened, Report, Splits, required
+from vae_jax.data.resize import Resizer, inspect
+from vae_jax.data.shape import Kind, choose
+from vae_jax.data.source import SPLITS, Opened, Report, Splits, required
 from vae_jax.errors import UserError
 
 BATCH = 1000  # records read at once
 
 
 def tfds(config: DataConfig, report: Report) -> Opened:
-    """The data set data.name ("cifar10", "emnist/letters"); its test split is test, or else validation.
+    """The data set data.name ("cifar10", "emnist/letters").
+
+    A split called validation is the validation split, or the test split where there is no other.
 
     Raises:
-        UserError: data.name is not set. All else is found out on reading, which needs a slow import.
+        UserError: data.name is not set; where data.image_size or data.channels is not set, also all that is otherwise
+            found out on reading, which needs a slow import.
     """
     name = required(config.name, "data.name", "tfds")
 
-    def read(resizer: Resizer) -> Splits:
+    @functools.cache
+    def prepared() -> tuple[Any, str, str | None, dict[str, int]]:
         folder = cache_folder(config) / "tensorflow_datasets"
         builder = _builder(name, folder)
         image, label = _features(builder)
@@ -52,19 +58,48 @@ def tfds(config: DataConfig, report: Report) -> Opened:
                     if alone:
                         _remove_abandoned(builder)
                     _prepare(builder, name, config, report)
-        sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
-        test = next((split for split in ("test", "validation") if sizes.get(split)), None)
-        if not sizes.get("train"):
+        sizes = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
+        if "train" not in sizes:
             raise UserError(f"data.name {name}: expected a train split, found {', '.join(sizes) or 'none'}")
+        return builder, image, label, sizes
+
+    def read(resizer: Resizer) -> Splits:
+        builder, image, label, sizes = prepared()
+        named = {split: split for split in SPLITS if split in sizes}
+        notes = []
+        if "test" not in named and "validation" in named:
+            named["test"] = named.pop("validation")
+            notes.append(f"{name}: it has no test split; its validation images are the test images")
+        if ignored := sorted(set(sizes) - set(named.values())):
+            notes.append(f"{name}: ignoring the splits {', '.join(ignored)}")
+        splits: dict[str, Any] = {}
+        for split, source in named.items():
+            images, labels = _read(builder, source, image, label, resizer)
+            if labels is not None and labels.min() < 0:  # −1 stands for a label that is not given away
+                notes.append(f"{name}: not all {split} images have a label, so their labels are ignored")
+                labels = None
+            splits[split] = Split(images, labels)
         names = tuple(builder.info.features[label].names) if label else None
-        return Splits(
-            _read(builder, "train", image, label, resizer),
-            _read(builder, test, image, label, resizer) if test else None,
-            names,
-        )
+        return Splits(**splits, class_names=names, notes=tuple(notes))
+
+    def kinds() -> list[Kind]:
+        builder = _builder(name, cache_folder(config) / "tensorflow_datasets")
+        image, _ = _features(builder)
+        height, width, channels = builder.info.features[image].shape
+        if None not in (height, width, channels):
+            return [Kind(width, height, channels > 1, name, 0)]
+        builder, image, _, sizes = prepared()
+        looked = range(0, sizes["train"], -(-sizes["train"] // BATCH))  # evenly spread
+        with _damage_named(builder):
+            examples = _records(builder, "train").__getitems__(looked)
+        return [
+            inspect(example[image], f"{name}, train image {index}")
+            for index, example in zip(looked, examples, strict=True)
+        ]
 
     manual = "" if config.manual_dir is None else os.path.realpath(expand(config.manual_dir))
-    return Opened(name, read, (version("tensorflow-datasets"), manual))
+    fingerprint = (version("tensorflow-datasets"), manual)
+    return Opened(name, read, fingerprint, *choose(config, kinds, name, report))
 
 
 def _builder(name: str, folder: Path) -> Any:
@@ -165,17 +200,24 @@ def _remove_abandoned(builder: Any) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _read(builder: Any, split: str, image: str, label: str | None, resizer: Resizer) -> Split:
-    """Reads one split; Pillow decodes the images, so that they do not depend on what else is installed."""
+def _records(builder: Any, split: str) -> Any:
+    """The examples of one split, their images as they are stored."""
     from tensorflow_datasets import decode as decoders
     from tensorflow_datasets import features as kinds
 
     skipped = {
         name: decoders.SkipDecoding() for name, kind in builder.info.features.items() if isinstance(kind, kinds.Image)
     }
+    return builder.as_data_source(split, decoders=skipped)
+
+
+def _read(
+    builder: Any, split: str, image: str, label: str | None, resizer: Resizer
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Reads one split; Pillow decodes the images, so that they do not depend on what else is installed."""
     labels: list[int] = []
-    try:
-        records = builder.as_data_source(split, decoders=skipped)
+    with _damage_named(builder):
+        records = _records(builder, split)
 
         def images() -> Iterator[np.ndarray]:
             for start in range(0, len(records), BATCH):
@@ -184,13 +226,19 @@ def _read(builder: Any, split: str, image: str, label: str | None, resizer: Resi
                     labels.append(int(example[label]) if label else 0)
                     yield resizer.read(example[image], f"{builder.name}, {split} image {index}")
 
-        stacked = resizer.stack(images(), len(records))
+        stacked = resizer.stack(images(), len(records), split)
+    return stacked, np.array(labels, np.int64) if label else None
+
+
+@contextlib.contextmanager
+def _damage_named(builder: Any) -> Iterator[None]:
+    """Turns what reading a damaged data set raises into a UserError."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{builder.data_dir}: the prepared data set cannot be read ({_reason(error)})") from error
-    labelled = label and min(labels, default=0) >= 0  # −1 stands for a label that is not given away
-    return Split(stacked, np.array(labels, np.int64) if labelled else None)
 
 
 class _Parts(SimpleNamespace):

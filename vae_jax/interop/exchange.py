@@ -1,5 +1,7 @@
 """Runs to and from PyTorch's files of weights."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 from vae_jax import run
 from vae_jax.composition import build
 from vae_jax.config import Config
+from vae_jax.data import resolve
 from vae_jax.errors import UserError
 from vae_jax.interop import weights_file
 from vae_jax.interop.torch_weights import COUNTER, from_state_dict, to_state_dict
@@ -68,7 +71,13 @@ def _check_exchangeable(config: Config, variables: Variables) -> None:
         raise UserError(f"{names}: expected parts without parameters of their own, which have no names in PyTorch")
 
 
-def import_run(path: str | Path, config: Config, folder: str | Path, overwrite: bool = False) -> Trained:
+def import_run(
+    path: str | Path,
+    config: Config,
+    folder: str | Path,
+    overwrite: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+) -> Trained:
     """Makes a run of weights that PyTorch, or `export_run`, has saved; training goes on with a fresh optimiser state.
 
     Args:
@@ -76,13 +85,15 @@ def import_run(path: str | Path, config: Config, folder: str | Path, overwrite: 
         config: of the model.
         folder: of the run; created.
         overwrite: delete the run in it first.
+        report: is told which image size and channels are chosen where the configuration sets none.
 
     Raises:
         UserError: if the file is none, or does not hold the model's weights; every tensor that differs is named.
     """
     path = Path(path)
     run.check_folder(Path(folder), False, overwrite)
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    config = replace(config, data=resolve(config.data, report=report))
+    shape = config.data.image_shape
     network, _ = build(config, shape)
     like = network.init(make_keys(config.seed).init)
     _check_exchangeable(config, like)

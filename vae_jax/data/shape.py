@@ -1,0 +1,92 @@
+"""The size and the channels that images get where the configuration does not set them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+from vae_jax.config import Config, DataConfig
+from vae_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from vae_jax.data.dataset import Dataset
+
+LARGEST = 64  # pixels a side: a model of larger images takes hours, so it must be asked for
+APART = 2  # smaller sides whose ratio is above this have no size in common
+
+
+class Kind(NamedTuple):
+    """One image, or many that are alike, before it is resized.
+
+    Attributes:
+        width: in pixels.
+        height: in pixels.
+        colour: whether it has colours.
+        name: of the image, for messages.
+        images: how many there are; 0 where that is not known yet.
+    """
+
+    width: int
+    height: int
+    colour: bool
+    name: str
+    images: int = 1
+
+    @property
+    def side(self) -> int:
+        """The smaller side of the square that it would be resized to."""
+        return min(self.width, self.height, LARGEST)
+
+
+def choose(
+    config: DataConfig, kinds: Callable[[], Sequence[Kind]], where: str, report: Callable[[str], None]
+) -> tuple[int, int]:
+    """The images' size and channels: as they are configured, or else as the images themselves have them.
+
+    The size is the middle one of the images' smaller sides, at most `LARGEST`; the channels are 3 where any image has
+    colours.
+
+    Args:
+        config: of the data.
+        kinds: looks at the images; not called where both are configured.
+        where: what holds the images, for messages.
+        report: is told what has been chosen, and why.
+
+    Raises:
+        UserError: the images' sizes are too different.
+    """
+    if config.image_size is not None and config.channels is not None:
+        return config.image_size, config.channels
+    seen = sorted(kinds(), key=lambda kind: (min(kind.width, kind.height), max(kind.width, kind.height)))
+    total = sum(kind.images for kind in seen)
+    first, last = seen[0], seen[-1]
+    smallest, largest = (f"{kind.width}x{kind.height}" for kind in (first, last))
+    if config.image_size is None and last.side > APART * first.side:
+        raise UserError(
+            f"data.image_size: expected it to be set, since the images in {where} have no size in common; found "
+            f"{smallest} ({first.name}) to {largest} ({last.name})"
+        )
+    size, passed = config.image_size or first.side, 0
+    for kind in seen if config.image_size is None else ():
+        size, passed = kind.side, passed + kind.images
+        if 2 * passed >= total:
+            break
+    colour = any(kind.colour for kind in seen)
+    channels = config.channels or (3 if colour else 1)
+    chosen = [f"data.image_size {size}"] * (config.image_size is None)
+    chosen += [f"data.channels {channels}"] * (config.channels is None)
+    line = f"{where}: {' and '.join(chosen)}, chosen for {f'{total:,} ' if total else ''}images of {smallest}"
+    line += f"{'' if smallest == largest else f' to {largest}'}, {'in colour' if colour else 'grey'}"
+    if config.image_size is None and size == LARGEST < min(last.width, last.height):
+        line += f"; at most {LARGEST} is chosen, more must be set"
+    if any(kind.width != kind.height for kind in seen):
+        line += "; those that are not square are stretched"
+    report(line)
+    return size, channels
+
+
+def settled(config: Config, data: "Dataset") -> Config:
+    """The configuration with the data set's own size and channels where it sets none, as a run keeps it."""
+    height, _, channels = data.image_shape
+    size = height if config.data.image_size is None else config.data.image_size
+    channels = channels if config.data.channels is None else config.data.channels
+    return replace(config, data=replace(config.data, image_size=size, channels=channels))
