@@ -636,6 +636,8 @@ def test_a_data_set_from_arrays():
         [3, 1],
         [2],
     )
+    with pytest.warns(UserWarning, match="^arrays: white is 255, .* level is 1 among the train images, 1 among"):
+        Dataset.from_arrays(LEVELS % 2)
     rgb = Dataset.from_arrays(np.full((5, 2, 3, 3), 0.5), test=1)
     assert (rgb.image_shape, rgb.train.images.max(), len(rgb.test)) == ((2, 3, 3), 128, 1)
 

@@ -215,7 +215,7 @@ def model_maker(network: Composition, objective: Objective) -> Callable[[Variabl
         return labels.astype(np.int32)
 
     def check_images(images: Any) -> Any:
-        images = images if hasattr(images, "dtype") else np.asarray(images)
+        images = images if isinstance(images, jax.Array) else np.asarray(images)
         if images.dtype != jnp.uint8:
             raise UserError(f"images: expected uint8 levels 0 to 255; found {images.dtype}")
         if images.ndim != 4 or images.shape[1:] != network.image_shape or not len(images):
@@ -225,7 +225,7 @@ def model_maker(network: Composition, objective: Objective) -> Callable[[Variabl
         return images
 
     def check_latents(z: Any) -> Any:
-        z = z if hasattr(z, "dtype") else np.asarray(z)
+        z = z if isinstance(z, jax.Array) else np.asarray(z)
         if not (jnp.issubdtype(z.dtype, jnp.floating) or jnp.issubdtype(z.dtype, jnp.integer)):
             raise UserError(f"z: expected real numbers; found {z.dtype}")
         if z.ndim != 2 or z.shape[1] != network.latent or not len(z):

@@ -1,6 +1,7 @@
 """The one type every data source gives, and the way to it from arrays."""
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
@@ -12,6 +13,7 @@ from vae_jax import memory
 from vae_jax.config import DataConfig
 from vae_jax.errors import UserError
 
+DARK = 127  # the brightest level of images that are dark, or whose levels do not reach to 255
 TEST = DataConfig.test  # of the images, held out where there are none to test on
 
 
@@ -160,6 +162,7 @@ class Dataset:
         validation_labels: Any = None,
         class_names: Sequence[str] | None = None,
         name: str = "arrays",
+        report: Callable[[str], None] = warnings.warn,
     ) -> "Dataset":
         """A data set of one's own arrays, of numpy or jax.
 
@@ -177,6 +180,7 @@ class Dataset:
             validation_labels: of images given as `validation`.
             class_names: the labels' names, by number.
             name: of the data set in reports.
+            report: is told in a line of levels that stay far below 255, where white may be another number.
 
         Raises:
             UserError: naming the argument, what was expected and what was found.
@@ -199,7 +203,11 @@ class Dataset:
             if labels is not None:
                 raise UserError(f"{what}_labels: expected the images that they are of as {what}; found none")
         assert held["test"] is not None
-        return cls(name, kept, held["test"], held["validation"], None if class_names is None else tuple(class_names))
+        data = cls(name, kept, held["test"], held["validation"], None if class_names is None else tuple(class_names))
+        splits = {what: split for what, split in (("train", kept), *held.items()) if split is not None}
+        for line in darkness(name, {what: int(split.images.max()) for what, split in splits.items()}):
+            report(line)
+        return data
 
 
 def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Split]:
@@ -262,6 +270,22 @@ def check_levels(dtype: np.dtype, where: str) -> None:
     white = 255 if dtype.itemsize > 2 else np.iinfo(dtype).max if dtype.kind in "iu" else 0
     scale = f"; if {white} is white, take (images / {white}).astype(np.float32)" if dtype.kind in "iu" else ""
     raise UserError(f"{where}: expected uint8, bool or floats in [0, 1], found {dtype}{scale}")
+
+
+def darkness(name: str, brightest: dict[str, int]) -> list[str]:
+    """A line on a data set whose levels stay far below 255, as they do where white is another number.
+
+    Args:
+        name: of the data set.
+        brightest: the highest level of each split's images.
+    """
+    dark = {split: level for split, level in brightest.items() if level <= DARK}
+    if not dark:
+        return []
+    white = max(dark.values())
+    levels = ", ".join(f"{level} among the {split} images" for split, level in dark.items())
+    scale = f"; if {white} is white, scale them: (images * (255 / {white})).round().astype(np.uint8)"
+    return [f"{name}: white is 255, but the brightest level is {levels}{scale if white else ''}"]
 
 
 def _array(values: Any, what: str) -> np.ndarray:

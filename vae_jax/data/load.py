@@ -11,7 +11,7 @@ from vae_jax.config import DataConfig, expand
 from vae_jax.data.array import array
 from vae_jax.data.binarize import TREATMENTS, binarize
 from vae_jax.data.cache import cache_folder, cached
-from vae_jax.data.dataset import Dataset, Split, hold_out
+from vae_jax.data.dataset import Dataset, Split, darkness, hold_out
 from vae_jax.data.digits import digits
 from vae_jax.data.folder import folder
 from vae_jax.data.idx import FASHION_MNIST, KMNIST, MNIST
@@ -30,7 +30,6 @@ SOURCES: dict[str, Source] = {
     "folder": folder,
     "array": array,
 }
-DARK = 127  # the brightest level of images that are dark, or whose levels do not reach to 255
 
 
 def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
@@ -104,14 +103,7 @@ def _open(config: DataConfig, report: Report) -> tuple[Opened, DataConfig]:
 def _read(opened: Opened, resizer: Resizer) -> Splits:
     """All images of a source; notes where levels stay far below 255, as they do where white is another number."""
     splits = opened.read(resizer)
-    dark = {split: level for split, level in resizer.brightest.items() if level <= DARK}
-    if not dark:
-        return splits
-    white = max(dark.values())
-    levels = ", ".join(f"{level} among the {split} images" for split, level in dark.items())
-    scale = f"; if {white} is white, scale them: (images * (255 / {white})).round().astype(np.uint8)"
-    line = f"{opened.name}: white is 255, but the brightest level is {levels}{scale if white else ''}"
-    return replace(splits, notes=(*splits.notes, line))
+    return replace(splits, notes=(*splits.notes, *darkness(opened.name, resizer.brightest)))
 
 
 def _binarized(split: Split, seed: int) -> Split:

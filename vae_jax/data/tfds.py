@@ -79,7 +79,8 @@ def tfds(config: DataConfig, report: Report) -> Opened:
                 notes.append(f"{name}: not all {split} images have a label, so their labels are ignored")
                 labels = None
             splits[split] = Split(images, labels)
-        names = tuple(builder.info.features[label].names) if label else None
+        labelled = any(split.labels is not None for split in splits.values())
+        names = tuple(builder.info.features[label].names) if labelled else None
         return Splits(**splits, class_names=names, notes=tuple(notes))
 
     def kinds() -> list[Kind]:
