@@ -15,7 +15,7 @@ from run_fixtures import flags, snapshot
 
 from vae_jax import cli, data, own_parts, registry, run, sweep
 from vae_jax.composition import build
-from vae_jax.config import load_config
+from vae_jax.config import Config, load_config
 from vae_jax.errors import Stopped, UserError
 from vae_jax.train import fit
 
@@ -96,6 +96,12 @@ def tiny(**options):
     )
 
 
+def with_part(option, name):
+    """The default configuration but for this."""
+    section, _, field = option.partition(".")
+    return replace(Config(), **{section: replace(getattr(Config(), section), **{field: str(name)})})
+
+
 def refused(function, *arguments, **named):
     with pytest.raises(UserError) as caught:
         function(*arguments, **named)
@@ -130,7 +136,7 @@ SIGNATURES = {
 def test_what_cannot_be_called_so_is_refused(write, option, entry, found):
     path = write(entry + "\n")
     expected = f"{option}: expected entry in {path} to be a function or a class of {SIGNATURES[option]}; found {found}"
-    assert refused(build, load_config(**{option: f"{path}:entry"}), (8, 8, 1)) == expected
+    assert refused(build, with_part(option, f"{path}:entry"), (8, 8, 1)) == expected
 
 
 @pytest.mark.parametrize(
@@ -168,7 +174,7 @@ def test_what_a_factory_gives_is_refused_in_one_line(write, option, text, messag
     name = f"{write(text)}:net"
 
     def make():
-        network, _ = build(load_config(**{option: name}), (8, 8, 1))
+        network, _ = build(with_part(option, name), (8, 8, 1))
         jax.eval_shape(network.init, jax.random.key(0))
 
     assert f"{option}: {message.format(name=name)}" in refused(make)
@@ -205,7 +211,7 @@ class Net(nn.Module):
 
 
 def test_a_name_that_is_none_tells_of_ones_own():
-    message = refused(build, load_config(**{"model.network": "mine.py"}), (8, 8, 1))
+    message = refused(build, with_part("model.network", "mine.py"), (8, 8, 1))
     assert "expected one of convolutional, mlp, residual, or FILE.py:ENTRY for your own; found 'mine.py'" in message
 
 
@@ -285,13 +291,6 @@ RAISING = {
         "in bound: kl = ghost - model.log_prior(z)",
         "NameError: name 'ghost' is not defined",
     ),
-    "a picture, after an epoch": (
-        "likelihood.name=laplace",
-        LIKELIHOOD,
-        ("outputs: jax.nn.sigmoid(outputs)", "outputs: {}[7]"),
-        "in <lambda>: return Likelihood(1, log_prob, lambda params, outputs: {}[7])",
-        "KeyError: 7",
-    ),
 }
 
 
@@ -321,6 +320,27 @@ def test_what_a_users_code_raises_is_one_line_that_shows_its_own(write, array, c
     (last,) = said.splitlines()
     assert last.startswith(f"vae-jax: error: {path}:{number} {line}")
     assert error in last
+
+
+CALLBACK = """\
+import jax
+
+
+def check(x):
+    raise KeyError("ghost")
+
+
+def entry(x):
+    return jax.pure_callback(check, jax.ShapeDtypeStruct((), "float32"), x)
+"""
+
+
+def test_a_callbacks_error_shows_its_own_line_too(write):
+    path = write(CALLBACK)
+    entry = jax.jit(registry.lookup({}, f"{path}:entry", "option", ("x",)))
+    with pytest.raises(jax.errors.JaxRuntimeError) as caught:
+        jax.block_until_ready(entry(1.0))
+    assert registry.users_line(caught.value) == f"{path}:5 in check: raise KeyError(\"ghost\"): KeyError: 'ghost'"
 
 
 def test_the_library_lets_it_pass(write, small_data, tmp_path):
@@ -523,22 +543,36 @@ def test_a_damaged_index_is_refused(copied, content):
 
 
 def test_a_sweep_and_its_members_keep_theirs(write, small_data, tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "write_results", lambda *_: None)
-    monkeypatch.setattr(run.Recorder, "finish", lambda *_: None)
-    path = write(OBJECTIVE)
+    """What is compiled and trained is not looked at here, but of which file it is."""
+    program = object.__new__(sweep.members.Program)
+    program.size = 1
+
+    def compiled(configs, _):
+        program.config = configs[0]
+        return program
+
+    def fit(*_, **__):
+        raise Stopped(program.config.objective.name)
+
+    monkeypatch.setattr(sweep.members, "program_that_fits", compiled)
+    monkeypatch.setattr(sweep.members, "fit", fit)
+    path, folder, lines = write(OBJECTIVE), tmp_path / "sweep", []
     plan = sweep.make_sweep(tiny(objective__name=f"{path}:bound"), 1, [])
-    folder, lines = tmp_path / "sweep", []
-    with pytest.raises(Stopped):
-        sweep.run(plan, small_data, folder, should_stop=lambda: True)
-    path.write_text(OBJECTIVE.replace("reconstruction + kl,", "reconstruction * kl,"))
-    (outcome,) = sweep.run(plan, small_data, folder, resume=True, report=lines.append)
-    assert [line for line in lines if line.startswith("warning")] == [
-        f"warning: {path} has changed since {folder} began: its copy {folder}/code/mine.py is used"
-    ]
-    (epoch,) = outcome.history
-    assert epoch["test_loss"] == pytest.approx(epoch["test_reconstruction"] + epoch["test_kl"], rel=1e-5)
-    for kept in (folder, folder / "seed=0"):
+    with pytest.raises(Stopped, match=str(path)):
+        sweep.run(plan, small_data, folder)
+    path.unlink()
+    with pytest.raises(Stopped, match=f"{folder}/code/mine.py:bound"):
+        sweep.run(plan, small_data, folder, resume=True, report=lines.append)
+    assert lines == []
+    path.write_text("changed")
+    shutil.move(folder, tmp_path / "moved")
+    moved = tmp_path / "moved"
+    with pytest.raises(Stopped, match=f"{moved}/code/mine.py:bound"):
+        sweep.run(plan, small_data, moved, resume=True, report=lines.append)
+    assert lines == [f"warning: {path} has changed since {moved} began: its copy {moved}/code/mine.py is used"]
+    for kept in (moved, moved / "seed=0"):
         assert (kept / "code" / "mine.py").read_text() == OBJECTIVE
         assert index_of(kept).keys() == {str(path)}
-    sweep._delete_sweep(folder)
-    assert {each.name for each in folder.iterdir()} <= {".lock", "sweep.json"}
+        assert f"name: {path}:bound" in (moved / "seed=0" / "config.yaml").read_text()
+    sweep._delete_sweep(moved)
+    assert {each.name for each in moved.iterdir()} <= {".lock", "sweep.json"}

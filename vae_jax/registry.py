@@ -9,6 +9,8 @@ import importlib
 import importlib.util
 import inspect
 import linecache
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -126,7 +128,7 @@ def source_of(where: str) -> Source:
         ImportError: if there is no such module, or it is in no file.
     """
     if where.endswith(".py"):
-        path = Path(where).expanduser().absolute()
+        path = Path(os.path.expanduser(where)).absolute()
     else:
         path = Path(getattr(_module(where), "__file__", None) or _no_file(where))
     content = path.read_bytes()
@@ -185,23 +187,36 @@ def users_line(error: BaseException) -> str | None:
 
     "FILE:LINE in FUNCTION: the line: ErrorType: message", of the innermost function that is the user's.
     """
-    found = None
+    place = None
     for frame, number in traceback.walk_tb(error.__traceback__):
-        name = frame.f_globals.get("__name__") or ""
-        if name in _sources or name.partition(".")[0] in _packages:
-            found = frame, number, name
-    if found is None:
-        if not isinstance(error, SyntaxError) or not error.lineno:
-            return None
+        if _is_users(frame.f_globals.get("__name__") or ""):
+            place = frame.f_globals["__name__"], frame.f_code.co_filename, number, frame.f_code.co_name
+    what = _what(error)
+    if place is None:  # of a callback jax has but the text
+        files = {getattr(module, "__file__", None): name for name, module in sys.modules.items() if _is_users(name)}
+        for file, number, function in re.findall(r'^ *File "(.+)", line (\d+), in (.+)$', str(error), re.MULTILINE):
+            if file in files:
+                place, what = (
+                    (files[file], file, int(number), function),
+                    _cut(str(error).splitlines()[-1], MESSAGE_LIMIT),
+                )
+    if place:
+        name, file, number, function = place
+        return f"{file}:{number} in {function}: {_cut(_line(name, file, number), LINE_LIMIT)}: {what}"
+    if isinstance(error, SyntaxError) and error.lineno:
         return f"{error.filename}:{error.lineno}: {_cut(error.text or '', LINE_LIMIT)}: {_what(error, error.msg)}"
-    frame, number, name = found
-    file = frame.f_code.co_filename
-    if name in _sources:  # the file may have changed since
-        lines = importlib.util.decode_source(_sources[name].content).splitlines()
-        line = lines[number - 1] if number <= len(lines) else ""
-    else:
-        line = linecache.getline(file, number)
-    return f"{file}:{number} in {frame.f_code.co_name}: {_cut(line, LINE_LIMIT)}: {_what(error)}"
+    return None
+
+
+def _is_users(module: str) -> bool:
+    return module in _sources or module.partition(".")[0] in _packages
+
+
+def _line(module: str, file: str, number: int) -> str:
+    if module not in _sources:
+        return linecache.getline(file, number)
+    lines = importlib.util.decode_source(_sources[module].content).splitlines()  # the file may have changed since
+    return lines[number - 1] if number <= len(lines) else ""
 
 
 def _what(error: BaseException, message: str | None = None) -> str:
@@ -219,7 +234,7 @@ def _beside(where: str, error: BaseException) -> str:
     """A hint where a user's file imports another one beside it."""
     if not isinstance(error, ModuleNotFoundError) or not error.name or not where.endswith(".py"):
         return ""
-    folder = Path(where).expanduser().absolute().parent
+    folder = Path(os.path.expanduser(where)).absolute().parent
     if not any((folder / each).exists() for each in (error.name, f"{error.name}.py")):
         return ""
     return f" (a file is loaded alone: put {error.name} into it, install it, or add {folder} to PYTHONPATH)"
