@@ -243,14 +243,14 @@ def test_a_changed_file_is_loaded_anew(write):
 )
 def test_a_file_that_cannot_be_imported_shows_its_line(write, text, line):
     path = write(text)
-    message = refused(build, load_config(**{"model.network": f"{path}:Net"}), (8, 8, 1))
+    message = refused(build, with_part("model.network", f"{path}:Net"), (8, 8, 1))
     assert message.startswith(f"model.network: {path}{line}")
 
 
 def test_a_file_beside_it_is_not_found_and_the_line_says_what_to_do(write, tmp_path):
     write("x = 1\n", "helper_beside.py")
     path = write("import helper_beside\n")
-    message = refused(build, load_config(**{"model.network": f"{path}:Net"}), (8, 8, 1))
+    message = refused(build, with_part("model.network", f"{path}:Net"), (8, 8, 1))
     assert message.endswith(f"install it, or add {tmp_path} to PYTHONPATH)")
 
 
