@@ -1,12 +1,12 @@
 """Networks. The only package that imports flax: everything else sees `Network`, two pure functions."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -212,11 +212,18 @@ def build(
         masks = {name: found["mask"].T for part in seen.get("masks", {}).values() for name, found in part.items()}
         return Trace(result, layers, masks)
 
-    @functools.cache
     def couples() -> bool:
-        return _couples(init, apply, (height, width, channels + config.classes), config.latent + config.classes)
+        known = make_module, config, image_shape, tuple(heads.items()), outputs
+        if known not in _COUPLES:
+            inputs = (height, width, channels + config.classes), config.latent + config.classes
+            with jax.ensure_compile_time_eval():  # whoever asks may be traced
+                _COUPLES[known] = _couples(init, apply, *inputs)
+        return _COUPLES[known]
 
     return Network(init, apply, trace, couples)
+
+
+_COUPLES: dict[Any, bool] = {}  # what was found of networks, which are built several times in a run
 
 
 def _couples(init: Callable[..., Variables], apply: Callable[..., Any], shape: tuple[int, ...], latent: int) -> bool:
@@ -224,26 +231,23 @@ def _couples(init: Callable[..., Variables], apply: Callable[..., Any], shape: t
 
     Computed at random parameters, since layers may start as zeros.
     """
+    random = np.random.RandomState(0)
+    like = jax.eval_shape(init, jax.random.key(0))
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), like)
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * random.randn(*leaf.shape), leaf.dtype), like.params)
 
     @jax.jit
-    def first(images: Array, z: Array) -> list[Array]:
-        number, noise, dropout = jax.random.split(jax.random.key(0), 3)
-
+    def first(variables: Variables, images: Array, z: Array) -> list[Array]:
         def both(autoencoder: Autoencoder) -> list[Array]:
             return [result[0] for result in (*autoencoder.encode(images).values(), autoencoder.decode(z))]
 
-        variables = init(number)
-        leaves, tree = jax.tree.flatten(variables.params)
-        moved = [
-            leaf + 0.1 * jax.random.normal(key, leaf.shape, leaf.dtype)
-            for leaf, key in zip(leaves, jax.random.split(noise, len(leaves)), strict=True)
-        ]
-        return apply(variables._replace(params=jax.tree.unflatten(tree, moved)), both, dropout, train=True)[0]
+        dropout, streams = jax.random.split(jax.random.key(0))
+        return apply(variables, both, dropout, train=True, streams=streams)[0]
 
-    images_key, z_key = jax.random.split(jax.random.key(1))
-    inputs = jax.random.uniform(images_key, (3, *shape)), jax.random.normal(z_key, (3, latent))
+    variables = ones._replace(params=params)
+    inputs = jnp.asarray(random.rand(3, *shape), float), jnp.asarray(random.randn(3, latent), float)
     changed = [array.at[1:].multiply(0.5) for array in inputs]
-    pairs = zip(first(*inputs), first(*changed), strict=True)
+    pairs = zip(first(variables, *inputs), first(variables, *changed), strict=True)
     return any(bool((before != after).any()) for before, after in pairs)
 
 
