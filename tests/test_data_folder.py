@@ -739,6 +739,23 @@ def test_odd_metadata_of_other_formats(kind, exif, turned):
     np.testing.assert_allclose(odd, np.rot90(plain, -1) if turned else plain, atol=3)
 
 
+@pytest.mark.parametrize(
+    "segment",
+    [
+        *(b"\xff\xe0\0\x08JFIF\0\1", b"\xff\xe2\0\x0eICC_PROFILE\0", b"\xff\xe2\0\x0cMPF\0MM\0*\0\0"),
+        b"\xff\xed\0\x16Photoshop 3.0\0" + b"8BIM\x03\xed",
+        b"\xff\xe2\0\x0eICC_PROFILE\0" + b"\xff\xe1\0\x22Exif\0\0" + exif_of(TURNED),
+    ],
+)
+def test_odd_segments_of_a_jpeg(segment):
+    levels = np.array([[0, 90], [170, 255]], np.uint8).repeat(8, 0).repeat(8, 1)
+    buffer = io.BytesIO()
+    Image.fromarray(levels).convert("RGB").save(buffer, "jpeg", quality=100)
+    content = buffer.getvalue()
+    plain, odd = (Resizer(4, 3).read(data, "image") for data in (content, content[:2] + segment + content[2:]))
+    np.testing.assert_array_equal(odd, np.rot90(plain, -1) if b"Exif" in segment else plain)
+
+
 def test_cmyk_photos(root):
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     np.testing.assert_allclose(one(png(image, root / "print.jpg", quality=100), 3)[0, 0], [255, 0, 0], atol=6)

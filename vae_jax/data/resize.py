@@ -4,22 +4,23 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from vae_jax import memory
 from vae_jax.data.shape import Kind
 from vae_jax.errors import UserError
 
-# At 12 bytes a pixel for the worst case, a progressive JPEG with four components, an image takes 805 MB.
+# At 12 bytes a pixel for the worst case, a progressive JPEG with four components, an image takes 805 MB; a WebP 1.1 GB.
 PIXEL_LIMIT = 1 << 26
 DECODING = 12  # bytes a pixel
+DECODING_WEBP = 17  # likewise
 SIDE_LIMIT = 1 << 16  # Pillow's filter keeps a column of coefficients for every line it reads
 BAND = 1 << 20  # pixels converted at a time
 FORMATS = {  # what is read, by Pillow's name, and how its files' names end
@@ -40,6 +41,10 @@ METADATA = {  # a PNG's chunks that say nothing about its pixels
     *(b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"cHRM", b"gAMA", b"sRGB", b"sBIT", b"pHYs", b"tIME", b"hIST", b"sPLT"),
     *(b"bKGD", b"eXIf"),
 }
+JPEG_SIGNATURE = b"\xff\xd8"
+JPEG_METADATA = {*range(0xE2, 0xEE), 0xEF, 0xFE}  # markers; APP1 may say how it is turned, APP14 what its colours are
+JFIF, WHOLE_JFIF = 0xE0, 16  # its marker, which says what the colours are, and its least length
+START_OF_SCAN = 0xDA  # the marker before the pixels
 ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH = 274, 258, 262, 322, 323  # tags of EXIF and TIFF
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of 16-bit greys
 UPRIGHT = {  # what undoes each orientation
@@ -180,26 +185,45 @@ def _whatever_its_metadata(use: Callable[[Path | bytes], Any], file: Path | byte
 
 
 def _without_metadata(file: Path | bytes) -> bytes | None:
-    """A PNG without its metadata, but for what may say how it is turned; None if it has none, or is no PNG."""
+    """A PNG or JPEG without its metadata, but for what may say how it is turned; None if it has none, or is neither."""
     with BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
-        if stream.read(len(PNG_SIGNATURE)) != PNG_SIGNATURE:
-            return None
-        kept, dropped = [PNG_SIGNATURE], False
-        while len(head := stream.read(8)) == 8:
-            length, kind = int.from_bytes(head[:4], "big"), head[4:]
-            body = stream.read(length + 4)
-            whole = zlib.crc32(kind + body[:-4]) == int.from_bytes(body[-4:], "big")
-            if kind in METADATA and not (whole and (kind == b"eXIf" or body.startswith(XMP))):
-                dropped = True
-            else:
-                kept += [head, body]
+        signature = stream.read(len(PNG_SIGNATURE))
+        if signature == PNG_SIGNATURE:
+            return _bare_png(stream)
+        stream.seek(2)
+        return _bare_jpeg(stream) if signature.startswith(JPEG_SIGNATURE) else None
+
+
+def _bare_png(stream: BytesIO | BufferedReader) -> bytes | None:
+    kept, dropped = [PNG_SIGNATURE], False
+    while len(head := stream.read(8)) == 8:
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        body = stream.read(length + 4)
+        whole = zlib.crc32(kind + body[:-4]) == int.from_bytes(body[-4:], "big")
+        if kind in METADATA and not (whole and (kind == b"eXIf" or body.startswith(XMP))):
+            dropped = True
+        else:
+            kept += [head, body]
     return b"".join(kept) if dropped else None
+
+
+def _bare_jpeg(stream: BytesIO | BufferedReader) -> bytes | None:
+    kept, dropped = [JPEG_SIGNATURE], False
+    while len(head := stream.read(4)) == 4 and head[0] == 0xFF and head[1] != START_OF_SCAN:
+        length = int.from_bytes(head[2:], "big")
+        body = stream.read(max(0, length - 2))
+        if head[1] in JPEG_METADATA or (head[1] == JFIF and length < WHOLE_JFIF):
+            dropped = True
+        else:
+            kept += [head, body]
+    return b"".join([*kept, head, stream.read()]) if dropped else None
 
 
 def _decode(file: Path | bytes, name: str) -> Image.Image:
     with _open(file) as opened:
         image: Any = opened
-        check_size(image.width, image.height, name)  # nothing but the header has been read
+        need = DECODING_WEBP if image.format == "WEBP" else DECODING
+        check_size(image.width, image.height, name, need)  # nothing but the header has been read
         tags: Any = getattr(image, "tag_v2", {})  # a TIFF's
         width, height = tags.get(TILE_WIDTH), tags.get(TILE_LENGTH)
         if isinstance(width, int) and isinstance(height, int):
@@ -276,11 +300,12 @@ def _fault_named(name: str) -> Iterator[None]:
         raise UserError(f"{name}: expected an image that fits into memory, found too little of it free") from error
     except Exception as error:  # OSError, SyntaxError, IndexError, AssertionError, …
         reason = " ".join(str(error).split()) or type(error).__name__
+        reason = "unknown content" if isinstance(error, UnidentifiedImageError) else reason
         raise BadImage(f"{name}: expected an image ({READ}), but it cannot be decoded ({reason})") from error
 
 
-def check_size(width: int, height: int, name: str) -> None:
-    """Refuses an image before it is decoded.
+def check_size(width: int, height: int, name: str, need: int = DECODING) -> None:
+    """Refuses an image before it is decoded, which takes `need` bytes for each of its pixels.
 
     Raises:
         BadImage: it has more pixels or a longer side than any picture, and would take a GB and more.
@@ -288,7 +313,7 @@ def check_size(width: int, height: int, name: str) -> None:
     """
     if width * height > PIXEL_LIMIT or max(width, height) > SIDE_LIMIT:
         raise _over_limit(name, f" ({width}x{height})")
-    memory.check(DECODING * width * height, f"{name}, {width}x{height} pixels")
+    memory.check(need * width * height, f"{name}, {width}x{height} pixels")
 
 
 def _over_limit(name: str, size: str) -> BadImage:
