@@ -19,6 +19,7 @@ from vae_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, Pos
 from vae_jax.config import LikelihoodConfig as Likelihoods
 from vae_jax.errors import UserError
 from vae_jax.estimators import annealed_nll, importance_nll
+from vae_jax.keys import image_keys
 from vae_jax.likelihoods import LIKELIHOODS, Likelihood
 from vae_jax.models import NETWORKS, Variables
 
@@ -293,8 +294,9 @@ def test_memory_does_not_grow_with_the_number_of_samples_or_images(monkeypatch):
     needed = []
 
     def measure(estimate, variables, images, labels, key, batch, on_progress, exact=None):
-        keys = jax.random.split(key, min(batch, len(images)))
-        memory = jax.jit(estimate).lower(variables, images[: len(keys)], labels, keys, None).compile().memory_analysis()
+        count = min(batch, len(images))
+        keys = jax.vmap(image_keys, (None, 0))(key, np.arange(count))
+        memory = jax.jit(estimate).lower(variables, images[:count], labels, keys, None).compile().memory_analysis()
         assert memory
         needed.append(memory.temp_size_in_bytes + memory.output_size_in_bytes)
         return np.zeros(len(images)), np.ones(len(images))
