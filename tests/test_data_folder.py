@@ -756,6 +756,20 @@ def test_odd_segments_of_a_jpeg(segment):
     np.testing.assert_array_equal(odd, np.rot90(plain, -1) if b"Exif" in segment else plain)
 
 
+@pytest.mark.parametrize("tag", [270, 282, 296, 700, 34377, 34665, 34675])
+@pytest.mark.parametrize("kind", [2, 4, 5, 12])
+def test_odd_tags_of_a_tiff(tag, kind):
+    levels = np.arange(16, dtype=np.uint8).reshape(4, 4) * 16
+    tags = {256: 4, 257: 4, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: 4, 279: 16, 274: 6}
+    entries = {number: struct.pack("<HHII", number, 4, 1, value) for number, value in tags.items()}
+    entries[tag] = struct.pack("<HHI4s", tag, kind, 5, b"\xff\xfe\xfd\0")  # of a size or at a place that it cannot be
+    directory = struct.pack("<H", len(entries)) + b"".join(entries[number] for number in sorted(entries)) + bytes(4)
+    content = b"II*\0" + struct.pack("<I", 24) + levels.tobytes() + directory
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_array_equal(Resizer(4, 1).read(content, "image")[..., 0], np.rot90(levels, -1))
+
+
 def test_cmyk_photos(root):
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
     np.testing.assert_allclose(one(png(image, root / "print.jpg", quality=100), 3)[0, 0], [255, 0, 0], atol=6)

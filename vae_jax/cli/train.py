@@ -179,7 +179,7 @@ VERBS = {
         "  vae-jax train --config digits --out runs/digits                      no download\n"
         "  vae-jax train --config article --out runs/article --seed 1           MNIST, downloaded\n"
         "  vae-jax train --config article --out runs/z2 --model.latent 2        another latent size\n"
-        "  vae-jax train --config digits --out runs/mine --data.source folder --data.path photos --data.channels 3",
+        "  vae-jax train --config digits --out runs/mine --data.source folder --data.path photos",
         usage="--out RUN [--config FILE]",
         interrupted="; `vae-jax train … --resume` goes on from the last checkpoint, if there is one",
     ),

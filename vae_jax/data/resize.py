@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from io import BufferedReader, BytesIO
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import UInt8
@@ -45,6 +45,11 @@ JPEG_SIGNATURE = b"\xff\xd8"
 JPEG_METADATA = {*range(0xE2, 0xEE), 0xEF, 0xFE}  # markers; APP1 may say how it is turned, APP14 what its colours are
 JFIF, WHOLE_JFIF = 0xE0, 16  # its marker, which says what the colours are, and its least length
 START_OF_SCAN = 0xDA  # the marker before the pixels
+TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
+TIFF_METADATA = {  # tags that say nothing about the pixels
+    *(254, 255, 269, 270, 271, 272, 282, 283, 285, 286, 287, 296, 297, 305, 306, 315, 316, 700, 33432, 33550, 33723),
+    *(33922, 34377, 34665, 34675, 34735, 34736, 34737, 34853, 37724, 42112, 42113, 50341),
+}
 ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH = 274, 258, 262, 322, 323  # tags of EXIF and TIFF
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of 16-bit greys
 UPRIGHT = {  # what undoes each orientation
@@ -185,12 +190,14 @@ def _whatever_its_metadata(use: Callable[[Path | bytes], Any], file: Path | byte
 
 
 def _without_metadata(file: Path | bytes) -> bytes | None:
-    """A PNG or JPEG without its metadata, but for what may say how it is turned; None if it has none, or is neither."""
+    """A PNG, JPEG or TIFF without its metadata, but for what may say how it is turned; None if it has none."""
     with BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
         signature = stream.read(len(PNG_SIGNATURE))
         if signature == PNG_SIGNATURE:
             return _bare_png(stream)
-        stream.seek(2)
+        if signature[:4] in TIFF_SIGNATURES:
+            return _bare_tiff(signature + stream.read())
+        stream.seek(len(JPEG_SIGNATURE))
         return _bare_jpeg(stream) if signature.startswith(JPEG_SIGNATURE) else None
 
 
@@ -217,6 +224,18 @@ def _bare_jpeg(stream: BytesIO | BufferedReader) -> bytes | None:
         else:
             kept += [head, body]
     return b"".join([*kept, head, stream.read()]) if dropped else None
+
+
+def _bare_tiff(content: bytes) -> bytes | None:
+    order: Literal["little", "big"] = "little" if content.startswith(b"II") else "big"
+    start = int.from_bytes(content[4:8], order)
+    end = start + 2 + 12 * int.from_bytes(content[start : start + 2], order)
+    entries = [content[place : place + 12] for place in range(start + 2, end, 12)]
+    kept = [entry for entry in entries if int.from_bytes(entry[:2], order) not in TIFF_METADATA]
+    if len(kept) == len(entries):
+        return None
+    directory = len(kept).to_bytes(2, order) + b"".join(kept) + content[end : end + 4]
+    return content[:start] + directory + content[start + len(directory) :]
 
 
 def _decode(file: Path | bytes, name: str) -> Image.Image:
