@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vae_jax import composition, likelihoods, objectives, optimizer, posteriors, priors, train
-from vae_jax.config import Config, PosteriorConfig, PriorConfig, check_used, load_config
+from vae_jax.config import Config, PosteriorConfig, PriorConfig, with_options, without_unused
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import LIKELIHOODS
 from vae_jax.objectives import OBJECTIVES
@@ -39,6 +39,13 @@ TINY = {
     "objective.groups": 2,
     "train.learning_rate": 0.01,
 }
+
+
+def tiny(**options):
+    """The configuration with these options, and of TINY what they look at."""
+    return without_unused(with_options(Config(), **TINY, **options))
+
+
 # Of every part its registered choices, and of some the options that change what they do.
 MORE = {
     "vae": (
@@ -137,7 +144,7 @@ def name_of(numbers):
 @pytest.mark.parametrize("numbers", covering(), ids=name_of)
 def test_a_combination_trains(numbers):
     """Three steps, all in one compiled call: every parameter moves, and all stay finite."""
-    config = config_of(numbers)
+    config = without_unused(config_of(numbers))
     network, objective = composition.build(config, SHAPE)
     step = train.make_step(config, network, objective, optimizer.build(config.train, 1))
     labels = LABELS if config.model.classes else None
@@ -236,18 +243,13 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_makes_no_sense_together_is_refused_with_the_reason(message):
-    config = load_config(**{"data.image_size": 3, "model.network": "mlp", **REFUSED[message]})
-
-    def use():
-        check_used(config)
-        composition.build(config, SHAPE)
-
+    config = with_options(Config(), **{"data.image_size": 3, "model.network": "mlp", **REFUSED[message]})
     with pytest.raises(UserError, match=message):
-        use()
+        composition.build(config, SHAPE)
 
 
 def test_labels_reach_encoder_and_decoder():
-    config = load_config(**{**TINY, "model.classes": 3})
+    config = tiny(**{"model.classes": 3})
     network, _ = composition.build(config, SHAPE)
     variables = network.init(jax.random.key(0))
     images = jnp.asarray(IMAGES[:1] / 255, float)
@@ -267,7 +269,7 @@ def test_labels_reach_encoder_and_decoder():
 
 
 def test_one_sample_with_an_axis_is_one_without():
-    network, _ = composition.build(load_config(**TINY), SHAPE)
+    network, _ = composition.build(tiny(), SHAPE)
     variables = network.init(jax.random.key(0))
     images = network.treat(None, jnp.asarray(IMAGES))
 

@@ -1,8 +1,11 @@
 """Configurations: what a YAML file and flags give, and that whatever is wrong with them is said in one line."""
 
 import dataclasses
+import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,25 +16,21 @@ from hypothesis import strategies as st
 from vae_jax import config as module
 from vae_jax.config import (
     Config,
-    DataConfig,
-    ModelConfig,
     ObjectiveConfig,
-    OutputConfig,
-    TrainConfig,
+    changed_options,
     check_used,
+    listed,
     load_config,
+    options_of,
+    read_file,
     shipped,
     to_yaml,
+    with_options,
+    without_unused,
 )
 from vae_jax.errors import UserError
 
-SECTIONS = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "objective": ObjectiveConfig,
-    "train": TrainConfig,
-    "output": OutputConfig,
-}
+SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name != "seed"}
 OPTIONS = [f"{name}.{field.name}" for name, section in SECTIONS.items() for field in dataclasses.fields(section)]
 CHANGED = {"seed": 7, "data.source": "folder", "data.path": "a b", "model.strides": [1, 2], "model.channels": [4, 8]}
 
@@ -96,6 +95,101 @@ def test_yaml_round_trip_of_shipped(name, file):
     assert load_config(file(to_yaml(load_config(name)))) == load_config(name)
 
 
+# What YAML, in one version or another, takes for something else than text, or writes over several lines.
+STRANGE = [
+    "1e3",
+    "0x1F",
+    "017",
+    "0o17",
+    "1:30",
+    "1_000",
+    "+1",
+    "-.5",
+    ".inf",
+    "-.INF",
+    ".nan",
+    "yes",
+    "No",
+    "on",
+    "~",
+    "",
+]
+STRANGE += [
+    "null",
+    "Null",
+    "true",
+    "=",
+    "<<",
+    "2024-01-01",
+    "- a",
+    "a: b",
+    "a #b",
+    "#",
+    "&a",
+    "*a",
+    "!!int 3",
+    "@",
+    "`",
+    "%",
+]
+STRANGE += [
+    "'",
+    '"',
+    "\\",
+    "{a}",
+    "[a]",
+    "a,b",
+    "?",
+    "|",
+    ">",
+    " a ",
+    "a\n",
+    "\n\na",
+    "a\r\nb",
+    "a\tb",
+    "\x85",
+    "\u2028",
+    "é",
+    "😀",
+]
+STRANGE += ["\x07", "\x1b[0m", "\x7f", "\ufeff", "\uffff", "---", "...", "a" * 4096, "a b  c " * 500, "\n" * 300]
+texts = st.sampled_from(STRANGE) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+texts |= st.text("01e+-.:_xXoOnNfFaAlLuU~ \n\t#'\"[]{},&*!|>%@", max_size=12)
+floats = st.floats(1e-320, 1e300) | st.sampled_from([1e-3, 1e3, 1e22, 1e16, 1 / 3, 5e-324])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts, texts, floats, st.lists(st.integers(1, 65536), max_size=64), st.none() | floats)
+def test_whatever_is_written_is_read_back(file, path, network, rate, layers, clip):
+    options = {"data.source": "array", "data.path": path, "model.network": "mlp", "model.layers": layers}
+    config = load_config(**options, **{"train.learning_rate": rate, "train.gradient_clip": clip})
+    assert (config.data.path, config.train.learning_rate, config.train.gradient_clip) == (path, rate, clip)
+    assert config.model.layers == tuple(layers)
+    own = with_options(config, **{"model.network": f"{network[:4000]}:Net", "posterior.name": network})
+    for each in (config, own):
+        assert read_file(file(to_yaml(each))) == each
+        # What writes overrides as JSON: sweep.json, and a comparison's other processes.
+        assert with_options(Config(), **json.loads(json.dumps(changed_options(each)))) == each
+
+
+@pytest.mark.parametrize("text", STRANGE)
+def test_other_readers_of_yaml_take_no_text_for_something_else(text):
+    assert yaml.safe_load(to_yaml(with_options(Config(), **{"data.path": text})))["data"]["path"] == text
+
+
+def test_values_of_a_sweep_are_read_as_their_option_is():
+    assert listed("objective.name", "vae,1e3,017,null") == ["vae", "1e3", "017", "null"]  # names
+    assert listed("train.learning_rate", "1e-3,1,.5") == ["0.001", "1", "0.5"]
+    assert listed("train.gradient_clip", "null,2") == ["null", "2"]
+    assert listed("model.channels", "[8,16],[4]") == ["[8, 16]", "[4]"]
+    for option, text in (("train.learning_rate", ".inf"), ("train.adam_eps", "-.inf"), ("objective.beta", ".nan")):
+        with pytest.raises(UserError, match=f"{option}: expected a number in .*; found"):
+            with_options(Config(), **{option: listed(option, text)[0]})
+    for option in ("objective.beta", "objective.name"):
+        with pytest.raises(UserError, match=f"{option}: expected values with commas"):
+            listed(option, "1,''" if option == "objective.name" else "1,null")
+
+
 def test_yaml_holds_every_option():
     written = yaml.safe_load(to_yaml(Config()))
     assert [f"{section}.{option}" for section in SECTIONS for option in written[section]] == OPTIONS
@@ -108,7 +202,7 @@ def test_overrides_win_over_the_file(file):
 
 
 def test_override_may_be_a_path(tmp_path):
-    assert load_config(**{"data.path": tmp_path}).data.path == str(tmp_path)
+    assert load_config(**{"data.source": "folder", "data.path": tmp_path}).data.path == str(tmp_path)
 
 
 def test_shipped_name_wins_over_a_folder_of_that_name(tmp_path, monkeypatch):
@@ -224,7 +318,7 @@ def test_null_is_taken_only_where_it_means_something(option, file):
     if default is None:
         assert load_config(path) == Config()
     else:
-        assert refused(path) == f"{option}: expected a value; found null"
+        assert refused(path) == f"{path}: {option}: expected a value; found null"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +350,7 @@ def test_null_is_taken_only_where_it_means_something(option, file):
         ("seed: !!bool x", "plain options"),
         ("seed: &a 1\ntrain: {epochs: *a}", "plain options"),
         ("a: &a [*a]", "plain options"),
-        ("a: " + "[" * 100_000, "plain options"),
+        ("a: " + "[" * 100_000, "plain options|maximum nesting depth"),
         ("a: " + "{b: " * 1000 + "1" + "}" * 1000, "plain options"),
         # Binary, huge.
         (b"\xff\xfe\x00\x01", "expected a YAML file"),
@@ -311,11 +405,13 @@ def test_what_yaml_makes_of_it(content, named, file):
 
 def test_numbers_as_they_look(file):
     """YAML 1.1 takes some of these for text or dates."""
-    found = load_config(file("seed: 1_000\ntrain: {learning_rate: 1e-4}\ndata: {validation: .5, path: 2024-01-01}"))
+    found = load_config(
+        file("seed: 1_000\ntrain: {learning_rate: 1e-4}\ndata: {source: array, validation: .5, path: 2024-1-1}")
+    )
     assert (found.seed, found.train.learning_rate, found.data.validation) == (1000, 1e-4, 0.5)
-    assert found.data.path == "2024-01-01"
+    assert found.data.path == "2024-1-1"
     assert load_config(file("\ufeffmodel: {batch_norm: no}\r\nseed: 3\r\n")).seed == 3
-    assert load_config(file("data: {path: 017}")).data.path == "017"
+    assert load_config(file("data: {source: array, path: 017}")).data.path == "017"
 
 
 @pytest.mark.parametrize(
@@ -325,9 +421,9 @@ def test_numbers_as_they_look(file):
         ("train.epochs", "1:30", "train.epochs: expected a decimal number; found 1:30"),
         ("model.channels", "[0x8]", "model.channels: expected a decimal number; found 0x8"),
         ("model.channels", [1] * 65, "model.channels: expected at most 64 numbers; found 65"),
-        ("model.channels", [1] * 1_000_000, "--model.channels: expected at most"),
+        ("model.channels", [1] * 1_000_000, "model.channels: expected at most 64 numbers; found 1,000,000"),
         ("model.channels", "[" * 20_000, "model.channels: expected a list"),
-        ("train.epochs", "x" * 1_000_000, "--train.epochs: expected at most"),
+        ("train.epochs", "x" * 1_000_000, "train.epochs: expected at most 131,072 characters; found 1,000,000"),
         ("data.path", "a\0", "data.path"),
         ("train.learning_rate", "9" * 400, "train.learning_rate: expected a number below 1e308; found one too large"),
         ("train.learning_rate", "9" * 5000, "train.learning_rate: expected a number; found 999"),
@@ -346,6 +442,39 @@ def test_what_flags_make_of_it(option, value, named):
 
 def test_a_section_at_once():
     assert load_config(train="{epochs: 3, batch_size: 7}").train.batch_size == 7
+    assert load_config(train={"epochs": 3, "batch_size": 7}).train.batch_size == 7
+    assert "did you mean epochs" in refused(train="{epoch: 3}")
+
+
+def test_without_the_tests_checks_of_types():
+    """Sections made by hand are what their types say, as a run's config.yaml will be; and a setting is read at once."""
+    code = """
+import time
+import numpy as np
+from vae_jax.config import *
+made = Config(np.int64(3), DataConfig("array", path=Path("x.npy"), validation=1), ModelConfig(channels=[4, 8]),
+              train=TrainConfig(learning_rate=np.float32(0.5), skip_nonfinite=np.True_))
+print(changed_options(made), hash(made) is not None, to_yaml(made)[:7])
+for wrong in ({"latent": 2.0}, {"batch_norm": 1}, {"network": 3}):
+    try: ModelConfig(**wrong)
+    except UserError as error: print(error)
+def seconds(number):
+    began = time.perf_counter()
+    changed = with_options(Config(), **{"objective.beta": f"{number}e-3", "model.channels": f"[{number}, 8]"})
+    check_used(changed)
+    assert (changed.objective.beta, changed.model.channels) == (number / 1000, (number, 8))
+    return time.perf_counter() - began
+print(sorted(seconds(number) for number in range(1, 200))[100] < 1e-3)
+"""
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.splitlines() == [
+        "{'seed': 3, 'data.source': 'array', 'data.path': 'x.npy', 'data.validation': 1.0, 'model.channels': (4, 8), "
+        "'train.learning_rate': 0.5, 'train.skip_nonfinite': True} True seed: 3",
+        "model.latent: expected a whole number; found 2.0",
+        "model.batch_norm: expected true or false; found 1",
+        "model.network: expected text; found 3",
+        "True",
+    ]
 
 
 def test_special_files(tmp_path):
@@ -375,15 +504,43 @@ def test_home_folder(tmp_path, monkeypatch):
         ({"objective.name": "autoencoder", "objective.beta": 2}, "objective.beta: expected objective.name vae; found"),
         ({"objective.corruption_level": 0.5}, "objective.corruption_level: expected objective.name denoising_auto"),
         ({"train.decay_rate": 0.5}, "train.decay_rate: expected train.schedule exponential; found constant"),
-        ({"model.batch_norm": False, "model.batch_norm_momentum": 0.5}, "model.batch_norm true; found false"),
+        (
+            {"model.batch_norm": False, "model.batch_norm_momentum": 0.5},
+            "model.batch_norm_momentum: expected model.batch_norm true; found false",
+        ),
+        (
+            {"objective.name": "ciwae", "objective.gradient": "stl"},
+            "objective.gradient: expected objective.name vae or iwae",
+        ),
+        ({"objective.name": "iwae", "objective.beta": 4}, "objective.beta: expected objective.name vae; found iwae"),
     ],
     ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
 )
-def test_options_that_nothing_looks_at(options, named, file):
-    config = load_config(**options)
-    assert load_config(file(to_yaml(config))) == config  # such a run, once made, can still be looked at
-    with pytest.raises(UserError, match=re.escape(named)):
-        check_used(config)
+def test_options_that_nothing_looks_at_are_refused_on_every_way_in(options, named, file, small_data):
+    from vae_jax import composition, train
+
+    config = with_options(Config(), **options)
+    for way in (
+        lambda: check_used(config),
+        lambda: load_config(**options),
+        lambda: load_config(file(to_yaml(config))),
+        lambda: composition.build(config, (32, 32, 1)),
+        lambda: train.fit(config, small_data),
+    ):
+        with pytest.raises(UserError, match=re.escape(named)):
+            way()
+    # A run that an older version made so can still be looked at: as the model that it is.
+    option, plain = named.split(":")[0], options_of(Config())
+    used = without_unused(read_file(file(to_yaml(config))))
+    check_used(used)
+    assert used == with_options(config, **{option: plain[option]})
+
+
+def test_what_is_unused_only_since_something_else_is_goes_too():
+    config = with_options(Config(), **{"model.gated": True, "model.activation": "relu", "model.batch_norm": False})
+    assert without_unused(config) == with_options(config, **{"model.gated": False})  # relu is looked at then
+    odd = {"objective.name": "autoencoder", "posterior.name": "iaf", "posterior.flows": 2, "prior.components": 3}
+    assert without_unused(with_options(Config(), **odd)) == Config(objective=ObjectiveConfig("autoencoder"))
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -15,6 +15,9 @@ from run_fixtures import TINY, flags
 
 from vae_jax import run
 from vae_jax.cli import main
+from vae_jax.config import load_config
+from vae_jax.devices import Devices
+from vae_jax.errors import UserError
 
 WORKER = Path(__file__).parent / "devices.py"
 TWICE = ["--config=digits", *flags(**TINY)]
@@ -74,8 +77,32 @@ def test_processes_that_would_train_different_runs_are_refused(tmp_path):
     both = start_two(tmp_path / "run", TWICE, more=[[], ["--seed", "1"]])
     said = [process.communicate(timeout=100)[1] for process in both]
     assert sorted(process.returncode for process in both) in ([2, 2], [2, 75]), said
-    assert any("expected every process to have the same options" in each for each in said)
+    assert any(
+        "expected every process to have the same options" in each and "differ in seed\n" in each for each in said
+    )
     assert all("Traceback" not in each for each in said)
+
+
+def test_what_differs_between_processes_is_named(monkeypatch):
+    """Without processes: what another one would have gathered stands beside this one's."""
+
+    class Two(Devices):
+        """Gathers this process's value and another's."""
+
+        def agree(self, value, reduce=None):
+            gathered.append(value)
+            return reduce(np.stack(gathered[-2:]))
+
+    gathered = []
+    config = load_config(**{"train.learning_rate": 0.1, "data.cache_dir": "/a"})
+    others = load_config(**{"train.learning_rate": 0.2, "model.latent": 3, "data.cache_dir": "/b"})
+    run._check_alike(config, "images", None, Two())
+    run._check_alike(config, "images", None, Two())
+    with pytest.raises(UserError, match=r"found some that differ in model\.latent, train\.learning_rate$"):
+        run._check_alike(others, "images", None, Two())
+    run._check_alike(others, "images", None, Two())
+    with pytest.raises(UserError, match=r"found some that differ in training images$"):
+        run._check_alike(others, "other images", None, Two())
 
 
 def test_a_signal_to_one_stops_both_saved(tmp_path):

@@ -14,9 +14,7 @@ from vae_jax.errors import UserError
 from vae_jax.evaluate import make_model, make_posteriors
 from vae_jax.posteriors.gaussian import diagonal_log_prob, diagonal_transform
 
-CONFIG = Config(
-    model=ModelConfig(network="mlp", layers=(16,), latent=3, head_activation=False), train=TrainConfig(epochs=1)
-)
+CONFIG = Config(model=ModelConfig(network="mlp", layers=(16,), latent=3), train=TrainConfig(epochs=1))
 
 
 def pairwise(z, heads):

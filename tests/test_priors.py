@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 from vae_jax import composition
-from vae_jax.config import Config, ModelConfig, ObjectiveConfig, PosteriorConfig, PriorConfig
+from vae_jax.config import Config, ModelConfig, ObjectiveConfig, PosteriorConfig, PriorConfig, without_unused
 from vae_jax.errors import UserError
 from vae_jax.posteriors.gaussian import diagonal_log_prob
 from vae_jax.priors import PRIORS, Aggregate, get
@@ -168,12 +168,13 @@ def test_the_vamp_prior_is_the_mean_of_the_posteriors_at_its_pseudo_inputs():
 
 
 def model_with(prior, posterior="diagonal_gaussian", **objective):
-    return Config(
+    config = Config(
         model=ModelConfig(network="mlp", latent=3, layers=(8,)),
         posterior=PosteriorConfig(name=posterior, flows=2, hidden=8, context=4),
         prior=replace(CONFIG, name=prior),
         objective=ObjectiveConfig(**objective),
     )
+    return without_unused(config)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_an_autoencoder_becomes_generative(small_data):
 
 def test_a_posterior_is_drawn_from_not_its_mean(small_data):
     """With one image many times, what is fitted is that image's posterior."""
-    config = Config(model=ModelConfig(network="mlp", layers=(16,), latent=1, head_activation=False))
+    config = Config(model=ModelConfig(network="mlp", layers=(16,), latent=1))
     network, objective = train.build(config, small_data.image_shape)
     variables = network.init(jax.random.key(0))
     images = np.repeat(small_data.train.images[:1], 2000, 0)

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import time
 from dataclasses import replace
 
 import jax
@@ -11,6 +13,7 @@ from run_fixtures import TINY, compiled_once, flags, snapshot
 
 from vae_jax import data, members, memory, run, sweep, train
 from vae_jax.cli import main
+from vae_jax.cli import sweep as cli_sweep
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig, load_config
 from vae_jax.errors import Diverged, Stopped, UserError
 
@@ -170,6 +173,15 @@ def test_members_are_split_where_the_compiler_finds_no_room_or_too_few_files_may
         members.program_that_fits(configs, images)
 
 
+def test_the_memory_of_shuffling_is_counted():
+    """Of many small images it is most of what a program needs."""
+    levels = np.zeros((50_000, 1, 1, 1), np.uint8)
+    many = data.Dataset("many", data.Split(levels), data.Split(levels[:2]))
+    program = members.Program([PLAIN], members.Images(many), 1)
+    used = program.shuffle.memory_analysis()
+    assert program.needs > used.temp_size_in_bytes + used.output_size_in_bytes + levels.nbytes * 4  # and its order
+
+
 def test_images_are_there_once_for_all_programs(small_data):
     images = members.Images(small_data)
     told = replace(PLAIN, model=replace(PLAIN.model, classes=10))
@@ -310,15 +322,146 @@ def test_a_diverging_member_is_told_and_the_table_counts_it(base, images, tmp_pa
     )
     assert any(group.diverged and group.epoch == 1 for group in seen)  # told when it happens
     assert [bool(each.failure) for each in found] == [False, True]
-    assert len(said) == 1
-    assert said[0].startswith("learning_rate=1e+30,seed=0: training diverged in epoch 1")
+    assert said[0] == "group 1/1: compiling 2 members as one program"
+    assert re.fullmatch(r"group 1/1: compiled in \d+\.\d s", said[1])
+    assert len(said) == 3
+    assert said[2].startswith("learning_rate=1e+30,seed=0: training diverged in epoch 1")
     told = tmp_path / "sweep" / "learning_rate=1e+30,seed=0" / "diverged.txt"
-    assert told.read_text().strip() in said[0]
+    assert told.read_text().strip() in said[2]
     before = told.stat().st_mtime_ns
     again = sweep.run(plan, images, tmp_path / "sweep", resume=True)  # it is not trained again to the same end
     assert [each.failure for each in again] == [each.failure for each in found]
     assert told.stat().st_mtime_ns == before
     assert "| 1e+30 | 1 | – | – | – | – | 1 |" in (tmp_path / "sweep" / "table.md").read_text()
+
+
+def test_members_that_do_not_fit_while_they_train_go_on_fewer_at_once(base, images, tmp_path, monkeypatch):
+    plan = sweep.make_sweep(base, 2, [])
+    train_ = members.Program.train
+    calls, said = [], []
+
+    def train(program, *arguments):
+        calls.append(program.size)
+        if program.size == 2 and len(calls) == 4:  # after the first epoch's three calls
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        return train_(program, *arguments)
+
+    monkeypatch.setattr(members.Program, "train", train)
+    found = sweep.run(plan, images, tmp_path / "sweep", report=said.append)
+    assert calls == [2, 2, 2, 2] + [1, 1, 1] * 2  # from the second epoch on
+    assert "group 1/1: the memory does not hold 2 members while they train; going on with 1 at once" in said
+    assert any(re.fullmatch(r"group 1/1: compiled in \d+\.\d s, for 1 at once, in 2 turns", line) for line in said)
+    for outcome in found:
+        assert figures(outcome.history) == figures(train_alone(outcome.member.config, images))
+        assert figures(run.load(tmp_path / "sweep" / outcome.member.name).history) == figures(outcome.history)
+    monkeypatch.setattr(
+        members.Program, "train", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("broken"))
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
+        sweep.run(plan, images, tmp_path / "sweep", overwrite=True)
+
+
+def train_alone(config, images):
+    return train.fit(config, images).history
+
+
+# --- What does not compare -------------------------------------------------------------------------------------------
+
+OWN = """
+from vae_jax.likelihoods import LIKELIHOODS
+from vae_jax.objectives import OBJECTIVES, Objective
+def bits(*arguments): return None
+in_bits = Objective(bits, "bits per image")
+def likelihood(*arguments): return LIKELIHOODS["gaussian"](*arguments)._replace(measure="")
+"""
+GREY, SQUARED = "nats per image, cross-entropies of grey levels", "squared error per image, grey levels"
+# What is swept, and the kind of each setting's figures; of settings of a kind the last one is made the best.
+KINDS = {
+    ("objective.name=vae,autoencoder",): [GREY, SQUARED],
+    ("objective.name=vae,iwae,autoencoder,denoising_autoencoder",): [GREY, GREY, SQUARED, SQUARED],
+    ("objective.name=vae,OWN:bits,OWN:in_bits",): [GREY, GREY, GREY.replace("nats", "bits")],
+    ("objective.name=autoencoder,denoising_autoencoder",): [SQUARED, SQUARED],
+    ("likelihood.name=bernoulli,gaussian,continuous_bernoulli,discretized_logistic,OWN:likelihood",): [
+        GREY,
+        *["nats per image, densities of grey levels"] * 2,
+        "nats per image, probabilities of grey levels",
+        "nats per image, values of likelihood OWN:likelihood of grey levels",
+    ],
+    ("data.treatment=static,grey,dynamic",): [
+        "nats per image, probabilities of statically binarised pixels",
+        GREY,
+        "nats per image, probabilities of dynamically binarised pixels",
+    ],
+    ("likelihood.name=gaussian,continuous_bernoulli", "data.treatment=grey,dequantized"): [
+        f"nats per image, densities of {kind}" for kind in ("grey levels", "dequantised grey levels")
+    ]
+    * 2,
+    ("objective.beta=1,2,3",): [GREY] * 3,
+}
+
+
+@pytest.mark.parametrize("settings", KINDS, ids="; ".join)
+def test_what_does_not_compare_is_not_ranked_against_each_other(settings, base, images, tmp_path, monkeypatch):
+    drawn = {}
+
+    def draw(path, shown, values, *more):
+        drawn[path.name] = (shown, values, *more)
+
+    monkeypatch.setattr(sweep.figures, "sweep_curves", draw)
+    monkeypatch.setattr(sweep.figures, "sweep_grid", draw)
+    own = tmp_path / "own.py"
+    own.write_text(OWN)
+    plan = sweep.make_sweep(base, 2, [setting.replace("OWN", str(own)) for setting in settings])
+    made, kinds = sweep.members_of(plan), [kind.replace("OWN", str(own)) for kind in KINDS[settings]]
+    rows = list(range(len(kinds)))
+    outcomes = []
+    for number, member in enumerate(made):
+        loss = 100.0 - number // 2  # of two seeds
+        parts = {"loss": loss, "reconstruction": loss, "kl": 0.5}
+        outcomes.append(sweep.Outcome(member, [{f"validation_{part}": value for part, value in parts.items()}]))
+    sweep.write_results(tmp_path, plan, outcomes, images)
+    table = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
+    assert [f"{row['unit']}, {row['measure']}" for row in table] == kinds
+    rivals = {kind: [row for row in rows if kinds[row] == kind] for kind in kinds}
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    best = [several[-1] for several in rivals.values() if len(several) > 1]
+    assert [row for row, line in enumerate(lines[2 : 2 + len(rows)]) if "**" in line] == sorted(best)
+    assert all((kind in line) == (len(rivals) > 1) for kind, line in zip(kinds, lines[2:], strict=False))
+    assert lines[-1] == (
+        f"Figures of {' and of '.join(sorted(rivals))} do not compare."
+        if len(rivals) > 1
+        else f"Figures are {kinds[0]}."
+    )
+    for row, kind in zip(table, kinds, strict=True):  # squared error is no bound
+        assert (row["validation_negative_elbo"] == "nan") == (kind == SQUARED)
+    assert ("−ELBO" in lines[0]) == (set(kinds) != {SQUARED})
+    each = [
+        f"{row['unit']}, {row['measure']}"
+        for row in csv.DictReader((tmp_path / "members.csv").read_text().splitlines())
+    ]
+    assert each == [kind for kind in kinds for _ in (0, 1)]
+    # Pictures have one unit each, and only settings of that kind.
+    names = [f"_{number}" for number in range(1, 1 + len(rivals))] if len(rivals) > 1 else [""]
+    assert set(drawn) == {f"{what}{name}.png" for what in ("curves", "grid") for name in names}
+    for name, (kind, several) in zip(names, rivals.items(), strict=True):
+        curves, unit, title = drawn[f"curves{name}.png"]
+        assert (len(curves), unit) == (len(several), kind.split(",")[0])
+        assert (kind in title) == (len(rivals) > 1)
+        _, cells, unit, _ = drawn[f"grid{name}.png"]
+        assert (len(cells), unit) == (len(several), kind.split(",")[0])
+
+
+def test_a_group_of_another_unit_says_so_while_it_trains(capsys):
+    groups = [
+        sweep.Group(2, 1, 2, 0.5, 0, "name=vae", 9.0, "validation −ELBO", "nats per image", 5.0),
+        sweep.Group(1, 1, 2, 0.5, 0, "name=ae", 3.0, "validation reconstruction", "squared", 5.0),
+    ]
+    with cli_sweep._progress() as tell:
+        tell(groups)
+    assert capsys.readouterr().out.splitlines() == [
+        "group 1/2, 2 members: epoch 1/2, best validation −ELBO so far 9.00 nats per image (name=vae); 5 images/s",
+        "group 2/2, 1 members: epoch 1/2, best validation reconstruction so far 3.00 squared (name=ae); 5 images/s",
+    ]
 
 
 # --- The command -----------------------------------------------------------------------------------------------------
@@ -330,7 +473,10 @@ def test_the_command(tmp_path, capsys):
     assert main(["sweep", *options]) == 0
     said = capsys.readouterr().out
     assert "members: 4 = 2 seeds × 2 values of objective.beta" in said
-    assert "group 1/1, 4 members: epoch 2/2, best validation −ELBO so far" in said
+    assert "group 1/1: compiling 4 members as one program" in said
+    assert re.search(
+        r"group 1/1, 4 members: epoch 2/2, best validation −ELBO so far [\d.]+ nats per image \(beta", said
+    )
     assert "| objective.beta | seeds |" in said
     assert "picture:" in said
     assert main(["sweep", "--out", out, "--resume"]) == 0  # as it began
@@ -348,7 +494,8 @@ REFUSED = {
     "--set objective.beta: expected each value once": ["--out", "X", "--set", "objective.beta=1,1"],
     "--set: objective.beta: expected a number; found x": ["--out", "X", "--set", "objective.beta=1,x"],
     "--set: objective.beta: expected a number in [0, inf); found -1": ["--out", "X", "--set", "objective.beta=1,-1"],
-    "did you mean --objective.beta": ["--out", "X", "--set", "objective.betta=1"],
+    "--set: --objective.betta: expected an option of a configuration; found none of that name (did you mean "
+    "--objective.beta?)": ["--out", "X", "--set", "objective.betta=1"],
     "--set: objective.warmup_epochs: expected objective.schedule": [
         "--out",
         "X",
@@ -387,6 +534,32 @@ def test_a_users_file_is_named_from_where_the_command_was_given(tmp_path, capsys
     assert str(tmp_path / "missing.py") in capsys.readouterr().err
     plan = sweep.make_sweep(Config(), 1, [f"model.network=mlp,{tmp_path}/mine.py:Net"])
     assert [member.name for member in sweep.members_of(plan)] == ["network=mlp,seed=0", "network=mine.py_Net,seed=0"]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (["/x/a/net.py:N", "/x/b/net.py:N"], ["a_net.py_N", "b_net.py_N"]),
+        (["/a/x/net.py:N", "/b/x/net.py:N", "mlp"], ["a_x_net.py_N", "b_x_net.py_N", "mlp"]),
+        (["/a/net.py:N", "/a/net.py:M"], ["net.py_N", "net.py_M"]),
+        (["/net.py:N", "/a/net.py:N"], ["_net.py_N", "a_net.py_N"]),
+        (["[8, 16]", "[4]"], ["[8_16]", "[4]"]),
+        (["a/b", "c/b"], ["a_b", "c_b"]),
+    ],
+)
+def test_files_of_one_name_in_different_folders_are_told_apart(values, labels):
+    assert sweep._labels(values) == labels
+
+
+def test_what_a_thousand_members_are_is_known_at_once():
+    plan = sweep.make_sweep(Config(), 10, ["objective.beta=" + ",".join(map(str, range(50))), "model.latent=2,3"])
+    began = time.perf_counter()
+    found = sweep.members_of(plan)
+    assert time.perf_counter() - began < 10  # it took 150 s, and 1 s now, most of it in what checks types in tests
+    assert len({member.name for member in found}) == 1000
+    last = found[-1]
+    assert last.name == "beta=49,latent=3,seed=9"
+    assert (last.config.objective.beta, last.config.model.latent, last.config.seed) == (49.0, 3, 9)
 
 
 def test_what_does_not_fit_the_data_leaves_an_earlier_sweep_alone(base, images, tmp_path):

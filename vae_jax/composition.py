@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from vae_jax import likelihoods, models, objectives, posteriors, priors
-from vae_jax.config import Config
+from vae_jax.config import Config, check_used
 from vae_jax.errors import UserError
 from vae_jax.expectation import expect
 from vae_jax.keys import part_key
@@ -71,6 +71,7 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Compositio
     Raises:
         UserError: if the configuration does not fit together.
     """
+    check_used(config)
     objective, latent = objectives.get(config.objective), config.model.latent
     make_posterior = posteriors.get if objective.generative else posteriors.point
     posterior = make_posterior(config.posterior, latent)

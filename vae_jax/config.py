@@ -6,12 +6,14 @@ Nothing here imports jax, so the command line can teach and refuse without waiti
 import difflib
 import functools
 import json
+import math
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path, PurePath
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args
 
 from vae_jax.errors import UserError
 from vae_jax.registry import lookup
@@ -26,19 +28,26 @@ COUNT_LIMIT = 64  # numbers in a list
 MESSAGE_LIMIT = 500  # characters of what another package says about a configuration
 NO_DECIMAL = re.compile(r"[-+]?(0[0-9_box][0-9a-fA-F_]*|[0-9][0-9_]*(:[0-9]+)+\.?[0-9_]*)")  # 017, 0x1F, 1:30
 YAML = "plain_yaml"  # jsonargparse's name for our way to read YAML
+LIST = tuple[int, ...]
+# What options may be, in words.
+KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+KINDS |= {NoneType: "null", LIST: "a list of whole numbers"}
 
 
 def _require(section: Any, **expectations: str) -> None:
-    """Checks numbers against a range, written as in mathematics: "[0, 1)".
+    """Makes options what their types say, and checks numbers against a range, written as in mathematics: "[0, 1)".
 
     Raises:
         UserError: naming the option, what was expected and what was found.
     """
+    for name, option, kinds in _options(type(section)):
+        value = getattr(section, name)
+        fine = type(value) in kinds and (type(value) is not str or (len(value) < 80 and value.isprintable()))
+        if not fine and value is not getattr(type(section), name, None):  # thousands are made: what is fine is left
+            object.__setattr__(section, name, _value(option, kinds, value))
     for name, interval in expectations.items():
         found = getattr(section, name)
-        low, high = (float(end) for end in interval[1:-1].split(","))
-        if isinstance(found, tuple) and len(found) > COUNT_LIMIT:
-            raise UserError(f"{_option(section, name)}: expected at most {COUNT_LIMIT} numbers; found {len(found):,}")
+        low, high = _ends(interval)
         for value in found if isinstance(found, tuple) else (found,):
             if value is None:
                 continue
@@ -48,9 +57,91 @@ def _require(section: Any, **expectations: str) -> None:
                 raise UserError(f"{_option(section, name)}: expected a number in {interval}; found {value!s:.40}")
 
 
+@functools.cache
+def _ends(interval: str) -> tuple[float, ...]:
+    return tuple(float(end) for end in interval[1:-1].split(","))
+
+
+@functools.cache
+def _options(section: type) -> list[tuple[str, str, tuple[Any, ...]]]:
+    """A section's options: their names, their dotted names, and what they may be, each one of KINDS."""
+    return [
+        (option.name, _option(section, option.name), (option.type,) if option.type in KINDS else get_args(option.type))
+        for option in fields(section)
+        if not is_dataclass(option.type)
+    ]
+
+
+def _value(option: str, kinds: tuple[Any, ...], value: Any) -> Any:
+    """An option's value as one of what it may be. Text is read as YAML, unless the option may be text.
+
+    Raises:
+        UserError: if it is none of them, or too long or too large.
+    """
+    read = _read_text(option, value) if isinstance(value, str) and str not in kinds else value
+    if LIST in kinds and isinstance(read, list | tuple) and len(read) > COUNT_LIMIT:
+        raise UserError(f"{option}: expected at most {COUNT_LIMIT} numbers; found {len(read):,}")
+    found = _as_one_of(kinds, read)
+    if found is ...:
+        values = read if isinstance(read, list | tuple) else [read]
+        strange = [each for each in values if isinstance(each, str) and NO_DECIMAL.fullmatch(each)]
+        if strange and str not in kinds:
+            raise UserError(f"{option}: expected a decimal number; found {strange[0]:.60}")
+        wanted = "a value" if read is None else " or ".join(KINDS[kind] for kind in kinds)
+        raise UserError(f"{option}: expected {wanted}; found {_shown(value)}")
+    if isinstance(found, str) and len(found) > TEXT_LIMIT:
+        raise UserError(f"{option}: expected at most {TEXT_LIMIT:,} characters; found {len(found):,}")
+    if isinstance(found, str) and "\0" in found:
+        raise UserError(f"{option}: expected at most {TEXT_LIMIT:,} characters; found a null character")
+    if isinstance(found, str) and not found.isascii() and found != found.encode(errors="replace").decode():
+        raise UserError(f"{option}: expected text in UTF-8; found {found!a:.60}")  # a path in another encoding, say
+    if isinstance(read, int) and abs(read) > 1e308:
+        raise UserError(f"{option}: expected a number below 1e308; found one too large")
+    return found
+
+
+def _read_text(option: str, text: str) -> Any:
+    """What a text is as YAML; the text itself where it is none."""
+    import yaml
+
+    if len(text) > SIZE_LIMIT:
+        raise UserError(f"{option}: expected at most {SIZE_LIMIT:,} characters; found {len(text):,}")
+    try:
+        return _load_yaml(text)
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def _as_one_of(kinds: tuple[Any, ...], value: Any) -> Any:
+    """A value as one of these kinds; an ellipsis where it is none of them."""
+    if getattr(value, "shape", None) == ():  # NumPy's numbers are as good
+        value = value.item()
+    if type(value) in kinds:
+        return value
+    if type(value) is int and float in kinds:
+        return float(value) if abs(value) <= 1e308 else math.inf
+    if isinstance(value, PurePath) and str in kinds:
+        return str(value)
+    if isinstance(value, list | tuple) and LIST in kinds:
+        numbers = tuple(_as_one_of((int,), number) for number in value)
+        return ... if ... in numbers else numbers
+    return ...
+
+
+def _shown(value: Any) -> str:
+    """A value on one line of bounded length."""
+    if value is None:
+        return "null"
+    try:
+        return " ".join(str(value).split())[:60] or "nothing"
+    except ValueError:  # a whole number of very many digits
+        return "one too large"
+
+
 def _option(section: Any, name: str) -> str:
-    """An option's dotted name."""
-    return f"{type(section).__name__.removesuffix('Config').lower()}.{name}".removeprefix(".")
+    """An option's dotted name, of a section or of its type."""
+    kind = section if isinstance(section, type) else type(section)
+    return f"{kind.__name__.removesuffix('Config').lower()}.{name}".removeprefix(".")
 
 
 @dataclass(frozen=True)
@@ -93,11 +184,6 @@ class DataConfig:
     skip_bad: bool = False
 
     def __post_init__(self):
-        for name in ("name", "path", "manual_dir", "cache_dir"):
-            value = getattr(self, name) or ""
-            if len(value) > TEXT_LIMIT or "\0" in value:
-                found = "a null character" if "\0" in value else f"{len(value):,}"
-                raise UserError(f"data.{name}: expected at most {TEXT_LIMIT:,} characters; found {found}")
         _require(self, image_size="[1, 1024]", channels="[1, 3]", validation="[0, inf)", test="[0, inf)")
         if self.channels == 2:
             raise UserError("data.channels: expected 1 (grey) or 3 (RGB); found 2")
@@ -517,7 +603,7 @@ def check_used(config: Config) -> None:
     Raises:
         UserError: naming it, what it needs and what was found.
     """
-    _check_used({section.name: getattr(config, section.name) for section in fields(config)})
+    _check_used({section: getattr(config, section) for section in _sections()})
 
 
 def check_data_used(config: DataConfig) -> None:
@@ -525,18 +611,39 @@ def check_data_used(config: DataConfig) -> None:
     _check_used({"data": config})
 
 
-def _check_used(sections: dict[str, Any]) -> None:
-    def value(option: str) -> Any:
-        section, name = option.split(".")
-        return getattr(sections[section], name)
+def without_unused(config: Config) -> Config:
+    """The same configuration with options that it ignores at their defaults."""
+    sections = {section: getattr(config, section) for section in _sections()}
+    for option, _, _, _ in _unused(sections):  # which looks at the sections as they are by then
+        section, _, name = option.partition(".")
+        plain = getattr(default(type(sections[section])), name)
+        sections[section] = replace(sections[section], **{name: plain})
+    return replace(config, **sections)
 
+
+def _check_used(sections: dict[str, Any]) -> None:
+    for option, by, choices, found in _unused(sections):
+        raise UserError(f"{option}: expected {by} {' or '.join(map(as_text, choices))}; found {as_text(found)}")
+
+
+def _unused(sections: dict[str, Any]) -> Iterator[tuple[str, str, tuple[Any, ...], Any]]:
+    """Options that are set and that nothing looks at: each with what decides that, what it would have to be, and is."""
     for option, by, choices in MEANT_FOR:
-        section, name = option.split(".")
-        if section not in sections or value(option) == getattr(type(sections[section])(), name):
+        section, _, name = option.partition(".")
+        if section not in sections or getattr(sections[section], name) == getattr(
+            default(type(sections[section])), name
+        ):
             continue
-        found = value(by)
+        other, _, decides = by.partition(".")
+        found = getattr(sections[other], decides)
         if found not in choices and (by not in OURS or found in OURS[by]):
-            raise UserError(f"{option}: expected {by} {' or '.join(map(_to_yaml, choices))}; found {_to_yaml(found)}")
+            yield option, by, choices, found
+
+
+@functools.cache
+def default(kind: Any) -> Any:
+    """A configuration, or a section of one, as it is by default."""
+    return kind()
 
 
 def options_of(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -553,34 +660,75 @@ def options_of(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def changed_options(config: Config) -> dict[str, Any]:
     """The options that are not as they are by default."""
-    plain = options_of(type(config)())
+    plain = options_of(default(type(config)))
     return {option: value for option, value in options_of(config).items() if value != plain[option]}
 
 
-def with_options(config: Config, **changes: str) -> Config:
-    """The configuration with some options changed, each as a flag would: `with_options(config, **{"seed": "1"})`.
+def with_options(config: Config, **changes: Any) -> Config:
+    """The configuration with some options changed: `with_options(config, **{"train.epochs": 2})`.
+
+    A value may be text, as of a flag: "2". A section may be changed at once: `train={"epochs": 2}`.
 
     Raises:
         UserError: for an unknown option, a wrong type or a value out of range.
     """
-    return load_config(**{**changed_options(config), **changes})
+    sections: dict[str, dict[str, Any]] = {}
+    remaining = list(changes.items())
+    while remaining:
+        option, value = remaining.pop(0)
+        section, _, name = option.rpartition(".")
+        if option in _sections():
+            value = _read_text(option, value) if isinstance(value, str) else value
+            if not isinstance(value, dict):
+                expected = f"one of its options, as in --{option}.OPTION VALUE"
+                raise UserError(f"--{option}: expected {expected}; found {_shown(value)!r}")
+            remaining = [(f"{option}.{_known(option, str(own))}", each) for own, each in value.items()] + remaining
+        elif option in option_types():
+            sections.setdefault(section, {})[name] = _value(option, option_types()[option], value)
+        else:
+            near = difflib.get_close_matches(option, option_types(), n=1)
+            hint = f" (did you mean --{near[0]}?)" if near else ""
+            raise UserError(f"--{option:.60}: expected an option of a configuration; found none of that name{hint}")
+    own = sections.pop("", {})
+    return replace(config, **own, **{name: replace(getattr(config, name), **each) for name, each in sections.items()})
+
+
+def _known(section: str, name: str, where: str = "") -> str:
+    """The name of an option of this section.
+
+    Raises:
+        UserError: if there is none; names the nearest one.
+    """
+    return lookup({option.name: option.name for option in fields(_sections()[section])}, name, f"{where}{section}")
+
+
+@functools.cache
+def _sections() -> dict[str, Any]:
+    return {section.name: section.type for section in fields(Config) if is_dataclass(section.type)}
+
+
+@functools.cache
+def option_types() -> dict[str, tuple[Any, ...]]:
+    """What every option may be, by its dotted name."""
+    return {option: kinds for section in (Config, *_sections().values()) for _, option, kinds in _options(section)}
 
 
 def listed(option: str, text: str) -> list[str]:
-    """The values in "1,2,3", or "[8,16],[16,32]" where each is a list, as text that a flag takes.
+    """The values in "1,2,3", or "[8,16],[16,32]" where each is a list, as text that `option` takes.
 
     Raises:
         UserError: if it is no such list.
     """
     import yaml
 
+    kinds = option_types().get(option, ())
     try:
-        values = _load_yaml(f"[{text}]")
+        values = _load_yaml(f"[{text}]", str in kinds)  # where 1e3 may be a name, it is no number
     except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"{option}: expected values with commas between them; found {text:.60}") from error
-    if not values or None in values:
+    if not values or "" in values or (None in values and NoneType not in kinds):
         raise UserError(f"{option}: expected values with commas between them; found {text!r:.60}")
-    return [_to_yaml(value) for value in values]
+    return [as_text(value) for value in values]
 
 
 def expand(path: str | Path) -> Path:
@@ -603,11 +751,14 @@ def find(name: str | Path) -> Path:
         UserError: if there is neither.
     """
     path = expand(name)
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            return path
+        kind = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
+    except (OSError, ValueError) as error:  # a name that no file can have
+        kind = getattr(error, "strerror", None) or error
     if str(name) in shipped():
         return shipped()[str(name)]
-    kind = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
     raise UserError(f"--config {name!s:.200}: expected a YAML file or one of {', '.join(shipped())}; found {kind}")
 
 
@@ -615,15 +766,6 @@ def add_options(parser: "ArgumentParser") -> None:
     """Adds every option of a configuration to a jsonargparse parser, with its help from the docstrings above."""
     parser.add_argument("--config", action="config", metavar="FILE", help="a YAML file, or the name of a shipped one")
     parser.add_class_arguments(Config)
-
-
-def _parser() -> "ArgumentParser":
-    """A parser of a configuration's options and nothing else."""
-    from jsonargparse import ArgumentParser
-
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False, parser_mode=yaml_mode())
-    add_options(parser)
-    return parser
 
 
 @functools.cache
@@ -637,8 +779,8 @@ def yaml_mode() -> str:
 
 
 @functools.cache
-def _yaml_loader() -> Any:
-    """A loader for which a number is what it looks like, as in YAML 1.2.
+def _yaml_loader(literal: bool = False) -> Any:
+    """A loader for which a number is what it looks like, as in YAML 1.2; if `literal`, everything is text.
 
     YAML 1.1 reads 017 as 15, 1:30 as 90, 1e-3 as text and 2024-01-01 as a date.
     """
@@ -649,6 +791,9 @@ def _yaml_loader() -> Any:
     class Loader(base):
         pass
 
+    if literal:
+        Loader.yaml_implicit_resolvers = {}
+        return Loader
     other = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
     Loader.yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag not in other]
@@ -664,46 +809,70 @@ def _yaml_loader() -> Any:
     return Loader
 
 
-def _load_yaml(text: str) -> Any:
+@functools.cache
+def _yaml_dumper() -> Any:
+    """The loader's inverse: quotes every text that it, or YAML 1.1, would read as something else."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    for first, resolvers in _yaml_loader().yaml_implicit_resolvers.items():
+        for tag, pattern in resolvers:
+            Dumper.add_implicit_resolver(tag, pattern, [first])
+    return Dumper
+
+
+def _load_yaml(text: str, literal: bool = False) -> Any:
     """What a YAML text says, if it builds no more than it shows and says nothing twice.
+
+    Args:
+        text: to read.
+        literal: every value is text, as it stands.
 
     Raises:
         YAMLError: it is none, or it does.
     """
     import yaml
 
-    depth = 0
+    depth, loader = 0, _yaml_loader(literal)
     # Looked at before anything is built from it: aliases and depth can make a short text a large structure.
-    for number, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+    for number, event in enumerate(yaml.parse(text, Loader=loader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         more = isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None)
         if more or depth > 3 or number > PARTS_LIMIT:
             raise yaml.YAMLError(f"expected plain options by section; found more than that in {_line(event)}")
-    nodes = [yaml.compose(text, Loader=_yaml_loader())]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, yaml.SequenceNode):
-            nodes += node.value
-        elif isinstance(node, yaml.MappingNode):
-            names = set()
-            for key, value in node.value:
-                if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
-                    raise yaml.YAMLError(f"expected plain options by section; found more than that in {_line(key)}")
-                if key.value in names:
-                    raise yaml.YAMLError(f"expected each option once; found {key.value!r:.60} again in {_line(key)}")
-                names.add(key.value)
-                nodes.append(value)
-    return yaml.load(text, Loader=_yaml_loader())
+    read = loader(text)
+    try:
+        root = read.get_single_node()
+        nodes = [root]
+        while nodes:
+            node = nodes.pop()
+            if isinstance(node, yaml.SequenceNode):
+                nodes += node.value
+            elif isinstance(node, yaml.MappingNode):
+                names = set()
+                for key, value in node.value:
+                    if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
+                        where = _line(key)
+                        raise yaml.YAMLError(f"expected plain options by section; found more than that in {where}")
+                    if key.value in names:
+                        raise yaml.YAMLError(
+                            f"expected each option once; found {key.value!r:.60} again in {_line(key)}"
+                        )
+                    names.add(key.value)
+                    nodes.append(value)
+        return None if root is None else read.construct_document(root)
+    finally:
+        read.dispose()
 
 
 def _line(part: Any) -> str:
     return f"line {part.start_mark.line + 1}"
 
 
-def _check_file(path: Path) -> None:
-    """Refuses a file that is not options by section, in words that jsonargparse has not.
-
-    Only options of a configuration may stand in it: a file from elsewhere must not say `overwrite: true`.
+def read_file(path: Path) -> Config:
+    """The configuration in a YAML file, which may be of options by section and of nothing else.
 
     Raises:
         UserError: naming the file, what was expected and what was found.
@@ -715,130 +884,84 @@ def _check_file(path: Path) -> None:
             content = file.read(SIZE_LIMIT + 1)
         if len(content) > SIZE_LIMIT:
             raise UserError(f"{path}: expected a YAML file of at most {SIZE_LIMIT:,} bytes; found a longer one")
-        found = _load_yaml(content.decode())
-    except UserError:
-        raise
+        read = _load_yaml(content.decode())
     except (OSError, ValueError, yaml.YAMLError) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{path}: expected a YAML file; {_brief(error)}") from error
-    if not isinstance(found, dict):
-        kind = "nothing" if found is None else type(found).__name__
+    if not isinstance(read, dict):
+        kind = "nothing" if read is None else type(read).__name__
         raise UserError(f"{path}: expected options by section, as in `train: {{epochs: 5}}`; found {kind}")
-    sections = {section.name: section.type for section in fields(Config)}
-    for name, options in found.items():
-        section = lookup(sections, str(name), str(path))
-        if not is_dataclass(section):
-            _check_decimal(name, options, f"{path}: ")
+    known = {section.name: section.type for section in fields(Config)}
+    for name, options in read.items():
+        if not is_dataclass(lookup(known, str(name), str(path))):
             continue
         if not isinstance(options, dict):
             raise UserError(f"{path}: {name}: expected a section of options; found {options!r:.60}")
-        for option, value in options.items():
-            lookup({field.name: field for field in fields(section)}, str(option), f"{path}: {name}")
-            _check_decimal(f"{name}.{option}", value, f"{path}: ")
+        for option in options:
+            _known(name, str(option), f"{path}: ")
+    try:
+        return with_options(Config(), **read)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
-@functools.cache
-def _types() -> dict[str, str]:
-    """Every option's type, as it is written above."""
-    sections = {field.name: field.type for field in fields(Config)}
-    types = {name: section for name, section in sections.items() if not is_dataclass(section)}
-    for name, section in sections.items():
-        if is_dataclass(section):
-            types |= {f"{name}.{option.name}": option.type for option in fields(section)}
-    return {option: re.sub(r"<class '(\w+)'>", r"\1", str(kind)) for option, kind in types.items()}
+def read(parser: "ArgumentParser", arguments: Sequence[str], base: Config | None = None) -> Any:
+    """Parses a command's arguments into a namespace; where it has a configuration's options, with their sections.
 
-
-def _check_decimal(option: str, value: Any, where: str = "") -> None:
-    """Refuses text that jsonargparse would read as a number in YAML 1.1's ways, where an option is no text.
-
-    Nor does jsonargparse tell which option has a number that is too large.
-    """
-    values = value if isinstance(value, list) else [value]
-    if "float" in _types().get(option, "") and any(isinstance(each, int) and abs(each) > 1e308 for each in values):
-        raise UserError(f"{where}{option}: expected a number below 1e308; found one too large")
-    strange = [each for each in values if isinstance(each, str) and NO_DECIMAL.fullmatch(each)]
-    if strange and "str" not in _types().get(option, "str"):
-        raise UserError(f"{where}{option}: expected a decimal number; found {strange[0]:.60}")
-
-
-def _check_flags(arguments: Sequence[str]) -> None:
-    """Refuses values that would be read in ways nobody means, or for long.
-
-    jsonargparse takes a whole section as a flag, and opens what is not options in braces as a file.
-    """
-    import yaml
-
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=False):
-        flag, equals, value = argument.partition("=")
-        option, value = flag.removeprefix("--"), value if equals else following
-        if len(argument) > SIZE_LIMIT:
-            raise UserError(f"{flag:.60}: expected at most {SIZE_LIMIT:,} characters; found {len(argument):,}")
-        if not flag.startswith("--"):
-            continue
-        if option in _types():
-            if "str" in _types()[option]:
-                continue  # taken as it is
-            try:
-                found = _load_yaml(value)
-            except (yaml.YAMLError, ValueError) as error:
-                raise UserError(f"{_expected(option)}; found {value:.60}") from error
-            _check_decimal(option, found)
-        elif any(name.startswith(f"{option}.") for name in _types()) and not value.lstrip().startswith("{"):
-            raise UserError(f"{flag}: expected one of its options, as in {flag}.OPTION VALUE; found {value!r:.60}")
-
-
-def read(parser: "ArgumentParser", arguments: Sequence[str]) -> Any:
-    """Parses options into a namespace whose fields include those of `Config`; flags win over the file.
+    Args:
+        parser: of the command; `add_options` adds those of a configuration.
+        arguments: of the command.
+        base: the configuration that flags change; by default that of the file that --config names, or the default one.
 
     Raises:
         UserError: one line for whatever is wrong.
     """
-    file, rest, where = None, [], ""
+    configured = "--config" in parser._option_string_actions
+    file, changes, rest = None, {}, []
     remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
+        option = flag.removeprefix("--")
+        if len(argument) > SIZE_LIMIT:
+            raise UserError(f"{flag:.60}: expected at most {SIZE_LIMIT:,} characters; found {len(argument):,}")
+        own = configured and flag.startswith("--") and (option in option_types() or option in _sections())
+        if not own and not (configured and flag == "--config"):
+            rest.append(argument)
+            continue
+        if not equals and ((value := next(remaining, "--")) == "-h" or value.startswith("--")):
+            raise UserError(f"{flag}: expected a value; found none")
+        if flag == "--config":
+            file = find(value)
+        else:
+            may_be_null = NoneType in option_types().get(option, ())
+            changes.pop(option, None)  # of a section and its option the later one wins
+            changes[option] = None if may_be_null and value == "null" else value
+    config = base or Config()
+    if file is not None:
+        config = read_file(file)
+    config = with_options(config, **changes)
     try:
-        for argument in remaining:
-            if argument == "--config":
-                file = find(next(remaining, ""))
-            elif argument.startswith("--config="):
-                file = find(argument.removeprefix("--config="))
-            else:
-                rest.append(argument)
-        _check_flags(rest)
-        if file is None:
-            return _instantiate(parser, rest)
-        _check_file(file)
-        where = f"{file}: "
-        _parser().parse_args([f"--config={file}"])  # alone first, so that it is not blamed for a flag's fault
-        where = ""
-        # jsonargparse lets the later one win, so the file goes first.
-        return _instantiate(parser, [f"--config={file}", *rest])
-    except UserError:
-        raise
+        found, defaults = parser.parse_args(rest), parser.get_defaults()
     except Exception as error:  # jsonargparse raises many kinds for strange values
         message = " ".join(str(getattr(error, "message", error)).split())
-        if not where and "argument" not in message and "key" not in message:  # a loader's own, which names no option
+        if "argument" not in message and "key" not in message:  # a loader's own, which names no option
             message = f"expected options that can be read, found {' '.join(arguments)!r:.200} ({message:.200})"
-        raise UserError(where + (_type_fault(message) or _brief(message) + _nearest(parser, message))) from error
+        raise UserError(_brief(message + _nearest(parser, message))) from error
+    for option, value in found.items():
+        if value is None and defaults.get(option) is not None:  # jsonargparse takes null for any option
+            raise UserError(f"{option}: expected a value; found null")
+    if configured:
+        found.config = file
+        for section in fields(Config):
+            found[section.name] = getattr(config, section.name)
+    return found
 
 
 def _brief(error: object) -> str:
     """What another package says, on one line of bounded length."""
     text = " ".join(str(error).split())
     return text if len(text) <= MESSAGE_LIMIT else f"{text[:MESSAGE_LIMIT]} …"
-
-
-def _type_fault(message: str) -> str:
-    """jsonargparse's complaint about an option's type, in few words; empty if it is another complaint."""
-    fault = re.match(r'Parser key "([a-z]+(?:\.[a-z_0-9]+)?)": .*?Expected an? .*(?:Got|Given) value: (.*)', message)
-    if not fault or fault[1] not in _types():
-        return ""
-    return f"{_expected(fault[1])}; found {fault[2]:.60}"
-
-
-def _expected(option: str) -> str:
-    """What an option takes, as the beginning of a complaint."""
-    words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false", "None": "null"}
-    words |= {"tuple[int, ...]": "a list of whole numbers"}
-    return f"{option}: expected {' or '.join(words[kind] for kind in _types()[option].split(' | '))}"
 
 
 def _nearest(parser: "ArgumentParser", message: str) -> str:
@@ -851,26 +974,18 @@ def _nearest(parser: "ArgumentParser", message: str) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
-def _instantiate(parser: "ArgumentParser", arguments: Sequence[str]) -> Any:
-    found, defaults = parser.parse_args(arguments), parser.get_defaults()
-    for option, value in found.items():
-        if value is None and defaults.get(option) is not None:  # jsonargparse takes null for any option
-            raise UserError(f"{option}: expected a value; found null")
-    return parser.instantiate(found)
-
-
 def load_config(name: str | Path | None = None, **overrides: Any) -> Config:
     """A configuration from a YAML file or a shipped name, with overrides by dotted option.
 
     `load_config("article", **{"train.epochs": 2})`; without a name, the defaults.
 
     Raises:
-        UserError: for a missing file, an unknown option, a wrong type or a value out of range.
+        UserError: for a missing file, an unknown option, a wrong type, a value out of range, or an option that the rest
+            would ignore.
     """
-    parser = _parser()
-    arguments = [f"--{option}={_to_yaml(value)}" for option, value in overrides.items()]
-    found = read(parser, [*(["--config", str(name)] if name is not None else []), *arguments])
-    return from_namespace(found)
+    config = with_options(Config() if name is None else read_file(find(name)), **overrides)
+    check_used(config)
+    return config
 
 
 def from_namespace(found: Any) -> Config:
@@ -882,8 +997,7 @@ def to_yaml(config: Config) -> str:
     """The configuration in full, as `load_config` reads it."""
     import yaml
 
-    plain = _plain(asdict(config))
-    return yaml.safe_dump(plain, sort_keys=False)
+    return yaml.dump(_plain(asdict(config)), Dumper=_yaml_dumper(), sort_keys=False, width=math.inf)
 
 
 def _plain(value: Any) -> Any:
@@ -892,5 +1006,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _to_yaml(value: Any) -> str:
+def as_text(value: Any) -> str:
+    """A value as a flag takes it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return ".nan" if math.isnan(value) else ".inf" if value > 0 else "-.inf"
     return str(value) if isinstance(value, str | Path) else json.dumps(_plain(value), default=str)

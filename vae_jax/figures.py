@@ -197,15 +197,14 @@ def sweep_curves(
 
     Args:
         path: of the PNG.
-        curves: by the setting's name and the figure's, of which there are three, (seeds, epochs) each; empty where all
-            have diverged.
+        curves: by the setting's name and the figure's, (seeds, epochs) each; empty where all have diverged.
         unit: of the figures.
         title: above them.
     """
-    figure = _figure(13.0, 4.2)
-    panels = [figure.add_subplot(1, 3, number) for number in (1, 2, 3)]
-    shades = _shades(len(curves))
     parts = list(next(iter(curves.values())))
+    figure = _figure(1.0 + 4.0 * max(2, len(parts)), 4.2)
+    panels = [figure.add_subplot(1, len(parts), number) for number in range(1, len(parts) + 1)]
+    shades = _shades(len(curves))
     for axes, part in zip(panels, parts, strict=True):
         for color, (name, found) in zip(shades, curves.items(), strict=True):
             if not found[part].size:
@@ -229,26 +228,33 @@ def sweep_curves(
     return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
 
 
-def sweep_grid(path: Path, settings: dict[str, list[str]], cells: dict[Any, dict[str, list[float]]], unit: str) -> Path:
+def sweep_grid(
+    path: Path, settings: dict[str, list[str]], cells: dict[Any, dict[str, list[float]]], unit: str, title: str = ""
+) -> Path:
     """Saves the final figures against the swept values: of one option as a line, of more as a grid.
 
     Args:
         path: of the PNG.
         settings: the values of each option.
-        cells: by the setting, as pairs of option and value, and the figure's name, of which there are three: a value
-            for each seed.
+        cells: by the setting, as pairs of option and value, and the figure's name: a value for each seed; empty where
+            all have diverged. What has no cell is left white.
         unit: of the figures.
+        title: above them.
     """
     *others, last = settings
     rows = list(product(*(settings[option] for option in others)))
     columns = settings[last]
-    figure = _figure(min(max(13.0, 2.4 * len(columns)), WIDEST), min(max(4.0, 1.2 + 0.45 * len(rows)), WIDEST))
+    parts = list(next(iter(cells.values())))
+    width = max(1.0 + 4.0 * max(2, len(parts)), 0.8 * len(parts) * len(columns))
+    figure = _figure(min(width, WIDEST), min(max(4.0, 1.2 + 0.45 * len(rows)), WIDEST))
+    figure.suptitle(title)
     # Of very many values only some are named, and a scale tells the figures instead of each cell.
-    every_column, every_row = (math.ceil(0.3 * count / WIDEST) for count in (3 * len(columns), len(rows)))
-    written = 0.45 * 3 * len(columns) <= WIDEST and every_row == 1
-    for number, part in enumerate(next(iter(cells.values())), 1):
-        axes = figure.add_subplot(1, 3, number)
-        found = [[cells[(*zip(others, row, strict=True), (last, value))][part] for value in columns] for row in rows]
+    every_column, every_row = (math.ceil(0.3 * count / WIDEST) for count in (len(parts) * len(columns), len(rows)))
+    written = 0.45 * len(parts) * len(columns) <= WIDEST and every_row == 1
+    for number, part in enumerate(parts, 1):
+        axes = figure.add_subplot(1, len(parts), number)
+        places = [[(*zip(others, row, strict=True), (last, value)) for value in columns] for row in rows]
+        found = [[cells[place][part] if place in cells else [] for place in line] for line in places]
         mean = np.array([[np.mean(each) if each else np.nan for each in line] for line in found])
         axes.set(title=f"{part} ({unit})", xlabel=_plain(last))
         axes.set_xticks(range(0, len(columns), every_column), [_plain(value) for value in columns[::every_column]])
@@ -257,7 +263,7 @@ def sweep_grid(path: Path, settings: dict[str, list[str]], cells: dict[Any, dict
             axes.errorbar(range(len(columns)), mean[0], spread, fmt="o-", capsize=3)
             for place, values in enumerate(found[0]):
                 axes.plot([place] * len(values), values, ".", color="C0", alpha=0.35)
-                if not values:
+                if not values and places[0][place] in cells:
                     axes.annotate(
                         "diverged", (place, 0.5), xycoords=("data", "axes fraction"), ha="center", rotation=90
                     )
@@ -271,6 +277,8 @@ def sweep_grid(path: Path, settings: dict[str, list[str]], cells: dict[Any, dict
             figure.colorbar(image, label="white: all diverged" if np.isnan(mean).any() else "")
         middle = np.nanmean(mean) if np.isfinite(mean).any() else 0.0
         for (row, column), value in np.ndenumerate(mean) if written else ():
+            if places[row][column] not in cells:
+                continue
             text = "diverged" if np.isnan(value) else f"{value:.4g}"
             axes.text(column, row, text, ha="center", va="center", color="white" if value < middle else "black")
         axes.set_yticks(range(0, len(rows), every_row), [_plain(", ".join(row)) for row in rows[::every_row]])

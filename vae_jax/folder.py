@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from vae_jax.config import Config, load_config
+from vae_jax.config import Config, read_file, without_unused
 from vae_jax.errors import UserError
 
 DATA = "data.json"  # in a run folder: what it was trained on
@@ -33,7 +33,8 @@ def read_config(folder: Path) -> Config:
         raise UserError(f"{folder}: expected a run folder, found {'a file' if folder.exists() else 'no such folder'}")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: expected a run folder with a config.yaml in it, found none")
-    return load_config(folder / "config.yaml")
+    # What an older version ignored without a word was nothing: what such a run is does not depend on it.
+    return without_unused(read_file(folder / "config.yaml"))
 
 
 class Data(NamedTuple):

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from vae_jax import memory, optimizer
 from vae_jax.composition import build
-from vae_jax.config import Config
+from vae_jax.config import Config, default
 from vae_jax.data.dataset import Dataset
 from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import make_terms
@@ -93,7 +93,7 @@ class Progress(NamedTuple):
 
 def alike(config: Config) -> Config:
     """The configuration without what members may differ in: members of which it is the same make one program."""
-    plain = type(config)()
+    plain = default(Config)
     return with_values(config, {option: value_of(plain, option) for option in ("seed", *TRACED)})
 
 
@@ -175,10 +175,10 @@ class Program:
         self._images = images.of("train", self.config)
         self.splits = ["test"] if data.validation is None else ["test", "validation"]
         self.start = jax.jit(_over_members(self._start))
-        self.shuffle = jax.jit(jax.vmap(self._shuffle, (0, None)))
         self.finite = jax.jit(jax.vmap(all_finite))
 
         seeds, values = self.arguments([self.config] * size)
+        self.shuffle = jax.jit(jax.vmap(self._shuffle, (0, None))).lower(seeds, jnp.int32(0)).compile()
         states = jax.eval_shape(self.start, seeds, values)
         orders, flags, zero = jax.ShapeDtypeStruct((size, self.count), jnp.int32), np.ones(size, bool), np.int32(0)
         arguments = (states, flags, orders, seeds, values, zero, zero, *self._images)
@@ -196,7 +196,11 @@ class Program:
             self._evaluators[split] = compiled, shown
         self.compile_seconds = time.perf_counter() - began
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((states, orders)))
-        compiled = [part for _, _, part in self.parts] + [evaluator for evaluator, _ in self._evaluators.values()]
+        compiled = [
+            self.shuffle,
+            *(part for _, _, part in self.parts),
+            *(each for each, _ in self._evaluators.values()),
+        ]
         analyses: list[Any] = [each.memory_analysis() for each in compiled]
         self.needs = held + max(
             each.temp_size_in_bytes + each.output_size_in_bytes - each.alias_size_in_bytes for each in analyses
@@ -275,14 +279,19 @@ def check(config: Config, data: Dataset) -> None:
     make_step(config, network, objective, optimizer.build(config.train, 1))
 
 
-def program_that_fits(configs: Sequence[Config], images: Images) -> Program:
+def program_that_fits(configs: Sequence[Config], images: Images, at_most: int | None = None) -> Program:
     """A program for all members, or for as many at a time as the memory holds.
+
+    Args:
+        configs: of the members, which are `alike`.
+        images: which all members share.
+        at_most: how many at a time; by default `most`.
 
     Raises:
         UserError: if not even one fits, or `check` refuses them.
     """
     check(configs[0], images.data)
-    size = _even(len(configs), _most())
+    size = _even(len(configs), at_most or most())
     while True:
         part, needs = 0.5, "more than there is"
         try:
@@ -302,7 +311,8 @@ def program_that_fits(configs: Sequence[Config], images: Images) -> Program:
         size = _even(len(configs), max(1, min(size - 1, int(size * part))))
 
 
-def _most() -> int:
+def most() -> int:
+    """How many members a program may have."""
     try:
         import resource
     except ImportError:  # Windows

@@ -106,8 +106,7 @@ def train(
     """
     folder, devices = Path(folder), devices or Devices()
     config = own_parts.absolute(settled(config, data))
-    if not resume:  # a run goes on with what it has, even where an older version let more pass
-        check_used(config)
+    check_used(config)
     check_shape(config, data)
     check_folder(folder, resume, overwrite)
     devices.wait()
@@ -186,13 +185,13 @@ def _check_alike(config: Config, digest: str, earlier: "Saved | None", devices: 
         for option, value in options_of(own_parts.by_content(config)).items()
         if not option.startswith(LOCAL)
     }
-    step = int(earlier.state.step) if earlier else 0
-    mark = hashlib.sha256(f"{own} {digest} {step}".encode()).digest()[:3]
-    marks = {int(each) for each in np.atleast_1d(devices.agree(int.from_bytes(mark), np.asarray))}
-    if len(marks) > 1:
+    own |= {"training images": digest, "the run folder's last step": int(earlier.state.step) if earlier else 0}
+    marks = [hashlib.sha256(repr(value).encode()).digest()[:3] for value in own.values()]  # as much as fits 32 bits
+    every = np.atleast_2d(devices.agree(np.array([int.from_bytes(mark) for mark in marks], np.int32), np.asarray))
+    if differ := [name for name, column in zip(own, every.T, strict=True) if len(set(column.tolist())) > 1]:
         raise UserError(
             "--distributed: expected every process to have the same options, the same images and the same run folder; "
-            "found some that differ"
+            f"found some that differ in {', '.join(differ)}"
         )
 
 

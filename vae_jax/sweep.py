@@ -25,11 +25,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vae_jax import figures, members, objectives, own_parts, train
+from vae_jax import figures, likelihoods, members, objectives, own_parts, train
 from vae_jax.config import Config, changed_options, check_used, listed, load_config, options_of, with_options
 from vae_jax.data import Dataset, settled
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.folder import LEFT_OVER, LOCK, check_writable, read_config, write_text, writing
+from vae_jax.likelihoods.base import TREATED
 from vae_jax.registry import EXTENSIBLE
 from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, standing
 
@@ -38,6 +39,7 @@ MOST = 10_000  # members
 MOST_CURVES = 100  # in a picture
 SWEPT = ("data.treatment", "model.", "posterior.", "prior.", "likelihood.", "objective.", "train.")
 FIGURES = ("loss", "reconstruction", "kl")
+OF_BOUNDS = ("kl", "negative_elbo")  # figures that there are with a likelihood only
 
 
 class Sweep(NamedTuple):
@@ -83,15 +85,35 @@ class Outcome(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """What members are ranked by, lower is better.
+    """What members are ranked by, lower is better; only those of the same ranking are ranked against each other.
 
     Attributes:
-        name: in words.
-        of: an epoch's figures -> it.
+        split: whose figures.
+        parts: the figures whose sum it is.
+        unit: of the loss.
+        measure: what the likelihood's values are, see `vae_jax.likelihoods.measured`; without a likelihood the data.
+        generative: whether there is a likelihood, and −ELBO (reconstruction + KL) with it.
     """
 
-    name: str
-    of: Callable[[dict[str, Any]], float]
+    split: str
+    parts: tuple[str, ...]
+    unit: str
+    measure: str
+    generative: bool
+
+    @property
+    def name(self) -> str:
+        """In words."""
+        return f"{self.split} {'−ELBO' if 'kl' in self.parts else self.parts[0]}"
+
+    @property
+    def kind(self) -> str:
+        """What it is a number of."""
+        return f"{self.unit}, {self.measure}"
+
+    def of(self, epoch: dict[str, Any]) -> float:
+        """An epoch's value."""
+        return sum(epoch[f"{self.split}_{part}"] for part in self.parts)
 
 
 class Group(NamedTuple):
@@ -106,6 +128,7 @@ class Group(NamedTuple):
         best: the name of the best member after its last epoch so far; empty before the first.
         figure: that member's; NaN before the first.
         ranked_by: what it is.
+        unit: of it.
         images_per_second: of all members together.
     """
 
@@ -117,6 +140,7 @@ class Group(NamedTuple):
     best: str
     figure: float
     ranked_by: str
+    unit: str
     images_per_second: float
 
 
@@ -137,7 +161,10 @@ def make_sweep(config: Config, seeds: int, settings: Sequence[str]) -> Sweep:
             raise UserError(f"--set: {why}; found {option:.60}")
         if option in found:
             raise UserError(f"--set: expected each option once; found {option} again")
-        found[option] = listed(f"--set {option}", values)
+        try:
+            found[option] = listed(option, values)
+        except UserError as error:
+            raise UserError(f"--set {error}") from error
         if option in EXTENSIBLE:
             found[option] = [own_parts.absolute_name(value) for value in found[option]]
         if len(set(found[option])) < len(found[option]):
@@ -159,6 +186,7 @@ def members_of(sweep: Sweep) -> list[Member]:
     """
     short = [option.rpartition(".")[2] for option in sweep.settings]
     names = [name if short.count(name) == 1 else option for name, option in zip(short, sweep.settings, strict=True)]
+    labels = {option: dict(zip(values, _labels(values), strict=True)) for option, values in sweep.settings.items()}
     found = []
     for values in product(*sweep.settings.values()):
         setting = dict(zip(sweep.settings, values, strict=True))
@@ -167,7 +195,7 @@ def members_of(sweep: Sweep) -> list[Member]:
             check_used(config)
         except UserError as error:
             raise UserError(f"--set: {error}") from error
-        label = [f"{name}={_plain(value)}" for name, value in zip(names, values, strict=True)]
+        label = [f"{name}={labels[option][setting[option]]}" for name, option in zip(names, setting, strict=True)]
         for seed in range(config.seed, config.seed + sweep.seeds):
             own = (
                 with_options(config, seed=str(seed))
@@ -176,16 +204,25 @@ def members_of(sweep: Sweep) -> list[Member]:
             )
             found.append(Member(",".join([*label, f"seed={seed}"]), setting, own))
     if len({member.name for member in found}) < len(found):
-        raise UserError(
-            "--set: expected values that name different folders; found some that differ in signs, or in "
-            "the folders of their files, only"
-        )
+        raise UserError("--set: expected values that name different folders; found some that differ in signs only")
     return found
 
 
-def _plain(value: str) -> str:
-    """A value as a part of a folder's name; of a file's path its end."""
-    return re.sub(r"[^\w.+\-\[\]]+", "_", re.sub(r"^.*/(?=[^/]+\.py:)", "", value.strip('"')))
+def _labels(values: list[str]) -> list[str]:
+    """An option's values as parts of folders' names; of files' paths so much that they differ, if they can."""
+    labels: list[str] = []
+    for parts in range(1, 2 + max(value.count("/") for value in values)):
+        labels = [_label(value, parts) for value in values]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def _label(value: str, parts: int) -> str:
+    value = value.strip('"')
+    if ".py:" in value:
+        value = "/".join(value.split("/")[-parts:])
+    return re.sub(r"[^\w.+\-\[\]]+", "_", value)
 
 
 def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool) -> None:
@@ -298,10 +335,10 @@ def run(
             _delete_sweep(folder)
         write_text(folder / SPECIFICATION, _specification(sweep))
         own_parts.keep(sources, folder)
-        rank = ranking(sweep, data)
+        ranks = [ranking(sweep, group[0].config, data) for group in groups.values()]
         status = [
-            Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, "", math.nan, rank.name, 0.0)
-            for group in groups.values()
+            Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, "", math.nan, rank.name, rank.unit, 0.0)
+            for group, rank in zip(groups.values(), ranks, strict=True)
         ]
         outcomes: dict[str, Outcome] = {}
         images = members.Images(data)
@@ -309,6 +346,7 @@ def run(
         for number, group in enumerate(groups.values()):
 
             def show(epoch: int, done: float, speed: float, number: int = number, group: list[Member] = group) -> None:
+                rank = ranks[number]
                 found = [outcomes[member.name] for member in group if member.name in outcomes]
                 ranked = [
                     (rank.of(each.history[-1]), each.member.name) for each in found if each.history and not each.failure
@@ -316,11 +354,19 @@ def run(
                 figure, name = min(ranked, default=(math.nan, ""))
                 diverged = sum(bool(each.failure) for each in found)
                 epochs = group[0].config.train.epochs
-                status[number] = Group(len(group), epoch, epochs, done, diverged, name, figure, rank.name, speed)
+                status[number] = Group(
+                    len(group), epoch, epochs, done, diverged, name, figure, rank.name, rank.unit, speed
+                )
                 if on_progress:
                     on_progress(list(status))
 
-            _train_group(group, images, folder, resume, report, show, should_stop, outcomes)
+            def tell(line: str, number: int = number) -> None:
+                report(f"group {number + 1}/{len(groups)}: {line}")
+
+            most, goes_on = members.most(), resume
+            while most:
+                most = _train_group(group, most, images, folder, goes_on, report, tell, show, should_stop, outcomes)
+                goes_on = True
         ended = [outcomes[member.name] for member in found]
         write_results(folder, sweep, ended, data)
     return ended
@@ -331,25 +377,41 @@ def _names_in(group: list[Member]) -> dict[str, None]:
     return dict.fromkeys(name for member in group for name in own_parts.names_in(member.config))
 
 
-def ranking(sweep: Sweep, data: Dataset) -> Ranking:
-    """The loss, or −ELBO (reconstruction + KL) where the objective is swept and losses are of different kinds."""
+def ranking(sweep: Sweep, config: Config, data: Dataset) -> Ranking:
+    """What a member is ranked by, and against whom.
+
+    That is the loss; where the objective is swept, and losses are of different kinds, −ELBO (reconstruction + KL), or
+    the reconstruction alone where there is no ELBO.
+    """
     split = "test" if data.validation is None else "validation"
+    objective, treatment = objectives.get(config.objective), config.data.treatment
+    parts = ("loss",)
     if any(option.startswith("objective.") for option in sweep.settings):
-        return Ranking(f"{split} −ELBO", lambda epoch: epoch[f"{split}_reconstruction"] + epoch[f"{split}_kl"])
-    return Ranking(f"{split} loss", lambda epoch: epoch[f"{split}_loss"])
+        parts = ("reconstruction", "kl") if objective.generative else ("reconstruction",)
+    measure = TREATED[treatment]
+    if objective.generative:
+        likelihood = likelihoods.get(config.likelihood, data.image_shape)
+        measure = likelihoods.measured(likelihood, config.likelihood.name, treatment)
+    return Ranking(split, parts, objective.unit, measure, objective.generative)
 
 
 def _train_group(
     group: list[Member],
+    most: int,
     images: members.Images,
     folder: Path,
     resume: bool,
     report: Callable[[str], None],
+    tell: Callable[[str], None],
     show: Callable[[int, float, float], None],
     should_stop: Callable[[], bool],
     outcomes: dict[str, Outcome],
-) -> None:
-    """Trains what is not finished of members that are alike; fills in `outcomes`."""
+) -> int:
+    """Trains what is not finished of members that are alike, at most so many at once; fills in `outcomes`.
+
+    Returns:
+        0, or how many at once are worth another try, since while they trained the memory did not hold them.
+    """
     data = images.data
     epochs, steps = group[0].config.train.epochs, -(-len(data.train) // group[0].config.train.batch_size)
     digest = digest_of(group[0].config, data) if resume else ""
@@ -374,8 +436,11 @@ def _train_group(
     recorder = None
     for step, pending in sorted(waiting.items(), key=lambda item: item[0]):
         show(step // steps, step / (epochs * steps), 0.0)
-        program = members.program_that_fits([member.config for member, _ in pending], images)
+        tell(f"compiling {_counted(len(pending), 'member')} as one program")
+        program = members.program_that_fits([member.config for member, _ in pending], images, most)
         turns = -(-len(pending) // program.size)
+        some = f", for {program.size} at once, in {turns} turns" if turns > 1 else ""
+        tell(f"compiled in {program.compile_seconds:.1f} s{some}")
         for turn in range(turns):
             part = pending[turn * program.size : (turn + 1) * program.size]
 
@@ -383,8 +448,22 @@ def _train_group(
                 done = ((found.epoch - 1) * found.steps + found.step) / (epochs * steps)
                 show(found.epoch, (turn + done) / turns, found.images_per_second)
 
-            recorder = _train_together(program, part, data, folder, report, progress, should_stop, outcomes, recorder)
+            try:
+                recorder = _train_together(
+                    program, part, data, folder, report, progress, should_stop, outcomes, recorder
+                )
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or program.size == 1:
+                    raise
+                fewer = program.size // 2
+                tell(f"the memory does not hold {program.size} members while they train; going on with {fewer} at once")
+                return fewer
     show(epochs, 1.0, 0.0)
+    return 0
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _train_together(
@@ -479,12 +558,11 @@ def _delete_sweep(folder: Path) -> None:
 
 def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dataset) -> None:
     """Writes the tables and the pictures of a sweep that has ended."""
-    split = "test" if data.validation is None else "validation"
-    rank = ranking(sweep, data)
-    unit = " or ".join(sorted({objectives.get(each.member.config.objective).unit for each in outcomes}))
+    settings = _by_setting(outcomes)
+    ranks = {setting: ranking(sweep, group[0].member.config, data) for setting, group in settings.items()}
     rows = []
     for each in outcomes:
-        last = each.history[-1] if each.history else {}
+        last, rank = each.history[-1] if each.history else {}, ranks[tuple(each.member.setting.items())]
         rows.append(
             {
                 **each.member.setting,
@@ -496,23 +574,34 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
                     if name.split("_")[0] in ("train", "validation", "test") and not name.endswith("seconds")
                 },
                 **({"ranked_by": rank.of(last)} if last else {}),
+                "unit": rank.unit,
+                "measure": rank.measure,
                 "diverged": each.failure,
                 "folder": each.member.name,
             }
         )
-    columns = list({name: None for row in rows for name in row if name not in ("diverged", "folder")})
-    _write_csv(folder / "members.csv", [*columns, "diverged", "folder"], rows)
+    ends = ("unit", "measure", "diverged", "folder")
+    columns = list({name: None for row in rows for name in row if name not in ends})
+    _write_csv(folder / "members.csv", [*columns, *ends], rows)
 
-    table = summarize(outcomes, split, rank)
+    table = summarize(settings, ranks)
     _write_csv(folder / "table.csv", list(table[0]), table)
-    write_text(folder / "table.md", markdown(sweep, table, split))
-    shown = {
-        rank.name: rank.of,
-        f"{split} reconstruction": lambda epoch: epoch[f"{split}_reconstruction"],
-        f"{split} KL": lambda epoch: epoch[f"{split}_kl"],
-    }
+    write_text(folder / "table.md", markdown(sweep, table, list(ranks.values())))
+    (folder / "figures").mkdir(exist_ok=True)
+    kinds: dict[Ranking, dict[Any, list[Outcome]]] = {}
+    for setting, group in settings.items():
+        kinds.setdefault(ranks[setting], {})[setting] = group
+    for number, (rank, some) in enumerate(kinds.items(), 1):  # what does not compare has no axis in common
+        _draw(folder / "figures", sweep, rank, some, f"_{number}" if len(kinds) > 1 else "")
+
+
+def _draw(folder: Path, sweep: Sweep, rank: Ranking, settings: dict[Any, list[Outcome]], suffix: str) -> None:
+    """The pictures of settings of one ranking."""
+    shown = {rank.name: rank.of}
+    for part, title in (("reconstruction", "reconstruction"), ("kl", "KL")) if rank.generative else ():
+        shown[f"{rank.split} {title}"] = rank._replace(parts=(part,)).of
     curves, cells, standing_of = {}, {}, {}
-    for setting, group in _by_setting(outcomes).items():
+    for setting, group in settings.items():
         sound = [each for each in group if not each.failure]
         name = ", ".join(f"{option.rpartition('.')[2]} {value}" for option, value in setting) or "all seeds"
         if len(sound) < len(group):
@@ -522,16 +611,18 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
         }
         cells[setting] = {title: [of(each.history[-1]) for each in sound] for title, of in shown.items()}
         standing_of[name] = float(np.mean(cells[setting][rank.name])) if sound else math.inf  # as in the table
-    (folder / "figures").mkdir(exist_ok=True)
+    titles = [rank.kind] if suffix else []
     if len(curves) > MOST_CURVES:
         best = sorted(curves, key=standing_of.__getitem__)[:MOST_CURVES]
-        title = f"the {MOST_CURVES} settings with the lowest {rank.name}, of {len(curves):,}"
+        titles.append(f"the {MOST_CURVES} settings with the lowest {rank.name}, of {len(curves):,}")
         curves = {name: curves[name] for name in best}
-    else:
-        title = ""
-    figures.sweep_curves(folder / "figures" / "curves.png", curves, unit, title)
+    figures.sweep_curves(folder / f"curves{suffix}.png", curves, rank.unit, "; ".join(titles))
     if sweep.settings:
-        figures.sweep_grid(folder / "figures" / "grid.png", sweep.settings, cells, unit)
+        values = {
+            option: [value for value in values if any((option, value) in setting for setting in cells)]
+            for option, values in sweep.settings.items()
+        }
+        figures.sweep_grid(folder / f"grid{suffix}.png", values, cells, rank.unit, titles[0] if suffix else "")
 
 
 def _by_setting(outcomes: list[Outcome]) -> dict[tuple[tuple[str, str], ...], list[Outcome]]:
@@ -541,44 +632,55 @@ def _by_setting(outcomes: list[Outcome]) -> dict[tuple[tuple[str, str], ...], li
     return groups
 
 
-def summarize(outcomes: list[Outcome], split: str, rank: Ranking) -> list[dict[str, Any]]:
+def summarize(settings: dict[Any, list[Outcome]], ranks: dict[Any, Ranking]) -> list[dict[str, Any]]:
     """A row for each setting: of the members that have not diverged the mean and the standard deviation over seeds."""
     rows = []
-    for setting, group in _by_setting(outcomes).items():
+    for setting, group in settings.items():
+        rank = ranks[setting]
         sound = [each.history[-1] for each in group if not each.failure]
         row: dict[str, Any] = {**dict(setting), "seeds": len(group), "diverged": len(group) - len(sound)}
-        values = {part: [epoch[f"{split}_{part}"] for epoch in sound] for part in FIGURES}
+        values = {part: [epoch[f"{rank.split}_{part}"] for epoch in sound] for part in FIGURES}
         values["negative_elbo"] = [a + b for a, b in zip(values["reconstruction"], values["kl"], strict=True)]
         for part, found in values.items():
-            row[f"{split}_{part}"] = float(np.mean(found)) if found else math.nan
-            row[f"{split}_{part}_std"] = float(np.std(found, ddof=1)) if len(found) > 1 else math.nan
+            if part in OF_BOUNDS and not rank.generative:  # there is none
+                found = []
+            row[f"{rank.split}_{part}"] = float(np.mean(found)) if found else math.nan
+            row[f"{rank.split}_{part}_std"] = float(np.std(found, ddof=1)) if len(found) > 1 else math.nan
         row["ranked_by"] = float(np.mean([rank.of(epoch) for epoch in sound])) if sound else math.nan
-        rows.append(row)
+        rows.append(row | {"unit": rank.unit, "measure": rank.measure})
     return rows
 
 
-def markdown(sweep: Sweep, table: list[dict[str, Any]], split: str) -> str:
-    """The table to read; the best setting is bold."""
-    parts = [*FIGURES, "negative_elbo"]
+def markdown(sweep: Sweep, table: list[dict[str, Any]], ranks: list[Ranking]) -> str:
+    """The table to read; of settings with the same ranking, if there are several, the best one is bold."""
+    split, several = ranks[0].split, len(set(ranks)) > 1
     titles = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL", "negative_elbo": "−ELBO"}
-    best = min(
-        (row for row in table if math.isfinite(row["ranked_by"])), key=lambda row: row["ranked_by"], default=None
-    )
-    lines = [
-        "| "
-        + " | ".join([*sweep.settings, "seeds", *(f"{split} {titles[part]}" for part in parts), "diverged"])
-        + " |",
-        "|" + "---|" * len(sweep.settings) + "---:|" * (len(parts) + 2),
-    ]
-    for row in table:
+    if not any(rank.generative for rank in ranks):
+        titles = {part: title for part, title in titles.items() if part not in OF_BOUNDS}
+    best = []
+    for kind in set(ranks):
+        rivals = [row for row, rank in zip(table, ranks, strict=True) if rank == kind]
+        finite = [row for row in rivals if math.isfinite(row["ranked_by"])]
+        if len(rivals) > 1 and finite:
+            best.append(min(finite, key=lambda row: row["ranked_by"]))
+    columns = [*sweep.settings, "seeds", *(f"{split} {title}" for title in titles.values())]
+    columns += ["unit", "diverged"] if several else ["diverged"]
+    words = {*sweep.settings, "unit"}
+    lines = [f"| {' | '.join(columns)} |", "|" + "".join("---|" if name in words else "---:|" for name in columns)]
+    for row, rank in zip(table, ranks, strict=True):
         cells = [str(row[option]) for option in sweep.settings] + [str(row["seeds"])]
-        for part in parts:
+        for part in titles:
             mean, spread = row[f"{split}_{part}"], row[f"{split}_{part}_std"]
             cells.append(
                 "–" if math.isnan(mean) else f"{mean:.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}")
             )
-        cells.append(str(row["diverged"] or "–"))
-        lines.append("| " + " | ".join(f"**{cell}**" if row is best else cell for cell in cells) + " |")
+        cells += [rank.kind] * several + [str(row["diverged"] or "–")]
+        bold = any(row is each for each in best)
+        lines.append("| " + " | ".join(f"**{cell}**" if bold else cell for cell in cells) + " |")
+    if several:
+        lines += ["", f"Figures of {' and of '.join(sorted({rank.kind for rank in ranks}))} do not compare."]
+    else:
+        lines += ["", f"Figures are {ranks[0].kind}."]
     return "\n".join(lines) + "\n"
 
 

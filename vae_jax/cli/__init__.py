@@ -15,7 +15,7 @@ from vae_jax.cli import compare, exchange, sweep, train, use
 from vae_jax.cli.common import Verb
 from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
 from vae_jax.errors import UserError, printable
-from vae_jax.folder import check_folder, check_writable, user_cache
+from vae_jax.folder import check_folder, check_writable, read_config, user_cache
 from vae_jax.registry import lookup, users_line
 
 PRINT_CONFIG = "--print_config"
@@ -184,11 +184,12 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
             raise
         raise UserError(f"expected `vae-jax {name} {verb.usage}`: {error}") from error
     if name == "train" and options.resume and options.out and not options.config and not options.overwrite:
-        own = expand(options.out) / "config.yaml"
-        if own.is_file():  # a run goes on as it began, without being told its configuration again
-            return read(parser, [*arguments, f"--config={own}"])
-        check_folder(expand(options.out), True, False)
-        raise UserError(f"--resume: expected a run that has begun in {options.out}, found none; begin it with --config")
+        if not (expand(options.out) / "config.yaml").is_file():
+            check_folder(expand(options.out), True, False)
+            raise UserError(
+                f"--resume: expected a run that has begun in {options.out}, found none; begin it with --config"
+            )
+        options = read(parser, arguments, read_config(expand(options.out)))  # it goes on as it began
     if hasattr(options, "train"):
         check_used(from_namespace(options))
     return options

@@ -108,7 +108,7 @@ def _progress() -> Iterator[Callable[..., None]]:
                     told[number] = group.done
                     print(
                         f"group {number + 1}/{len(groups)}, {group.members} members: epoch {group.epoch}/{group.epochs}"
-                        f", best {group.ranked_by} so far {group.figure:.2f} ({printable(group.best)})"
+                        f", best {group.ranked_by} so far {group.figure:.2f} {group.unit} ({printable(group.best)})"
                         + (f"; {group.images_per_second:,.0f} images/s" if group.images_per_second else "")
                         + (f"; {group.diverged} diverged" if group.diverged else ""),
                         flush=True,
@@ -124,7 +124,9 @@ def _progress() -> Iterator[Callable[..., None]]:
     live = Live(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
 
     def show(groups: list[Any]) -> None:
-        best = f"best {groups[0].ranked_by} so far"
+        # Groups may be ranked by what does not compare.
+        several = len({(group.ranked_by, group.unit) for group in groups}) > 1
+        best = "best so far" if several else f"best {groups[0].ranked_by} so far"
         table = Table("group", "members", "", "epoch", best, "member", "diverged", "images/s")
         for number, group in enumerate(groups):
             table.add_row(
@@ -132,7 +134,7 @@ def _progress() -> Iterator[Callable[..., None]]:
                 str(group.members),
                 ProgressBar(1.0, group.done, width=20),
                 f"{group.epoch}/{group.epochs}",
-                f"{group.figure:.2f}" if group.best else "",
+                f"{group.figure:.2f}{f' {group.unit}, {group.ranked_by}' * several}" if group.best else "",
                 printable(group.best),
                 str(group.diverged or ""),
                 f"{group.images_per_second:,.0f}" if group.images_per_second else "",
