@@ -1064,6 +1064,7 @@ def test_classes_are_matched_by_name(command, refused, tmp_path, capsys, monkeyp
     shutil.rmtree(full / "train" / "d")
     line = refused("evaluate", folder)
     assert "expected the data it was trained on, full; found others by its configuration" in line
+    assert line.endswith(f"; --data.path {full} takes them as they are now")
 
 
 def test_a_label_is_a_name_or_a_number(tmp_path, capsys):
@@ -1103,8 +1104,10 @@ def test_a_run_of_data_made_in_python_says_so(refused, tmp_path):
     levels = np.random.RandomState(0).randint(0, 256, (40, 8, 8), np.uint8)
     folder = tmp_path / "run"
     vae_jax.train_run(load_config(**small), vae_jax.Dataset.from_arrays(levels, name="mine"), folder)
-    expected = "expected the data it was trained on, mine; found others by its configuration (data.source digits)"
-    assert expected in refused("evaluate", folder)
+    for more in ((), ("--data.cache_dir", tmp_path)):  # where the data lie makes them no others
+        line = refused("evaluate", folder, *more)
+        assert "expected the data it was trained on, mine; found others" in line
+        assert line.endswith("(data.source digits): they were made in Python, or have changed since")
     assert "class_names" not in summary(folder)
 
 

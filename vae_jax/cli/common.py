@@ -217,12 +217,11 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
     check_data_used(DataConfig(config.source, **given))
     data = load(config, report=say)
     noted = read_data(expand(options.run))
-    if noted and not given and noted.digest != digest_of_all(trained.config, data):
-        options_given = ", ".join(f"--data.{name}" for name in DATA_PATHS)
+    if noted and "path" not in given and noted.digest != digest_of_all(trained.config, data):
+        hint = f"; --data.path {config.path} takes them as they are now" if config.path else ""
         raise UserError(
             f"{options.run}: expected the data it was trained on, {noted.name}; found others by its configuration "
-            f"(data.source {config.source}): they were made in Python, or have changed since; {options_given} name "
-            f"data to take as they are"
+            f"(data.source {config.source}): they were made in Python, or have changed since{hint}"
         )
     names = trained.class_names
     if names is not None and not trained.config.model.classes:
