@@ -522,9 +522,10 @@ def test_memory_is_asked_of_the_system():
     ],
 )
 def test_an_option_that_nothing_looks_at_is_refused(config, message):
-    with pytest.raises(UserError) as error:
-        check_data_used(config)
-    assert str(error.value) == message
+    for use in (check_data_used, load):
+        with pytest.raises(UserError) as error:
+            use(config)
+        assert str(error.value) == message
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):

@@ -210,9 +210,17 @@ def test_a_sweeps_pictures_hold_however_many_values(tmp_path, monkeypatch, count
     if len(counts) == 2:
         assert texts == (["diverged", *(f"{i + 0.5:.4g}" for i in range(1, len(every)))] if written else [])
         assert written or drawn[0].axes[-1].get_ylabel() == "white: all diverged"
+    # A setting whose figures are of another unit is no cell here, and has not diverged.
+    rest = {setting: cell for setting, cell in cells.items() if setting != every[0]}
+    if rest:
+        figures.sweep_grid(tmp_path / "grid.png", settings, rest, "nats", "of these")
+        other = drawn.pop()
+        assert other.get_suptitle() == "of these"
+        assert "diverged" not in [text.get_text() for text in other.axes[0].texts]
     curves = {"one": {part: np.ones((2, 3)) for part in PANELS}}
     curves |= {"gone": {part: np.empty(0) for part in PANELS}}
     figures.sweep_curves(tmp_path / "curves.png", curves, "nats", "some of them")
     title = "mean over seeds, with their standard deviation; some of them"
+    assert [panel.get_ylabel() for panel in drawn[1].axes] == ["nats"] * 3
     assert drawn[1].get_suptitle() == title
     assert [text.get_text() for text in drawn[1].axes[-1].get_legend().get_texts()] == ["one", "gone"]

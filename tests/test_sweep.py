@@ -555,7 +555,7 @@ def test_what_a_thousand_members_are_is_known_at_once():
     plan = sweep.make_sweep(Config(), 10, ["objective.beta=" + ",".join(map(str, range(50))), "model.latent=2,3"])
     began = time.perf_counter()
     found = sweep.members_of(plan)
-    assert time.perf_counter() - began < 10  # it took 150 s, and 1 s now, most of it in what checks types in tests
+    assert time.perf_counter() - began < 10  # 0.3 s but for the tests' checks of types; it took 30 s
     assert len({member.name for member in found}) == 1000
     last = found[-1]
     assert last.name == "beta=49,latent=3,seed=9"

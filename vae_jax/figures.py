@@ -215,10 +215,9 @@ def sweep_curves(
             if len(found[part]) > 1:
                 spread = found[part].std(0, ddof=1)
                 axes.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
-        axes.set(title=part, xlabel="epoch")
+        axes.set(title=part, xlabel="epoch", ylabel=unit)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel(unit)
     if len(curves) <= 16:
         panels[-1].legend(fontsize="small")
     spread = any(len(found[parts[0]]) > 1 for found in curves.values())
@@ -280,7 +279,7 @@ def sweep_grid(
             if places[row][column] not in cells:
                 continue
             text = "diverged" if np.isnan(value) else f"{value:.4g}"
-            axes.text(column, row, text, ha="center", va="center", color="white" if value < middle else "black")
+            axes.text(column, row, text, ha="center", va="center", color="white" if value <= middle else "black")
         axes.set_yticks(range(0, len(rows), every_row), [_plain(", ".join(row)) for row in rows[::every_row]])
         axes.set_ylabel(_plain(", ".join(others)))
     return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
