@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -214,7 +215,7 @@ def test_import_does_not_train_over_a_run(exported, made, command):
 def test_a_failed_save_leaves_nothing(exported, made, tmp_path, monkeypatch):
     from vae_jax import checkpoint
 
-    def fail(*_):
+    def fail(*_, **options):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save", fail)
@@ -265,7 +266,7 @@ def test_every_tensor_that_differs_is_named(exported, refused, tmp_path):
         fc_mu__bias=None,
         fc1__bias=np.zeros(3, np.float32),
         fc1__weight=np.zeros((16, 16, 1), np.float32),
-        BN1__weight=np.zeros(4, np.float16),
+        BN1__weight=np.zeros(4, np.int64),
         upsample__weight=np.zeros(2, np.float32),
     )
     path = tmp_path / "other.safetensors"
@@ -275,7 +276,7 @@ def test_every_tensor_that_differs_is_named(exported, refused, tmp_path):
     assert "not expected: upsample.weight" in line
     assert "fc1.bias (expected 16, found 3)" in line
     assert "found 16x16x1" in line
-    assert "BN1.weight (expected float32, found float16)" in line
+    assert "BN1.weight (expected float32, found int64)" in line
 
 
 def test_strange_and_many_names(exported, refused, tmp_path):
@@ -310,6 +311,69 @@ def test_numbers_that_cannot_be(exported, refused, tmp_path, name, value, said):
 
 def test_another_networks_weights(exported, refused):
     assert "conv3.weight" in refused(exported, "--config", "article")
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return to_state_dict(variables_of(CONFIG))
+
+
+# --- Weights as programs leave them ----------------------------------------------------------------------------------
+
+
+PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net.vae.module.", "state_dict."]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_what_wrappers_put_before_names_is_left_out(exported, expected, tmp_path, prefix):
+    path, told = tmp_path / "m.safetensors", []
+    save_file({f"{prefix}{name}": array for name, array in load_file(exported).items()}, path)
+    found = weights_file.read(path, expected, "the model", told.append).arrays
+    assert {name: array.tolist() for name, array in found.items()} == {
+        name: array.tolist() for name, array in load_file(exported).items()
+    }
+    (line,) = told
+    assert f"{path}: names are taken without what a wrapper has added, " in line
+    assert f" for {prefix}" in line
+
+
+def test_what_wrappers_put_into_names_is_left_out(exported, expected, tmp_path):
+    """As `torch.compile` of single layers does."""
+    path, told = tmp_path / "m.safetensors", []
+    arrays = load_file(exported)
+    save_file({name.replace("fc1.", "fc1._orig_mod."): array for name, array in arrays.items()}, path)
+    found = weights_file.read(path, expected, "the model", told.append).arrays
+    np.testing.assert_array_equal(found["fc1.bias"], arrays["fc1.bias"])
+    assert "fc1.weight for fc1._orig_mod.weight" in told[0] or "fc1.bias for fc1._orig_mod.bias" in told[0]
+    # Where a tensor would have two places, and where the rest does not fit, they are named as they are stored.
+    save_file({**arrays, "module.fc1.bias": arrays["fc1.bias"]}, path)
+    with pytest.raises(UserError, match=r"not expected: module\.fc1\.bias"):
+        weights_file.read(path, expected, "the model", told.append)
+    save_file({"module.conv9.bias": arrays["fc1.bias"]}, path)
+    with pytest.raises(UserError, match=r"not expected: module\.conv9\.bias"):
+        weights_file.read(path, expected, "the model", told.append)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_numbers_of_another_precision_are_converted(exported, expected, tmp_path, dtype):
+    path, told = tmp_path / "m.safetensors", []
+    arrays = {
+        name: array.astype(jnp.dtype(dtype)) if array.dtype == np.float32 else array.astype(np.int32)
+        for name, array in load_file(exported).items()
+    }
+    save_file(arrays, path)
+    found = weights_file.read(path, expected, "the model", told.append).arrays
+    for name, array in found.items():
+        assert array.dtype == expected[name].dtype
+        np.testing.assert_array_equal(array, arrays[name].astype(expected[name].dtype))
+    assert told == [f"{path}: numbers are converted, {dtype} to float32, int32 to int64"]
+
+
+def test_numbers_too_large_for_their_type_are_refused(exported, refused, tmp_path):
+    arrays = load_file(exported)
+    save_file({**arrays, "fc1.bias": arrays["fc1.bias"].astype(np.float64) + 1e300}, tmp_path / "m.safetensors")
+    assert "fc1.bias (16 of 16 not finite)" in refused(tmp_path / "m.safetensors")
 
 
 # --- Files that are none ---------------------------------------------------------------------------------------------
@@ -366,11 +430,6 @@ def test_no_file_of_weights(refused, tmp_path, path):
     for name in ("m.h5", "m"):
         (tmp_path / name).write_bytes(b"abc")
     assert path in refused(tmp_path / path)
-
-
-@pytest.fixture(scope="module")
-def expected():
-    return to_state_dict(variables_of(CONFIG))
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -481,14 +540,15 @@ class TestPickles:
         [
             ("code", "found more than weights (posix.system); save model.state_dict()"),
             ("large", "MemoryError"),
-            ("checkpoint", "found state_dict (OrderedDict), epoch (int); save model.state_dict() alone"),
+            ("checkpoint", "expected the 31 tensors of model.network convolutional as configured; missing: "),
+            ("two", "found weights in student, teacher; save model.state_dict() alone"),
+            ("optimiser", "found optimizer (dict), epoch (int); save model.state_dict() alone"),
             ("number", "found lr (float)"),
             ("list", "found a list; save model.state_dict()"),
             ("model", "found more than weights (torch.nn.modules.linear.Linear)"),
             ("expanded", "'fc1.bias', whose shape asks for more numbers than it has"),
             ("meta", "'fc1.bias', which is sparse, quantised or without data"),
             ("sparse", "'fc1.bias', which is sparse, quantised or without data"),
-            ("half", "fc1.bias (expected float32, found float16)"),
             ("nan", "fc1.bias (16 of 16 not finite)"),
         ],
     )
@@ -499,13 +559,14 @@ class TestPickles:
             "code": {**complete, "more": Hostile(mark)},
             "large": {**complete, "more": Large()},
             "checkpoint": {"state_dict": torch.nn.Linear(2, 2).state_dict(), "epoch": 3},
+            "two": {"student": complete, "teacher": complete},
+            "optimiser": {"optimizer": torch.optim.Adam([bias]).state_dict(), "epoch": 3},
             "number": {**complete, "lr": 0.1},
             "list": list(complete.values()),
             "model": torch.nn.Linear(2, 2),
             "expanded": {**complete, "fc1.bias": torch.zeros(1).expand(16)},
             "meta": {**complete, "fc1.bias": torch.zeros(16, device="meta")},
             "sparse": {**complete, "fc1.bias": bias.to_sparse()},
-            "half": {**complete, "fc1.bias": bias.half()},
             "nan": {**complete, "fc1.bias": bias * torch.nan},
         }
         torch.save(contents[name], path)
@@ -543,6 +604,24 @@ class TestPickles:
                     archive.writestr(entry, content)
         assert reason in refused(path)
         assert not mark.exists()
+
+    def test_a_checkpoint_of_a_training(self, exported, complete, command, tmp_path):
+        """Compiled, in half precision, beside an optimiser's state and a number."""
+        torch, path = self.torch, tmp_path / "model.pt"
+        state = {f"_orig_mod.{name}": t.bfloat16() if t.is_floating_point() else t for name, t in complete.items()}
+        optimizer = torch.optim.Adam([complete["fc1.bias"]]).state_dict()
+        torch.save({"epoch": 3, "run": {"model_state_dict": state, "ema": state}, "optimizer": optimizer}, path)
+        code, _, err = command("import", path, tmp_path / "run", *flags(**TINY))
+        assert code == 0, err
+        lines = err.splitlines()
+        assert lines[0] == f"{path}: the weights are those in 'run.model_state_dict' of a larger checkpoint"
+        assert "_orig_mod" in lines[1]
+        assert lines[2] == f"{path}: numbers are converted, bfloat16 to float32"
+        assert lines[3].startswith("no --config says what the weights were trained on")
+        assert command("export", tmp_path / "run", tmp_path / "m.safetensors")[0] == 0
+        np.testing.assert_allclose(
+            load_file(tmp_path / "m.safetensors")["fc1.weight"], load_file(exported)["fc1.weight"], rtol=1e-2
+        )
 
     def test_nothing_beside_the_file_is_imported(self, complete, command, tmp_path, monkeypatch):
         """A downloaded archive may hold a zipfile.py as well."""

@@ -1,10 +1,12 @@
 """`vae-jax export` and `vae-jax import`: weights to and from PyTorch."""
 
+import shlex
 from typing import Any
 
 from vae_jax.cli.common import Verb, absolute_paths, say, set_device
+from vae_jax.cli.train import pictures
 from vae_jax.config import DataConfig, add_options, expand, from_namespace
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, printable
 from vae_jax.folder import check_folder, check_writable, read_config
 
 
@@ -32,8 +34,8 @@ def _export(options: Any) -> None:
     from vae_jax.interop.exchange import export_run
 
     shapes = export_run(folder, path, options.checkpoint)
-    print(f"{path}: {len(shapes)} tensors with PyTorch's names and layouts")
-    print(f"  in PyTorch: model.load_state_dict(safetensors.torch.load_file({path.name!r}), strict=True)")
+    print(printable(f"{path}: {len(shapes)} tensors with PyTorch's names and layouts"))
+    print(f"  in PyTorch: model.load_state_dict(safetensors.torch.load_file({str(path)!r}), strict=True)")
 
 
 def _import_options(parser: Any) -> None:
@@ -57,14 +59,15 @@ def _import(options: Any) -> None:
             f"no --config says what the weights were trained on: {folder} takes them to be of data.source "
             f"{config.data.source}, and is evaluated and trained on with it"
         )
-    print(f"{path}: {count_parameters(trained.state.variables.params):,} parameters")
-    print(f"run folder: {folder} (PyTorch's weights hold no optimiser state: training goes on with a fresh one)")
-    for picture in sorted((folder / "figures").glob("*.png")):
-        print(f"  picture: {picture}")
-    print(
-        f"  evaluate it: vae-jax evaluate {folder}; train on: vae-jax train --out {folder} --resume "
-        f"--train.epochs {config.train.epochs}"
-    )
+    quoted = shlex.quote(str(folder))
+    for line in (
+        f"{path}: {count_parameters(trained.state.variables.params):,} parameters",
+        f"run folder: {folder} (PyTorch's weights hold no optimiser state: training goes on with a fresh one)",
+        *(f"  picture: {picture}" for picture in pictures(folder)),
+        f"  evaluate it: vae-jax evaluate {quoted}; train on: vae-jax train --out {quoted} --resume "
+        f"--train.epochs {config.train.epochs}",
+    ):
+        print(printable(line))
 
 
 VERBS = {

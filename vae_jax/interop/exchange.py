@@ -85,7 +85,8 @@ def import_run(
         config: of the model.
         folder: of the run; created.
         overwrite: delete the run in it first.
-        report: is told which image size and channels are chosen where the configuration sets none.
+        report: is told what of the file was left out or converted, and which image size and channels are chosen where
+            the configuration sets none.
 
     Raises:
         UserError: if the file is none, or does not hold the model's weights; every tensor that differs is named.
@@ -97,7 +98,8 @@ def import_run(
     network, _ = build(config, shape)
     like = network.init(make_keys(config.seed).init)
     _check_exchangeable(config, like)
-    weights = weights_file.read(path, to_state_dict(like), f"model.network {config.model.network} as configured")
+    model = f"model.network {config.model.network} as configured"
+    weights = weights_file.read(path, to_state_dict(like), model, report)
     variables = jax.tree.map(jnp.asarray, from_state_dict(weights.arrays, like))
     counters = {name: int(array) for name, array in weights.arrays.items() if name.endswith(COUNTER)}
     origin = {"file": str(path.absolute()), "sha256": weights.sha256, "counters": counters}

@@ -12,14 +12,16 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any
 
 PICKLE_LIMIT = 1 << 24  # bytes of names and shapes
+HOLDERS = ("state_dict", "model_state_dict", "model")  # what programs call the weights beside an optimiser's state
 MEMORY_LIMIT = 1 << 29  # bytes beyond PyTorch itself and what the file holds
 REFUSED = 2
 
 
-def convert(source: Path, target: Path) -> None:
-    """Writes the tensors of `source` to `target`.
+def convert(source: Path, target: Path) -> str:
+    """Writes the tensors of `source` to `target`; returns where in a larger checkpoint they were, "" if it is none.
 
     Raises:
         ValueError: if it is no state_dict; the message tells what it is.
@@ -38,15 +40,7 @@ def convert(source: Path, target: Path) -> None:
 
     _limit_memory(size)
     state = torch.load(source, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict):
-        raise ValueError(f"found a {type(state).__name__}; save model.state_dict()")
-    other = [
-        f"{name!s:.40} ({type(value).__name__})"
-        for name, value in list(state.items())[:1000]
-        if not (isinstance(name, str) and isinstance(value, torch.Tensor))
-    ]
-    if other:
-        raise ValueError(f"found {', '.join(other[:10])}; save model.state_dict() alone")
+    within, state = _state_dict(state, torch.Tensor)
     tensors = {}
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
@@ -56,6 +50,43 @@ def convert(source: Path, target: Path) -> None:
             raise ValueError(f"found {name[:80]!r}, whose shape asks for more numbers than it has")
         tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
     save_file(tensors, target)
+    return within
+
+
+def _state_dict(found: Any, tensor: type) -> tuple[str, dict[str, Any]]:
+    """The weights in a checkpoint, and the names that lead to them, "" where they are all that it holds.
+
+    Raises:
+        ValueError: if it holds none, or several that a training may have left.
+    """
+    if not isinstance(found, dict):
+        raise ValueError(f"found a {type(found).__name__}; save model.state_dict()")
+    other = [
+        f"{name!s:.40} ({type(value).__name__})"
+        for name, value in list(found.items())[:1000]
+        if not (isinstance(name, str) and isinstance(value, tensor))
+    ]
+    if not other:
+        return "", found
+    held = _weights_in(found, tensor)
+    names = [name for name in held if name.rpartition(".")[2] in HOLDERS] or list(held)
+    if len(names) == 1:
+        return names[0], held[names[0]]
+    what = f"weights in {', '.join(f'{name:.80}' for name in names[:10])}" if names else ", ".join(other[:10])
+    raise ValueError(f"found {what}; save model.state_dict() alone")
+
+
+def _weights_in(found: dict[Any, Any], tensor: type, depth: int = 3) -> dict[str, dict[str, Any]]:
+    """Whatever in a checkpoint holds nothing but tensors by their names, by the names that lead to it."""
+    held = {}
+    for name, value in list(found.items())[:1000] if depth else ():
+        if not (isinstance(name, str) and isinstance(value, dict) and value):
+            continue
+        if all(isinstance(key, str) and isinstance(part, tensor) for key, part in value.items()):
+            held[name] = value
+        else:
+            held |= {f"{name}.{below}": part for below, part in _weights_in(value, tensor, depth - 1).items()}
+    return held
 
 
 def _limit_memory(size: int) -> None:
@@ -74,7 +105,7 @@ def main() -> int:
     """Converts; a refusal is one line on standard output and exit code 2."""
     warnings.simplefilter("ignore")
     try:
-        convert(Path(sys.argv[1]), Path(sys.argv[2]))
+        within = convert(Path(sys.argv[1]), Path(sys.argv[2]))
     except pickle.UnpicklingError as error:
         # PyTorch's message is long and tells how to load it all the same.
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -83,6 +114,8 @@ def main() -> int:
     except Exception as error:  # what hostile pickles raise is anybody's guess
         print(f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else error)
         return REFUSED
+    if within:
+        print(f"the weights are those in {within!a:.200} of a larger checkpoint")
     return 0
 
 

@@ -10,7 +10,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ HEADER_LIMIT = 1 << 24  # bytes of names and shapes
 COUNT_LIMIT = 1 << 53  # training batches that a BatchNorm may have seen
 NAMES_SHOWN = 200  # of each kind of fault
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how PyTorch's files begin, those of version 1.6 and newer and older ones
+WRAPPERS = ("module", "_orig_mod")  # of DataParallel and of torch.compile
 DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
 TORCH_NEEDED = (2, 10)  # older versions execute more of a pickle than weights
 CONVERT = (
@@ -91,32 +93,42 @@ def _check_torch(path: Path) -> None:
         )
 
 
-def read(path: Path, expected: Mapping[str, np.ndarray], model: str) -> Weights:
-    """The arrays of a file.
+def read(
+    path: Path, expected: Mapping[str, np.ndarray], model: str, report: Callable[[str], None] = warnings.warn
+) -> Weights:
+    """The arrays of a file, under the names and of the types expected.
+
+    Names may have prefixes that wrappers of PyTorch's give, and numbers another precision.
 
     Args:
         path: of a safetensors file, or of a state_dict saved by torch.save (.pt, .pth), which needs PyTorch.
         expected: arrays of these names, shapes and types; their values are not looked at.
         model: whose weights they are to be, for messages.
+        report: is told in a line what was left out or converted.
 
     Raises:
         UserError: if it is no such file, or has other arrays, all of which are named; or holds numbers that are not
             finite, or variances or counts below 0.
     """
+    notes: list[str] = []  # told where nothing is refused
     if check_source(path) == "safetensors":
-        arrays = _read_safetensors(path, path, expected, model)
+        arrays = _read_safetensors(path, path, expected, model, notes)
     else:
         with tempfile.TemporaryDirectory() as folder:
             converted = Path(folder) / "model.safetensors"
-            _unpickle(path, converted)
-            arrays = _read_safetensors(converted, path, expected, model)
+            _unpickle(path, converted, notes)
+            arrays = _read_safetensors(converted, path, expected, model, notes)
     _check_numbers(path, arrays)
+    for note in notes:
+        report(f"{path}: {note}")
     with path.open("rb") as file:  # last: now it is known to be no larger than it should be
         return Weights(arrays, hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _read_safetensors(file: Path, path: Path, expected: Mapping[str, np.ndarray], model: str) -> dict[str, np.ndarray]:
-    """Reads `file`; messages name `path`."""
+def _read_safetensors(
+    file: Path, path: Path, expected: Mapping[str, np.ndarray], model: str, notes: list[str]
+) -> dict[str, np.ndarray]:
+    """Reads `file`; messages name `path`, and what was left out or converted is added to `notes`."""
     from safetensors import SafetensorError, safe_open
 
     size = file.stat().st_size
@@ -126,15 +138,45 @@ def _read_safetensors(file: Path, path: Path, expected: Mapping[str, np.ndarray]
         raise UserError(f"{path}: expected a safetensors file, at most {HEADER_LIMIT:,} bytes of names; found another")
     try:
         with safe_open(str(file), framework="numpy") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            names = _own_names(opened.keys(), expected)
+            slices = {name: opened.get_slice(stored) for name, stored in names.items()}
             found = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
             _check_layout(path, found, expected, model)
-            return {name: np.array(opened.get_tensor(name)) for name in expected}
+            arrays = {name: np.array(opened.get_tensor(names[name])) for name in expected}
     except UserError:
         raise
     except (SafetensorError, ValueError, TypeError, OverflowError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: expected a whole safetensors file; {reason}") from error
+    if wrapped := [(name, stored) for name, stored in names.items() if name != stored]:
+        name, stored = wrapped[0]
+        notes.append(f"names are taken without what a wrapper has added, {name} for {_printable(stored)} and so on")
+    converted = {
+        f"{array.dtype} to {expected[name].dtype}"
+        for name, array in arrays.items()
+        if array.dtype != expected[name].dtype
+    }
+    if converted:
+        notes.append(f"numbers are converted, {', '.join(sorted(converted))}")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused
+        return {name: array.astype(expected[name].dtype) for name, array in arrays.items()}
+
+
+def _own_names(names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
+    """Each tensor's stored name by its own, without what wrappers of PyTorch's add to it.
+
+    DataParallel and `torch.compile` put a name before that of the module they wrap; what holds the model as its
+    attribute puts that attribute's before all of them.
+    """
+    stored, expected = list(names), set(expected)
+    own = [".".join(part for part in name.split(".") if part not in WRAPPERS) for name in stored]
+    while own and len(first := {name.partition(".")[0] for name in own}) == 1 and "" not in first:
+        own = [name.partition(".")[2] for name in own]
+        if expected & set(own):
+            break
+    # Where it is no help, messages name the tensors as they are stored.
+    helps = len(set(own)) == len(own) and len(expected & set(own)) > len(expected & set(stored))
+    return dict(zip(own if helps else stored, stored, strict=True))
 
 
 def _check_layout(
@@ -151,7 +193,7 @@ def _check_layout(
         wanted = expected[name]
         if sizes != wanted.shape:
             shapes.append(f"{name} (expected {shape(wanted.shape)}, found {shape(sizes)})")
-        elif DTYPES.get(dtype) != str(wanted.dtype):
+        elif _kind(DTYPES.get(dtype, dtype)) != _kind(str(wanted.dtype)):
             types.append(f"{name} (expected {wanted.dtype}, found {DTYPES.get(dtype, dtype)})")
     faults = {
         "missing": expected.keys() - found.keys(),
@@ -162,6 +204,11 @@ def _check_layout(
     lines = [f"{kind}: {_listed(names)}" for kind, names in faults.items() if names]
     if lines:
         raise UserError(f"{path}: expected the {len(expected)} tensors of {model}; {'; '.join(lines)}")
+
+
+def _kind(dtype: str) -> str:
+    """What a type's numbers are, whatever their precision."""
+    return re.sub(r"^b|\d+$", "", dtype)
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -188,8 +235,8 @@ def _check_numbers(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         raise UserError(f"{path}: expected finite numbers, and variances and counts from 0 on; found {_listed(faults)}")
 
 
-def _unpickle(path: Path, to: Path) -> None:
-    """Has another process read a pickle, with bounded time, and write it as safetensors."""
+def _unpickle(path: Path, to: Path, notes: list[str]) -> None:
+    """Has another process read a pickle, with bounded time, and write it as safetensors; what it says is in `notes`."""
     seconds = 60 + path.stat().st_size // 10_000_000
     try:
         result = subprocess.run(
@@ -207,3 +254,4 @@ def _unpickle(path: Path, to: Path) -> None:
         lines = (result.stdout if result.returncode == 2 else result.stderr).strip().splitlines()
         reason = lines[-1][:400] if lines else f"PyTorch ended with {result.returncode}"
         raise UserError(f"{path}: expected a state_dict, names with tensors, as torch.save leaves it; {reason}")
+    notes += result.stdout.splitlines()
