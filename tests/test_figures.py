@@ -1,5 +1,8 @@
 """Pictures: each array lands where it should, with its grey level or its colour."""
 
+import os
+import subprocess
+import sys
 from itertools import product
 
 import numpy as np
@@ -224,3 +227,25 @@ def test_a_sweeps_pictures_hold_however_many_values(tmp_path, monkeypatch, count
     assert [panel.get_ylabel() for panel in drawn[1].axes] == ["nats"] * 3
     assert drawn[1].get_suptitle() == title
     assert [text.get_text() for text in drawn[1].axes[-1].get_legend().get_texts()] == ["one", "gone"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "later"),
+    [("module://matplotlib_inline.backend_inline", ""), ("nonsense", ""), ("svg", "svg"), ("module://not.there", None)],
+)
+def test_the_backend_of_a_notebook_is_not_looked_at(tmp_path, backend, later):
+    """Here it may not be installed; what this process draws later on by itself gets it as it asked."""
+    code = (
+        "import os, sys; from vae_jax import figures; from pathlib import Path\n"
+        "history = [{'epoch': 1, 'train_kl': 0, 'train_loss': 1, 'test_loss': 1}]\n"
+        "figures.loss_curve(Path(sys.argv[1]), history, 'nats')\n"
+        "figures._shades(11)\n"
+        "import matplotlib; print(matplotlib.get_backend(auto_select=False) or '', os.environ['MPLBACKEND'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "loss.png"],
+        env={**os.environ, "MPLBACKEND": backend}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.rstrip("\n") == f"{backend if later is None else later} {backend}"
+    assert read(tmp_path / "loss.png").ndim == 3

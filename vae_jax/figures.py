@@ -2,6 +2,8 @@
 
 import math
 import os
+import sys
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -289,6 +291,7 @@ def _shades(count: int) -> list[Any]:
     """So many colours that can be told apart."""
     if count <= 10:
         return [f"C{number}" for number in range(count)]
+    _load_matplotlib()
     from matplotlib import colormaps
 
     return list(colormaps["viridis"](np.linspace(0, 0.95, count)))
@@ -301,9 +304,25 @@ def _plain(label: str) -> str:
 
 def _figure(width: float, height: float) -> Any:
     """A matplotlib figure outside pyplot's global state, so no display is needed and nothing is left open."""
+    _load_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def _load_matplotlib() -> None:
+    """Imports matplotlib without a look at MPLBACKEND: a notebook hands its own to programs that do not have it."""
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    if backend:
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend  # for whatever else this process draws
