@@ -8,7 +8,7 @@ import resource
 import shutil
 import signal
 import tarfile
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -38,7 +38,7 @@ def state_of(images, step=0):
 
 
 def saved(step, history=()):
-    return Saved(state_of(1, step), list(history), 1, "of the images", {"cores": "2"})
+    return Saved(state_of(1, step), list(history), 1, "of the images", {"cores": "2"}, {"seed": 3})
 
 
 def same(first, second):
@@ -81,7 +81,7 @@ def test_restores_what_was_saved(folder):
     keeper(folder).save(saved(7, history), 1.5)
     found = restore(folder, "latest", state_of, silent)
     same(found.state, saved(7).state)
-    assert found[1:] == (history, 1, "of the images", {"cores": "2"})
+    assert found[1:] == (history, 1, "of the images", {"cores": "2"}, {"seed": 3})
     assert not [path for path in folder.iterdir() if path.name != "7"]
 
 
@@ -118,6 +118,56 @@ def test_no_checkpoint_yet(folder):
     folder.mkdir()
     assert restore(folder, "latest", state_of, silent) is None
     assert restore(folder, "best", state_of, silent) is None
+
+
+NAMES = [
+    "run [1]", "[!x] * ?", "**", "{x,y} 'q' \"d\" $HOME", "new\nline\ttab", "per%20cent a#b", "back\\slash", "~", "gs:",
+    " é…漢 ",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_in_the_path(tmp_path, name):
+    (tmp_path / name).mkdir()
+    folder = tmp_path / name / "checkpoints"
+    keeper(folder).save(saved(7), 1.5)
+    same(restore(folder, "latest", state_of, silent).state, saved(7).state)
+    assert [path.name for path in folder.iterdir()] == ["7"]
+
+
+def test_any_name_of_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "here [1]").mkdir()
+    monkeypatch.chdir(tmp_path / "here [1]")
+    keeper(Path("checkpoints")).save(saved(7), 1.5)
+    same(restore(Path("checkpoints"), "latest", state_of, silent).state, saved(7).state)
+
+
+def test_any_name_where_open_folders_have_no_path(tmp_path, monkeypatch):
+    """As on macOS, by way of a link, of which nothing stays."""
+    monkeypatch.setattr(checkpoint, "OPEN_FOLDERS", tmp_path / "none")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = tmp_path / "run [1]" / "checkpoints"
+    folder.parent.mkdir()
+    keeper(folder).save(saved(7), 1.5)
+    same(restore(folder, "latest", state_of, silent).state, saved(7).state)
+    assert [path.name for path in tmp_path.iterdir()] == ["run [1]"]
+
+
+def test_a_runs_first_checkpoint_is_read_back(tmp_path, monkeypatch):
+    """Orbax itself writes none that can be read where it takes the path for a pattern, and says nothing."""
+    folder = tmp_path / "run [1]" / "checkpoints"
+    folder.parent.mkdir()
+    keeping = keeper(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_plain", nullcontext)
+        with pytest.raises(UserError, match="7: the checkpoint cannot be saved; what was written cannot be read: "):
+            keeping.save(saved(7), 1.5)
+    assert not list(folder.iterdir())
+    read, real = [], checkpoint._arrays
+    monkeypatch.setattr(checkpoint, "_arrays", lambda *arguments: read.append(arguments[0]) or real(*arguments))
+    for step in (7, 8):
+        keeping.save(saved(step), 1.5)
+    assert len(read) == 1  # the next ones cost nothing
 
 
 # --- Saving fails ----------------------------------------------------------------------------------------------------
@@ -336,11 +386,11 @@ def test_a_checkpoint_deleted_while_it_is_read_is_looked_for_again(two, monkeypa
     """A training that goes on saves step 3 and deletes step 2 just as it is about to be read."""
     real = checkpoint._read
 
-    def read(folder, template):
+    def read(folder, *arguments):
         if folder.name == "2":
             monkeypatch.setattr(checkpoint, "_read", real)
             keeper(two).save(saved(3), 3.0)
-        return real(folder, template)
+        return real(folder, *arguments)
 
     monkeypatch.setattr(checkpoint, "_read", read)
     assert int(restore(two, "latest", state_of, silent).state.step) == 3
@@ -368,6 +418,19 @@ def test_another_models_checkpoint_is_refused_by_the_arrays_name(two):
         restore(two, "latest", other, silent)
 
 
+@pytest.mark.parametrize("trained_with", [False, True], ids=["without", "with"])
+def test_a_run_of_the_other_64_bit_mode_is_refused_by_the_mode(folder, trained_with):
+    with jax.enable_x64(trained_with):
+        keeper(folder).save(saved(1), 1.0)
+        restore(folder, "latest", state_of, silent)
+    with jax.enable_x64(not trained_with), pytest.raises(UserError, match="64-bit mode") as caught:
+        restore(folder, "latest", state_of, silent)
+    was, now = ("with", "off") if trained_with else ("without", "on")
+    assert f"as the run was trained, {was} it, found it {now}; set JAX_ENABLE_X64={int(trained_with)}" in str(
+        caught.value
+    )
+
+
 @pytest.fixture(params=sorted(path.name.split(".")[0] for path in STORED.iterdir()))
 def stored(request, tmp_path):
     """A small run that an earlier version has left: two epochs of digits."""
@@ -391,6 +454,9 @@ def test_a_stored_run_opens_and_goes_on(stored, tmp_path_factory):
         evaluate = make_evaluator(config, *build(config, data.image_shape), data.test.images)
         found = means(evaluate(trained.state.variables, make_keys(0).evaluate))[0]
         assert found == pytest.approx(summary["test_loss"], rel=1e-4)
+        changed = load_config(stored / "config.yaml", **{"objective.beta": 2.0})
+        with pytest.raises(UserError, match=r"objective\.beta \(the run has 1\.0, found 2\.0\)"):
+            run.train(changed, data, stored, resume=True)
         trained = run.train(config, data, stored, resume=True, report=told.append)
     assert "after epoch 2, step 20" in told[0]
     assert len(trained.history) == 3

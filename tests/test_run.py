@@ -324,6 +324,48 @@ def test_resuming_as_something_else_is_refused(data, copied, changed, named):
     assert snapshot(copied) == before
 
 
+def edit(folder, old, new):
+    path = folder / "config.yaml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_a_configuration_edited_by_hand_is_not_taken_without_a_word(data, copied):
+    for old, new in (
+        ("learning_rate: 0.001", "learning_rate: 0.1"),
+        ("beta: 1.0", "beta: 4"),
+        ("seed: 0", "seed: 3"),
+        ("name: bernoulli", "name: continuous_bernoulli"),
+        ("epochs: 3", "epochs: 4"),  # how far a run goes and what it keeps may change
+        ("keep_checkpoints: 1", "keep_checkpoints: 2"),
+    ):
+        edit(copied, old, new)
+    changed = (
+        "seed (the run has 0, found 3 in its config.yaml), "
+        "likelihood.name (the run has bernoulli, found continuous_bernoulli in its config.yaml), "
+        "objective.beta (the run has 1.0, found 4.0 in its config.yaml), "
+        "train.learning_rate (the run has 0.001, found 0.1 in its config.yaml)"
+    )
+    before = snapshot(copied)
+    assert refused(run.train, run.read_config(copied), data, copied, resume=True) == (
+        f"{copied}: --resume continues a run as it began; changed: {changed}"
+    )
+    assert snapshot(copied) == before
+    told = []
+    run.load(copied, report=told.append)
+    assert told == [f"warning: {copied}/config.yaml is not what the run was trained with; changed: {changed}"]
+    # With what it was trained with it goes on, and its configuration tells so again.
+    told = []
+    run.train(CONFIG, data, copied, resume=True, report=told.append)
+    assert told[0] == f"warning: {copied}/config.yaml was changed, and is written anew as the run began: {changed}"
+    assert run.read_config(copied) == CONFIG
+
+
+def test_what_may_change_may_be_edited(copied):
+    edit(copied, "epochs: 3", "epochs: 4")
+    run.load(copied, report=pytest.fail)
+
+
 def test_resuming_on_other_data_is_refused(data, copied):
     before = snapshot(copied)
     fewer = replace(data, train=Split(data.train.images[:100], None))
@@ -508,7 +550,8 @@ def test_loading_another_models_checkpoint(copied):
     options = yaml.safe_load((copied / "config.yaml").read_text())
     options["model"]["latent"] = 5
     (copied / "config.yaml").write_text(yaml.safe_dump(options))
-    message = refused(run.load, copied)
+    with pytest.warns(UserWarning, match=r"model\.latent \(the run has 3, found 5 in its config\.yaml"):
+        message = refused(run.load, copied)
     assert "config.yaml" in message
     assert "float32" in message
 

@@ -10,8 +10,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,10 +28,12 @@ import orbax.checkpoint as ocp
 from vae_jax.errors import UserError
 from vae_jax.train import TrainState
 
-FORMAT = 2  # counted up when what is written changes; `_read_format_1` tells what came before
+FORMAT = 2  # counted up when older versions could not read what is written; `_read_format_1` tells what came before
 DESCRIPTION = "checkpoint.json"
 DAMAGED = "damaged"  # where what cannot be used is moved to; it is never deleted
 UNFINISHED, DELETED = ".tmp", ".deleted"  # how the names of folders end that a dead process may leave
+PLAIN = re.compile(r"[\w/.,=+ -]*")  # a path that orbax takes as it stands
+OPEN_FOLDERS = Path("/proc/self/fd")  # where on Linux each has a path by its number
 SPACE = 1.2  # times the arrays' size is free before they are written
 Report = Callable[[str], None]
 
@@ -43,6 +47,7 @@ class Saved(NamedTuple):
         images: training images of the run; 0 for weights that have seen none of a run's yet.
         digest: of these images.
         made_with: versions, device and cores, see `vae_jax.run.environment`; empty where an older version did not say.
+        options: it was trained with, each by its dotted name; empty where an older version did not say.
     """
 
     state: TrainState
@@ -50,6 +55,7 @@ class Saved(NamedTuple):
     images: int
     digest: str = ""
     made_with: dict[str, str] = {}  # noqa: RUF012 (a NamedTuple's defaults are never changed)
+    options: dict[str, Any] = {}  # noqa: RUF012
 
 
 class DamageError(Exception):
@@ -60,16 +66,17 @@ class _DeletedError(Exception):
     """A checkpoint is not there any more."""
 
 
-def save(folder: Path, saved: Saved, loss: float | None = None) -> None:
+def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bool = False) -> None:
     """Writes a checkpoint, whole or not at all.
 
     Args:
         folder: of the checkpoints.
         saved: what it is to hold.
         loss: ranks it; None (inside an epoch) leaves it unranked.
+        read_back: reads it once it is written, and compares.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: if it cannot be written, or what was written cannot be read.
     """
     state = jax.tree.map(np.asarray, saved.state)  # numpy's arrays save in half the time, and belong to no device
     arrays = _named(state)
@@ -82,7 +89,8 @@ def save(folder: Path, saved: Saved, loss: float | None = None) -> None:
             needed, free = SPACE * sum(array.nbytes for array in arrays.values()), shutil.disk_usage(making).free
             if free < needed:
                 raise OSError(f"no space left on the disk: {free / 1e6:,.1f} MB, of {needed / 1e6:,.1f} MB needed")
-            _orbax().save(making.absolute() / "state", args=ocp.args.StandardSave(state))
+            with _plain(making) as plain:
+                _orbax().save(plain / "state", args=ocp.args.StandardSave(state))
             description = {
                 "format": FORMAT,
                 "loss": loss,
@@ -94,6 +102,11 @@ def save(folder: Path, saved: Saved, loss: float | None = None) -> None:
             }
             content = {"sha256": _sha256(_canonical(description)), "checkpoint": description}
             (making / DESCRIPTION).write_text(json.dumps(content), encoding="utf-8")
+            if read_back:
+                try:
+                    _arrays(making, description, state)
+                except Exception as error:
+                    raise OSError(f"what was written cannot be read: {_reason(error)}") from error
             making.rename(place)
     except BaseException as error:
         shutil.rmtree(making, ignore_errors=True)
@@ -115,7 +128,7 @@ class Keeper:
             newest: the step that the run goes on from, if any: checkpoints of later ones were passed over.
         """
         folder.mkdir(exist_ok=True)
-        self._folder, self._keep = folder, keep
+        self._folder, self._keep, self._read_back = folder, keep, True
         self._losses: dict[int, float | None] = {}
         for path in sorted(folder.iterdir()):
             if path.name.endswith(DELETED):
@@ -143,8 +156,9 @@ class Keeper:
         report(f"{path}: {reason}; moved to {place}")
 
     def save(self, saved: Saved, loss: float | None = None) -> None:
-        """See `save`; afterwards older checkpoints are deleted."""
-        save(self._folder, saved, loss)
+        """See `save`; afterwards older checkpoints are deleted. The first is read back before the run goes on."""
+        save(self._folder, saved, loss, read_back=self._read_back)
+        self._read_back = False
         self._losses[int(saved.state.step)] = loss
         steps = sorted(self._losses)
         ranked = [step for step in steps if _rank(self._losses[step]) > -math.inf]
@@ -157,7 +171,13 @@ class Keeper:
                 shutil.rmtree(gone)
 
 
-def restore(folder: Path, which: str, template: Callable[[int], TrainState], report: Report) -> Saved | None:
+def restore(
+    folder: Path,
+    which: str,
+    template: Callable[[int], TrainState],
+    report: Report,
+    check: Callable[[dict[str, Any]], None] = lambda options: None,
+) -> Saved | None:
     """Reads the newest or the best of the checkpoints that are sound, or None if there has been none yet.
 
     Args:
@@ -165,9 +185,10 @@ def restore(folder: Path, which: str, template: Callable[[int], TrainState], rep
         which: "latest" or "best".
         template: training images -> a state of the same structure, shapes and types; only its shapes are used.
         report: is told of each damaged checkpoint that is passed over.
+        check: is given the options that a checkpoint was trained with before its arrays are looked at; may refuse them.
 
     Raises:
-        UserError: if all are damaged, or a sound one is another model's or a newer version's.
+        UserError: if all are damaged, or a sound one is another model's, another mode's or a newer version's.
     """
     steps = sorted((int(path.name) for path in folder.iterdir() if _is_step(path)), reverse=True)
     if not steps:
@@ -189,47 +210,67 @@ def restore(folder: Path, which: str, template: Callable[[int], TrainState], rep
             found = {step: description for step in steps if (description := sound(step, _description))}
             steps = sorted(found, key=lambda step: (_rank(found[step]["loss"]), step), reverse=True)
         for step in steps:
-            if saved := sound(step, lambda path: _read(path, template)):
+            if saved := sound(step, lambda path: _read(path, template, check)):
                 return saved
     except _DeletedError:  # by a training that goes on: there is a newer one
-        return restore(folder, which, template, report)
+        return restore(folder, which, template, report, check)
     raise UserError(f"{passed_over[0]}; expected a sound checkpoint, found none: begin the run anew")
 
 
-def _read(folder: Path, template: Callable[[int], TrainState]) -> Saved:
+def _read(folder: Path, template: Callable[[int], TrainState], check: Callable[[dict[str, Any]], None]) -> Saved:
     """One checkpoint, verified.
 
     Raises:
         DamageError: if it is not as it was saved.
-        UserError: if it is another model's or a newer version's.
+        UserError: if it is another model's, another mode's or a newer version's, or `check` refuses its options.
     """
     description = _description(folder)
+    check(description.get("options", {}))
     # Whatever fails here, as a user's own code may, says nothing about the checkpoint.
     expected = jax.eval_shape(lambda: template(int(description["images"])))
     try:
         _check_types(folder, _named(expected), description["arrays"])
-        like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
-        state = _orbax().restore(folder.absolute() / "state", args=ocp.args.StandardRestore(like))
-        for name, array in _named(state).items():
-            sha256 = description["arrays"][name].get("sha256")
-            if sha256 and _sha256(array.tobytes()) != sha256:
-                raise DamageError(f"damaged, {name} is not as it was saved")
-        return Saved(jax.tree.map(jnp.asarray, state), *(description[name] for name in Saved._fields[1:]))
+        state = _arrays(folder, description, expected)
+        known = {name: description[name] for name in Saved._fields[1:] if name in description}
+        return Saved(jax.tree.map(jnp.asarray, state), **known)
     except (DamageError, UserError, MemoryError):
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds
         raise DamageError(f"damaged, {_reason(error)}") from error
 
 
+def _arrays(folder: Path, description: dict[str, Any], like: TrainState) -> TrainState:
+    """The state in a checkpoint's folder, of the structure, shapes and types of `like`, compared with what was saved.
+
+    Raises:
+        DamageError: naming the first array that is not as it was saved; or another error of orbax.
+    """
+    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    with _plain(folder) as plain:
+        state = _orbax().restore(plain / "state", args=ocp.args.StandardRestore(like))
+    for name, array in _named(state).items():
+        sha256 = description["arrays"][name].get("sha256")
+        if sha256 and _sha256(array.tobytes()) != sha256:
+            raise DamageError(f"damaged, {name} is not as it was saved")
+    return state
+
+
 def _check_types(folder: Path, expected: dict[str, Any], found: dict[str, dict[str, str]]) -> None:
-    """Refuses another model's checkpoint, naming the first array that differs."""
+    """Refuses another model's checkpoint, or one of jax's other mode, naming the first array that differs."""
     for name in [*expected, *found]:
         wanted = _type(expected[name]) if name in expected else None
         is_there = found[name]["type"] if name in found else None
-        if wanted != is_there:
+        if wanted == is_there:
+            continue
+        if wanted and is_there and wanted.replace("64[", "32[") == is_there.replace("64[", "32["):
+            now, was = ("on", "without") if "64[" in wanted else ("off", "with")
             raise UserError(
-                f"{folder}: expected a checkpoint of the model in config.yaml, with {name} {wanted}; found {is_there}"
+                f"{folder}: expected jax's 64-bit mode to be as the run was trained, {was} it, found it {now}; set "
+                f"JAX_ENABLE_X64={int(was == 'with')} ({name} is {is_there}, not {wanted})"
             )
+        raise UserError(
+            f"{folder}: expected a checkpoint of the model in config.yaml, with {name} {wanted}; found {is_there}"
+        )
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -299,6 +340,29 @@ def _orbax() -> ocp.Checkpointer:
     return ocp.Checkpointer(
         ocp.StandardCheckpointHandler(multiprocessing_options=options), multiprocessing_options=options
     )
+
+
+@contextmanager
+def _plain(folder: Path) -> Iterator[Path]:
+    """Within it another path of the same folder where orbax may read something else from its own.
+
+    Orbax globs below the path that it is given, and takes others for addresses: of [1], * or gs: it writes half of a
+    checkpoint without a word.
+    """
+    folder = folder.absolute()
+    if PLAIN.fullmatch(folder.as_posix().removeprefix(folder.drive)):
+        yield folder
+    elif OPEN_FOLDERS.is_dir():
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            yield OPEN_FOLDERS / str(number)
+        finally:
+            os.close(number)
+    else:
+        with tempfile.TemporaryDirectory(prefix="vae_jax-") as place:
+            link = Path(place) / "checkpoint"
+            link.symlink_to(folder, target_is_directory=True)
+            yield link
 
 
 def _named(tree: Any) -> dict[str, Any]:

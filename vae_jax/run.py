@@ -251,7 +251,8 @@ def adopt(
             if model.sample:
                 _draw_samples(making, config, model)
             (making / "checkpoints").mkdir()
-            checkpoint.save(making / "checkpoints", checkpoint.Saved(state, [], 0))
+            saved = checkpoint.Saved(state, [], 0, options=_plain_options(config, folder))
+            checkpoint.save(making / "checkpoints", saved, read_back=True)
             own_parts.keep(own_parts.sources(own_parts.names_in(config)), making)
             write_text(making / "config.yaml", to_yaml(config))
             if overwrite:
@@ -285,7 +286,8 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
     Args:
         folder: of the run; nothing is written there.
         checkpoint: "latest" or "best".
-        report: is told of each damaged checkpoint, which is passed over, and of a user's file that has changed since.
+        report: is told of each damaged checkpoint, which is passed over, and of a configuration or a user's file that
+            has changed since.
 
     Raises:
         UserError: if it is no run folder or has no sound checkpoint.
@@ -296,7 +298,12 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
     for line in own_parts.changes(folder):
         report(line)
     shape = config.data.image_shape
-    saved = _restore(folder, checkpoint, config, shape, report)
+
+    def check(then: dict[str, Any]) -> None:
+        if changed := _changed_options(config, then, folder):
+            report(f"warning: {folder}/config.yaml is not what the run was trained with; changed: {changed}")
+
+    saved = _restore(folder, checkpoint, config, shape, report, check)
     if saved is None:
         why = f"it diverged, see {DIVERGED}" if (folder / DIVERGED).is_file() else "has its first epoch finished?"
         raise UserError(f"{folder}: expected a run with checkpoints, found none; {why}")
@@ -305,13 +312,18 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
 
 
 def _restore(
-    folder: Path, which: str, config: Config, shape: tuple[int, int, int], report: Callable[[str], None]
+    folder: Path,
+    which: str,
+    config: Config,
+    shape: tuple[int, int, int],
+    report: Callable[[str], None],
+    check: Callable[[dict[str, Any]], None],
 ) -> "Saved | None":
     from vae_jax.checkpoint import restore  # orbax takes a second to import
 
     if not (folder / "checkpoints").is_dir():
         return None
-    return restore(folder / "checkpoints", which, lambda images: start(config, shape, images), report)
+    return restore(folder / "checkpoints", which, lambda images: start(config, shape, images), report, check)
 
 
 def use(trained: Trained) -> Model:
@@ -345,12 +357,20 @@ def standing(
     Raises:
         UserError: if the run is not continued as it began.
     """
-    config = own_parts.as_kept(config, folder)
-    _check_same(config, own_parts.as_kept(read_config(folder), folder), folder)
+    config, told = own_parts.as_kept(config, folder), read_config(folder)
     if edited := own_parts.edited(folder):
         raise UserError(f"{edited[0]}; --resume continues a run as it began")
-    earlier = _restore(folder, "latest", config, data.image_shape, report)
+
+    def check(then: dict[str, Any]) -> None:
+        """Refuses to continue a run as something else; its configuration tells where an older checkpoint does not."""
+        if changed := _changed_options(config, then or _plain_options(told, folder), folder):
+            raise UserError(f"{folder}: --resume continues a run as it began; changed: {changed}")
+        if changed := _changed_options(told, then, folder):
+            report(f"warning: {folder}/config.yaml was changed, and is written anew as the run began: {changed}")
+
+    earlier = _restore(folder, "latest", config, data.image_shape, report, check)
     if earlier is None:
+        check({})
         if epochs := _epochs(folder):
             raise UserError(
                 f"{folder}/checkpoints: expected a checkpoint, since metrics.jsonl has {epochs} epochs; found none; "
@@ -376,7 +396,7 @@ def standing(
 def _epochs(folder: Path) -> int:
     """How many epochs a run's metrics tell of; they are written after an epoch's checkpoint."""
     try:
-        return len([json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text().splitlines()])
+        return len([json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()])
     except (OSError, ValueError, TypeError, KeyError):
         return 0
 
@@ -400,19 +420,31 @@ def digest_of_all(config: Config, data: Dataset, training: str | None = None) ->
     return digest.hexdigest()
 
 
-def _check_same(config: Config, earlier: Config, folder: Path) -> None:
-    """Refuses to continue a run as something else."""
-    now, then = options_of(config), options_of(earlier)
+def _plain_options(config: Config, folder: Path) -> dict[str, Any]:
+    """Every option's value by its dotted name as JSON gives it back, with a run's files by where they came from."""
+    options = options_of(own_parts.named(config, folder))
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+
+
+def _changed_options(config: Config, then: dict[str, Any], folder: Path) -> str:
+    """The options that must stay as they were in a run and did not, in words.
+
+    Args:
+        config: what the run is to be now.
+        then: the options that it was trained with; what an older version had not is as it is by default. Empty where
+            that is not known.
+        folder: of the run.
+    """
+    now, told = (_plain_options(each, folder) for each in (config, read_config(folder)))
+    plain = _plain_options(Config(), folder)
     changeable = tuple(
         option for option in CHANGEABLE if option != "train.epochs" or config.train.schedule not in optimizer.ENDING
     )
-    changed = [
-        f"{option} (the run has {then[option]}, found {value})"
+    return ", ".join(
+        f"{option} (the run has {before}, found {value}{' in its config.yaml' if told[option] == value else ''})"
         for option, value in now.items()
-        if value != then[option] and not option.startswith(changeable)
-    ]
-    if changed:
-        raise UserError(f"{folder}: --resume continues a run as it began; changed: {', '.join(changed)}")
+        if then and value != (before := then.get(option, plain[option])) and not option.startswith(changeable)
+    )
 
 
 class Recorder:
@@ -512,7 +544,8 @@ class Recorder:
     def save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
         from vae_jax.checkpoint import Saved
 
-        self.checkpoints.save(Saved(state, history, len(self.data.train), self.digest, self.made_with), loss)
+        images, options = len(self.data.train), _plain_options(self.config, self.folder)
+        self.checkpoints.save(Saved(state, history, images, self.digest, self.made_with, options), loss)
         self.saved_at, self.saved_step = time.monotonic(), int(state.step)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
