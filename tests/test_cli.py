@@ -1,6 +1,7 @@
 """The command line: what its commands write and print, and that bad input ends in one line and exit code 2."""
 
 import ast
+import io
 import json
 import os
 import pty
@@ -53,7 +54,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def copied(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "run")
+    return shutil.copytree(made, tmp_path / "run [1]*?")  # the signs of a pattern, and of a shell's
 
 
 @pytest.fixture
@@ -434,10 +435,10 @@ def test_train(command, made, tmp_path):
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
     for epoch, line in zip(epochs, lines[2:4], strict=True):
         assert line.startswith(f"epoch {epoch['epoch']}/2: train {epoch['train_loss']:.2f}")
-        assert f"test {epoch['test_loss']:.2f} (reconstruction {epoch['test_reconstruction']:.2f}" in line
+        assert f"test {epoch['test_loss']:.2f} (reconstruction {epoch['test_reconstruction']:.2f}, KL" in line
         assert f"validation {epoch['validation_loss']:.2f}" in line
-        assert f"test {epoch['article_test_loss']:.2f}" in line
         assert re.search(r"\d images/s$", line)
+        assert len(line) <= 120
     assert f"test loss {found['test_loss']:.2f} nats per image after 2 epochs" in lines
     assert f"run folder: {folder}" in lines
     pictures = [Path(line.removeprefix("  picture: ")) for line in lines if line.startswith("  picture: ")]
@@ -445,8 +446,7 @@ def test_train(command, made, tmp_path):
         "loss.png",
         "samples.png",
         "latent_plane.png",
-        "reconstructions_epoch_0001.png",
-        "reconstructions_epoch_0002.png",
+        "reconstructions_epoch_0002.png",  # the last one
     }
     assert all(pixels(path).size for path in pictures)
     assert found["best_by"] == "validation_loss"
@@ -499,6 +499,94 @@ def test_overwrite_with_data_at_a_relative_path(command, copied, tmp_path, monke
     (tmp_path / "mine.npz").rename(tmp_path / "moved.npz")
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert "597 images" in command("evaluate", tmp_path / "run", "--data.path", tmp_path / "moved.npz")[0]
+
+
+# --- Surroundings ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def process(monkeypatch, capsys):
+    """Runs a command as a process of its own would; gives its exit code."""
+
+    def run(*arguments) -> int:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["vae-jax", *map(str, arguments)])
+        try:
+            return main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+
+    return run
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii"])
+def test_what_cannot_be_encoded_is_replaced(process, copied, tmp_path, monkeypatch, encoding):
+    names = ("out", "err")
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in names]
+    for name, stream in zip(names, streams, strict=True):
+        monkeypatch.setattr(sys, f"std{name}", stream)
+    # Help with an ellipsis, a name, and what goes to standard error.
+    assert process("train", "--help") == 0
+    assert process("encode", copied, "--out", tmp_path / "漢—−é") == 0
+    assert process("evaluate", tmp_path / "漢") == 2
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
+    assert f"{tmp_path}/???" in out
+    assert err.startswith("vae-jax: error: ")
+
+
+@pytest.mark.parametrize("closed", [["stdout"], ["stderr"], ["stdin", "stdout", "stderr"]], ids="+".join)
+def test_without_standard_streams(process, copied, tmp_path, monkeypatch, closed):
+    """As a daemon's are, and those of pythonw: Python has None there."""
+    for name in closed:
+        monkeypatch.setattr(sys, name, None)
+    assert process("train", "--out", copied, "--resume", "--train.epochs", 2) == 0
+    assert process("evaluate", copied, "--images", 9, "--nll-samples", 2) == 0
+    assert process("evaluate", tmp_path / "none") == 2
+    assert process("train", "--help") == 0
+
+
+def test_a_home_folder_that_there_is_not(command, refused, tmp_path, monkeypatch, capsys):
+    """Neither a variable nor an entry for the user's number; or one that cannot be written."""
+    monkeypatch.chdir(tmp_path)
+    np.save("mine.npy", np.random.RandomState(0).randint(0, 256, (40, 16, 16), np.uint8))
+    options = flags(**{**TINY, "data.source": "array", "data.path": "mine.npy", "data.test": 10, "data.validation": 0})
+    options += ["--train.epochs=1", "--train.batch_size=16"]
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/dev/null")
+    assert main(["train", "--out", "first", *options]) == 0
+    assert "the images are not cached: " in capsys.readouterr().err
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    assert main(["train", "--out", "second", *options]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "the images are not cached: there is no home folder (HOME); data.cache_dir names another one"
+    assert summary(Path("first"))["test_loss"] == summary(Path("second"))["test_loss"]
+    before = snapshot(tmp_path)
+    for path in ("~/run", "~", "~nobody-of-this-name/run"):
+        assert f"{path}: expected a path; ~" in refused("train", "--out", path, *options)
+    assert snapshot(tmp_path) == before
+    Path("second").rename("~second")  # a name may begin so
+    command("evaluate", "~second")
+
+
+def test_a_device_that_a_variable_asks_for(tmp_path):
+    environment = {**os.environ, "JAX_PLATFORMS": "nonsense"}
+    found = python("-m", "vae_jax", "train", "--out", str(tmp_path / "run"), env=environment)
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1].startswith("vae-jax: error: JAX_PLATFORMS=nonsense: jax finds no such device")
+
+
+def test_epoch_lines_are_short():
+    from vae_jax.cli.train import _epoch_line
+
+    figures = {"epoch": 3280, "images_per_second": 123456.7}
+    figures |= {f"{split}_loss": 12345.678 for split in ("train", "validation", "test")}
+    figures |= {"test_reconstruction": 12345.678, "test_kl": 123.456}
+    line = _epoch_line(figures, load_config(**{"train.epochs": 3280}), "nats per image")
+    assert line == (
+        "epoch 3280/3280: train 12345.68, validation 12345.68, test 12345.68 (reconstruction 12345.68, KL 123.46) "
+        "nats per image; 123,457 images/s"
+    )
 
 
 # --- On a terminal ---------------------------------------------------------------------------------------------------

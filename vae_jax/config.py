@@ -732,8 +732,17 @@ def listed(option: str, text: str) -> list[str]:
 
 
 def expand(path: str | Path) -> Path:
-    """A path with ~ for the home folder, which a shell expands at a word's beginning only."""
-    return Path(os.path.expanduser(path))
+    """A path with ~ for the home folder, which a shell expands at a word's beginning only.
+
+    Raises:
+        UserError: if there is no such home folder.
+    """
+    expanded = Path(os.path.expanduser(path))
+    user = expanded.parts[0] if expanded.parts else ""
+    # The name of a file or of a folder that is there may begin with ~ too.
+    if user == "~" or (user.startswith("~") and len(expanded.parts) > 1 and not os.path.exists(user)):
+        raise UserError(f"{path}: expected a path; {user} is no home folder here")
+    return expanded
 
 
 def shipped() -> dict[str, Path]:

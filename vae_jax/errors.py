@@ -1,5 +1,7 @@
 """What is told a user: what they can put right, and that a training stopped as they asked."""
 
+from typing import Any
+
 
 class UserError(ValueError):
     """Bad input: a configuration, a file, a folder or an option.
@@ -23,3 +25,8 @@ class Stopped(Exception):
 def printable(text: str) -> str:
     """The text as one line that does nothing to a terminal."""
     return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
+def on_terminal(stream: Any) -> bool:
+    """Whether a standard stream is a terminal; a process may have been started without one, and then it is None."""
+    return stream is not None and stream.isatty()

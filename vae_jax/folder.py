@@ -17,10 +17,12 @@ LOCK = ".lock"  # held by the process that writes into a run folder
 LEFT_OVER = re.compile(r"\.lock|\..+\.\d+\.tmp|\.import\.\d+")  # what a process may leave that died
 
 
-def user_cache() -> Path:
-    """Where downloads, resized images and compiled programs are kept unless told otherwise."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "vae_jax"
+def user_cache() -> Path | None:
+    """Where downloads, resized images and compiled programs are kept unless told otherwise; None without a home."""
+    for base in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
+        if os.path.isabs(base):
+            return Path(base) / "vae_jax"
+    return None
 
 
 def read_config(folder: Path) -> Config:

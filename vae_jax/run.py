@@ -251,7 +251,7 @@ def adopt(
             if model.sample:
                 _draw_samples(making, config, model)
             (making / "checkpoints").mkdir()
-            saved = checkpoint.Saved(state, [], 0, options=_plain_options(config, folder))
+            saved = checkpoint.Saved(state, [], 0, options=_plain_options(config))
             checkpoint.save(making / "checkpoints", saved, read_back=True)
             own_parts.keep(own_parts.sources(own_parts.names_in(config)), making)
             write_text(making / "config.yaml", to_yaml(config))
@@ -299,8 +299,10 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
         report(line)
     shape = config.data.image_shape
 
+    told = _plain_options(own_parts.named(config, folder))
+
     def check(then: dict[str, Any]) -> None:
-        if changed := _changed_options(config, then, folder):
+        if changed := _changed_options(told, then, told):
             report(f"warning: {folder}/config.yaml is not what the run was trained with; changed: {changed}")
 
     saved = _restore(folder, checkpoint, config, shape, report, check)
@@ -357,15 +359,16 @@ def standing(
     Raises:
         UserError: if the run is not continued as it began.
     """
-    config, told = own_parts.as_kept(config, folder), read_config(folder)
+    config = own_parts.as_kept(config, folder)
     if edited := own_parts.edited(folder):
         raise UserError(f"{edited[0]}; --resume continues a run as it began")
+    now, told = (_plain_options(own_parts.named(each, folder)) for each in (config, read_config(folder)))
 
     def check(then: dict[str, Any]) -> None:
         """Refuses to continue a run as something else; its configuration tells where an older checkpoint does not."""
-        if changed := _changed_options(config, then or _plain_options(told, folder), folder):
+        if changed := _changed_options(now, then or told, told):
             raise UserError(f"{folder}: --resume continues a run as it began; changed: {changed}")
-        if changed := _changed_options(told, then, folder):
+        if changed := _changed_options(told, then, told):
             report(f"warning: {folder}/config.yaml was changed, and is written anew as the run began: {changed}")
 
     earlier = _restore(folder, "latest", config, data.image_shape, report, check)
@@ -420,26 +423,22 @@ def digest_of_all(config: Config, data: Dataset, training: str | None = None) ->
     return digest.hexdigest()
 
 
-def _plain_options(config: Config, folder: Path) -> dict[str, Any]:
-    """Every option's value by its dotted name as JSON gives it back, with a run's files by where they came from."""
-    options = options_of(own_parts.named(config, folder))
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+def _plain_options(config: Config) -> dict[str, Any]:
+    """Every option's value by its dotted name, as JSON gives it back."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in options_of(config).items()}
 
 
-def _changed_options(config: Config, then: dict[str, Any], folder: Path) -> str:
+def _changed_options(now: dict[str, Any], then: dict[str, Any], told: dict[str, Any]) -> str:
     """The options that must stay as they were in a run and did not, in words.
 
     Args:
-        config: what the run is to be now.
-        then: the options that it was trained with; what an older version had not is as it is by default. Empty where
-            that is not known.
-        folder: of the run.
+        now: what they are to be.
+        then: what the run was trained with; what an older version had not is as it is by default. Empty where that is
+            not known.
+        told: what its config.yaml tells.
     """
-    now, told = (_plain_options(each, folder) for each in (config, read_config(folder)))
-    plain = _plain_options(Config(), folder)
-    changeable = tuple(
-        option for option in CHANGEABLE if option != "train.epochs" or config.train.schedule not in optimizer.ENDING
-    )
+    plain, ending = _plain_options(Config()), now["train.schedule"] in optimizer.ENDING
+    changeable = tuple(option for option in CHANGEABLE if option != "train.epochs" or not ending)
     return ", ".join(
         f"{option} (the run has {before}, found {value}{' in its config.yaml' if told[option] == value else ''})"
         for option, value in now.items()
@@ -544,7 +543,7 @@ class Recorder:
     def save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
         from vae_jax.checkpoint import Saved
 
-        images, options = len(self.data.train), _plain_options(self.config, self.folder)
+        images, options = len(self.data.train), _plain_options(own_parts.named(self.config, self.folder))
         self.checkpoints.save(Saved(state, history, images, self.digest, self.made_with, options), loss)
         self.saved_at, self.saved_step = time.monotonic(), int(state.step)
 

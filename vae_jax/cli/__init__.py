@@ -4,6 +4,7 @@ jax is imported only once a command has its arguments, so that help and refusals
 """
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -42,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: Sequence[str] | None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
+        _open_streams()
         _keep_compiled()
     arguments = list(arguments)
     try:
@@ -105,6 +107,16 @@ def _line(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def _open_streams() -> None:
+    """Opens the standard streams that this process was started without, and has what they cannot encode replaced."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order each gets its own number
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (until the process ends)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def _keep_compiled() -> None:
     """Has jax keep compiled programs in the user's cache folder, so that the next command starts in a few seconds.
 
@@ -112,12 +124,13 @@ def _keep_compiled() -> None:
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # a cache of the user's own has the user's own limits
         return
-    try:
-        folder = user_cache() / "compiled"
-        check_writable(folder)
-    except (UserError, OSError, RuntimeError):  # no home folder, say: nothing is lost but time
+    if (cache := user_cache()) is None:  # nothing is lost but time
         return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    try:
+        check_writable(cache / "compiled")
+    except (UserError, OSError):
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache / "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_LIMIT))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 

@@ -1,5 +1,6 @@
 """What several commands share: their options, the device, the run and the data they name."""
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vae_jax import own_parts
 from vae_jax.config import DataConfig, check_data_used, expand
-from vae_jax.errors import UserError, printable
+from vae_jax.errors import UserError, on_terminal, printable
 from vae_jax.folder import check_writable, read_config, read_data
 
 if TYPE_CHECKING:
@@ -49,14 +50,14 @@ def say(line: str) -> None:
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     """Within it a live bar for (done, total) on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
+    if not on_terminal(sys.stderr):
         yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+    columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal(sys.stdout))
     task = bar.add_task("", total=None)
     with bar:
         yield lambda done, total: bar.update(task, total=total, completed=done)
@@ -173,9 +174,9 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
         if not absent and (processes := sys.modules.get("vae_jax.processes")) and processes.is_lost(error):
             raise
         reason = (str(error) or "no support for it is installed").splitlines()[0]
+        asked = f"--device {name}" if name else f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         raise UserError(
-            f"--device {name or ''}: jax finds no such device here ({reason}); the extras cuda "
-            f"and tpu bring jax's support for them"
+            f"{asked}: jax finds no such device here ({reason}); the extras cuda and tpu bring jax's support for them"
         ) from error
     from vae_jax.run import cores
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vae_jax.cli.common import Verb, absolute_paths, device_option, positive, say, set_device
 from vae_jax.config import add_options, expand, from_namespace
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, on_terminal, printable
 from vae_jax.folder import check_writable
 from vae_jax.registry import lookup
 
@@ -83,7 +83,7 @@ def _compare(options: Any) -> int:
             on_level=lambda name, level: print(f"{name}: {level.verdict}; {level.summary}", flush=True),
         )
     for path in compare.report.own(folder):
-        print(f"  {'picture: ' if path.suffix == '.png' else ''}{path}")
+        print(f"  {'picture: ' if path.suffix == '.png' else ''}{printable(str(path))}")
     return DIFFERENT if any(level.verdict == DIFFERS for level in found.values()) else 0
 
 
@@ -107,7 +107,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
     """A live bar on a terminal, elsewhere a line now and then."""
-    if not sys.stderr.isatty():
+    if not on_terminal(sys.stderr):
         said = {"what": "", "at": 0.0}
 
         def tell(what: str, done: int, total: int) -> None:
@@ -120,8 +120,8 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal(sys.stdout))
     task = bar.add_task("starting", total=None)
     with bar:
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

@@ -17,7 +17,7 @@ from vae_jax.cli.common import (
 )
 from vae_jax.cli.train import stop_signals, tell_stopping
 from vae_jax.config import Config, add_options, from_namespace
-from vae_jax.errors import Stopped, UserError, printable
+from vae_jax.errors import Stopped, UserError, on_terminal, printable
 
 
 def _sweep_options(parser: Any) -> None:
@@ -97,7 +97,7 @@ def _sweep(options: Any) -> int:
 @contextmanager
 def _progress() -> Iterator[Callable[..., None]]:
     """A live table on a terminal, a line for each epoch elsewhere."""
-    if not sys.stderr.isatty():
+    if not on_terminal(sys.stderr):
         told: dict[int, float] = {}
 
         def tell(groups: list[Any]) -> None:
@@ -120,8 +120,9 @@ def _progress() -> Iterator[Callable[..., None]]:
     from rich.live import Live
     from rich.progress_bar import ProgressBar
     from rich.table import Table
+    from rich.text import Text
 
-    live = Live(console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+    live = Live(console=Console(stderr=True), transient=True, redirect_stdout=on_terminal(sys.stdout))
 
     def show(groups: list[Any]) -> None:
         # Groups may be ranked by what does not compare.
@@ -135,7 +136,7 @@ def _progress() -> Iterator[Callable[..., None]]:
                 ProgressBar(1.0, group.done, width=20),
                 f"{group.epoch}/{group.epochs}",
                 f"{group.figure:.2f}{f' {group.unit}, {group.ranked_by}' * several}" if group.best else "",
-                printable(group.best),
+                Text(printable(group.best)),  # whose brackets are no markup
                 str(group.diverged or ""),
                 f"{group.images_per_second:,.0f}" if group.images_per_second else "",
             )

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from vae_jax import own_parts
@@ -20,7 +21,7 @@ from vae_jax.cli.common import (
     set_device,
 )
 from vae_jax.config import Config, add_options, from_namespace
-from vae_jax.errors import Stopped, printable
+from vae_jax.errors import Stopped, on_terminal, printable
 from vae_jax.folder import check_folder
 
 
@@ -88,9 +89,16 @@ def _train(options: Any) -> int:
         return 128 + (stop[0] if stop else signal.SIGTERM)  # of several processes another may have been told
     print(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {len(trained.history)} epochs")
     print(f"run folder: {printable(str(folder))}")
-    for path in sorted((folder / "figures").glob("*.png")):
+    for path in pictures(folder):
         print(f"  picture: {printable(str(path))}")
     return 0
+
+
+def pictures(folder: Path) -> list[Path]:
+    """A run's pictures; of the reconstructions after epochs the last."""
+    found = sorted((folder / "figures").glob("*.png"))
+    epochs = [path for path in found if path.name.startswith("reconstructions_epoch_")]
+    return [path for path in found if path not in epochs[:-1]]
 
 
 @contextmanager
@@ -123,25 +131,22 @@ def tell_stopping(received: list[int]) -> bool:
 
 
 def _epoch_line(figures: dict[str, Any], config: Config, unit: str) -> str:
-    def split(name: str) -> str:
-        loss, reconstruction, kl = (figures[f"{name}_{part}"] for part in ("loss", "reconstruction", "kl"))
-        parts = f" (reconstruction {reconstruction:.2f}, KL {kl:.2f})" if kl else ""
-        return f"{name} {loss:.2f}{parts}"
-
+    losses = [
+        f"{name} {figures[f'{name}_loss']:.2f}" for name in ("train", "validation", "test") if f"{name}_loss" in figures
+    ]
+    kl = figures["test_kl"]
+    parts = f" (reconstruction {figures['test_reconstruction']:.2f}, KL {kl:.2f})" if kl else ""
     skipped = f"; {count} updates skipped, not finite" if (count := figures.get("skipped_steps")) else ""
-    names = [name for name in ("train", "validation", "test") if f"{name}_loss" in figures]
     return (
         f"epoch {figures['epoch']:{len(str(config.train.epochs))}}/{config.train.epochs}: "
-        f"{', '.join(map(split, names))} {unit}; the article's sums per batch: train "
-        f"{figures['article_train_loss']:.2f}, test {figures['article_test_loss']:.2f}; "
-        f"{figures['images_per_second']:,.0f} images/s{skipped}"
+        f"{', '.join(losses)}{parts} {unit}; {figures['images_per_second']:,.0f} images/s{skipped}"
     )
 
 
 @contextmanager
 def _progress(config: Config, shown: bool) -> Iterator[Callable[..., None] | None]:
     """A live bar on a terminal, nothing elsewhere."""
-    if not shown or not sys.stderr.isatty():
+    if not shown or not on_terminal(sys.stderr):
         yield None
         return
     from rich.console import Console
@@ -154,7 +159,7 @@ def _progress(config: Config, shown: bool) -> Iterator[Callable[..., None] | Non
         TimeRemainingColumn(),
     )
     # Standard output passes through the bar's console only where both are the same terminal.
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=sys.stdout.isatty())
+    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal(sys.stdout))
     task = bar.add_task("", total=None, epoch=1, figures="compiling …")
 
     def show(progress: Any) -> None:

@@ -29,13 +29,16 @@ TEXTS = ("class_names", "skipped", "notes")  # of the splits, beside their array
 ABANDONED = 24 * 3600.0  # seconds after which a file is no longer being written
 
 
-def cache_folder(config: DataConfig) -> Path:
-    """Where everything is kept: `data.cache_dir`, or by default vae_jax in the user's cache folder."""
+NO_HOME = "there is no home folder (HOME); data.cache_dir names another one"
+
+
+def cache_folder(config: DataConfig) -> Path | None:
+    """Where everything is kept: `data.cache_dir`, or by default vae_jax in the user's cache folder, if there is one."""
     return expand(config.cache_dir) if config.cache_dir else user_cache()
 
 
 def cached(
-    folder: Path,
+    folder: Path | None,
     name: str,
     key: tuple[str, ...],
     shape: tuple[int, int, int],
@@ -45,13 +48,16 @@ def cached(
     """Reads the splits from the cache, or makes them and keeps them there.
 
     Args:
-        folder: the cache folder; where it cannot be written, that is reported and nothing is kept.
+        folder: the cache folder; where there is none, or it cannot be written, that is reported and nothing is kept.
         name: the beginning of the file's name.
         key: everything that determines the content.
         shape: (height, width, channels) of one image.
         make: makes the splits where they are not there or damaged.
         report: is told what happens.
     """
+    if folder is None:
+        report(f"the images are not cached: {NO_HOME}")
+        return make()
     digest = hashlib.sha256(repr((FORMAT, key, shape)).encode()).hexdigest()[:20]
     path = folder / "images" / f"{name}-{'x'.join(map(str, shape))}-{digest}.npz"
     if (found := _found(path, shape, lambda line: None)) is not None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, on_terminal
 
 ANSWER_LIMIT = 5.0  # seconds until an address must have answered, name look-up included
 STALL_LIMIT = 15.0  # seconds a running download may stand still
@@ -88,7 +88,7 @@ def download(files: Iterable[RemoteFile], folder: Path) -> None:
     from tensorflow_datasets.core.download.checksums import UrlInfo
     from tensorflow_datasets.core.utils import Size
 
-    if not sys.stderr.isatty():
+    if not on_terminal(sys.stderr):
         tfds.disable_progress_bar()
     with tempfile.TemporaryDirectory(dir=folder, prefix=".new-") as new, limited_requests():
         for file in files:

@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 
 from vae_jax import memory
 from vae_jax.config import DataConfig, expand
-from vae_jax.data.cache import cache_folder
+from vae_jax.data.cache import NO_HOME, cache_folder
 from vae_jax.data.dataset import Split
 from vae_jax.data.download import RemoteFile, download
 from vae_jax.data.lock import locked
@@ -108,8 +108,10 @@ class Idx:
     def _downloaded(self, config: DataConfig, report: Report) -> dict[str, bytes]:
         """The contents of the files in the cache folder; what is missing or damaged there is downloaded."""
         with ExitStack() as stack:
-            folder = cache_folder(config) / "downloads" / self.name
             try:
+                if (cache := cache_folder(config)) is None:
+                    raise OSError(NO_HOME)
+                folder = cache / "downloads" / self.name
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
             except OSError as error:

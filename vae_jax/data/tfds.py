@@ -23,14 +23,14 @@ import numpy as np
 from PIL import Image
 
 from vae_jax.config import DataConfig, expand
-from vae_jax.data.cache import cache_folder
+from vae_jax.data.cache import NO_HOME, cache_folder
 from vae_jax.data.dataset import Split
 from vae_jax.data.download import limited_requests, unreachable
 from vae_jax.data.lock import locked
 from vae_jax.data.resize import Resizer, inspect
 from vae_jax.data.shape import Kind, choose
 from vae_jax.data.source import SPLITS, Opened, Report, Splits, required
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, on_terminal
 
 BATCH = 1000  # records read at once
 
@@ -48,7 +48,9 @@ def tfds(config: DataConfig, report: Report) -> Opened:
 
     @functools.cache
     def prepared() -> tuple[Any, str, str | None, dict[str, int]]:
-        folder = cache_folder(config) / "tensorflow_datasets"
+        if (cache := cache_folder(config)) is None:
+            raise UserError(f"data.name {name}: expected a folder to download into; {NO_HOME}")
+        folder = cache / "tensorflow_datasets"
         builder = _builder(name, folder)
         image, label = _features(builder)
         if not builder.is_prepared():
@@ -175,7 +177,7 @@ def _prepare(builder: Any, name: str, config: DataConfig, report: Report) -> Non
                 "digits, folder or array"
             )
     report(f"downloading and preparing {name} in {builder.data_dir}")
-    if not sys.stderr.isatty():
+    if not on_terminal(sys.stderr):
         tensorflow_datasets.disable_progress_bar()
     manual_dir = config.manual_dir and expand(config.manual_dir)
     options = tensorflow_datasets.download.DownloadConfig(manual_dir=manual_dir)
