@@ -187,12 +187,14 @@ def file_size_limit(size):
 
 
 @pytest.mark.parametrize("size", [0, 50, 700])
-def test_a_full_disk_fails_loudly_and_keeps_what_is_there(folder, size):
+def test_a_full_disk_fails_loudly_and_keeps_what_is_there(folder, size, capfd, caplog):
     keeping = keeper(folder)
     keeping.save(saved(1), 1.0)
     before = snapshot(folder)
-    with file_size_limit(size), pytest.raises(UserError, match="cannot be saved") as caught:
+    with file_size_limit(size), pytest.raises(UserError, match=r"cannot be saved; .*File too large") as caught:
         keeping.save(saved(2), 0.5)
+    assert capfd.readouterr() == ("", "")  # of orbax's threads
+    assert not caplog.records
     assert str(folder / "2") in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert snapshot(folder) == before

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,8 +22,8 @@ from PIL import Image
 from run_fixtures import TINY, compiled_once, flags, snapshot
 
 import vae_jax
-from vae_jax.cli import VERBS, evaluate, main, train, use
-from vae_jax.cli.common import load_data
+from vae_jax.cli import VERBS, compare, evaluate, main, sweep, train, use
+from vae_jax.cli.common import load_data, progress
 from vae_jax.composition import build
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, ModelConfig, load_config, shipped
 from vae_jax.errors import UserError
@@ -30,6 +31,7 @@ from vae_jax.evaluate import BATCH
 from vae_jax.folder import LOCK
 from vae_jax.train import Trained
 
+LEFT_OUT = ("JAX_DISABLE_JIT", "JAX_NUMPY_DTYPE_PROMOTION")
 TIMED = {"images_per_second": 0, "seconds": 0}  # what differs from one run to the next
 
 
@@ -490,15 +492,15 @@ def test_overwrite_with_data_at_a_relative_path(command, copied, tmp_path, monke
     images = np.random.RandomState(0).randint(0, 256, (1797, 8, 8), np.uint8)
     np.savez("mine.npz", images=images)
     options = flags(**{**TINY, "train.epochs": 1})
-    command("train", "--out", "run", "--overwrite", *options, "--data.source=array", "--data.path=mine.npz")
+    command("train", "--out", copied.name, "--overwrite", *options, "--data.source=array", "--data.path=mine.npz")
     assert (summary(copied)["epochs"], summary(copied)["data"]) == (1, "mine")
     assert not (copied / "figures" / "reconstructions_epoch_0002.png").exists()
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert "597 images" in command("evaluate", tmp_path / "run")[0]
+    assert "597 images" in command("evaluate", copied)[0]
     (tmp_path / "mine.npz").rename(tmp_path / "moved.npz")
-    assert main(["evaluate", str(tmp_path / "run")]) == 2
-    assert "597 images" in command("evaluate", tmp_path / "run", "--data.path", tmp_path / "moved.npz")[0]
+    assert main(["evaluate", str(copied)]) == 2
+    assert "597 images" in command("evaluate", copied, "--data.path", tmp_path / "moved.npz")[0]
 
 
 # --- Surroundings ----------------------------------------------------------------------------------------------------
@@ -507,66 +509,94 @@ def test_overwrite_with_data_at_a_relative_path(command, copied, tmp_path, monke
 @pytest.fixture
 def process(monkeypatch, capsys):
     """Runs a command as a process of its own would; gives its exit code."""
+    names = ("stdin", "stdout", "stderr")
 
     def run(*arguments) -> int:
         capsys.readouterr()
         monkeypatch.setattr(sys, "argv", ["vae-jax", *map(str, arguments)])
+        before = {name: getattr(sys, name) for name in names}
         try:
             return main()
         except SystemExit as ended:
             return int(ended.code or 0)
+        finally:
+            for name, stream in before.items():
+                if stream is None and getattr(sys, name):
+                    getattr(sys, name).close()
+                setattr(sys, name, stream)
 
     return run
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "ascii"])
-def test_what_cannot_be_encoded_is_replaced(process, copied, tmp_path, monkeypatch, encoding):
-    names = ("out", "err")
-    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in names]
-    for name, stream in zip(names, streams, strict=True):
-        monkeypatch.setattr(sys, f"std{name}", stream)
-    # Help with an ellipsis, a name, and what goes to standard error.
+def test_what_cannot_be_encoded_is_replaced(process, tmp_path, monkeypatch, encoding):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
     assert process("train", "--help") == 0
-    assert process("encode", copied, "--out", tmp_path / "漢—−é") == 0
     assert process("evaluate", tmp_path / "漢") == 2
-    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
-    assert f"{tmp_path}/???" in out
-    assert err.startswith("vae-jax: error: ")
+    for stream in streams.values():
+        stream.flush()
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams.values())
+    assert "(uniform in ±1/√fan_in".encode(encoding, "replace").decode(encoding) in " ".join(out.split())
+    assert err == f"vae-jax: error: {tmp_path}/?: expected a run folder, found no such folder\n"
 
 
-@pytest.mark.parametrize("closed", [["stdout"], ["stderr"], ["stdin", "stdout", "stderr"]], ids="+".join)
-def test_without_standard_streams(process, copied, tmp_path, monkeypatch, closed):
+def test_without_standard_streams(process, copied, tmp_path, monkeypatch):
     """As a daemon's are, and those of pythonw: Python has None there."""
-    for name in closed:
+    for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)
-    assert process("train", "--out", copied, "--resume", "--train.epochs", 2) == 0
+    assert process("train", "--out", copied, "--resume") == 0
     assert process("evaluate", copied, "--images", 9, "--nll-samples", 2) == 0
     assert process("evaluate", tmp_path / "none") == 2
     assert process("train", "--help") == 0
+    for bar in (train._progress(load_config(), True), sweep._progress(), compare._progress(), progress("something")):
+        with bar:  # as main lets them be called by a program without streams
+            pass
 
 
-def test_a_home_folder_that_there_is_not(command, refused, tmp_path, monkeypatch, capsys):
+def test_a_home_folder_that_there_is_not(command, refused, copied, tmp_path, monkeypatch):
     """Neither a variable nor an entry for the user's number; or one that cannot be written."""
     monkeypatch.chdir(tmp_path)
-    np.save("mine.npy", np.random.RandomState(0).randint(0, 256, (40, 16, 16), np.uint8))
-    options = flags(**{**TINY, "data.source": "array", "data.path": "mine.npy", "data.test": 10, "data.validation": 0})
-    options += ["--train.epochs=1", "--train.batch_size=16"]
+    np.save("mine.npy", np.zeros((40, 16, 16), np.uint8))
+    config = load_config(**{**TINY, "data.source": "array", "data.path": "mine.npy", "data.test": 10}).data
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/dev/null")
-    assert main(["train", "--out", "first", *options]) == 0
-    assert "the images are not cached: " in capsys.readouterr().err
+    told = []
+    vae_jax.load_data(replace(config, validation=0.0), report=told.append)
+    assert [line.split(":")[0] for line in told] == ["the images are not cached"]
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
-    assert main(["train", "--out", "second", *options]) == 0
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == "the images are not cached: there is no home folder (HOME); data.cache_dir names another one"
-    assert summary(Path("first"))["test_loss"] == summary(Path("second"))["test_loss"]
+    data = vae_jax.load_data(replace(config, validation=0.0), report=told.append)
+    assert told[1:] == ["the images are not cached: there is no home folder (HOME); data.cache_dir names another one"]
+    assert len(data.train) == 30
     before = snapshot(tmp_path)
     for path in ("~/run", "~", "~nobody-of-this-name/run"):
-        assert f"{path}: expected a path; ~" in refused("train", "--out", path, *options)
+        assert f"{path}: expected a path; ~" in refused("train", "--out", path)
+    assert "data.name cifar10: expected a folder to download into; there is no home folder (HOME)" in refused(
+        "train", "--out", "run", "--data.source=tfds", "--data.name=cifar10"
+    )
     assert snapshot(tmp_path) == before
-    Path("second").rename("~second")  # a name may begin so
-    command("evaluate", "~second")
+    copied.rename("~second")  # a name may begin so
+    command("encode", "~second")
+
+
+def test_settings_of_jax_with_which_nothing_trains_are_left_out(process, monkeypatch, capsys):
+    seen = []
+    run = VERBS["sample"]._replace(run=lambda options: seen.append(set(LEFT_OUT) & set(os.environ)))
+    monkeypatch.setitem(VERBS, "sample", run)
+    for value in ("0", "False"):
+        monkeypatch.setenv("JAX_DISABLE_JIT", value)
+        assert process("sample", "some") == 0
+    assert capsys.readouterr().err == ""
+    for value in zip(LEFT_OUT, ("1", "strict"), strict=True):
+        monkeypatch.setenv(*value)
+    assert process("sample", "some") == 0
+    assert seen == [{"JAX_DISABLE_JIT"}] * 2 + [set()]
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" is left out, since ")[0] for line in lines] == [
+        "vae-jax: JAX_DISABLE_JIT=1", "vae-jax: JAX_NUMPY_DTYPE_PROMOTION=strict",
+    ]  # fmt: skip
 
 
 def test_a_device_that_a_variable_asks_for(tmp_path):

@@ -8,11 +8,13 @@ for its files, and a checkpoint that it was deleting when the process died looks
 
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -89,7 +91,7 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
             needed, free = SPACE * sum(array.nbytes for array in arrays.values()), shutil.disk_usage(making).free
             if free < needed:
                 raise OSError(f"no space left on the disk: {free / 1e6:,.1f} MB, of {needed / 1e6:,.1f} MB needed")
-            with _plain(making) as plain:
+            with _plain(making) as plain, _silenced():
                 _orbax().save(plain / "state", args=ocp.args.StandardSave(state))
             description = {
                 "format": FORMAT,
@@ -343,6 +345,20 @@ def _orbax() -> ocp.Checkpointer:
 
 
 @contextmanager
+def _silenced() -> Iterator[None]:
+    """Within it errors are raised only: threads of orbax and of tensorstore tell their whole tracebacks as well."""
+    logger, hook = logging.getLogger("absl"), sys.excepthook
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    sys.excepthook = lambda *_: None
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        sys.excepthook = hook
+
+
+@contextmanager
 def _plain(folder: Path) -> Iterator[Path]:
     """Within it another path of the same folder where orbax may read something else from its own.
 
@@ -395,6 +411,8 @@ def _file_sha256(path: Path) -> str:
 
 
 def _reason(error: Exception) -> str:
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's words for it are hundreds
+        return os.strerror(int(code[1]))
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

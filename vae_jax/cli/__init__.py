@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vae_jax.cli import compare, exchange, sweep, train, use
-from vae_jax.cli.common import Verb
+from vae_jax.cli.common import Verb, say
 from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
 from vae_jax.errors import UserError, printable
 from vae_jax.folder import check_folder, check_writable, read_config, user_cache
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str] | None) -> int:
+    own_process = arguments is None
     if arguments is None:
         arguments = sys.argv[1:]
         _open_streams()
@@ -55,6 +56,8 @@ def _run(arguments: Sequence[str] | None) -> int:
                     raise UserError(f"unrecognized arguments: {PRINT_CONFIG}")
                 print(to_yaml(from_namespace(options)), end="")  # jsonargparse would print the command's flags too
                 return 0
+            if own_process:
+                _leave_out()
             return _shown_by_line(verb, options)
         _overview(arguments)
     except UserError as error:
@@ -133,6 +136,16 @@ def _keep_compiled() -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache / "compiled")
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_LIMIT))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
+
+
+def _leave_out() -> None:
+    """Leaves out settings of jax's with which no model trains, before jax is imported, and says so."""
+    for name, harmless, why in (
+        ("JAX_DISABLE_JIT", ("", "0", "false", "f", "no", "n", "off"), "an epoch is one compiled loop"),
+        ("JAX_NUMPY_DTYPE_PROMOTION", ("standard",), "optax's Adam mixes floats with whole numbers"),
+    ):
+        if os.environ.get(name, harmless[0]).lower() not in harmless:
+            say(f"vae-jax: {name}={os.environ.pop(name)} is left out, since {why}")
 
 
 def _overview(arguments: Sequence[str]) -> None:
