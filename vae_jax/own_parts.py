@@ -165,6 +165,13 @@ def named(config: Config, folder: Path) -> Config:
     return renamed(config, {name: f"{origin}:{entry}" for name, (origin, entry) in known.items()})
 
 
+def by_copy(config: Config, folder: Path) -> Config:
+    """The configuration with a run's files by the names of its copies, which stay wherever the files go."""
+    index = read_index(folder)
+    known = _known(names_in(config), index)
+    return renamed(config, {name: f"{CODE}/{index[origin].copy}:{entry}" for name, (origin, entry) in known.items()})
+
+
 def _known(names: Iterable[str], index: dict[str, Kept]) -> dict[str, tuple[str, str]]:
     """Where the files came from that import paths name by their place or by their content, and the entries in them."""
     known = {}

@@ -251,9 +251,9 @@ def adopt(
             if model.sample:
                 _draw_samples(making, config, model)
             (making / "checkpoints").mkdir()
-            saved = checkpoint.Saved(state, [], 0, options=_plain_options(config))
-            checkpoint.save(making / "checkpoints", saved, read_back=True)
             own_parts.keep(own_parts.sources(own_parts.names_in(config)), making)
+            saved = checkpoint.Saved(state, [], 0, options=_plain_options(own_parts.by_copy(config, making)))
+            checkpoint.save(making / "checkpoints", saved, read_back=True)
             write_text(making / "config.yaml", to_yaml(config))
             if overwrite:
                 delete(folder)
@@ -299,7 +299,7 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
         report(line)
     shape = config.data.image_shape
 
-    told = _plain_options(own_parts.named(config, folder))
+    told = _plain_options(own_parts.by_copy(config, folder))
 
     def check(then: dict[str, Any]) -> None:
         if changed := _changed_options(told, then, told):
@@ -362,7 +362,7 @@ def standing(
     config = own_parts.as_kept(config, folder)
     if edited := own_parts.edited(folder):
         raise UserError(f"{edited[0]}; --resume continues a run as it began")
-    now, told = (_plain_options(own_parts.named(each, folder)) for each in (config, read_config(folder)))
+    now, told = (_plain_options(own_parts.by_copy(each, folder)) for each in (config, read_config(folder)))
 
     def check(then: dict[str, Any]) -> None:
         """Refuses to continue a run as something else; its configuration tells where an older checkpoint does not."""
@@ -543,7 +543,7 @@ class Recorder:
     def save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
         from vae_jax.checkpoint import Saved
 
-        images, options = len(self.data.train), _plain_options(own_parts.named(self.config, self.folder))
+        images, options = len(self.data.train), _plain_options(own_parts.by_copy(self.config, self.folder))
         self.checkpoints.save(Saved(state, history, images, self.digest, self.made_with, options), loss)
         self.saved_at, self.saved_step = time.monotonic(), int(state.step)
 
