@@ -293,13 +293,13 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
         UserError: if it is no run folder or has no sound checkpoint.
     """
     folder = Path(folder)
-    config = own_parts.as_kept(read_config(folder), folder)
+    config = read_config(folder)
     config = replace(config, data=resolve(config.data))
+    told = _plain_options(own_parts.by_copy(config, folder))
+    config = own_parts.as_kept(config, folder)
     for line in own_parts.changes(folder):
         report(line)
     shape = config.data.image_shape
-
-    told = _plain_options(own_parts.by_copy(config, folder))
 
     def check(then: dict[str, Any]) -> None:
         if changed := _changed_options(told, then, told):

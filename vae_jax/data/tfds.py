@@ -46,11 +46,14 @@ def tfds(config: DataConfig, report: Report) -> Opened:
     """
     name = required(config.name, "data.name", "tfds")
 
-    @functools.cache
-    def prepared() -> tuple[Any, str, str | None, dict[str, int]]:
+    def folder_of_all() -> Path:
         if (cache := cache_folder(config)) is None:
             raise UserError(f"data.name {name}: expected a folder to download into; {NO_HOME}")
-        folder = cache / "tensorflow_datasets"
+        return cache / "tensorflow_datasets"
+
+    @functools.cache
+    def prepared() -> tuple[Any, str, str | None, dict[str, int]]:
+        folder = folder_of_all()
         builder = _builder(name, folder)
         image, label = _features(builder)
         if not builder.is_prepared():
@@ -86,7 +89,7 @@ def tfds(config: DataConfig, report: Report) -> Opened:
         return Splits(**splits, class_names=names, notes=tuple(notes))
 
     def kinds() -> list[Kind]:
-        builder = _builder(name, cache_folder(config) / "tensorflow_datasets")
+        builder = _builder(name, folder_of_all())
         image, _ = _features(builder)
         height, width, channels = builder.info.features[image].shape
         if None not in (height, width, channels):
