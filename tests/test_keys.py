@@ -67,6 +67,7 @@ def test_no_two_purposes_share_a_key_nor_a_child_of_one():
             owners[tuple(data)] = name
 
     everybodys = {f"encode {i}": keys.encoding_key(i) for i in range(3)}
+    everybodys |= keys.step_keys(keys.probing_key())._asdict()
     for seed in (0, 1, 2**32 - 1):
         kept, handed = purposes(seed)
         for name, key in kept.items():

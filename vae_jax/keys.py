@@ -15,6 +15,7 @@ steps, batches and images count from 0, far below LAST = 2³² − 1.
 | | 5 SAMPLING | `Model.sample` and `vae-jax sample`, whose `--seed` may be the run's |
 | | 6 SAMPLERS | the fit of what takes the prior's place, see `vae_jax.samplers` |
 | | 7 ENCODING | of seed 0: what `Model.encode` does to images, one for each batch |
+| | 8 PROBING | of seed 0: a step in which a network is only looked at |
 | INIT | itself | the draw of a named initialisation |
 | | LAST PARTS | 0, 1, 2: the parameters of the posterior, the prior, the likelihood |
 | | LAST − 1 OWN_NETWORK | the initialisers of a user's own network |
@@ -39,7 +40,7 @@ from jaxtyping import Array, Int, Key, UInt
 OneKey = Key[Array, ""]
 Number = int | Int[Array, ""] | UInt[Array, ""]
 
-INIT, SHUFFLE, STEPS, EVALUATE, SAMPLES, SAMPLING, SAMPLERS, ENCODING = range(8)  # of a seed
+INIT, SHUFFLE, STEPS, EVALUATE, SAMPLES, SAMPLING, SAMPLERS, ENCODING, PROBING = range(9)  # of a seed
 TREATMENT, STREAMS = 2, 3  # of a step, whose 0 and 1 are those of `split`
 LAST = 2**32 - 1
 PARTS, OWN_NETWORK = LAST, LAST - 1  # of INIT
@@ -132,6 +133,11 @@ def training_images_key(key: OneKey) -> OneKey:
 def encoding_key(batch: Number) -> OneKey:
     """For what is done to a batch of images to be encoded: the same whatever the run's seed."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(0), ENCODING), batch)
+
+
+def probing_key() -> OneKey:
+    """Of a step in which a network is looked at and nothing is trained, see `step_keys`."""
+    return jax.random.fold_in(jax.random.key(0), PROBING)
 
 
 def sampling_key(key: OneKey) -> OneKey:

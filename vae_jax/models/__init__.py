@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Key, PyTree
 from vae_jax.config import ModelConfig
 from vae_jax.errors import UserError
 from vae_jax.expectation import expect, expect_all
-from vae_jax.keys import own_network_key
+from vae_jax.keys import own_network_key, probing_key, step_keys
 from vae_jax.models.convolutional import convolutional
 from vae_jax.models.initialization import INITIALIZATIONS, initialize
 from vae_jax.models.layers import UNFILLED
@@ -232,7 +232,7 @@ def _couples(init: Callable[..., Variables], apply: Callable[..., Any], shape: t
     Computed at random parameters, since layers may start as zeros.
     """
     random = np.random.RandomState(0)
-    like = jax.eval_shape(init, jax.random.key(0))
+    like = jax.eval_shape(init, probing_key())
     ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), like)
     params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * random.randn(*leaf.shape), leaf.dtype), like.params)
 
@@ -241,8 +241,8 @@ def _couples(init: Callable[..., Variables], apply: Callable[..., Any], shape: t
         def both(autoencoder: Autoencoder) -> list[Array]:
             return [result[0] for result in (*autoencoder.encode(images).values(), autoencoder.decode(z))]
 
-        dropout, streams = jax.random.split(jax.random.key(0))
-        return apply(variables, both, dropout, train=True, streams=streams)[0]
+        own = step_keys(probing_key())
+        return apply(variables, both, own.dropout, train=True, streams=own.streams)[0]
 
     variables = ones._replace(params=params)
     inputs = jnp.asarray(random.rand(3, *shape), float), jnp.asarray(random.randn(3, latent), float)
