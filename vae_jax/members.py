@@ -24,6 +24,7 @@ from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import make_terms
 from vae_jax.feed import fits
 from vae_jax.keys import make_keys
+from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Terms
 from vae_jax.train import (
     FIRST_CHUNK,
@@ -155,6 +156,7 @@ class Program:
         splits: of which there are images to evaluate on.
         compile_seconds: how long compiling took.
         needs: bytes that it takes to run, the images left out.
+        slow: whether it has XLA's own convolution in a loop on a CPU, see `is_slow_in_loops`.
     """
 
     def __init__(self, configs: Sequence[Config], images: Images, size: int):
@@ -184,11 +186,13 @@ class Program:
         arguments = (states, flags, orders, seeds, values, zero, zero, *self._images)
         # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled).
         full, remainder = divmod(self.count, batch_size)
-        self.parts = [
-            (end, images, jax.jit(partial(self._train, images), donate_argnums=0).lower(*arguments).compile())
+        lowered = [
+            (end, images, jax.jit(partial(self._train, images), donate_argnums=0).lower(*arguments))
             for end, images in ((full, batch_size if full else 0), (self.steps, remainder))
             if images
         ]
+        self.slow = any(is_slow_in_loops(part) for _, _, part in lowered)
+        self.parts = [(end, images, part.compile()) for end, images, part in lowered]
         self._evaluators = {}
         for split in self.splits:
             shown = images.of(split, self.config)
