@@ -525,6 +525,16 @@ def test_a_run_begun_anew_with_its_own_copy(write, small_data, tmp_path):
     assert [path.name for path in (tmp_path / "run" / "code").iterdir()] == ["notes.txt"]
 
 
+def test_a_run_of_weights_from_elsewhere_keeps_its_files_too(copied, tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "_draw_samples", lambda *_: None)
+    trained, adopted = run.load(copied), tmp_path / "adopted"
+    run.adopt(trained.config, trained.state.variables, adopted, {"counters": {}})
+    (tmp_path / "mine.py").unlink()
+    found = run.load(adopted)
+    assert found.config.model.network == f"{adopted}/code/mine.py:Net"
+    jax.tree.map(np.testing.assert_array_equal, found.state.variables, trained.state.variables)
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -33,7 +33,7 @@ def _export(options: Any) -> None:
     set_device("cpu")
     from vae_jax.interop.exchange import export_run
 
-    shapes = export_run(folder, path, options.checkpoint)
+    shapes = export_run(folder, path, options.checkpoint, say)
     print(printable(f"{path}: {len(shapes)} tensors with PyTorch's names and layouts"))
     print(f"  in PyTorch: model.load_state_dict(safetensors.torch.load_file({str(path)!r}), strict=True)")
 

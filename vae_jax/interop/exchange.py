@@ -1,5 +1,6 @@
 """Runs to and from PyTorch's files of weights."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,12 @@ from vae_jax.models import Variables
 from vae_jax.train import Trained
 
 
-def export_run(folder: str | Path, path: str | Path, checkpoint: str = "latest") -> dict[str, tuple[int, ...]]:
+def export_run(
+    folder: str | Path,
+    path: str | Path,
+    checkpoint: str = "latest",
+    report: Callable[[str], None] = warnings.warn,
+) -> dict[str, tuple[int, ...]]:
     """Writes a run's weights as a safetensors file with PyTorch's names and layouts.
 
     There `model.load_state_dict(safetensors.torch.load_file(path), strict=True)` takes them.
@@ -28,6 +34,7 @@ def export_run(folder: str | Path, path: str | Path, checkpoint: str = "latest")
         folder: of the run.
         path: of the file, with the ending .safetensors.
         checkpoint: latest or best.
+        report: see `vae_jax.run.load`.
 
     Returns:
         The shape of each tensor by its name.
@@ -37,7 +44,7 @@ def export_run(folder: str | Path, path: str | Path, checkpoint: str = "latest")
     """
     path = Path(path)
     check_target(path)
-    trained = run.load(folder, checkpoint)
+    trained = run.load(folder, checkpoint, report)
     _check_exchangeable(trained.config, trained.state.variables)
     state, origin = trained.state, run.origin(folder)
     step = int(state.step)
