@@ -66,6 +66,7 @@ def bound(key, model, images, config):
 """
 TINY = {
     "data.image_size": 8,
+    "data.channels": 1,
     "model.network": "mlp",
     "model.layers": [4],
     "model.latent": 2,

@@ -193,7 +193,7 @@ def users_line(error: BaseException) -> str | None:
             place = frame.f_globals["__name__"], frame.f_code.co_filename, number, frame.f_code.co_name
     what = _what(error)
     if place is None:  # of a callback jax has but the text
-        files = {getattr(module, "__file__", None): name for name, module in sys.modules.items() if _is_users(name)}
+        files = {str(getattr(module, "__file__", "")): name for name, module in sys.modules.items() if _is_users(name)}
         for file, number, function in re.findall(r'^ *File "(.+)", line (\d+), in (.+)$', str(error), re.MULTILINE):
             if file in files:
                 place, what = (
