@@ -556,7 +556,7 @@ def test_a_damaged_index_is_refused(copied, content):
 def test_a_sweep_and_its_members_keep_theirs(write, small_data, tmp_path, monkeypatch):
     """What is compiled and trained is not looked at here, but of which file it is."""
     program = object.__new__(sweep.members.Program)
-    program.size, program.compile_seconds = 1, 0.0
+    program.size, program.compile_seconds, program.slow = 1, 0.0, False
 
     def compiled(configs, *_):
         program.config = configs[0]
