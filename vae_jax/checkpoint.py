@@ -28,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vae_jax.errors import UserError
+from vae_jax.models import Variables
 from vae_jax.train import TrainState
 
 FORMAT = 2  # counted up when older versions could not read what is written; `_read_format_1` tells what came before
@@ -92,7 +93,7 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
             if free < needed:
                 raise OSError(f"no space left on the disk: {free / 1e6:,.1f} MB, of {needed / 1e6:,.1f} MB needed")
             with _plain(making) as plain, _silenced():
-                _orbax().save(plain / "state", args=ocp.args.StandardSave(state))
+                _orbax().save(plain / "state", args=ocp.args.StandardSave(_stored(state)))
             description = {
                 "format": FORMAT,
                 "loss": loss,
@@ -249,12 +250,21 @@ def _arrays(folder: Path, description: dict[str, Any], like: TrainState) -> Trai
     """
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
     with _plain(folder) as plain:
-        state = _orbax().restore(plain / "state", args=ocp.args.StandardRestore(like))
+        state = _orbax().restore(plain / "state", args=ocp.args.StandardRestore(_stored(like)))
+    state = state._replace(variables=Variables(**state.variables))
     for name, array in _named(state).items():
         sha256 = description["arrays"][name].get("sha256")
         if sha256 and _sha256(array.tobytes()) != sha256:
             raise DamageError(f"damaged, {name} is not as it was saved")
     return state
+
+
+def _stored(state: TrainState) -> TrainState:
+    """The state as orbax gets it: of a network without collections of its own it is as checkpoints always were."""
+    variables = state.variables._asdict()
+    if not state.variables.collections:
+        del variables["collections"]
+    return state._replace(variables=variables)  # type: ignore[arg-type]
 
 
 def _check_types(folder: Path, expected: dict[str, Any], found: dict[str, dict[str, str]]) -> None:
