@@ -123,6 +123,11 @@ def tree(root: Path, *folders: str, images: int = 5) -> Path:
         (("train", "test", "Validation"), {1}, {2}, {3}),
         (("train/a", "dev/a"), {1}, None, {2}),
         (("train/a", "train/b"), {1, 2}, None, None),
+        (("train_set/a", "val_set/a"), {1}, None, {2}),
+        (("train2017", "test2017", "val2017"), {1}, {2}, {3}),
+        (("images_train", "images-test"), {1}, {2}, None),
+        (("TrainSet/a", "DevSet/a"), {1}, None, {2}),
+        (("train", "val_images"), {1}, None, {2}),
     ],
 )
 def test_splits_by_any_of_their_names(root, folders, train, test, validation):
@@ -144,9 +149,13 @@ def test_splits_by_any_of_their_names(root, folders, train, test, validation):
         of = {number: classes.index(folder.partition("/")[2]) for number, folder in enumerate(folders, 1)}
         for split in (data.train, data.test, data.validation):
             assert split is None or [of[level // 10] for level in levels(split)] == split.labels.tolist()
-    said = [line for line in lines if "the validation images are those in" in line]
-    assert len(said) == bool(validation)
-    assert not said or ("no test folder" in said[0]) == (test is None)
+    (said,) = (line for line in lines if "the train images are those in" in line)
+    assert ("the validation images are those in" in said) == bool(validation)
+    assert ("no test folder" in said) == (validation is not None and test is None)
+    assert f"the train images are those in {folders[0].partition('/')[0]}, {5 * len(train)} images; " in said
+    counts = [f"{name} ({5 * sum(folder.endswith('/' + name) for folder in folders)})" for name in classes]
+    ending = f"{len(counts)} class{'es' * (len(counts) != 1)}: {', '.join(counts)}" if counts else "no classes"
+    assert said.endswith(f"; {ending}")
     again = read(root, test=0.2)  # from the cache
     assert (again.validation and levels(again.validation)) == (data.validation and levels(data.validation))
 
@@ -161,6 +170,9 @@ def test_splits_by_any_of_their_names(root, folders, train, test, validation):
         (("test/a", "other"), {"test", "other"}),
         (("test/a", "val/a"), {"test", "val"}),
         (("val",), {"val"}),
+        (("valid", "invalid"), {"valid", "invalid"}),
+        (("train_set", "val_set", "other"), {"train_set", "val_set", "other"}),
+        (("trainA", "trainB", "testA"), {"trainA", "trainB", "testA"}),
     ],
 )
 def test_splits_that_cannot_be_understood_are_refused(root, folders, named):
@@ -168,6 +180,47 @@ def test_splits_that_cannot_be_understood_are_refused(root, folders, named):
     with pytest.raises(UserError, match="a folder train with nothing but one test and one validation") as error:
         read(root)
     assert set(str(error.value).rpartition("found ")[2].split(", ")) == named
+    assert " split; rename it if it is a class), found " in str(error.value)
+    assert any(f"({name} is read as the " in str(error.value) for name in named - {"other", "invalid"})
+
+
+@pytest.mark.parametrize(
+    ("folders", "named"),
+    [
+        (("data/train/a", "data/val/a"), {"data/train", "data/val"}),
+        (("a/train", "a/test", "b/train", "b/test"), {"a/train", "a/test"}),
+        (("x/data/train2017", "x/data/val2017"), {"x/data/train2017", "x/data/val2017"}),
+        (("cat", "cat/Test"), {"cat/Test"}),
+        (("train/a/valid", "train/a/1", "test/a"), {"a/valid"}),
+    ],
+)
+def test_splits_in_classes_are_refused(root, folders, named):
+    tree(root, *folders)
+    with pytest.raises(UserError, match="expected a folder for each class without splits in it, found") as error:
+        read(root)
+    found = str(error.value).rpartition("found ")[2].partition("; name the folder that holds the splits")[0]
+    assert set(found.split(", ")) == named
+
+
+def test_what_only_sounds_like_a_split_is_a_class(root):
+    lines = []
+    data = read(tree(root, "vehicle/train", "vehicle/bus", "testbed", "invalid"), lines)
+    assert data.class_names == ("invalid", "testbed", "vehicle")
+    assert f"{root}: 20 images; 3 classes: invalid (5), testbed (5), vehicle (10)" in lines
+
+
+def test_all_sizes_are_looked_at_and_some_colours(root, monkeypatch):
+    monkeypatch.setattr("vae_jax.data.folder.SAMPLE", 3)
+    for number in range(10):
+        png(np.full((8, 8, 3), number, np.uint8), root / f"{number}.png")
+    lines = []
+    assert read(root, lines, image_size=None).image_shape == (8, 8, 1)
+    said = "images of 8x8, grey (the colours of 7 were not looked at)"
+    assert f"{root}: data.image_size 8 and data.channels 1, chosen for 10 {said}" in lines
+    png(np.full((8, 8, 3), [9, 90, 200], np.uint8), root / "0.png")  # one that is looked at
+    assert read(root, lines, image_size=None).image_shape == (8, 8, 3)
+    png(grey(1, 30), root / "5.png")  # the colours of this one are not looked at
+    refused(root, root / "5.png", "the images in", image_size=None)
 
 
 def test_images_beside_splits_are_refused(root):
@@ -389,7 +442,7 @@ def test_names_are_told_on_one_line(root):
 
 
 def test_a_home_folder_that_is_not_there(root):
-    refused(Path("~nobody-of-this-name/x"), Path("~nobody-of-this-name/x"), "found nothing")
+    refused(Path("~nobody-of-this-name/x"), Path("~nobody-of-this-name/x"), "is no home folder here")
 
 
 # Bad images left out
@@ -463,7 +516,7 @@ def test_many_bad_images_are_counted(root):
     )
     assert len(load(config, report=lines.append).skipped) == 25
     assert lines[-1] == "  and 5 more"
-    assert len(lines) == 1 + 1 + 20 + 1  # cached, how many, which, and more
+    assert len(lines) == 1 + 1 + 1 + 20 + 1  # what is read, cached, how many, which, and more
 
 
 def test_nothing_but_bad_images(root):

@@ -1,6 +1,7 @@
 """Image files in a folder; the folders in it are the classes."""
 
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,8 @@ from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, listed, requir
 from vae_jax.errors import UserError
 
 FORMAT_OF = {ending: kind for kind, endings in FORMATS.items() for ending in endings}
-SAMPLE = 1000  # images that are looked at, evenly spread, to choose their size and channels
+SAMPLE = 1000  # images, evenly spread, whose colours are looked at to choose their channels
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of a folder's name: train2017, images_train, TrainSet
 Classes = dict[str, list[Path]]  # images by class, in order; the class "" holds images without a label
 
 
@@ -25,8 +27,9 @@ def folder(config: DataConfig, report: Report) -> Opened:
     """Images labelled by the folder in data.path that they are in; those directly in data.path have no label.
 
     Where data.path holds a folder train, and test, validation or both beside it, these are the splits; so are
-    folders whose names in `SPLIT_OF` mean the same. What is hidden is left out, files that are no images and folders
-    without any, which are reported; with data.skip_bad also images that cannot be used.
+    folders whose names mean the same by a word in `SPLIT_OF`. Which splits and classes are read is reported. What is
+    hidden is left out, files that are no images and folders without any, which are reported; with data.skip_bad also
+    images that cannot be used.
 
     Raises:
         UserError: there is no such folder, no image in it, there are images both with and without label, or splits
@@ -44,10 +47,7 @@ def folder(config: DataConfig, report: Report) -> Opened:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
     paths = [path for classes in found.values() for images in classes.values() for path in images]
     _report_files(root, paths, left, report)
-    if "validation" in folders:
-        line = f"{root}: the validation images are those in {folders['validation'].name}"
-        held_out = f"; as there is no test folder, test images are held out of the training images ({config.test:g})"
-        report(line if "test" in folders else line + held_out)
+    _report_splits(root, folders, found, config, report)
     faults: dict[Path, str] = {}
     fingerprint = []
     for path in paths:
@@ -79,11 +79,13 @@ def folder(config: DataConfig, report: Report) -> Opened:
     def kinds() -> list[Kind]:
         good = [path for path in paths if path not in faults]
         looked: list[Kind] = []
-        colour = False
-        for path in good[:: -(-len(good) // SAMPLE) or 1]:
+        step, colour = -(-len(good) // SAMPLE), False
+        if step > 1:
+            report(f"{root}: looking at the sizes of {len(good):,} images")
+        for number, path in enumerate(good):
             try:
-                looked.append(inspect(path, str(path), colour))
-                colour = looked[-1].colour
+                looked.append(inspect(path, str(path), look=not colour and number % step == 0))
+                colour = colour or looked[-1].colour
             except BadImage:
                 if not config.skip_bad:
                     raise
@@ -97,6 +99,9 @@ def folder(config: DataConfig, report: Report) -> Opened:
 def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
     """The folder of each split: those in `root` that are called so, or `root` itself for the training images.
 
+    Names that only have a split's word in them count where they mean training images and others, unless another
+    folder's name is that word and there are folders of neither kind: then that one decides.
+
     Args:
         root: where they lie.
         left: gets the files beside them.
@@ -107,14 +112,21 @@ def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
     """
     beside: list[Path] = []
     entries = _visible(root, beside)
-    known: dict[str, list[Path]] = {}
-    for entry in entries:
-        if entry.is_dir() and (split := SPLIT_OF.get(entry.name.lower())):
-            known.setdefault(split, []).append(entry)
-    called = [folder for folders in known.values() for folder in folders]
-    if not called or ("train" not in known and not any(_images(folder, set(), []) for folder in called)):
+    names = [entry.name for entry in entries if entry.is_dir()]
+    if not any(map(_split_in, names)):
         return {"train": root}
     seen = _places_above(root)
+    holding = {entry.name for entry in entries if _images(entry, set(seen), [])}
+    exact = {name: split for name in names if (split := SPLIT_OF.get(name.lower()))}
+    split_of = {name: split for name in names if (split := _split_in(name))}
+    if not {"train"} < set(split_of.values()) or (exact and holding - set(split_of)):
+        split_of = exact
+    known: dict[str, list[Path]] = {}
+    for name, split in split_of.items():
+        known.setdefault(split, []).append(root / name)
+    called = [folder for folders in known.values() for folder in folders]
+    if not called or ("train" not in known and not any(folder.name in holding for folder in called)):
+        return {"train": root}
     others = [entry for entry in entries if entry not in called and _images(entry, set(seen), beside)]
     classes = others and all(entry.is_dir() for entry in others)
     if (
@@ -126,10 +138,10 @@ def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
         report(f"{root}: the folder {called[0].name} is taken for a class, as {others[0].name} beside it is one")
         return {"train": root}
     if "train" not in known or len(called) > len(known) or others:
-        names = listed([entry.name for entry in (*called, *others)])
+        meant = f"{called[0].name} is read as the {next(iter(known))} split; rename it if it is a class"
         raise UserError(
             f"{root}: expected a folder for each class, or a folder train with nothing but one test and one validation "
-            f"folder beside it, found {', '.join(names)}"
+            f"folder beside it ({meant}), found {', '.join(listed([entry.name for entry in (*called, *others)]))}"
         )
     left += beside
     return {split: folder for split, (folder,) in known.items()}
@@ -150,9 +162,39 @@ def _classes(folder: Path, left: list[Path], report: Report) -> Classes:
         )
     if not direct and not classes:
         raise UserError(f"{folder}: expected images ({READ}) in it or in its folders, found none{_but(left, folder)}")
+    _check_no_splits(folder, classes)
     if classes and (empty := [name for name in found if name not in classes]):
         report(f"{folder}: folders without images are no classes: {', '.join(listed(empty))}")
     return classes or {"": direct}
+
+
+def _split_in(name: str) -> str | None:
+    """The split that one of a folder's name's words means; None where there is none, or several differ."""
+    splits = {SPLIT_OF[word.lower()] for word in WORD.findall(name) if word.lower() in SPLIT_OF}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def _check_no_splits(folder: Path, classes: Classes) -> None:
+    """Refuses classes in which there are splits, which would be mixed: data.path is a level too high or too low.
+
+    A folder train alone may be a kind of vehicle, beside bus and tram.
+
+    Raises:
+        UserError: naming the folder that holds them.
+    """
+    within: dict[str, Path] = {}
+    exact: set[str] = set()
+    for place in sorted({image.parent.relative_to(folder) for images in classes.values() for image in images}):
+        for below in (place, *place.parents):
+            if len(below.parts) > 1 and (split := _split_in(below.name)):
+                within.setdefault(split, below)
+                exact |= {split} if below.name.lower() in SPLIT_OF else set()
+    if {"train"} < set(within) or exact - {"train"}:
+        places = ", ".join(map(str, within.values()))
+        raise UserError(
+            f"{folder}: expected a folder for each class without splits in it, found {places}; name the folder that "
+            f"holds the splits as data.path, lay them above the classes, or rename what is none"
+        )
 
 
 def _images(folder: Path, seen: set[tuple[int, int]], left: list[Path]) -> list[Path]:
@@ -174,6 +216,25 @@ def _images(folder: Path, seen: set[tuple[int, int]], left: list[Path]) -> list[
     return images
 
 
+def _report_splits(
+    root: Path, folders: dict[str, Path], found: dict[str, Classes], config: DataConfig, report: Report
+) -> None:
+    """Says which folders are read as splits and which as classes, and how many images are in them."""
+    counts: Counter[str] = Counter()
+    parts = []
+    for split, classes in found.items():
+        counts.update({name: len(images) for name, images in classes.items()})
+        count = sum(map(len, classes.values()))
+        place = "" if folders[split] == root else f"the {split} images are those in {folders[split].name}, "
+        parts.append(f"{place}{count:,} image{'s' * (count != 1)}")
+    if "validation" in folders and "test" not in folders:
+        parts.append(f"as there is no test folder, test images are held out of the training images ({config.test:g})")
+    number = len(counts.keys() - {""})
+    names = ", ".join(listed([f"{name} ({count:,})" for name, count in sorted(counts.items()) if name]))
+    parts.append(f"{number:,} class{'es' * (number != 1)}: {names}" if number else "no classes")
+    report(f"{root}: {'; '.join(parts)}")
+
+
 def _report_files(root: Path, paths: Sequence[Path], left: Sequence[Path], report: Report) -> None:
     """Says of which formats the images are, if of several, and what is left out."""
     formats = Counter(FORMAT_OF[path.suffix.lower()] for path in paths)
@@ -193,7 +254,7 @@ def _but(left: Sequence[Path], root: Path) -> str:
 
 
 def _places_above(folder: Path) -> set[tuple[int, int]]:
-    return {_place(each) for each in (folder, *folder.parents)}
+    return {_place(place) for place in (folder, *folder.parents)}
 
 
 def _place(folder: Path) -> tuple[int, int]:

@@ -149,20 +149,21 @@ def decode(file: Path | bytes, name: str) -> Image.Image:
         return _whatever_its_metadata(lambda file: _decode(file, name), file)
 
 
-def inspect(file: Path | bytes, name: str, colour: bool = False) -> Kind:
+def inspect(file: Path | bytes, name: str, look: bool = True) -> Kind:
     """An image's size, from its header, and whether it has colours, from its pixels: grey ones are often stored as RGB.
 
     Args:
         file: as of `decode`.
         name: likewise.
-        colour: others of its kind are known to be in colour; its pixels are not looked at, but taken to be so.
+        look: whether to look at its pixels, which takes time.
 
     Raises:
         BadImage: it cannot be read, or anything of `decode`.
     """
     with _fault_named(name):
         width, height, mode = _whatever_its_metadata(_header, file)
-        if not colour and mode not in ("1", "L", "LA", "I", "F", *DEEP):
+        colour = False if mode in ("1", "L", "LA", "I", "F", *DEEP) else None
+        if colour is None and look:
             sample = Resizer(min(width, height, INSPECTED), 3).one(decode(file, name)).astype(np.int16)
             colour = bool(np.ptp(sample, axis=-1).max() > TINT)
     return Kind(width, height, colour, name)
@@ -288,7 +289,7 @@ def _with_transparency(image: Image.Image, raw: str, file: Path | bytes) -> Imag
         depth = int(raw.partition(";")[2] or 8)
         image.info["transparency"] = (level & ((1 << depth) - 1)) * 255 // ((1 << depth) - 1)
     elif raw == "RGB":
-        image.info["transparency"] = tuple(each & 255 for each in level)
+        image.info["transparency"] = tuple(part & 255 for part in level)
     elif image.mode == "RGB":  # 16 bits, of which Pillow keeps the high ones
         del image.info["transparency"]
         with _open(file) as low:

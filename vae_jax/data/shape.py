@@ -20,14 +20,14 @@ class Kind(NamedTuple):
     Attributes:
         width: in pixels.
         height: in pixels.
-        colour: whether it has colours.
+        colour: whether it has colours; None where that has not been looked at.
         name: of the image, for messages.
         images: how many there are; 0 where that is not known yet.
     """
 
     width: int
     height: int
-    colour: bool
+    colour: bool | None
     name: str
     images: int = 1
 
@@ -76,6 +76,8 @@ def choose(
     chosen += [f"data.channels {channels}"] * (config.channels is None)
     line = f"{where}: {' and '.join(chosen)}, chosen for {f'{total:,} ' if total else ''}images of {smallest}"
     line += f"{'' if smallest == largest else f' to {largest}'}, {'in colour' if colour else 'grey'}"
+    if not colour and (unseen := sum(kind.images for kind in seen if kind.colour is None)):
+        line += f" (the colours of {unseen:,} were not looked at)"
     if config.image_size is None and size == LARGEST < min(last.width, last.height):
         line += f"; at most {LARGEST} is chosen, more must be set"
     if any(kind.width != kind.height for kind in seen):

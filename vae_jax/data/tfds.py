@@ -96,6 +96,10 @@ def tfds(config: DataConfig, report: Report) -> Opened:
             return [Kind(width, height, channels > 1, name, 0)]
         builder, image, _, sizes = prepared()
         looked = range(0, sizes["train"], -(-sizes["train"] // BATCH))  # evenly spread
+        if len(looked) < sizes["train"]:
+            report(
+                f"{name}: looking at {len(looked):,} of {sizes['train']:,} training images for their size and colours"
+            )
         with _damage_named(builder):
             examples = _records(builder, "train").__getitems__(looked)
         return [
