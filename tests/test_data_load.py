@@ -639,8 +639,20 @@ def test_a_data_set_from_arrays():
     )
     with pytest.warns(UserWarning, match="^arrays: white is 255, .* level is 1 among the train images, 1 among"):
         Dataset.from_arrays(LEVELS % 2)
+    data = Dataset.from_arrays(LEVELS % 2, report=lambda line: None)
+    assert data.darkness() == replace(data, name="other").darkness() == []  # it has been said
     rgb = Dataset.from_arrays(np.full((5, 2, 3, 3), 0.5), test=1)
     assert (rgb.image_shape, rgb.train.images.max(), len(rgb.test)) == ((2, 3, 3), 128, 1)
+
+
+class Unwilling(SimpleNamespace):
+    """Like a tensor of PyTorch's that requires a gradient."""
+
+    def __init__(self, levels):
+        super().__init__(shape=levels.shape, dtype=levels.dtype)
+
+    def __array__(self, *args, **kwargs):
+        raise RuntimeError("call detach() first")
 
 
 @pytest.mark.parametrize(
@@ -660,6 +672,10 @@ def test_a_data_set_from_arrays():
         ({"test": 0}, "test: expected a fraction below 1"),
         ({"test": 20}, "test: expected to leave images"),
         ({"test": None}, "test: expected images"),
+        ({"test": True}, "test: expected images .*found bool"),
+        ({"validation": np.True_}, "validation: expected images .*found bool"),
+        ({"train": Unwilling(LEVELS)}, "train: expected an array; call detach"),
+        ({"train_labels": Unwilling(LEVELS)}, "train_labels: expected an array; call detach"),
     ],
 )
 def test_arrays_that_are_no_data_set(arguments, found):

@@ -9,7 +9,7 @@ import optax
 import pytest
 from run_fixtures import optimized
 
-from vae_jax import optimizer, train
+from vae_jax import optimizer, run, sweep, train
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import Diverged, UserError
@@ -422,6 +422,20 @@ def test_autoencoders_train(small_data, name):
     assert found.history[-1]["train_loss"] < found.history[0]["train_loss"]
     assert found.history[-1]["test_kl"] == 0
     assert set(found.state.variables.params["encoder"]) & {"fc_mu", "fc_log_var"} == {"fc_mu"}
+
+
+def test_training_warns_where_levels_stay_dark(small_data, tmp_path):
+    """Of data made by hand: whoever loads a data set has been told, and a copy of it is not looked at again."""
+    dark = Dataset("dark", Split(small_data.train.images // 255), small_data.test)
+    for begin in (
+        lambda data: train.fit(PLAIN, data),
+        lambda data: run.train(PLAIN, data, tmp_path / "run"),
+        lambda data: sweep.run(sweep.Sweep(PLAIN, 2, {}), data, tmp_path / "sweep"),
+    ):
+        with pytest.raises(UserWarning, match=r"^dark: white is 255, but the brightest level is 1 among the train"):
+            begin(dark)
+    assert not list(tmp_path.glob("*/*"))
+    assert not small_data.darkness()
 
 
 def test_a_dataset_without_labels_or_validation(small_data):

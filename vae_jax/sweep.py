@@ -330,6 +330,7 @@ def run(
     for group in groups.values():
         members.check(group[0].config, data)
     sources = own_parts.sources(_names_in(found))
+    data.warn_of_darkness()
     with writing(folder):
         if overwrite and (folder / SPECIFICATION).exists():
             _delete_sweep(folder)

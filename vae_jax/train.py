@@ -369,6 +369,7 @@ def fit(
     # Copied, since the loop takes its argument's buffers over: the caller's state survives, and so does his list.
     state, history = devices.whole(jax.tree.map(jnp.copy, state)), list(history)
     check_labels(config, data)
+    data.warn_of_darkness()
     feed = Feed(data.train.images, config.train.shard_images, batch_size, told(config, data.train), devices)
     evaluators = {
         name: make_evaluator(config, network, objective, split.images, labels=told(config, split), devices=devices)

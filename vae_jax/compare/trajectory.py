@@ -60,7 +60,7 @@ def _curves(request: Request, tell: Any) -> dict[str, Any]:
     variables = start(config, request.data.image_shape, count).variables
     pair.share(variables)
     sums = []
-    few = Dataset("", Split(images), Split(request.data.test.images[:1]))
+    few = Dataset("", Split(images), Split(request.data.test.images[:1]), darkness_said=True)
     fit(config, few, on_epoch=lambda _, state: sums.append(np.asarray(state.sums[:, 0], np.float64)))
 
     training = TorchTraining(config, pair.twin, epoch_steps, epochs * epoch_steps)

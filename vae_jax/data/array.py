@@ -81,7 +81,7 @@ def array(config: DataConfig, report: Report) -> Opened:
     size, channels = choose(config, kinds, str(path), report)
     shapes = [(size, size, channels)] + [(size, size)] * (channels == 1)
     ready = all(header.shape[1:] in shapes and header.dtype == np.uint8 for header in headers.values())
-    return Opened(path.stem, read, None if ready else file_state(path), size, channels)
+    return Opened(path.stem, read, None if ready else file_state(path), size, channels, in_arrays=True)
 
 
 def _place(name: str) -> tuple[str, str] | None:

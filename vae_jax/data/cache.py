@@ -27,9 +27,7 @@ from vae_jax.folder import user_cache
 FORMAT = "3"  # a part of the key: count up whenever the same input gives other images or the file another content
 TEXTS = ("class_names", "skipped", "notes")  # of the splits, beside their arrays
 ABANDONED = 24 * 3600.0  # seconds after which a file is no longer being written
-
-
-NO_HOME = "there is no home folder (HOME); data.cache_dir names another one"
+NO_HOME = "there is no home folder (HOME); data.cache_dir names another one"  # why `cache_folder` gives None
 
 
 def cache_folder(config: DataConfig) -> Path | None:

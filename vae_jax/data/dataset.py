@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import ceil, prod
 from typing import Any
 
@@ -76,6 +76,7 @@ class Dataset:
         validation: held out of the training images (`data.validation`), or None.
         class_names: the labels' names, by number; or None where the source has none.
         skipped: the images that were left out (`data.skip_bad`), each with the reason.
+        darkness_said: where levels stay far below 255, that has been said; if not, training warns of it.
 
     Raises:
         UserError: if the splits' images are of different shapes, or the class names do not fit the labels.
@@ -89,6 +90,7 @@ class Dataset:
     validation: Split | None = None
     class_names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
+    darkness_said: bool = field(default=False, kw_only=True, repr=False, compare=False)
 
     def __post_init__(self):
         if not isinstance(self.name, str):
@@ -127,6 +129,19 @@ class Dataset:
         """(height, width, channels) of one image."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+    def darkness(self) -> list[str]:
+        """What `darkness` says of its images, unless that has been said."""
+        if self.darkness_said:
+            return []
+        names = ("train", "test", "validation")
+        brightest = {name: int(split.images.max()) for name, split in zip(names, self.splits, strict=False)}
+        return darkness(self.name, brightest, in_arrays=True)
+
+    def warn_of_darkness(self) -> None:
+        """Warns of what `darkness` says: whoever trains may have made the data set by hand."""
+        for line in self.darkness():
+            warnings.warn(line, stacklevel=3)
 
     def renumbered(self, class_names: Sequence[str] | None) -> "Dataset":
         """The same images with the numbers that their classes have among these names, those of a trained model.
@@ -195,7 +210,7 @@ class Dataset:
         for what, images, labels in (("test", test, test_labels), ("validation", validation, validation_labels)):
             if images is None and what == "validation":
                 held[what] = None
-            elif isinstance(images, int | float | np.number):
+            elif isinstance(images, int | float | np.number) and not isinstance(images, bool):
                 kept, held[what] = hold_out(kept, float(images), what)
             else:
                 held[what] = split(images, labels, what)
@@ -204,10 +219,9 @@ class Dataset:
                 raise UserError(f"{what}_labels: expected the images that they are of as {what}; found none")
         assert held["test"] is not None
         data = cls(name, kept, held["test"], held["validation"], None if class_names is None else tuple(class_names))
-        splits = {what: split for what, split in (("train", kept), *held.items()) if split is not None}
-        for line in darkness(name, {what: int(split.images.max()) for what, split in splits.items()}):
+        for line in data.darkness():
             report(line)
-        return data
+        return replace(data, darkness_said=True)
 
 
 def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Split]:
@@ -272,19 +286,21 @@ def check_levels(dtype: np.dtype, where: str) -> None:
     raise UserError(f"{where}: expected uint8, bool or floats in [0, 1], found {dtype}{scale}")
 
 
-def darkness(name: str, brightest: dict[str, int]) -> list[str]:
+def darkness(name: str, brightest: dict[str, int], in_arrays: bool) -> list[str]:
     """A line on a data set whose levels stay far below 255, as they do where white is another number.
 
     Args:
         name: of the data set.
         brightest: the highest level of each split's images.
+        in_arrays: the user has them as arrays, which a line of code scales; else as files.
     """
     dark = {split: level for split, level in brightest.items() if level <= DARK}
     if not dark:
         return []
     white = max(dark.values())
     levels = ", ".join(f"{level} among the {split} images" for split, level in dark.items())
-    scale = f"; if {white} is white, scale them: (images * (255 / {white})).round().astype(np.uint8)"
+    scale = f"; if {white} is white, scale them"
+    scale += f": (images * (255 / {white})).round().astype(np.uint8)" if in_arrays else f" by 255 / {white}"
     return [f"{name}: white is 255, but the brightest level is {levels}{scale if white else ''}"]
 
 
@@ -294,7 +310,7 @@ def _array(values: Any, what: str) -> np.ndarray:
         return values
     try:
         return np.asarray(values)
-    except (ValueError, TypeError) as error:
+    except Exception as error:  # of another library's array, of whatever kind: PyTorch raises RuntimeError
         raise UserError(f"{what}: expected an array; {error!s:.200}") from error
 
 

@@ -79,7 +79,7 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     if config.treatment == "static":
         train, test = _binarized(train, 1), _binarized(test, 2)
         validation = validation and _binarized(validation, 3)
-    return Dataset(opened.name, train, test, validation, splits.class_names, splits.skipped)
+    return Dataset(opened.name, train, test, validation, splits.class_names, splits.skipped, darkness_said=True)
 
 
 def resolve(config: DataConfig, *, report: Report | None = None) -> DataConfig:
@@ -104,7 +104,7 @@ def _open(config: DataConfig, report: Report) -> tuple[Opened, DataConfig]:
 def _read(opened: Opened, resizer: Resizer) -> Splits:
     """All images of a source; notes where levels stay far below 255, as they do where white is another number."""
     splits = opened.read(resizer)
-    return replace(splits, notes=(*splits.notes, *darkness(opened.name, resizer.brightest)))
+    return replace(splits, notes=(*splits.notes, *darkness(opened.name, resizer.brightest, opened.in_arrays)))
 
 
 def _binarized(split: Split, seed: int) -> Split:

@@ -52,6 +52,7 @@ class Opened:
             the cache. None where reading again is as fast as reading a cache.
         image_size: for which data.image_size stands where it is not set.
         channels: likewise.
+        in_arrays: the user has the images as arrays.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Opened:
     fingerprint: tuple[str, ...] | None = None
     image_size: int = 32
     channels: int = 1
+    in_arrays: bool = False
 
 
 class Source(Protocol):
