@@ -34,7 +34,8 @@ def _options(parser: Any) -> None:
         "--epochs",
         type=int,
         default=0,
-        help="of each independent run, on all images; 0 for a quick look at few epochs of the first 12,800 images",
+        help="of each independent run, on all images; 0 for a quick look at few epochs of 12,800 images, spread over "
+        "all",
     )
     parser.add_argument(
         "--add", type=str, nargs="+", default=[], metavar="FILE", help="results of other frameworks to lay beside them"

@@ -85,7 +85,7 @@ def _sweep(options: Any) -> int:
         with suppress(OSError):
             say(f"vae-jax: {said}; `{again}` goes on from there")
         return 128 + stop[0]
-    print((folder / "table.md").read_text(encoding="utf-8"), end="")
+    print("\n".join(map(printable, (folder / "table.md").read_text(encoding="utf-8").split("\n"))), end="")
     if diverged := [each for each in ended if each.failure]:
         print(f"{len(diverged)} of {count} members diverged; members.csv tells where")
     print(f"sweep folder: {printable(str(folder))}, with members.csv, table.csv and table.md")

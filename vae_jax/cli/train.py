@@ -58,7 +58,7 @@ def _train(options: Any) -> int:
     name = printable(images.name)
     print(
         f"data: {name}, {len(images.train):,} training{held_out} and {len(images.test):,} test images "
-        f"of {'x'.join(map(str, images.image_shape))}; model: {config.model.network}, "
+        f"of {'x'.join(map(str, images.image_shape))}; model: {printable(config.model.network)}, "
         f"{models.count_parameters(shapes.params):,} parameters, {config.model.latent} latent dimensions",
         flush=True,
     )

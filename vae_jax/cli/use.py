@@ -19,7 +19,7 @@ from vae_jax.cli.common import (
     target,
 )
 from vae_jax.config import expand
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, printable
 from vae_jax.folder import read_config, read_data, replacing
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ SOURCES = ("prior", "gmm", "second_stage")  # of z; the last two are in vae_jax/
 
 
 def _label_option(parser: Any, what: str) -> None:
-    told = f"a class's name or number, where the model is told labels (model.classes): {what}"
-    parser.add_argument("--label", type=str, default=None, help=told)
+    meaning = f"a class's name or number, where the model is told labels (model.classes): {what}"
+    parser.add_argument("--label", type=str, default=None, help=meaning)
 
 
 def _label(options: Any) -> int | None:
@@ -60,6 +60,10 @@ def _label(options: Any) -> int | None:
         known = f"a number from 0 to {classes - 1}" + (f" or a class's name ({', '.join(listed(named))})" * bool(named))
         raise UserError(f"--label: expected {known}; found {label}")
     return number
+
+
+def _print_path(path: Path) -> None:
+    print(printable(str(path)))
 
 
 def _save_arrays(path: Path, **arrays: Any) -> None:
@@ -102,7 +106,7 @@ def _reconstruct(options: Any) -> None:
     else:
         test = load_data(options, trained).test.spread(count)
         images, labels = test.images, told(trained.config, test)
-    print(figures.pairs(path, images / 255, np.asarray(model.reconstruct(images, labels))))
+    _print_path(figures.pairs(path, images / 255, np.asarray(model.reconstruct(images, labels))))
 
 
 def _sample_options(parser: Any) -> None:
@@ -156,9 +160,9 @@ def _sample(options: Any) -> None:
     pictures = np.asarray(pictures)
     if path.suffix == ".npz":
         _save_arrays(path, images=pictures)
-        print(path)
+        _print_path(path)
     else:
-        print(figures.grid(path, pictures, columns=max(1, int(count**0.5))))
+        _print_path(figures.grid(path, pictures, columns=max(1, int(count**0.5))))
 
 
 def _fitted(options: Any, trained: "Trained", source: str) -> Any:
@@ -197,7 +201,7 @@ def _encode(options: Any) -> None:
         if data.class_names is not None:
             arrays["class_names"] = np.array(data.class_names)
     _save_arrays(path, **arrays)
-    print(f"{path}: {', '.join(f'{name} {array.shape}' for name, array in arrays.items())}")
+    print(printable(f"{path}: {', '.join(f'{name} {array.shape}' for name, array in arrays.items())}"))
 
 
 def _interpolate_options(parser: Any) -> None:
@@ -227,7 +231,7 @@ def _interpolate(options: Any) -> None:
     if labels is not None:  # there is nothing between two labels: each half of a row has the one of its end
         labels = np.where(weights[:, :, 0] <= 0.5, *labels.reshape(2, rows, 1)).reshape(-1)
     pictures = np.asarray(model.decode(z.reshape(rows * steps, -1), labels))
-    print(figures.grid(path, pictures, columns=steps))
+    _print_path(figures.grid(path, pictures, columns=steps))
 
 
 def _traverse_options(parser: Any) -> None:
@@ -260,7 +264,7 @@ def _traverse(options: Any) -> None:
         z[dimension, :, dimension] = np.linspace(-options.extent, options.extent, steps)
     labels = None if labels is None else labels.repeat(model.latent * steps)
     pictures = np.asarray(model.decode(z.reshape(-1, model.latent), labels))
-    print(figures.grid(path, pictures, columns=steps))
+    _print_path(figures.grid(path, pictures, columns=steps))
 
 
 VERBS = {
