@@ -458,8 +458,8 @@ def test_train(command, made, tmp_path):
     # The same seed gives the same model.
     assert {**found, **TIMED} == {**summary(made), **TIMED}
     command("sample", made, "--out", tmp_path / "a.npz")
-    command("sample", folder, "--out", tmp_path / "b.npz")
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert command("sample", folder, "--out", tmp_path / "b\n.npz") == [f"{tmp_path}/b\\n.npz"]
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b\n.npz").read_bytes()
 
 
 def test_a_run_is_not_trained_over(refused, copied, tmp_path):

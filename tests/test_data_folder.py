@@ -202,6 +202,13 @@ def test_splits_in_classes_are_refused(root, folders, named):
     assert set(found.split(", ")) == named
 
 
+def test_dark_levels_of_files_are_said_without_code(root):
+    lines = []
+    read(tree(root, "a"), lines)
+    dark = "the brightest level is 14 among the train images; if 14 is white, scale them by 255 / 14"
+    assert f"pictures: white is 255, but {dark}" in lines
+
+
 def test_what_only_sounds_like_a_split_is_a_class(root):
     lines = []
     data = read(tree(root, "vehicle/train", "vehicle/bus", "testbed", "invalid"), lines)
