@@ -8,7 +8,7 @@ import resource
 import shutil
 import signal
 import tarfile
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -158,8 +158,12 @@ def test_a_runs_first_checkpoint_is_read_back(tmp_path, monkeypatch):
     folder = tmp_path / "run [1]" / "checkpoints"
     folder.parent.mkdir()
     keeping = keeper(folder)
+
+    def unreadable(*arguments):
+        raise ValueError("no such array")
+
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_plain", nullcontext)
+        patch.setattr(checkpoint, "_arrays", unreadable)
         with pytest.raises(UserError, match="7: the checkpoint cannot be saved; what was written cannot be read: "):
             keeping.save(saved(7), 1.5)
     assert not list(folder.iterdir())

@@ -104,9 +104,9 @@ def part_of(section):
 def refusal(config):
     """Why these parts make no sense together; None if they do."""
     try:
-        generative = objectives.get(config.objective).generative
+        objective = objectives.get(config.objective)
         parts = (part_of(getattr(config, name)) for name in ("posterior", "prior", "likelihood"))
-        composition.check(config, *parts, generative, lambda: False)
+        composition.check(config, *parts, objective, lambda: composition.models.Ties(False, False))
     except UserError as error:
         return str(error)
     return None

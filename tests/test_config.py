@@ -488,7 +488,7 @@ def test_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "some.yaml").write_text("seed: 5")
     assert load_config("~/some.yaml").seed == 5
-    assert "found no such file" in refused("~nobody-of-this-name/some.yaml")
+    assert "~nobody-of-this-name is no home folder here" in refused("~nobody-of-this-name/some.yaml")
 
 
 # --- What would be ignored -------------------------------------------------------------------------------------------

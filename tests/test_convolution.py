@@ -109,6 +109,7 @@ def test_every_differentiation_mode_and_their_mixtures(tiles):
             jax.hessian(energy, (0, 1))(0.1, 0.2),
             jax.jvp(jax.grad(lambda k: jnp.square(network(x, k)).sum()), (kernel,), (dk,)),
             jax.vmap(jax.grad(lambda k: jnp.square(network(x, k)).sum()))(jnp.stack([kernel, dk])),
+            jax.vmap(lambda x: network(x, kernel), 1, 2)(jnp.stack([x, dx], 1)),
         )
 
     jax.tree.map(close, *(jax.jit(lambda pair=pair: modes(pair))() for pair in (MATMUL, NATIVE)))

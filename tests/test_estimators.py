@@ -348,6 +348,6 @@ def test_what_cannot_be_estimated_is_refused():
         importance_nll(config, network, variables_of(), IMAGES, jax.random.key(0), 0)
     with pytest.raises(UserError, match="chains: expected at least 1; found 0"):
         annealed_nll(config, network, variables_of(), IMAGES, jax.random.key(0), chains=0)
-    config, network, _ = model_of(name="autoencoder")
+    autoencoder = Config(objective=ObjectiveConfig("autoencoder"))
     with pytest.raises(UserError, match=r"objective\.name: expected one with a p\(x\)"):
-        importance_nll(config, network, variables_of(), IMAGES, jax.random.key(0), 1)
+        importance_nll(autoencoder, network, variables_of(), IMAGES, jax.random.key(0), 1)

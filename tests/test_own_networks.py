@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import errors
 
 from vae_jax import checkpoint, composition, evaluate, layers, train
 from vae_jax.config import ModelConfig, load_config
@@ -130,7 +131,7 @@ def own(monkeypatch):
 def test_whether_images_of_a_batch_depend_on_one_another_is_asked_of_the_network(own, network, couples):
     config = config_of(own(network), **{"train.batch_size": 64})
     built, _ = composition.build(config, SHAPE)
-    assert built.couples() == couples
+    assert built.ties() == (couples, couples)
     vamp = {"prior.name": "vamp", "prior.components": 4, "train.batch_size": 5}
     piwae = {"objective.name": "piwae", "train.batch_size": 5}
     if not couples:
@@ -139,17 +140,22 @@ def test_whether_images_of_a_batch_depend_on_one_another_is_asked_of_the_network
             composition.build(config_of("own", **options), SHAPE)
         return
     train.check_batches(config, 66, built)
-    with pytest.raises(UserError, match=r"train\.batch_size: .*a last batch of one image \(65 images"):
+    with pytest.raises(
+        UserError,
+        match=r"train\.batch_size: expected at least two images for own, .*a last batch of one image \(65 images",
+    ):
         train.check_batches(config, 65, built)
     for options, reason in ((vamp, "pseudo-inputs"), (piwae, "each sample's own gradient")):
-        with pytest.raises(UserError, match=rf"model\.network: expected one without BatchNorm.*{reason}.*; found own"):
+        with pytest.raises(
+            UserError, match=rf"model\.network: expected one without BatchNorm.*{reason}.*; found own, "
+        ):
             composition.build(config_of("own", **options), SHAPE)
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_our_networks_couple_images_where_they_have_batch_norm(batch_norm):
     model = ModelConfig("convolutional", 2, channels=(2,), hidden=4, batch_norm=batch_norm)
-    assert composition.models.build(model, SHAPE, {"mu": 2, "log_var": 2}).couples() == batch_norm
+    assert composition.models.build(model, SHAPE, {"mu": 2, "log_var": 2}).ties() == (batch_norm, batch_norm)
 
 
 def test_a_running_statistic_alone_is_no_coupling(own):
@@ -165,7 +171,77 @@ def test_a_running_statistic_alone_is_no_coupling(own):
                 self.mean.value = images.mean()
             return super().encode(images, train)
 
-    assert not composition.build(config_of(own(Counting)), SHAPE)[0].couples()
+    assert composition.build(config_of(own(Counting)), SHAPE)[0].ties() == (False, True)
+    with pytest.raises(
+        UserError, match=r"model\.network: .* whose pseudo-inputs would enter them; found own, which keeps"
+    ):
+        composition.build(config_of("own", **{"prior.name": "vamp", "prior.components": 4}), SHAPE)
+
+
+def test_not_a_number_is_no_coupling_and_a_mask_of_infinities_is_no_divergence(own):
+    class Masked(Plain):
+        """A square root of a parameter, and a mask kept in a collection."""
+
+        def setup(self):
+            super().setup()
+            self.scale = self.param("scale", nn.initializers.zeros, (3,))
+            self.mask = self.variable("constants", "mask", lambda: jnp.array([0.0, 0.0, -jnp.inf]))
+
+        def decode(self, z, train):
+            weights = nn.softmax(jnp.broadcast_to(self.mask.value, z.shape) + z)
+            return super().decode(weights + jnp.sqrt(jnp.broadcast_to(jnp.abs(self.scale) + 1, z.shape)), train)
+
+    assert composition.build(config_of(own(Masked)), SHAPE)[0].ties() == (False, False)
+    assert len(trained_from_noise("own", **{"train.skip_nonfinite": True}).history) == 2
+
+    class Undefined(Plain):
+        def decode(self, z, train):
+            return super().decode(z, train) * jnp.nan
+
+    assert composition.build(config_of(own(Undefined)), SHAPE)[0].ties() == (False, False)
+
+
+def test_what_calls_only_add_to_a_collection_is_left_out(own):
+    class Sowing(Plain):
+        def encode(self, images, train):
+            self.sow("losses", "mean", images.mean())
+            return super().encode(images, train)
+
+    variables = composition.build(config_of(own(Sowing)), SHAPE)[0].init(jax.random.key(0))
+    assert variables.collections == {}
+
+
+class Counting(Plain):
+    """Counts in a collection; `count` says how."""
+
+    def setup(self):
+        super().setup()
+        self.steps = self.variable("steps", "count", jnp.zeros, (), jnp.int32)
+
+    def encode(self, images, train):
+        self.count(train)
+        return super().encode(images, train)
+
+
+class Widening(Counting):
+    def count(self, train):
+        if train:
+            self.steps.value += 1.0
+
+
+class Always(Counting):
+    def count(self, train):
+        if not self.is_initializing():
+            self.steps.value += 1
+
+
+def test_a_collection_that_a_step_or_an_evaluation_cannot_leave_so_is_refused_before_training(own):
+    with pytest.raises(
+        UserError, match=r"collection steps\['count'\]: expected a step .* int32\[\]; found float32\[\]"
+    ):
+        composition.build(config_of(own(Widening)), SHAPE)[0].init(jax.random.key(0))
+    with pytest.raises(errors.ModifyScopeVariableError):
+        composition.build(config_of(own(Always)), SHAPE)[0].init(jax.random.key(0))
 
 
 def heads_without_log_var(self, images, train):
@@ -264,19 +340,30 @@ def test_a_convolution_of_ours_has_no_xla_convolution_on_a_cpu_and_takes_one_ima
     assert layer.apply(variables, image).shape == (6, 6, 4)
     lowered = jax.jit(layer.apply).lower(variables, image).as_text()
     assert ("stablehlo.convolution" in lowered) == (jax.default_backend() != "cpu")
-    with pytest.raises(UserError, match="another padding than CIRCULAR"):
-        layers.ConvTranspose(4, (3, 3), padding="CIRCULAR").init(jax.random.key(0), image)
+    for padding in ("CIRCULAR", "SAME_LOWER", "same"):
+        with pytest.raises(UserError, match="expected padding SAME, VALID or numbers of zeros"):
+            layers.ConvTranspose(4, (3, 3), padding=padding).init(jax.random.key(0), image)
+    for more in ({"precision": (jax.lax.Precision.HIGHEST,) * 2}, {"padding": "VALID", "kernel_size": (9, 9)}):
+        pair = [module(**{"features": 4, "kernel_size": (3, 3), **more}) for module in (layers.Conv, nn.Conv)]
+        shapes = [
+            jax.eval_shape(lambda x, each=each: each.init_with_output(jax.random.key(0), x)[0], image) for each in pair
+        ]
+        assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"objective.name": "iwae"}, {"objective.kl": "sampled"}, {"objective.gradient": "stl"}, {"prior.name": "mixture"}],
+    [
+        {"objective.name": "iwae"},
+        {"objective.kl": "sampled"},
+        {"objective.gradient": "stl"},
+        {"prior.name": "mixture", "prior.components": 2},
+    ],
 )
 def test_latent_mean_is_refused_where_the_loss_looks_at_densities_of_samples(options):
-    config = config_of("mlp", **{"model.layers": [4], "prior.components": 2, **options})
-    evaluator = evaluate.make_evaluator(config, *composition.build(config, SHAPE), IMAGES, "mean")
+    config = config_of("mlp", **{"model.layers": [4], **options})
     with pytest.raises(UserError, match=r"--latent: expected sample, since .* densities at samples of z; found mean"):
-        evaluator(train.start(config, SHAPE, 1).variables, jax.random.key(0))
+        evaluate.make_evaluator(config, *composition.build(config, SHAPE), IMAGES, "mean")
 
 
 def test_latent_mean_of_an_own_objective_is_judged_by_what_it_looks_at(monkeypatch):
@@ -293,16 +380,24 @@ def test_latent_mean_of_an_own_objective_is_judged_by_what_it_looks_at(monkeypat
         log_w = model.log_likelihood(images, model.decode(z)) + model.log_prior(z) - log_q
         return Terms(-log_w, -log_w, jnp.zeros_like(log_w))
 
-    for function, allowed in ((closed, True), (bound, False)):
+    def hidden(key, model, images, config):
+        """A sampled KL with free bits, in which a density that is not a number would not show."""
+        z, log_q = model.sample(key, model.encode(images))
+        kl = log_q - model.log_prior(z)
+        reconstruction = -model.log_likelihood(images, model.decode(z))
+        return Terms(reconstruction + jnp.where(kl > 1, kl, 1.0), reconstruction, jnp.zeros_like(kl))
+
+    for function, allowed in ((closed, True), (bound, False), (hidden, False)):
         monkeypatch.setitem(composition.objectives.OBJECTIVES, "own", Objective(function))
         config = config_of("mlp", **{"model.layers": [4], "objective.name": "own"})
-        evaluator = evaluate.make_evaluator(config, *composition.build(config, SHAPE), IMAGES, "mean")
-        variables = train.start(config, SHAPE, 1).variables
+        built = composition.build(config, SHAPE)
         if allowed:
-            assert np.isfinite(evaluator(variables, jax.random.key(0)).loss).all()
+            evaluator = evaluate.make_evaluator(config, *built, IMAGES, "mean")
+            terms = evaluator(train.start(config, SHAPE, 1).variables, jax.random.key(0))
+            assert np.isfinite(terms.loss).all()
         else:
             with pytest.raises(UserError, match="--latent: expected sample"):
-                evaluator(variables, jax.random.key(0))
+                evaluate.make_evaluator(config, *built, IMAGES, "mean")
 
 
 OBJECTIVE_FAULTS = {

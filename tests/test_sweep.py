@@ -326,7 +326,7 @@ def test_a_diverging_member_is_told_and_the_table_counts_it(base, images, tmp_pa
     assert [bool(each.failure) for each in found] == [False, True]
     assert said[0] == "group 1/1: compiling 2 members as one program"
     assert re.fullmatch(r"group 1/1: compiled in \d+\.\d s", said[1])
-    assert said.pop(2).startswith("group 1/1: the convolutions of convolutional are XLA's own, several times slower")
+    assert said.pop(2).startswith("group 1/1: the convolutions of mlp are XLA's own, several times slower")
     assert len(said) == 3
     assert said[2].startswith("learning_rate=1e+30,seed=0: training diverged in epoch 1")
     told = tmp_path / "sweep" / "learning_rate=1e+30,seed=0" / "diverged.txt"

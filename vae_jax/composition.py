@@ -41,7 +41,7 @@ class Composition(NamedTuple):
         sample_prior: (variables, key, count) -> z, (count, latent).
         center: (variables, heads) -> the posterior's centre z and log q there, (batch, latent) and (batch,): of a
             Gaussian the mean, of a flow what it makes of its first Gaussian's mean.
-        couples: see `vae_jax.models.Network`.
+        ties: see `vae_jax.models.Network`.
         posterior: q(z|x).
         prior: p(z).
         likelihood: p(x|z).
@@ -56,7 +56,7 @@ class Composition(NamedTuple):
     treat: Callable[[Key[Array, ""] | None, UInt8[Array, "*shape"]], Float[Array, "*shape"]]
     sample_prior: Callable[[Variables, Key[Array, ""], int], Latents]
     center: Callable[[Variables, Heads], tuple[Latents, Float[Array, "*batch"]]]
-    couples: Callable[[], bool]
+    ties: Callable[[], models.Ties]
     posterior: Posterior
     prior: Prior
     likelihood: Likelihood
@@ -90,7 +90,7 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Compositio
         _refuse("posterior.name", f"{config.posterior.name} to have a head mu", ", ".join(posterior.heads) or "none")
     treat = lookup(TREATMENTS, config.data.treatment, "data.treatment")
     network = models.build(config.model, image_shape, posterior.heads, likelihood.outputs)
-    check(config, posterior, prior, likelihood, objective.generative, network.couples)
+    check(config, posterior, prior, likelihood, objective, network.ties)
     composition = _compose(config, image_shape, network, posterior, prior, likelihood, treat)
     return composition, objectives.checked(objective, config.objective.name)
 
@@ -100,8 +100,8 @@ def check(
     posterior: Posterior,
     prior: Prior,
     likelihood: Likelihood,
-    generative: bool,
-    couples: Callable[[], bool],
+    objective: Objective,
+    ties: Callable[[], models.Ties],
 ) -> None:
     """Refuses parts that make no sense together.
 
@@ -110,26 +110,26 @@ def check(
         posterior: built from it.
         prior: likewise.
         likelihood: likewise.
-        generative: whether the objective has a likelihood at all.
-        couples: whether the network ties the images of a batch together; asked only where it matters.
+        objective: likewise.
+        ties: of the network, asked only where it matters.
 
     Raises:
         UserError: with the reason.
     """
-    objective, treatment = config.objective, config.data.treatment
+    options, treatment = config.objective, config.data.treatment
     q, p = f"posterior {config.posterior.name}", f"prior {config.prior.name}"
-    sampled = objective.kl == "sampled" or objective.gradient == "stl"
+    sampled = options.kl == "sampled" or options.gradient == "stl"
 
-    if objective.kl == "analytic" and not (posterior.kl and prior.standard):
-        _refuse("objective.kl", f"sampled or auto with {q} and {p}, whose KL has no closed form", objective.kl)
-    if objective.kl == "analytic" and objective.gradient == "stl":
+    if options.kl == "analytic" and not (posterior.kl and prior.standard):
+        _refuse("objective.kl", f"sampled or auto with {q} and {p}, whose KL has no closed form", options.kl)
+    if options.kl == "analytic" and options.gradient == "stl":
         _refuse("objective.gradient", "standard with an analytic KL, which has no score of q to leave out", "stl")
-    if objective.free_bits and not (posterior.kl_by_dimension and prior.standard and not sampled):
-        known = f"0 with {q}, {p}, objective.kl {objective.kl} and objective.gradient {objective.gradient}"
-        _refuse("objective.free_bits", f"{known}: it needs each dimension's KL in closed form", objective.free_bits)
-    if objective.gradient != "standard" and not posterior.log_prob:
+    if options.free_bits and not (posterior.kl_by_dimension and prior.standard and not sampled):
+        known = f"0 with {q}, {p}, objective.kl {options.kl} and objective.gradient {options.gradient}"
+        _refuse("objective.free_bits", f"{known}: it needs each dimension's KL in closed form", options.free_bits)
+    if options.gradient != "standard" and not posterior.log_prob:
         known_where = f"standard with {q}, whose density is known at its own samples only"
-        _refuse("objective.gradient", known_where, objective.gradient)
+        _refuse("objective.gradient", known_where, options.gradient)
     if prior.posterior and not posterior.log_prob:
         _refuse(
             "prior.name",
@@ -139,14 +139,18 @@ def check(
     if prior.posterior and config.model.classes:
         _refuse("model.classes", f"0 with {p}, whose pseudo-inputs have no labels", config.model.classes)
     # Where the images of a batch depend on one another in training, as with BatchNorm, so do the samples of an image.
-    apart = "one without BatchNorm (model.batch_norm false) or the like"
-    ties = f"{config.model.network}, in which the images of a batch depend on one another"
-    if (objective.name == "piwae" or objective.gradient == "dreg") and couples():
-        what = f"objective {objective.name} with gradient {objective.gradient}"
-        _refuse("model.network", f"{apart} with {what}, which weighs each sample's own gradient", ties)
-    if prior.posterior and couples():
-        _refuse("model.network", f"{apart} with {p}, whose pseudo-inputs would enter running statistics", ties)
-    if generative and treatment not in likelihood.treatments:
+    plain = "one without BatchNorm (of ours, model.batch_norm false)"
+    if (objective.apart or options.gradient == "dreg") and ties().couples:
+        what = f"objective {options.name} with gradient {options.gradient}"
+        why = f"{what}, which weighs each sample's own gradient"
+        in_it = "in which the images of a batch depend on one another"
+        _refuse("model.network", f"{plain} or the like with {why}", f"{config.model.network}, {in_it}")
+    if prior.posterior and any(ties()):
+        why = f"or other running statistics with {p}, whose pseudo-inputs would enter them"
+        _refuse(
+            "model.network", f"{plain} {why}", f"{config.model.network}, which keeps some of the images it has seen"
+        )
+    if objective.generative and treatment not in likelihood.treatments:
         known = " or ".join(likelihood.treatments)
         _refuse("data.treatment", f"{known} with likelihood {config.likelihood.name}: {likelihood.reason}", treatment)
 
@@ -304,7 +308,7 @@ def _compose(
         mu = heads["mu"]
         return transform(split(variables)[1][0], jnp.zeros((*mu.shape[:-1], latent), mu.dtype), heads)
 
-    shared = (network.couples, posterior, prior, likelihood, classes, latent, image_shape)
+    shared = (network.ties, posterior, prior, likelihood, classes, latent, image_shape)
     return Composition(init, apply, trace, treat, sample_prior, center, *shared)
 
 

@@ -16,10 +16,11 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vae_jax.composition import Composition
 from vae_jax.config import Config
+from vae_jax.dependence import depends
 from vae_jax.devices import Devices
 from vae_jax.errors import UserError
 from vae_jax.feed import Feed, Shard
-from vae_jax.keys import batch_keys, encoding_key, sampling_key
+from vae_jax.keys import batch_keys, encoding_key, probing_key, sampling_key
 from vae_jax.models import Variables
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Model as Bound
@@ -31,21 +32,11 @@ BATCH = 250  # images at a time; no result depends on it but through the noise, 
 Evaluator = Callable[[Variables, Key[Array, ""]], Terms]
 
 
-def in_batches(
-    function: Callable[..., Any],
-    count: int,
-    *arrays: Array | None,
-    first: Int[Array, ""] | int = 0,
-    size: int | None = None,
-) -> Any:
-    """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, joined again.
-
-    Batches are of `size` images, by default BATCH.
-    """
-    size = size or BATCH
-    batches = -(-count // size)
+def in_batches(function: Callable[..., Any], count: int, *arrays: Array | None, first: Int[Array, ""] | int = 0) -> Any:
+    """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, joined again."""
+    batches = -(-count // BATCH)
     # The last batch is filled up by repeating the last image; the surplus is cut off again.
-    index = jnp.minimum(jnp.arange(batches * size), count - 1).reshape(batches, size)
+    index = jnp.minimum(jnp.arange(batches * BATCH), count - 1).reshape(batches, BATCH)
 
     def body(_, number_and_index):
         number, index = number_and_index
@@ -77,12 +68,20 @@ def make_evaluator(
     """
     if latent not in ("sample", "mean"):
         raise UserError(f"--latent: expected sample or mean; found {latent!r}")
+    if latent == "mean" and _looks_at_densities(config, network, objective):
+        raise UserError(
+            f"--latent: expected sample, since with objective {config.objective.name}, posterior "
+            f"{config.posterior.name} and prior {config.prior.name} the loss is made of densities at samples of z; "
+            f"found mean"
+        )
     devices = devices or Devices()
     feed = Feed(images, config.train.shard_images, BATCH, labels, devices)
     evaluate_images = jax.jit(make_terms(config, network, objective, latent, devices), **devices.outputs)
+    size = 0  # images of a call, known once a call has been lowered
 
     def evaluate(variables: Variables, key: Key[Array, ""]) -> Terms:
-        parts, size = [], 0
+        nonlocal size
+        parts = []
         for shard in feed.shards():
             count = shard.last - shard.first
 
@@ -99,14 +98,7 @@ def make_evaluator(
             for first in range(0, count, size):
                 terms = evaluate_images(*arguments(slice(first, min(first + size, len(shard.images)))))
                 parts.append(jax.tree.map(lambda part, left=count - first: part[:left], terms))
-        terms = parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
-        if latent == "mean" and any(bool(jnp.isnan(part).any()) for part in terms):
-            raise UserError(
-                f"--latent: expected sample, since with objective {config.objective.name}, posterior "
-                f"{config.posterior.name} and prior {config.prior.name} the loss is made of densities at samples of z; "
-                f"found mean"
-            )
-        return terms
+        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
 
     return evaluate
 
@@ -137,7 +129,7 @@ def make_terms(
 
             def terms(model: Bound) -> Terms:
                 if latent == "mean":
-                    model = _centered(network, variables, model)
+                    model = _centered(network, variables, model, jnp.asarray(jnp.nan))
                 return objective.terms(objective_key, model, treated, config.objective)
 
             return network.apply(variables, terms, labels=labels)[0]
@@ -147,22 +139,38 @@ def make_terms(
     return evaluate
 
 
-def _centered(network: Composition, variables: Variables, model: Bound) -> Bound:
-    """The model with the posterior's centre in place of each sample; the key is not used.
+def _looks_at_densities(config: Config, network: Composition, objective: Objective) -> bool:
+    """Whether the objective's terms depend on densities at samples of z, for which no single z can stand.
 
-    The centre cannot stand for samples where their densities are looked at, as in a KL that is estimated from them: so
-    each of its densities is NaN, and so is what is made of them.
+    So does a KL that is estimated from them, and an importance-weighted bound.
     """
+
+    def terms(density: Array, variables: Variables, images: Array, labels: Array | None) -> Terms:
+        def of(model: Bound) -> Terms:
+            return objective.terms(
+                probing_key(), _centered(network, variables, model, density), images, config.objective
+            )
+
+        return network.apply(variables, of, labels=labels)[0]
+
+    variables = jax.eval_shape(network.init, probing_key())
+    images = jax.ShapeDtypeStruct((2, *network.image_shape), float)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32) if network.classes else None
+    return depends(terms, jax.ShapeDtypeStruct((), float), variables, images, labels)
+
+
+def _centered(network: Composition, variables: Variables, model: Bound, density: Float[Array, ""]) -> Bound:
+    """The model with the posterior's centre in place of each sample, at which every density is the one given."""
 
     def sample(key: Key[Array, ""], heads: Heads, samples: int | None = None) -> tuple[Array, Array]:
         z = network.center(variables, heads)[0]
         z = z if samples is None else jnp.broadcast_to(z, (samples, *z.shape))
-        return z, jnp.full(z.shape[:-1], jnp.nan, z.dtype)
+        return z, at(z)
 
-    def unknown(z: Latents, *_: Any) -> Array:
-        return jnp.full(z.shape[:-1], jnp.nan, z.dtype)
+    def at(z: Latents, *_: Any) -> Array:
+        return jnp.broadcast_to(density.astype(z.dtype), z.shape[:-1])
 
-    return model._replace(sample=sample, log_prior=unknown, log_posterior=model.log_posterior and unknown)
+    return model._replace(sample=sample, log_prior=at, log_posterior=model.log_posterior and at)
 
 
 def means(terms: Terms) -> tuple[float, float, float]:
@@ -233,51 +241,49 @@ def model_maker(network: Composition, objective: Objective) -> Callable[[Variabl
             raise UserError(f"z: expected shape (n, {network.latent}) with n at least 1; found {z.shape}{one}")
         return z if jnp.issubdtype(z.dtype, jnp.floating) else z.astype(float)
 
-    def filled_up(function: Callable[..., Any], variables: Variables, *arrays: Any) -> Any:
-        """`function` of the arrays, filled up to a number for which it may be compiled already, and cut again.
+    def in_turns(function: Callable[..., Any], variables: Variables, *arrays: Any) -> Any:
+        """`function(variables, number, *batch)` over batches of the arrays' first axis, joined again.
 
-        One z does not take a full batch's time, and other numbers do not take a compilation each.
+        The last one is filled up to a number for which the function may be compiled already, and cut again: one z does
+        not take a full batch's time, and other numbers do not take a compilation each.
         """
-        count = len(arrays[0])
-        room = min(1 << (count - 1).bit_length(), BATCH) if count <= BATCH else -(-count // BATCH) * BATCH
+        parts = []
+        for number, first in enumerate(range(0, len(arrays[0]), BATCH)):
+            batch = [None if array is None else array[first : first + BATCH] for array in arrays]
+            count = min(BATCH, len(arrays[0]) - first)
+            room = min(1 << (count - 1).bit_length(), BATCH)
 
-        def fill(array: Any) -> Any:
-            if array is None or room == count:
-                return array
-            of = np if isinstance(array, np.ndarray) else jnp  # jax would compile the filling up for each number
-            return of.concatenate([array, of.broadcast_to(array[-1:], (room - count, *array.shape[1:]))])
+            def fill(array: Any, count: int = count, room: int = room) -> Any:
+                if array is None or room == count:
+                    return array
+                of = np if isinstance(array, np.ndarray) else jnp  # jax would compile the filling up for each number
+                return of.concatenate([array, of.broadcast_to(array[-1:], (room - count, *array.shape[1:]))])
 
-        results = function(variables, *map(fill, arrays))
-        return results if room == count else jax.tree.map(lambda array: array[:count], results)
-
-    @jax.jit
-    def encode_told(variables: Variables, images: Any, labels: Any) -> dict[str, Array]:
-        size = min(len(images), BATCH)
-
-        def batch(number, images, labels):
-            # Treated as a part of a full batch, so that what is drawn for an image is the same in any number of them.
-            full = images if size == BATCH else images[jnp.minimum(jnp.arange(BATCH), size - 1)]
-            treated = network.treat(encoding_key(number), full)[:size]
-            heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
-            return {**heads, "mu": network.center(variables, heads)[0]}
-
-        return in_batches(batch, len(images), images, labels, size=size)
+            results = function(variables, np.int32(number), *map(fill, batch))
+            parts.append(results if room == count else jax.tree.map(lambda array, n=count: array[:n], results))
+        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
     @jax.jit
-    def decode_told(variables: Variables, z: Any, labels: Any) -> Array:
-        def batch(_, z, labels):
-            return network.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
+    def encode_batch(variables: Variables, number: Any, images: Any, labels: Any) -> dict[str, Array]:
+        # Treated as a part of a full batch, so that what is drawn for an image is the same in any number of them.
+        size = len(images)
+        full = images if size == BATCH else images[jnp.minimum(jnp.arange(BATCH), size - 1)]
+        treated = network.treat(encoding_key(number), full)[:size]
+        heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
+        return {**heads, "mu": network.center(variables, heads)[0]}
 
-        return in_batches(batch, len(z), z, labels, size=min(len(z), BATCH))
+    @jax.jit
+    def decode_batch(variables: Variables, number: Any, z: Any, labels: Any) -> Array:
+        return network.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
 
     def make(variables: Variables) -> Model:
         def encode(images: Any, labels: Any = None) -> dict[str, Array]:
             images = check_images(images)
-            return filled_up(encode_told, variables, images, check(len(images), labels))
+            return in_turns(encode_batch, variables, images, check(len(images), labels))
 
         def decode(z: Any, labels: Any = None) -> Array:
             z = check_latents(z)
-            return filled_up(decode_told, variables, z, check(len(z), labels))
+            return in_turns(decode_batch, variables, z, check(len(z), labels))
 
         def reconstruct(images: Any, labels: Any = None) -> Array:
             return decode(encode(images, labels)["mu"], labels)

@@ -1,4 +1,4 @@
-"""What a part of a model gives is looked at while it is traced: a wrong shape would be broadcast without a word."""
+"""What a part of a model gives is checked while it is traced: a wrong shape would be broadcast without a word."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -16,14 +16,14 @@ steps, batches and images count from 0, far below LAST = 2³² − 1.
 | | 6 SAMPLERS | the fit of what takes the prior's place, see `vae_jax.samplers` |
 | | 7 ENCODING | of seed 0: what `Model.encode` does to images, one for each batch |
 | | 8 PROBING | of seed 0: a step in which a network is only looked at |
-| INIT | itself | the draw of a named initialisation |
+| INIT | the key itself | the draw of a named initialisation |
 | | LAST PARTS | 0, 1, 2: the parameters of the posterior, the prior, the likelihood |
 | | LAST − 1 OWN_NETWORK | the initialisers of a user's own network |
 | a step's | 0, 1 | the objective, dropout |
 | | 2 TREATMENT | what is done to the images |
 | | 3 STREAMS | what else a network draws in training |
-| EVALUATE, and each | a batch's number | the objective, or z ~ q(z given x) |
-| key of latents | LAST − 1 TREATMENTS | what is done to the images: one for each batch |
+| EVALUATE, a key of latents | a batch's number | the objective, or z ~ q(z given x) |
+| | LAST − 1 TREATMENTS | what is done to the images: one for each batch |
 | | LAST − 2 TRAINING_IMAGES | the training images' latents, beside those of the images looked at |
 | EVALUATE | LAST AFTERWARDS | 0: estimates of log p(x); 1: the latents of the diagnostics |
 | estimates | an image's place | the image's |

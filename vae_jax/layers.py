@@ -52,25 +52,22 @@ def convolve(
     """
     strides, dilation = tuple(window_strides), tuple(lhs_dilation or (1,) * (images.ndim - 2))
     plain = set(rhs_dilation or (1,)) == {1} and feature_group_count == 1 and not any(more.values())
+    plain = plain and (precision is None or isinstance(precision, str | lax.Precision))
+
+    def native() -> Array:
+        arguments = images, kernel, strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, feature_group_count
+        return lax.conv_general_dilated(*arguments, precision=precision, **more)
+
     if images.ndim != 4 or not plain or (dilation != (1, 1) and strides != (1, 1)) or not _by_products():
-        return lax.conv_general_dilated(
-            images,
-            kernel,
-            strides,
-            padding,
-            lhs_dilation,
-            rhs_dilation,
-            dimension_numbers,
-            feature_group_count,
-            precision=precision,
-            **more,
-        )
+        return native()
     side = kernel.shape[0], kernel.shape[1]
     size = tuple((images.shape[1 + i] - 1) * dilation[i] + 1 for i in range(2))
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(size, side, strides, padding)
     low = padding[0][0], padding[1][0]
     out = tuple((size[i] + sum(padding[i]) - side[i]) // strides[i] + 1 for i in range(2))
+    if min(*out, *images.shape) < 1:  # nothing to compute
+        return native()
     features = to_features(images)
     with jax.default_matmul_precision(_name(precision)):
         if dilation == (1, 1):
@@ -105,10 +102,11 @@ class Conv(nn.Conv):
 class ConvTranspose(nn.ConvTranspose):
     """`flax.linen.ConvTranspose`, of images (batch, height, width, channels).
 
-    Its signature, parameters and results are Flax's; see `vae_jax.layers` for what differs.
+    Its signature, parameters and results are Flax's; see `vae_jax.layers` for what differs. Flax's own call has no
+    place for another convolution, as that of `Conv` has, so it is written out here.
 
     Raises:
-        UserError: for circular padding, which only Flax's has.
+        UserError: for circular padding, which only Flax's has, or an unknown one.
     """
 
     promote_dtype: Any = promote_dtype
@@ -116,8 +114,6 @@ class ConvTranspose(nn.ConvTranspose):
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         """The images, as many times larger as the strides say: (batch, height, width, features)."""
-        if self.padding == "CIRCULAR":
-            raise UserError("vae_jax.layers.ConvTranspose: expected another padding than CIRCULAR; use flax.linen's")
         side = (self.kernel_size,) if isinstance(self.kernel_size, int) else tuple(self.kernel_size)
         strides, dilation = (
             (given,) * len(side) if isinstance(given, int) else tuple(given or (1,) * len(side))
@@ -135,6 +131,10 @@ class ConvTranspose(nn.ConvTranspose):
             kernel = jnp.flip(kernel, range(len(side))).swapaxes(-1, -2)
         padding = canonicalize_padding(self.padding, len(side))
         if isinstance(padding, str):
+            if padding not in ("SAME", "VALID"):
+                raise UserError(
+                    f"vae_jax.layers.ConvTranspose: expected padding SAME, VALID or numbers of zeros; found {padding!r}"
+                )
             padding = [
                 _transposed_padding((size - 1) * dilated + 1, stride, padding)
                 for size, dilated, stride in zip(side, dilation, strides, strict=True)

@@ -41,6 +41,7 @@ from vae_jax.train import (
     split_figures,
     start_from,
     train_figures,
+    watched,
 )
 
 # Options that only change numbers in the compiled program; any other may change the program itself.
@@ -400,7 +401,7 @@ def fit(
                 count = int(alive.sum())
                 images += count * min(length * batch_size, program.count - done * batch_size)
                 done, seconds, shares = done + length, seconds + elapsed, shares + elapsed / count
-                sums, finite = np.asarray(states.sums, np.float64), np.asarray(program.finite(states[1:3]))
+                sums, finite = np.asarray(states.sums, np.float64), np.asarray(program.finite(watched(*states[1:3])))
                 for member in np.flatnonzero(alive).tolist():
                     try:
                         own, history = members[member].config, histories[member]

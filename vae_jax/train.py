@@ -130,12 +130,17 @@ def make_step(
         change, opt_state_then = transformation.update(gradient, opt_state, variables.params)
         then = updated._replace(params=optax.apply_updates(variables.params, change)), opt_state_then
         if config.train.skip_nonfinite:
-            finite = all_finite((sums, gradient, then))
+            finite = all_finite((sums, gradient, watched(*then)))
             then = jax.tree.map(lambda then, now: jnp.where(finite, then, now), then, (variables, opt_state))
             sums = jnp.where(finite, sums, jnp.nan)
         return then[0], then[1], sums
 
     return step
+
+
+def watched(variables: Variables, opt_state: PyTree) -> PyTree:
+    """What must stay finite in training; a user's own collections may hold what they like, as a mask of −∞."""
+    return variables._replace(collections={}), opt_state
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
@@ -250,12 +255,13 @@ def check_batches(config: Config, images: int, network: Composition) -> None:
         UserError: if a batch of the epoch would hold one image only, which BatchNorm cannot normalise.
     """
     size = config.train.batch_size
-    if (size > 1 and images % size != 1) or not network.couples():
+    if (size > 1 and images % size != 1) or not network.ties().couples:
         return
     found = "a batch of one image" if size == 1 else f"a last batch of one image ({images} images in batches of {size})"
     raise UserError(
-        f"train.batch_size: BatchNorm needs at least two images to normalise by, found {found}; change "
-        f"train.batch_size or data.validation, or set model.batch_norm to false"
+        f"train.batch_size: expected at least two images for {config.model.network}, in which the images of a batch "
+        f"depend on one another (BatchNorm), found {found}; change train.batch_size or data.validation, or take a "
+        f"network without it (of ours, model.batch_norm false)"
     )
 
 
@@ -416,7 +422,7 @@ def fit(
                     done, seconds = done + length, seconds + elapsed
                     sums = np.asarray(state.sums, np.float64)
                     # A gradient that is not finite shows in the next step's loss, or in what it left behind.
-                    left_finite = bool(finite((state.variables, state.opt_state)))
+                    left_finite = bool(finite(watched(state.variables, state.opt_state)))
                     check_finite(config, sums[:done], left_finite, epoch, steps, history)
                     if done < steps:
                         if on_progress:

@@ -101,6 +101,8 @@ def _evaluate(options: Any) -> None:
         print(line, flush=True)  # what follows may take its time
         if objective.generative and (about_bits := _about_bits(trained, network, bits)):
             print(about_bits)
+    if options.nll_samples or options.ais or options.diagnostics:
+        _say_if_slow(trained, network)
     more, lines = _estimates(options, trained, network, split)
     found |= more
     if options.diagnostics:
@@ -129,6 +131,24 @@ def _about_bits(trained: "Trained", network: "Composition", bits: float | None) 
     if network.likelihood.measure == "density" and trained.config.data.treatment != "dequantized":
         return "no bits per dimension: the loss is of densities, comparable with data.treatment dequantized only"
     return ""
+
+
+def _say_if_slow(trained: "Trained", network: "Composition") -> None:
+    """Says where the convolutions of a user's network make what follows slow: it is computed in compiled loops."""
+    import jax
+    import jax.numpy as jnp
+
+    from vae_jax.models.convolution import is_slow_in_loops
+
+    def decode(z: Any, labels: Any) -> Any:
+        return network.apply(trained.state.variables, lambda model: model.decode(z), labels=labels)[0]
+
+    labels = jnp.zeros(1, jnp.int32) if network.classes else None
+    if is_slow_in_loops(jax.jit(decode).lower(jnp.zeros((1, network.latent)), labels)):
+        say(
+            f"the convolutions of {trained.config.model.network} are XLA's own, several times slower in what follows, "
+            f"a compiled loop on a CPU, than those of vae_jax.layers"
+        )
 
 
 def _estimates(

@@ -81,13 +81,25 @@ class Network(NamedTuple):
             only. Out of training the variables come back as they are. `masks` are dropout's, if they are not to be
             drawn: {part: {layer: {"mask": (features, batch)}}}.
         trace: (variables, function, key=None, train=False) -> Trace: the same, watched.
-        couples: () -> whether in training the images of a batch depend on one another, as with BatchNorm.
+        ties: () -> Ties.
     """
 
     init: Callable[[Key[Array, ""]], Variables]
     apply: Callable[..., tuple[Any, Variables]]
     trace: Callable[..., "Trace"]
-    couples: Callable[[], bool]
+    ties: Callable[[], "Ties"]
+
+
+class Ties(NamedTuple):
+    """What ties a network's images together in training.
+
+    Attributes:
+        couples: whether the images of a batch depend on one another, as with BatchNorm.
+        remembers: whether its state depends on the images that it has seen, as running statistics do.
+    """
+
+    couples: bool
+    remembers: bool
 
 
 class Trace(NamedTuple):
@@ -160,8 +172,43 @@ def build(
 
         # The inputs are arguments: as constants the compiler would evaluate the network on them.
         images = jnp.zeros((1, height, width, channels + config.classes))
-        variables = jax.jit(make)(key, images, jnp.zeros((1, config.latent + config.classes)))
-        return Variables(variables.pop("params"), variables.pop("batch_stats", {}), variables)
+        z = jnp.zeros((1, config.latent + config.classes))
+        variables = jax.jit(make)(key, images, z)
+        made = Variables(variables.pop("params"), variables.pop("batch_stats", {}), variables)
+        return made._replace(collections=lasting(made, images, z)) if variables else made
+
+    def lasting(variables: Variables, images: Array, z: Array) -> dict[str, PyTree]:
+        """The collections of a user's own that a step of training updates; not those to which each call adds (`sow`).
+
+        Raises:
+            UserError: if a step gives one another type or shape; whatever Flax raises if an evaluation changes one.
+        """
+
+        def both(autoencoder: Autoencoder) -> None:
+            autoencoder.encode(images)
+            autoencoder.decode(z)
+
+        def step(variables: Variables, train: bool) -> Variables:
+            own = step_keys(probing_key())
+            return apply(variables, both, own.dropout if train else None, train, None, own.streams if train else None)[
+                1
+            ]
+
+        kept = {}
+        updated = jax.eval_shape(lambda variables: step(variables, True), variables).collections
+        for name, before in variables.collections.items():
+            if jax.tree.structure(before) != jax.tree.structure(updated[name]):
+                continue
+            kept[name] = before
+            for (path, then), now in zip(
+                jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(updated[name]), strict=True
+            ):
+                was, becomes = (f"{leaf.dtype}{list(leaf.shape)}" for leaf in (then, now))
+                if was != becomes:
+                    where = f"model.network {config.network}, collection {name}{jax.tree_util.keystr(path)}"
+                    raise UserError(f"{where}: expected a step of training to leave it {was}; found {becomes}")
+        jax.eval_shape(lambda variables: step(variables, False), variables._replace(collections=kept))
+        return kept
 
     def collections_of(variables: Variables, masks: PyTree = None) -> dict[str, PyTree]:
         own = {"params": variables.params, "batch_stats": variables.batch_stats, "masks": masks or {}}
@@ -212,43 +259,49 @@ def build(
         masks = {name: found["mask"].T for part in seen.get("masks", {}).values() for name, found in part.items()}
         return Trace(result, layers, masks)
 
-    def couples() -> bool:
-        known = make_module, config, image_shape, tuple(heads.items()), outputs
-        if known not in _COUPLES:
+    def ties() -> Ties:
+        if (known := getattr(module, "couples", None)) is not None:  # ours say so
+            return Ties(bool(known), bool(known))
+        made_of = make_module, config, image_shape, tuple(heads.items()), outputs
+        if made_of not in _TIES:
             inputs = (height, width, channels + config.classes), config.latent + config.classes
             with jax.ensure_compile_time_eval():  # whoever asks may be traced
-                _COUPLES[known] = _couples(init, apply, *inputs)
-        return _COUPLES[known]
+                _TIES[made_of] = _probe(init, apply, *inputs)
+        return _TIES[made_of]
 
-    return Network(init, apply, trace, couples)
-
-
-_COUPLES: dict[Any, bool] = {}  # what was found of networks, which are built several times in a run
+    return Network(init, apply, trace, ties)
 
 
-def _couples(init: Callable[..., Variables], apply: Callable[..., Any], shape: tuple[int, ...], latent: int) -> bool:
-    """Whether, in training, what becomes of the first image of a batch changes with the others.
+_TIES: dict[Any, Ties] = {}  # of users' networks, by what they are made of, since a run builds them several times
 
-    Computed at random parameters, since layers may start as zeros.
+
+def _probe(init: Callable[..., Variables], apply: Callable[..., Any], shape: tuple[int, ...], latent: int) -> Ties:
+    """What depends on what in training, seen where all images of a batch but the first one change.
+
+    Parameters get some noise, since layers may start as zeros.
     """
     random = np.random.RandomState(0)
-    like = jax.eval_shape(init, probing_key())
-    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), like)
-    params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * random.randn(*leaf.shape), leaf.dtype), like.params)
+    variables = init(probing_key())
+    noise = jax.tree.map(lambda leaf: jnp.asarray(0.1 * random.randn(*leaf.shape), leaf.dtype), variables.params)
+    variables = variables._replace(params=jax.tree.map(jnp.add, variables.params, noise))
 
     @jax.jit
-    def first(variables: Variables, images: Array, z: Array) -> list[Array]:
+    def first(variables: Variables, images: Array, z: Array) -> tuple[list[Array], PyTree]:
         def both(autoencoder: Autoencoder) -> list[Array]:
             return [result[0] for result in (*autoencoder.encode(images).values(), autoencoder.decode(z))]
 
         own = step_keys(probing_key())
-        return apply(variables, both, own.dropout, train=True, streams=own.streams)[0]
+        results, updated = apply(variables, both, own.dropout, train=True, streams=own.streams)
+        return results, (updated.batch_stats, updated.collections)
 
-    variables = ones._replace(params=params)
     inputs = jnp.asarray(random.rand(3, *shape), float), jnp.asarray(random.randn(3, latent), float)
     changed = [array.at[1:].multiply(0.5) for array in inputs]
-    pairs = zip(first(variables, *inputs), first(variables, *changed), strict=True)
-    return any(bool((before != after).any()) for before, after in pairs)
+
+    def differ(before: PyTree, after: PyTree) -> bool:
+        pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+        return any(not np.array_equal(*pair, equal_nan=True) for pair in pairs)
+
+    return Ties(*map(differ, first(variables, *inputs), first(variables, *changed)))
 
 
 def _part(module: nn.Module, name: str, config: ModelConfig) -> Callable[..., Any]:

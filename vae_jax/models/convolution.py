@@ -24,6 +24,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from vae_jax.layout import TILE
 from vae_jax.registry import lookup
 
 Tile = Float[Array, "_channels _height _width tile"]
@@ -175,8 +176,17 @@ def _compute_kernel_gradient(
         return _sum_tiles(lambda x, y: _kernel_gradient(x, y, side, stride, low), x, y)
 
 
-def _primitive(name: str, compute: Callable[..., Array], shape: Callable[..., tuple[int, ...]]) -> Primitive:
-    """A primitive of two arguments that is computed by `compute`; its transposes are still to be defined."""
+def _primitive(
+    name: str, compute: Callable[..., Array], shape: Callable[..., tuple[int, ...]], of_images: bool
+) -> Primitive:
+    """A primitive of two arguments; its transposes are still to be defined.
+
+    Args:
+        name: of the primitive.
+        compute: computes it.
+        shape: of the result, from those of the arguments.
+        of_images: whether it maps each image of the first argument to one of the result, with the second's kernel.
+    """
     primitive = Primitive(f"vae_jax_{name}")
 
     def type_of(first: Any, second: Any, **params: Any) -> Any:
@@ -185,10 +195,15 @@ def _primitive(name: str, compute: Callable[..., Array], shape: Callable[..., tu
 
     def batched(arguments: Any, axes: Any, **params: Any) -> Any:
         first, second = arguments
-        if axes[1] is None and name != "kernel_gradient":  # further images are further tiles
+        if axes[1] is None and of_images:
             first = jnp.moveaxis(first, axes[0], 0)
-            result = primitive.bind(first.reshape(-1, *first.shape[2:]), second, **params)
-            return result.reshape(*first.shape[:2], *result.shape[1:]), 0
+            if first.shape[-1] >= TILE // 2:  # further images are further tiles
+                result = primitive.bind(first.reshape(-1, *first.shape[2:]), second, **params)
+                return result.reshape(*first.shape[:2], *result.shape[1:]), 0
+            # Of few images each they are one larger tile.
+            first = jnp.moveaxis(first, 0, -2)
+            result = primitive.bind(first.reshape(*first.shape[:-2], -1), second, **params)
+            return result.reshape(*result.shape[:-1], *first.shape[-2:]), result.ndim - 1
         return jax.vmap(partial(compute, **params), axes)(first, second), 0
 
     params = [name for name, each in inspect.signature(compute).parameters.items() if each.kind is each.KEYWORD_ONLY]
@@ -199,12 +214,14 @@ def _primitive(name: str, compute: Callable[..., Array], shape: Callable[..., tu
     return primitive
 
 
-_forward_p = _primitive("forward", _compute_forward, lambda x, kernel, *, out, **_: (x[0], kernel[3], *out, x[4]))
+_forward_p = _primitive(
+    "forward", _compute_forward, lambda x, kernel, *, out, **_: (x[0], kernel[3], *out, x[4]), of_images=True
+)
 _transpose_p = _primitive(
-    "transpose", _compute_transpose, lambda y, kernel, *, size, **_: (y[0], kernel[2], *size, y[4])
+    "transpose", _compute_transpose, lambda y, kernel, *, size, **_: (y[0], kernel[2], *size, y[4]), of_images=True
 )
 _kernel_gradient_p = _primitive(
-    "kernel_gradient", _compute_kernel_gradient, lambda x, y, *, side, **_: (*side, x[1], y[1])
+    "kernel_gradient", _compute_kernel_gradient, lambda x, y, *, side, **_: (*side, x[1], y[1]), of_images=False
 )
 # For whoever reads a traced program: what stands behind each of its primitives.
 COMPUTED_BY = {
@@ -288,7 +305,7 @@ def _native_transpose(y: Features, kernel: Kernel, stride: int, padding: int, si
 def is_slow_in_loops(lowered: jax.stages.Lowered) -> bool:
     """Whether a program has XLA's own convolution on a CPU, which is several times slower inside a compiled loop.
 
-    (jax issue 12868.) Convolutions as in `vae_jax.layers` are not.
+    Those of `vae_jax.layers` are not (github.com/jax-ml/jax/issues/12868).
     """
     return jax.default_backend() == "cpu" and "stablehlo.convolution" in lowered.as_text()
 

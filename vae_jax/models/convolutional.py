@@ -175,6 +175,11 @@ class ConvolutionalAutoencoder(nn.Module):
     heads: Mapping[str, int]
     outputs: int
 
+    @property
+    def couples(self) -> bool:
+        """Whether in training the images of a batch depend on one another, which running statistics then remember."""
+        return self.config.batch_norm
+
     def setup(self):
         sizes = plan(self.config, self.image_shape, self.outputs)
         self.encoder = Encoder(self.config, sizes, self.heads)

@@ -63,6 +63,8 @@ class MLP(nn.Module):
     heads: Mapping[str, int]
     outputs: int
 
+    couples = False  # in training, the images of a batch do not depend on one another
+
     def setup(self):
         self.encoder = Encoder(self.config, self.heads)
         self.decoder = Decoder(self.config, self.outputs * math.prod(self.image_shape))

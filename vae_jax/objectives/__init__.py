@@ -18,7 +18,7 @@ OBJECTIVES = {
     "capacity_vae": Objective(capacity_vae),
     "iwae": Objective(iwae),
     "miwae": Objective(miwae),
-    "piwae": Objective(piwae),
+    "piwae": Objective(piwae, apart=True),
     "ciwae": Objective(ciwae),
     "autoencoder": Objective(autoencoder, "squared error per image", generative=False),
     "denoising_autoencoder": Objective(denoising_autoencoder, "squared error per image", generative=False),
@@ -51,7 +51,7 @@ def get(config: ObjectiveConfig) -> Objective:
 
 
 def checked(objective: Objective, name: str) -> Objective:
-    """The objective, whose terms are looked at while they are traced.
+    """The objective, whose terms are checked while they are traced.
 
     Its `terms` raises a UserError if it gives anything but `Terms` with one number an image.
     """

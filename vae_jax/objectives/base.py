@@ -64,8 +64,10 @@ class Objective(NamedTuple):
         terms: (key, model, images, config) -> Terms, one value per image.
         unit: of the loss.
         generative: whether there are q(z|x), p(z) and p(x|z) at all; an autoencoder has but a code.
+        apart: whether it weighs the gradient of each sample by itself, so that samples must not depend on one another.
     """
 
     terms: Callable[[Key[Array, ""], Model, Images, ObjectiveConfig], Terms]
     unit: str = "nats per image"
     generative: bool = True
+    apart: bool = False

@@ -1,0 +1,38 @@
+"""Which results of a function depend on an argument, read off the traced program: nothing is computed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend.core import Literal
+from jaxtyping import PyTree
+
+CALLS = ("jit", "pjit")  # names of the primitives that call a traced function with the same arguments
+
+
+def depends(function: Callable[..., PyTree], *arguments: Any) -> bool:
+    """Whether any result of `function(*arguments)` depends on the first argument.
+
+    Args:
+        function: to be traced.
+        arguments: arrays, or their shapes and types.
+    """
+    traced = jax.make_jaxpr(function)(*arguments)
+    count = len(jax.tree.leaves(arguments[0]))
+    return any(_reached(traced.jaxpr, [i < count for i in range(len(traced.jaxpr.invars))]))
+
+
+def _reached(jaxpr: Any, inputs: list[bool]) -> list[bool]:
+    """Of each result of a traced program, whether an input that is marked may reach it."""
+    marked = {variable for variable, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
+
+    def marks(variables: Any) -> list[bool]:
+        return [not isinstance(variable, Literal) and variable in marked for variable in variables]
+
+    for equation in jaxpr.eqns:
+        own = marks(equation.invars)
+        if any(own):
+            call = equation.primitive.name in CALLS
+            results = _reached(equation.params["jaxpr"].jaxpr, own) if call else [True] * len(equation.outvars)
+            marked |= {variable for variable, mark in zip(equation.outvars, results, strict=True) if mark}
+    return marks(jaxpr.outvars)
