@@ -20,7 +20,7 @@ from tensorflow_datasets import features
 from tensorflow_datasets.image_classification.cifar import Cifar10
 
 from vae_jax.config import DataConfig
-from vae_jax.data import load
+from vae_jax.data import load, resolve
 from vae_jax.data.tfds import _builder, tfds
 from vae_jax.errors import UserError
 
@@ -161,6 +161,14 @@ def test_size_and_channels_are_the_images_own(kind, expected, said, config):
     data = load(config(f"vae_tiny/{kind}", image_size=None, channels=None), report=lines.append)
     assert data.image_shape == expected
     assert any(said in line for line in lines)
+
+
+def test_how_many_images_are_looked_at_is_said(config, monkeypatch):
+    monkeypatch.setattr("vae_jax.data.tfds.BATCH", 3)
+    lines = []
+    resolve(config("vae_tiny/sizes", image_size=None, channels=None), report=lines.append)
+    assert "vae_tiny/sizes: looking at 3 of 8 training images for their size and colours" in lines
+    assert any("chosen for 3 images of" in line for line in lines)
 
 
 def test_what_becomes_of_the_splits_is_said(config):
