@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import math
 import random
 import resource
@@ -151,6 +152,39 @@ def test_any_name_where_open_folders_have_no_path(tmp_path, monkeypatch):
     keeper(folder).save(saved(7), 1.5)
     same(restore(folder, "latest", state_of, silent).state, saved(7).state)
     assert [path.name for path in tmp_path.iterdir()] == ["run [1]"]
+
+
+def test_where_no_link_can_be_made_only_what_needs_one_is_refused(tmp_path, monkeypatch):
+    """As on Windows without the right to make one."""
+    monkeypatch.setattr(checkpoint, "OPEN_FOLDERS", tmp_path / "none")
+    folders = [tmp_path / name / "checkpoints" for name in ("My runs (x86)~1 @ 'a'&b!^;$", "run [1]", "gs:")]
+    for folder in folders:
+        folder.parent.mkdir()
+        keeper(folder).save(saved(7), 1.5)
+
+    def refuse(*_, **__):
+        raise OSError(1314, "a privilege is not held")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    keeper(folders[0]).save(saved(8), 1.5)
+    same(restore(folders[0], "latest", state_of, silent).state, saved(8).state)
+    for folder, strange in zip(folders[1:], (r"\[\]", ":"), strict=True):
+        for act in (lambda: keeper(folder).save(saved(8), 1.5), lambda: restore(folder, "latest", state_of, silent)):  # noqa: B023
+            with pytest.raises(UserError, match=rf"expected a path of .*\(a privilege is not held\); found {strange}$"):
+                act()
+        assert [path.name for path in folder.iterdir()] == ["7"]
+
+
+def test_orbax_is_silenced_wherever_it_is_called(tmp_path, monkeypatch):
+    levels, real = [], checkpoint._stored
+    level = lambda: logging.getLogger("absl").level  # noqa: E731
+    monkeypatch.setattr(checkpoint, "_stored", lambda state: levels.append(level()) or real(state))
+    before = level()
+    keeper(tmp_path).save(saved(7), 1.5)
+    restore(tmp_path, "latest", state_of, silent)
+    assert len(levels) == 3  # saved, read back and restored
+    assert min(levels) > logging.CRITICAL
+    assert level() == before
 
 
 def test_a_runs_first_checkpoint_is_read_back(tmp_path, monkeypatch):

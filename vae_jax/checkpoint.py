@@ -35,7 +35,7 @@ FORMAT = 2  # counted up when older versions could not read what is written; `_r
 DESCRIPTION = "checkpoint.json"
 DAMAGED = "damaged"  # where what cannot be used is moved to; it is never deleted
 UNFINISHED, DELETED = ".tmp", ".deleted"  # how the names of folders end that a dead process may leave
-PLAIN = re.compile(r"[\w/.,=+ -]*")  # a path that orbax takes as it stands
+PLAIN = "/.,=+-_ ()~@'&!^;$"  # with letters and digits, what a path is made of that orbax takes as it stands
 OPEN_FOLDERS = Path("/proc/self/fd")  # where on Linux each has a path by its number
 SPACE = 1.2  # times the arrays' size is free before they are written
 Report = Callable[[str], None]
@@ -113,7 +113,7 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
             making.rename(place)
     except BaseException as error:
         shutil.rmtree(making, ignore_errors=True)
-        if not isinstance(error, Exception):  # Ctrl-C
+        if not isinstance(error, Exception) or isinstance(error, UserError):  # Ctrl-C; or it says all by itself
             raise
         raise UserError(f"{place}: the checkpoint cannot be saved; {_reason(error)}") from error
 
@@ -198,7 +198,7 @@ def restore(
         return None
     passed_over = []
 
-    def sound(step: int, look: Callable[[Path], Any]) -> Any:
+    def undamaged(step: int, look: Callable[[Path], Any]) -> Any:
         try:
             return look(folder / str(step))
         except DamageError as error:
@@ -210,10 +210,10 @@ def restore(
 
     try:
         if which == "best":
-            found = {step: description for step in steps if (description := sound(step, _description))}
+            found = {step: description for step in steps if (description := undamaged(step, _description))}
             steps = sorted(found, key=lambda step: (_rank(found[step]["loss"]), step), reverse=True)
         for step in steps:
-            if saved := sound(step, lambda path: _read(path, template, check)):
+            if saved := undamaged(step, lambda path: _read(path, template, check)):
                 return saved
     except _DeletedError:  # by a training that goes on: there is a newer one
         return restore(folder, which, template, report, check)
@@ -249,7 +249,7 @@ def _arrays(folder: Path, description: dict[str, Any], like: TrainState) -> Trai
         DamageError: naming the first array that is not as it was saved; or another error of orbax.
     """
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    with _plain(folder) as plain:
+    with _plain(folder) as plain, _silenced():
         state = _orbax().restore(plain / "state", args=ocp.args.StandardRestore(_stored(like)))
     state = state._replace(variables=Variables(**state.variables))
     for name, array in _named(state).items():
@@ -374,9 +374,13 @@ def _plain(folder: Path) -> Iterator[Path]:
 
     Orbax globs below the path that it is given, and takes others for addresses: of [1], * or gs: it writes half of a
     checkpoint without a word.
+
+    Raises:
+        UserError: if there is no other path.
     """
     folder = folder.absolute()
-    if PLAIN.fullmatch(folder.as_posix().removeprefix(folder.drive)):
+    path = folder.as_posix().removeprefix(folder.drive)
+    if not (strange := "".join(sorted({char for char in path if not char.isalnum() and char not in PLAIN}))):
         yield folder
     elif OPEN_FOLDERS.is_dir():
         number = os.open(folder, os.O_RDONLY)
@@ -387,7 +391,13 @@ def _plain(folder: Path) -> Iterator[Path]:
     else:
         with tempfile.TemporaryDirectory(prefix="vae_jax-") as place:
             link = Path(place) / "checkpoint"
-            link.symlink_to(folder, target_is_directory=True)
+            try:
+                link.symlink_to(folder, target_is_directory=True)
+            except OSError as error:  # on Windows it is a right that few have
+                raise UserError(
+                    f"{folder}: expected a path of letters, digits and {PLAIN} for checkpoints, where the system makes "
+                    f"no symbolic link ({error.strerror or error}); found {strange}"
+                ) from error
             yield link
 
 
