@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 from PIL import Image
 
+from vae_jax.folder import replacing
+
 Pictures = Float[np.ndarray, "n height width channels"]
 
 # One colour for each class, up to ten told apart by colour-blind readers too (Tableau's).
@@ -21,12 +23,8 @@ COLORMAPS = {10: "tab10", 20: "tab20"}
 def _save(path: Path, write: Any) -> Path:
     """Writes a PNG so that no half-written file is ever seen."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path
 
 

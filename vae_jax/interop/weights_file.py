@@ -5,7 +5,6 @@ read, and its numbers afterwards.
 """
 
 import hashlib
-import os
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vae_jax.errors import UserError
+from vae_jax.folder import replacing
 
 HEADER_LIMIT = 1 << 24  # bytes of names and shapes
 COUNT_LIMIT = 1 << 53  # training batches that a BatchNorm may have seen
@@ -51,12 +51,8 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
     data = save(dict(arrays), metadata={"format": "pt"})
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_source(path: Path) -> str:
