@@ -1,5 +1,6 @@
 """Weights to and from PyTorch's files: what comes through, and that nothing else does."""
 
+import io
 import json
 import os
 import pickle
@@ -22,7 +23,7 @@ from vae_jax.cli import main
 from vae_jax.data import resolve
 from vae_jax.errors import UserError
 from vae_jax.folder import LOCK
-from vae_jax.interop import exchange, weights_file
+from vae_jax.interop import exchange, torch_pickle, weights_file
 from vae_jax.interop.torch_weights import from_state_dict, to_state_dict
 
 CONFIG = load_config(**TINY)
@@ -714,3 +715,16 @@ class TestArticle:
             expected = model.decode(model.encode(test[:1000])[0]).numpy().transpose(0, 2, 3, 1)
         reconstructed = run.use(run.load(tmp_path / "run")).reconstruct(data.test.images[:1000])
         np.testing.assert_allclose(reconstructed, expected, atol=1e-5, rtol=0)
+
+
+def test_a_refusals_names_are_printed_whatever_the_stream_encodes(monkeypatch):
+    def refuse(*_):
+        raise ValueError("found é…\udcff, which is sparse")
+
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(torch_pickle, "convert", refuse)
+    monkeypatch.setattr("sys.argv", ["torch_pickle", "in", "out"])
+    monkeypatch.setattr("sys.stdout", stream)
+    assert torch_pickle.main() == 2
+    stream.flush()
+    assert stream.buffer.getvalue() == b"found \\xe9\\u2026\\udcff, which is sparse\n"

@@ -6,6 +6,7 @@ of its own, since what is left can still ask for any amount of time or memory.
 
 # pyright: reportMissingImports=false
 
+import io
 import pickle
 import re
 import sys
@@ -104,6 +105,8 @@ def _limit_memory(size: int) -> None:
 def main() -> int:
     """Converts; a refusal is one line on standard output and exit code 2."""
     warnings.simplefilter("ignore")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may hold what it cannot encode
     try:
         within = convert(Path(sys.argv[1]), Path(sys.argv[2]))
     except pickle.UnpicklingError as error:
