@@ -9,7 +9,7 @@ import optax
 import pytest
 from run_fixtures import optimized
 
-from vae_jax import optimizer, run, sweep, train
+from vae_jax import members, optimizer, run, sweep, train
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import Diverged, UserError
@@ -40,6 +40,22 @@ def trained(small_data):
 def plain_trained(small_data):
     with optimized():
         return train.fit(PLAIN, small_data)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            lambda: jax.disable_jit(),
+            "jax_disable_jit: expected it off, since an epoch is one compiled loop; found it on",
+        ),
+        (lambda: jax.numpy_dtype_promotion("strict"), "jax_numpy_dtype_promotion: expected standard, .*; found strict"),
+    ],
+)
+@pytest.mark.parametrize("trains", [train.fit, members.check])
+def test_settings_of_jaxs_with_which_nothing_trains_are_refused(small_data, setting, message, trains):
+    with setting(), pytest.raises(UserError, match=message):
+        trains(PLAIN, small_data)
 
 
 def parts(config, data):

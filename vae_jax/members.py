@@ -32,6 +32,7 @@ from vae_jax.train import (
     all_finite,
     check_batches,
     check_finite,
+    check_jax,
     check_labels,
     check_parameters,
     diverged,
@@ -268,8 +269,10 @@ def check(config: Config, data: Dataset) -> None:
     """Refuses what members cannot train on.
 
     Raises:
-        UserError: if the configuration does not fit the data, or the data not into the device's memory.
+        UserError: if the configuration does not fit the data, the data do not fit into the device's memory, or nothing
+            trains as jax is set.
     """
+    check_jax()
     splits = [split.images for split in (data.train, data.test, data.validation) if split is not None]
     if config.train.shard_images or not all(map(fits, splits)):
         raise UserError(

@@ -248,6 +248,21 @@ def make_one(
     return one
 
 
+def check_jax() -> None:
+    """Refuses settings of jax's with which no model trains.
+
+    Raises:
+        UserError: naming the setting and why.
+    """
+    if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+        raise UserError("jax_disable_jit: expected it off, since an epoch is one compiled loop; found it on")
+    if (found := jax.config.jax_numpy_dtype_promotion) == "strict":  # type: ignore[attr-defined]
+        raise UserError(
+            f"jax_numpy_dtype_promotion: expected standard, since optax's Adam mixes floats with whole numbers; "
+            f"found {found}"
+        )
+
+
 def check_batches(config: Config, images: int, network: Composition) -> None:
     """Refuses a batch of one image for a network in which the images of a batch depend on one another.
 
@@ -356,10 +371,11 @@ def fit(
         leave out. Losses are per image, in the objective's unit.
 
     Raises:
-        UserError: if the configuration does not fit the data.
+        UserError: if the configuration does not fit the data, or nothing trains as jax is set.
         Diverged: if the loss or the gradient becomes infinite or NaN; with `train.skip_nonfinite`, in all steps of an
             epoch.
     """
+    check_jax()
     config = settled(config, data)
     count, batch_size = len(data.train), config.train.batch_size
     devices = devices or Devices()
