@@ -16,7 +16,7 @@ from run_fixtures import flags, snapshot
 from vae_jax import cli, data, own_parts, registry, run, sweep
 from vae_jax.composition import build
 from vae_jax.config import Config, load_config
-from vae_jax.errors import Stopped, UserError
+from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.train import fit
 
 NETWORK = """\
@@ -536,6 +536,46 @@ def test_a_run_of_weights_from_elsewhere_keeps_its_files_too(copied, tmp_path, m
     jax.tree.map(np.testing.assert_array_equal, found.state.variables, trained.state.variables)
 
 
+def test_a_users_file_among_the_copies_is_not_lost_to_an_import(copied, monkeypatch):
+    monkeypatch.setattr(run, "_draw_samples", lambda *_: None)
+    trained, own = run.load(copied), copied / "code" / "notes.txt"
+    own.write_text("mine")
+    before = snapshot(copied)
+    arguments = trained.config, trained.state.variables, copied, {"counters": {}}
+    assert refused(run.adopt, *arguments, overwrite=True).startswith(f"{own}: expected nothing but copies of ")
+    assert snapshot(copied) == before
+    own.unlink()
+    run.adopt(*arguments, overwrite=True)
+    assert run.origin(copied) == {"counters": {}}
+
+
+def test_a_file_that_is_missing_is_refused_and_nothing_is_left(small_data, tmp_path):
+    message = refused(run.train, tiny(model__network=f"{tmp_path}/none.py:Net"), small_data, tmp_path / "run")
+    assert message.startswith(f"model.network: expected a module to import in '{tmp_path}/none.py:Net'; FileNotFound")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_copy_that_is_gone_is_said(copied, tmp_path):
+    (tmp_path / "mine.py").write_text(CHANGED)
+    copy = copied / "code" / "mine.py"
+    copy.unlink()
+    assert own_parts.changes(copied) == [
+        f"{tmp_path}/mine.py has changed since {copied} began, and its copy {copy} is gone"
+    ]
+
+
+def test_an_index_that_cannot_be_read_is_refused(copied, tmp_path):
+    index = copied / "code" / "sources.json"
+    index.unlink()
+    index.mkdir()
+    assert refused(run.load, copied).startswith(f"{index}: expected what a training has written; IsADirectoryError")
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / "code").write_text("a user's")  # and no index
+    assert own_parts.changes(tmp_path / "plain") == []
+    own_parts.delete(tmp_path / "plain")
+    assert (tmp_path / "plain" / "code").read_text() == "a user's"
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -553,8 +593,9 @@ def test_a_damaged_index_is_refused(copied, content):
     assert message.startswith(f"{copied}/code/sources.json: expected what a training has written; ")
 
 
-def test_a_sweep_and_its_members_keep_theirs(write, small_data, tmp_path, monkeypatch):
-    """What is compiled and trained is not looked at here, but of which file it is."""
+@pytest.fixture
+def uncompiled(monkeypatch):
+    """What stands for a sweep's compiled program, of one member; it knows of which configuration it is."""
     program = object.__new__(sweep.members.Program)
     program.size, program.compile_seconds, program.slow = 1, 0.0, False
 
@@ -562,10 +603,45 @@ def test_a_sweep_and_its_members_keep_theirs(write, small_data, tmp_path, monkey
         program.config = configs[0]
         return program
 
-    def fit(*_, **__):
-        raise Stopped(program.config.objective.name)
-
     monkeypatch.setattr(sweep.members, "program_that_fits", compiled)
+    return program
+
+
+def test_a_file_edited_while_a_sweep_trains_is_said_and_not_trained_on(
+    write, small_data, tmp_path, monkeypatch, uncompiled
+):
+    path, folder, lines, trained, ended = write(OBJECTIVE), tmp_path / "sweep", [], [], []
+
+    def fit(*_, on_diverged, **__):
+        trained.append(uncompiled.config.objective.name)
+        path.write_text("broken" if len(trained) < 3 else "broken again")
+        on_diverged(0, Diverged("at once"))
+        return [Diverged("at once")]
+
+    monkeypatch.setattr(sweep.members, "fit", fit)
+    monkeypatch.setattr(sweep, "write_results", lambda _, plan, outcomes, data: ended.extend(outcomes))
+    plan = sweep.make_sweep(tiny(objective__name=f"{path}:bound"), 2, ["model.latent=2,3"])
+    sweep.run(plan, small_data, folder, report=lines.append)
+    copy = f"{folder}/code/mine.py"
+    assert trained == [f"{path}:bound"] * 2 + [f"{copy}:bound"] * 2
+    assert {outcome.member.config.objective.name for outcome in ended} == {f"{copy}:bound"}  # what its unit is read of
+    warnings = [line for line in lines if "changed" in line]
+    assert warnings == [f"warning: {path} has changed since {folder} began: its copy {copy} is used"]
+    assert [kept.read_text() for kept in folder.glob("*/code/mine.py")] == [OBJECTIVE] * 4
+    sweep.run(plan, small_data, folder, resume=True)
+    Path(copy).write_text("edited")
+    message = refused(sweep.run, plan, small_data, folder, resume=True)
+    assert (
+        message == f"{copy} has been edited since {folder} began: it is used as it is now; a sweep goes on as it began"
+    )
+
+
+def test_a_sweep_and_its_members_keep_theirs(write, small_data, tmp_path, monkeypatch, uncompiled):
+    """What is compiled and trained is not looked at here, but of which file it is."""
+
+    def fit(*_, **__):
+        raise Stopped(uncompiled.config.objective.name)
+
     monkeypatch.setattr(sweep.members, "fit", fit)
     path, folder, lines = write(OBJECTIVE), tmp_path / "sweep", []
     plan = sweep.make_sweep(tiny(objective__name=f"{path}:bound"), 1, [])

@@ -554,6 +554,13 @@ def test_files_of_one_name_in_different_folders_are_told_apart(values, labels):
     assert sweep._labels(values) == labels
 
 
+def test_settings_whose_folders_some_systems_take_for_the_same_are_refused():
+    """Either by what a folder's name does not keep, or by capitals."""
+    for values in ("/x/a.py:Net,/x/a.py:net", "/x/a b.py:N,/x/a?b.py:N"):
+        with pytest.raises(UserError, match=r"differ only in characters that a folder's name does not keep, or in cap"):
+            sweep.members_of(sweep.make_sweep(PLAIN, 1, [f"model.network={values}"]))
+
+
 def test_what_a_thousand_members_are_is_known_at_once():
     plan = sweep.make_sweep(Config(), 10, ["objective.beta=" + ",".join(map(str, range(50))), "model.latent=2,3"])
     began = time.perf_counter()

@@ -114,9 +114,22 @@ def delete(folder: Path) -> None:
         for known in read_index(folder).values():
             if known.copy:
                 (folder / CODE / known.copy).unlink(missing_ok=True)
-    (folder / CODE / INDEX).unlink(missing_ok=True)
+    if (folder / CODE).is_dir():
+        (folder / CODE / INDEX).unlink(missing_ok=True)
     with suppress(OSError):  # there is none, or something else is in it
         (folder / CODE).rmdir()
+
+
+def strangers(folder: Path) -> list[Path]:
+    """What lies where a run's copies are, or would be, and is none of them.
+
+    Raises:
+        UserError: if what the run tells of its copies is damaged.
+    """
+    if not (folder / CODE).is_dir():
+        return [folder / CODE] if (folder / CODE).exists() else []
+    own = {INDEX, *(known.copy for known in read_index(folder).values())}
+    return [path for path in sorted((folder / CODE).iterdir()) if path.name not in own]
 
 
 def read_index(folder: Path) -> dict[str, Kept]:
@@ -132,9 +145,9 @@ def read_index(folder: Path) -> dict[str, Kept]:
         # A copy is a file beside the index and nowhere else.
         if strange := [known.copy for known in index.values() if not re.fullmatch(r"([^/\0]+\.py)?", known.copy)]:
             raise ValueError(f"a copy is called {strange[0]!r}")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(f"{path}: expected what a training has written; {error!r:.200}") from error
     return index
 
@@ -188,9 +201,15 @@ def _known(names: Iterable[str], index: dict[str, Kept]) -> dict[str, tuple[str,
 def changes(folder: Path) -> list[str]:
     """A line for each file that is not what it was when a run began, and what is used."""
     index = read_index(folder)
+
+    def used(origin: str) -> str:
+        copy = _copy(origin, index, folder)
+        if not index[origin].copy:
+            return ": it is used as it is now"
+        return f": its copy {copy} is used" if copy.is_file() else f", and its copy {copy} is gone"
+
     lines = [
-        f"{origin} has changed since {folder} began: "
-        + (f"its copy {_copy(origin, index, folder)} is used" if known.copy else "it is used as it is now")
+        f"{origin} has changed since {folder} began{used(origin)}"
         for origin, known in index.items()
         if _sha256(origin) not in (known.sha256, None)
     ]

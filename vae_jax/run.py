@@ -241,8 +241,14 @@ def adopt(
     shape = config.data.image_shape
     state = start_from(config, variables, 0)
     model = use(Trained(config, shape, state, []))
+    sources = own_parts.sources(own_parts.names_in(config))
     with writing(folder):
         check_folder(folder, False, overwrite)
+        if sources and (strange := own_parts.strangers(folder)):
+            raise UserError(
+                f"{strange[0]}: expected nothing but copies of users' files in {folder / own_parts.CODE}, which "
+                f"--overwrite replaces; found a file that is none of them; move it elsewhere"
+            )
         # Made in a folder of its own and moved when it is whole: half a run is none, and an old one is not lost for it.
         making = folder / f".import.{os.getpid()}"
         try:
@@ -251,7 +257,7 @@ def adopt(
             if model.sample:
                 _draw_samples(making, config, model)
             (making / "checkpoints").mkdir()
-            own_parts.keep(own_parts.sources(own_parts.names_in(config)), making)
+            own_parts.keep(sources, making)
             saved = checkpoint.Saved(state, [], 0, options=_plain_options(own_parts.by_copy(config, making)))
             checkpoint.save(making / "checkpoints", saved, read_back=True)
             write_text(making / "config.yaml", to_yaml(config))
@@ -295,14 +301,14 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
     folder = Path(folder)
     config = read_config(folder)
     config = replace(config, data=resolve(config.data))
-    told = _plain_options(own_parts.by_copy(config, folder))
+    configured = _plain_options(own_parts.by_copy(config, folder))
     config = own_parts.as_kept(config, folder)
     for line in own_parts.changes(folder):
         report(line)
     shape = config.data.image_shape
 
     def check(then: dict[str, Any]) -> None:
-        if changed := _changed_options(told, then, told):
+        if changed := _changed_options(configured, then, configured):
             report(f"warning: {folder}/config.yaml is not what the run was trained with; changed: {changed}")
 
     saved = _restore(folder, checkpoint, config, shape, report, check)
@@ -362,13 +368,13 @@ def standing(
     config = own_parts.as_kept(config, folder)
     if edited := own_parts.edited(folder):
         raise UserError(f"{edited[0]}; --resume continues a run as it began")
-    now, told = (_plain_options(own_parts.by_copy(each, folder)) for each in (config, read_config(folder)))
+    now, configured = (_plain_options(own_parts.by_copy(options, folder)) for options in (config, read_config(folder)))
 
     def check(then: dict[str, Any]) -> None:
         """Refuses to continue a run as something else; its configuration tells where an older checkpoint does not."""
-        if changed := _changed_options(now, then or told, told):
+        if changed := _changed_options(now, then or configured, configured):
             raise UserError(f"{folder}: --resume continues a run as it began; changed: {changed}")
-        if changed := _changed_options(told, then, told):
+        if changed := _changed_options(configured, then, configured):
             report(f"warning: {folder}/config.yaml was changed, and is written anew as the run began: {changed}")
 
     earlier = _restore(folder, "latest", config, data.image_shape, report, check)
@@ -428,19 +434,19 @@ def _plain_options(config: Config) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options_of(config).items()}
 
 
-def _changed_options(now: dict[str, Any], then: dict[str, Any], told: dict[str, Any]) -> str:
+def _changed_options(now: dict[str, Any], then: dict[str, Any], configured: dict[str, Any]) -> str:
     """The options that must stay as they were in a run and did not, in words.
 
     Args:
         now: what they are to be.
         then: what the run was trained with; what an older version had not is as it is by default. Empty where that is
             not known.
-        told: what its config.yaml tells.
+        configured: what its config.yaml says.
     """
     plain, ending = _plain_options(Config()), now["train.schedule"] in optimizer.ENDING
     changeable = tuple(option for option in CHANGEABLE if option != "train.epochs" or not ending)
     return ", ".join(
-        f"{option} (the run has {before}, found {value}{' in its config.yaml' if told[option] == value else ''})"
+        f"{option} (the run has {before}, found {value}{' in its config.yaml' * (configured[option] == value)})"
         for option, value in now.items()
         if then and value != (before := then.get(option, plain[option])) and not option.startswith(changeable)
     )
@@ -471,13 +477,14 @@ class Recorder:
         self.config, self.data, self.folder, self.should_stop = config, data, folder, should_stop
         self.devices = devices or Devices()
         self.made_with, self.saved_step = environment(devices), 0
-        self.sources = own_parts.sources(own_parts.names_in(config))
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         if like:
             self.objective, self.make, self.digest, self.noted = like.objective, like.make, like.digest, like.noted
+            self.sources = like.sources
         else:
             network, self.objective = build(config, data.image_shape)
+            self.sources = own_parts.sources(own_parts.names_in(config))  # as they have been loaded by now
             self.make, self.digest = model_maker(network, self.objective), digest_of(config, data)
             self.noted = Data(data.name, digest_of_all(config, data, self.digest), data.class_names)
         self.best_by = "test_loss" if data.validation is None else "validation_loss"

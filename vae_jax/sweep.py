@@ -203,8 +203,11 @@ def members_of(sweep: Sweep) -> list[Member]:
                 else members.with_values(config, {"seed": seed})
             )
             found.append(Member(",".join([*label, f"seed={seed}"]), setting, own))
-    if len({member.name for member in found}) < len(found):
-        raise UserError("--set: expected values that name different folders; found some that differ in signs only")
+    if len({member.name.casefold() for member in found}) < len(found):  # as some file systems compare them
+        raise UserError(
+            "--set: expected values that name different folders; found some that differ only in characters that a "
+            "folder's name does not keep, or in capitals"
+        )
     return found
 
 
@@ -244,7 +247,8 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
         raise UserError(f"{folder}: there is a sweep already; --resume continues it, --overwrite deletes it first")
     earlier = read_sweep(folder)
     now, then = (
-        {**options_of(each.config), "--seeds": each.seeds, "--set": _told(each.settings)} for each in (sweep, earlier)
+        {**options_of(plan.config), "--seeds": plan.seeds, "--set": _as_options(plan.settings)}
+        for plan in (sweep, earlier)
     )
     changed = [
         f"{name} (the sweep has {then[name]}, found {value})" for name, value in now.items() if value != then[name]
@@ -253,7 +257,7 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
         raise UserError(f"{folder}: --resume continues a sweep as it began; changed: {', '.join(changed)}")
 
 
-def _told(settings: dict[str, list[str]]) -> str:
+def _as_options(settings: dict[str, list[str]]) -> str:
     """Settings as the command line takes them, in the order that the members' names have."""
     return " ".join(f"{option}={','.join(values)}" for option, values in settings.items()) or "none"
 
@@ -317,13 +321,20 @@ def run(
     found = members_of(sweep._replace(config=config))
     check_sweep_folder(folder, sweep, resume, overwrite)
     check_shape(config, data)
-    if resume:
+    said: set[str] = set()
+
+    def check_files() -> None:
+        """Tells of users' files that have changed since the sweep began; refuses copies of them that have."""
         if edited := own_parts.edited(folder):
-            raise UserError(f"{edited[0]}; --resume continues a sweep as it began")
+            raise UserError(f"{edited[0]}; a sweep goes on as it began")
         for line in own_parts.changes(folder):
-            report(f"warning: {line}")
-        own = own_parts.kept(_names_in(found), folder)
-        found = [member._replace(config=own_parts.renamed(member.config, own)) for member in found]
+            if line not in said:
+                report(f"warning: {line}")
+            said.add(line)
+
+    if resume:
+        check_files()
+        found = _as_kept(found, folder)
     groups: dict[Config, list[Member]] = {}
     for member in found:
         groups.setdefault(members.alike(member.config), []).append(member)
@@ -366,9 +377,11 @@ def run(
 
             most, goes_on = members.most(), resume
             while most:
-                most = _train_group(group, most, images, folder, goes_on, report, tell, show, should_stop, outcomes)
+                check_files()  # a user may have gone on working on one while others trained
+                kept = _as_kept(group, folder)
+                most = _train_group(kept, most, images, folder, goes_on, report, tell, show, should_stop, outcomes)
                 goes_on = True
-        ended = [outcomes[member.name] for member in found]
+        ended = [outcomes[member.name]._replace(member=member) for member in _as_kept(found, folder)]
         write_results(folder, sweep, ended, data)
     return ended
 
@@ -376,6 +389,12 @@ def run(
 def _names_in(group: list[Member]) -> dict[str, None]:
     """The import paths of users' own parts in members' configurations."""
     return dict.fromkeys(name for member in group for name in own_parts.names_in(member.config))
+
+
+def _as_kept(group: list[Member], folder: Path) -> list[Member]:
+    """Members with the sweep's copies of users' files in place of those that have changed since it began."""
+    own = own_parts.kept(_names_in(group), folder)
+    return [member._replace(config=own_parts.renamed(member.config, own)) for member in group]
 
 
 def ranking(sweep: Sweep, config: Config, data: Dataset) -> Ranking:
@@ -434,7 +453,8 @@ def _train_group(
             outcomes[member.name] = outcomes[member.name]._replace(failure=failure)
         elif step < epochs * steps or (step == epochs * steps and not (path / "summary.json").is_file()):
             waiting.setdefault(step, []).append((member, earlier))
-    recorder = None
+    # Before it is compiled, so that what the members keep of a user's file is what is compiled.
+    like = Recorder(group[0].config, data, folder / group[0].name) if waiting else None
     for step, pending in sorted(waiting.items(), key=lambda item: item[0]):
         show(step // steps, step / (epochs * steps), 0.0)
         tell(f"compiling {_counted(len(pending), 'member')} as one program")
@@ -455,9 +475,7 @@ def _train_group(
                 show(found.epoch, (turn + done) / turns, found.images_per_second)
 
             try:
-                recorder = _train_together(
-                    program, part, data, folder, report, progress, should_stop, outcomes, recorder
-                )
+                _train_together(program, part, data, folder, report, progress, should_stop, outcomes, like)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error) or program.size == 1:
                     raise
@@ -482,15 +500,14 @@ def _train_together(
     should_stop: Callable[[], bool],
     outcomes: dict[str, Outcome],
     like: Recorder | None,
-) -> Recorder:
-    """Trains members that stand at the same step, each into its folder; returns one of their recorders."""
+) -> None:
+    """Trains members that stand at the same step, each into its folder."""
     with ExitStack() as stack:
         recorders: list[Recorder] = []
         for member, earlier in part:
             path = folder / member.name
             stack.enter_context(writing(path))
             recorders.append(Recorder(member.config, data, path, like=like))
-            like = recorders[-1]
             recorders[-1].open(earlier, report)
         saved_at = time.monotonic()
 
@@ -544,8 +561,6 @@ def _train_together(
                 state, history = ended
                 recorder.finish(train.Trained(member.config, data.image_shape, state, history), seconds)
                 outcomes[member.name] = Outcome(member, history)
-    assert like is not None
-    return like
 
 
 def _delete_sweep(folder: Path) -> None:
@@ -608,15 +623,16 @@ def _draw(folder: Path, sweep: Sweep, rank: Ranking, settings: dict[Any, list[Ou
         shown[f"{rank.split} {title}"] = rank._replace(parts=(part,)).of
     curves, cells, standing_of = {}, {}, {}
     for setting, group in settings.items():
-        sound = [each for each in group if not each.failure]
+        finished = [outcome for outcome in group if not outcome.failure]
         name = ", ".join(f"{option.rpartition('.')[2]} {value}" for option, value in setting) or "all seeds"
-        if len(sound) < len(group):
-            name += f" ({len(group) - len(sound)} of {len(group)} diverged)"
+        if len(finished) < len(group):
+            name += f" ({len(group) - len(finished)} of {len(group)} diverged)"
         curves[name] = {
-            title: np.array([[of(epoch) for epoch in each.history] for each in sound]) for title, of in shown.items()
+            title: np.array([[of(epoch) for epoch in outcome.history] for outcome in finished])
+            for title, of in shown.items()
         }
-        cells[setting] = {title: [of(each.history[-1]) for each in sound] for title, of in shown.items()}
-        standing_of[name] = float(np.mean(cells[setting][rank.name])) if sound else math.inf  # as in the table
+        cells[setting] = {title: [of(outcome.history[-1]) for outcome in finished] for title, of in shown.items()}
+        standing_of[name] = float(np.mean(cells[setting][rank.name])) if finished else math.inf  # as in the table
     titles = [rank.kind] if suffix else []
     if len(curves) > MOST_CURVES:
         best = sorted(curves, key=standing_of.__getitem__)[:MOST_CURVES]
@@ -643,16 +659,16 @@ def summarize(settings: dict[Any, list[Outcome]], ranks: dict[Any, Ranking]) -> 
     rows = []
     for setting, group in settings.items():
         rank = ranks[setting]
-        sound = [each.history[-1] for each in group if not each.failure]
-        row: dict[str, Any] = {**dict(setting), "seeds": len(group), "diverged": len(group) - len(sound)}
-        values = {part: [epoch[f"{rank.split}_{part}"] for epoch in sound] for part in FIGURES}
+        last = [outcome.history[-1] for outcome in group if not outcome.failure]
+        row: dict[str, Any] = {**dict(setting), "seeds": len(group), "diverged": len(group) - len(last)}
+        values = {part: [epoch[f"{rank.split}_{part}"] for epoch in last] for part in FIGURES}
         values["negative_elbo"] = [a + b for a, b in zip(values["reconstruction"], values["kl"], strict=True)]
         for part, found in values.items():
             if part in OF_BOUNDS and not rank.generative:  # there is none
                 found = []
             row[f"{rank.split}_{part}"] = float(np.mean(found)) if found else math.nan
             row[f"{rank.split}_{part}_std"] = float(np.std(found, ddof=1)) if len(found) > 1 else math.nan
-        row["ranked_by"] = float(np.mean([rank.of(epoch) for epoch in sound])) if sound else math.nan
+        row["ranked_by"] = float(np.mean([rank.of(epoch) for epoch in last])) if last else math.nan
         rows.append(row | {"unit": rank.unit, "measure": rank.measure})
     return rows
 

@@ -36,12 +36,12 @@ def _sweep(options: Any) -> int:
 
     config = from_namespace(options)
     begun = options.resume and (folder / SPECIFICATION).is_file()
-    untold = not options.config and config == Config()
-    if options.resume and not begun and untold and not options.set:
+    no_options = not options.config and config == Config()
+    if options.resume and not begun and no_options and not options.set:
         raise UserError(
             f"--resume: expected a sweep that has begun in {folder}, found none; begin it with --config, --set"
         )
-    if begun and untold:  # it goes on as it began, without being told again
+    if begun and no_options:  # it goes on as it began
         sweep = read_sweep(folder)
         if options.set or options.seeds != 1:
             sweep = make_sweep(sweep.config, options.seeds, options.set)
@@ -98,14 +98,14 @@ def _sweep(options: Any) -> int:
 def _progress() -> Iterator[Callable[..., None]]:
     """A live table on a terminal, a line for each epoch elsewhere."""
     if not on_terminal(sys.stderr):
-        told: dict[int, float] = {}
+        shown: dict[int, float] = {}
 
         def tell(groups: list[Any]) -> None:
             for number, group in enumerate(groups):
                 steps = group.done * group.epochs
                 ended = abs(steps - round(steps)) < 1e-9
-                if group.best and ended and told.get(number) != group.done:
-                    told[number] = group.done
+                if group.best and ended and shown.get(number) != group.done:
+                    shown[number] = group.done
                     print(
                         f"group {number + 1}/{len(groups)}, {group.members} members: epoch {group.epoch}/{group.epochs}"
                         f", best {group.ranked_by} so far {group.figure:.2f} {group.unit} ({printable(group.best)})"
