@@ -28,7 +28,7 @@ class ViT(nn.Module):
         self.rows, self.columns = height // PATCH, width // PATCH
         self.pixels = channels * self.outputs
         normal = nn.initializers.normal(0.02)
-        self.embed, self.blocks = nn.Dense(WIDTH, use_bias=False), [Block(), Block()]
+        self.embed, self.block = nn.Dense(WIDTH, use_bias=False), Block()
         self.token = self.param("token", normal, (1, 1, WIDTH))
         self.positions = self.param("positions", normal, (1, self.rows * self.columns + 1, WIDTH))
         self.place = nn.Embed(self.rows * self.columns, WIDTH)
@@ -41,11 +41,11 @@ class ViT(nn.Module):
         patches = images.reshape(shape).swapaxes(2, 3).reshape(len(images), self.rows * self.columns, -1)
         tokens = jnp.broadcast_to(self.token, (len(images), 1, WIDTH))
         x = jnp.concatenate([tokens, self.embed(patches)], 1)
-        x = self.blocks[0](x + jnp.broadcast_to(self.positions, x.shape))
+        x = self.block(x + jnp.broadcast_to(self.positions, x.shape))
         return {name: head(x[:, 0]) for name, head in self.to_heads.items()}
 
     def decode(self, z, train):
         places = self.place(jnp.arange(self.rows * self.columns))
-        x = self.blocks[1](self.from_z(z) + jnp.broadcast_to(places, (len(z), *places.shape)))
+        x = nn.gelu(self.from_z(z) + jnp.broadcast_to(places, (len(z), *places.shape)))
         patches = self.to_patches(x).reshape(len(z), self.rows, self.columns, PATCH, PATCH, self.pixels)
         return patches.swapaxes(2, 3).reshape(len(z), self.rows * PATCH, self.columns * PATCH, self.pixels)
