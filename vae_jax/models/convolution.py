@@ -131,24 +131,23 @@ def _transpose(y: Tile, kernel: Kernel, stride: Pair, low: Pair, size: Pair) -> 
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *around, (0, 0, 0)])
 
 
-def _map_tiles(function: Callable[[Tile], Tile], arrays: Features) -> Features:
-    """`function` of each tile, one after the other, whose arrays stay in a CPU's cache."""
-    if len(arrays) == 1:
-        return function(arrays[0])[None]
-    return lax.scan(lambda _, tile: (None, function(tile)), None, arrays)[1]
+def _for_tiles(function: Callable[..., tuple[Any, Any]], *arrays: Features) -> tuple[Any, Any]:
+    """`function` of each tile, one after the other, whose arrays stay in a CPU's cache.
 
+    Its first result is given for all tiles, its second one summed over them, in float32 at least, and rounded once.
+    """
+    if len(arrays[0]) == 1:
+        result, total = function(*(array[0] for array in arrays))
+        return jax.tree.map(lambda array: array[None], result), total
+    _, parts = jax.eval_shape(function, *(array[0] for array in arrays))
+    zeros = jax.tree.map(lambda part: jnp.zeros(part.shape, jnp.promote_types(part.dtype, jnp.float32)), parts)
 
-def _sum_tiles(function: Callable[[Tile, Tile], Kernel], first: Features, second: Features) -> Kernel:
-    """The sum of `function` over the tiles, in float32 at least, and rounded once."""
-    if len(first) == 1:
-        return function(first[0], second[0])
-    part = jax.eval_shape(function, first[0], second[0])
+    def body(total: Any, tile: tuple[Tile, ...]) -> tuple[Any, Any]:
+        result, part = function(*tile)
+        return jax.tree.map(lambda sum, part: sum + part.astype(sum.dtype), total, part), result
 
-    def add(total: Array, tile: tuple[Tile, Tile]) -> tuple[Array, None]:
-        return total + function(*tile).astype(total.dtype), None
-
-    start = jnp.zeros(part.shape, jnp.promote_types(part.dtype, jnp.float32))
-    return lax.scan(add, start, (first, second))[0].astype(part.dtype)
+    total, results = lax.scan(body, zeros, arrays)
+    return results, jax.tree.map(lambda sum, part: sum.astype(part.dtype), total, parts)
 
 
 # What each primitive computes. `precision` is that of products which the caller has set around the forward pass: it is
@@ -159,21 +158,21 @@ def _compute_forward(
     x: Features, kernel: Kernel, *, stride: Pair, low: Pair, out: Pair, precision: str | None
 ) -> Features:
     with jax.default_matmul_precision(precision):
-        return _map_tiles(lambda tile: _forward(tile, kernel, stride, low, out), x)
+        return _for_tiles(lambda tile: (_forward(tile, kernel, stride, low, out), ()), x)[0]
 
 
 def _compute_transpose(
     y: Features, kernel: Kernel, *, stride: Pair, low: Pair, size: Pair, precision: str | None
 ) -> Features:
     with jax.default_matmul_precision(precision):
-        return _map_tiles(lambda tile: _transpose(tile, kernel, stride, low, size), y)
+        return _for_tiles(lambda tile: (_transpose(tile, kernel, stride, low, size), ()), y)[0]
 
 
 def _compute_kernel_gradient(
     x: Features, y: Features, *, side: Pair, stride: Pair, low: Pair, precision: str | None
 ) -> Kernel:
     with jax.default_matmul_precision(precision):
-        return _sum_tiles(lambda x, y: _kernel_gradient(x, y, side, stride, low), x, y)
+        return _for_tiles(lambda x, y: ((), _kernel_gradient(x, y, side, stride, low)), x, y)[1]
 
 
 def _primitive(
@@ -246,6 +245,97 @@ ad.defbilinear(
     lambda kernel, x, y, *, side, **same: _transpose_p.bind(y, kernel, size=x.aval.shape[2:4], **same),
     lambda kernel, x, y, *, side, **same: _forward_p.bind(x, kernel, out=y.aval.shape[2:4], **same),
 )
+
+
+# In reverse mode both cotangents of a convolution are wanted, and computed in one loop over the tiles: so each tile of
+# the cotangent is read once. For that, the tangent of both arguments is one primitive, linear in the two tangents.
+
+
+def _pull_forward(
+    dy: Features, x: Features, kernel: Kernel, *, stride: Pair, low: Pair, precision: str | None, **_: Any
+) -> tuple[Features, Kernel]:
+    """The cotangents of `_forward_p`'s arguments."""
+
+    def tile(x: Tile, dy: Tile) -> tuple[Tile, Kernel]:
+        dx = _transpose(dy, kernel, stride, low, (x.shape[1], x.shape[2]))
+        return dx, _kernel_gradient(x, dy, (kernel.shape[0], kernel.shape[1]), stride, low)
+
+    with jax.default_matmul_precision(precision):
+        return _for_tiles(tile, x, dy)
+
+
+def _pull_transpose(
+    dx: Features, y: Features, kernel: Kernel, *, stride: Pair, low: Pair, precision: str | None, **_: Any
+) -> tuple[Features, Kernel]:
+    """The cotangents of `_transpose_p`'s arguments."""
+
+    def tile(y: Tile, dx: Tile) -> tuple[Tile, Kernel]:
+        dy = _forward(dx, kernel, stride, low, (y.shape[1], y.shape[2]))
+        return dy, _kernel_gradient(dx, y, (kernel.shape[0], kernel.shape[1]), stride, low)
+
+    with jax.default_matmul_precision(precision):
+        return _for_tiles(tile, y, dx)
+
+
+def _both_at_once(primitive: Primitive, pull: Callable[..., Any]) -> None:
+    """Has reverse mode compute both cotangents of a primitive by `pull`, where there is more than one tile."""
+    tangent_p, pull_p = Primitive(f"{primitive.name}_tangent"), Primitive(f"{primitive.name}_cotangents")
+    pull_p.multiple_results = True
+
+    def tangent(da: Array, db: Array, a: Array, b: Array, **params: Any) -> Array:
+        return primitive.bind(da, b, **params) + primitive.bind(a, db, **params)
+
+    def cotangents(dout: Array, a: Array, b: Array, **params: Any) -> list[Array]:
+        return list(jax.linear_transpose(lambda a: primitive.bind(a, b, **params), a)(dout)) + list(
+            jax.linear_transpose(lambda b: primitive.bind(a, b, **params), b)(dout)
+        )
+
+    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+        (a, b), (da, db) = primals, tangents
+        out = primitive.bind(a, b, **params)
+        if isinstance(da, ad.Zero) or isinstance(db, ad.Zero) or len(a) == 1:
+            parts = [] if isinstance(da, ad.Zero) else [primitive.bind(da, b, **params)]
+            parts += [] if isinstance(db, ad.Zero) else [primitive.bind(a, db, **params)]
+            return out, sum(parts[1:], parts[0])
+        return out, tangent_p.bind(da, db, a, b, **params)
+
+    def transpose(dout: Any, da: Any, db: Any, a: Any, b: Any, **params: Any) -> Any:
+        assert ad.is_undefined_primal(da)
+        assert ad.is_undefined_primal(db)
+        if isinstance(dout, ad.Zero):
+            return ad.Zero(da.aval), ad.Zero(db.aval), None, None
+        return (*pull_p.bind(dout, a, b, **params), None, None)
+
+    def differentiated(function: Callable[..., Any]) -> Callable[..., Any]:
+        """The rule of forward mode for what is made of the primitive."""
+        return lambda primals, tangents, **params: jax.jvp(
+            partial(function, **params), primals, tuple(map(ad.instantiate_zeros, tangents))
+        )
+
+    ad.primitive_jvps[primitive] = jvp
+    ad.primitive_transposes[tangent_p] = transpose
+    for made, function, computed in ((tangent_p, tangent, tangent), (pull_p, cotangents, pull)):
+        many = made.multiple_results
+        made.def_impl(partial(_compiled, computed))
+        mlir.register_lowering(made, mlir.lower_fun(computed, multiple_results=many))
+        ad.primitive_jvps[made] = differentiated(function)
+        batching.primitive_batchers[made] = partial(_batched, function, many)
+    tangent_p.def_abstract_eval(lambda da, db, a, b, **params: primitive.abstract_eval(a, b, **params)[0])
+    pull_p.def_abstract_eval(lambda dout, a, b, **params: (a, b))
+    COMPUTED_BY.update({tangent_p: tangent, pull_p: pull})
+
+
+def _compiled(function: Callable[..., Any], *arrays: Array, **params: Any) -> Any:
+    return jax.jit(partial(function, **params))(*arrays)
+
+
+def _batched(function: Callable[..., Any], many: bool, arrays: Any, axes: Any, **params: Any) -> Any:
+    results = jax.vmap(partial(function, **params), tuple(axes))(*arrays)
+    return results, [0] * len(results) if many else 0
+
+
+_both_at_once(_forward_p, _pull_forward)
+_both_at_once(_transpose_p, _pull_transpose)
 
 
 def _products() -> str | None:
