@@ -188,7 +188,7 @@ def test_other_arrays_are_refused(config, images, reason, name):
 @pytest.mark.parametrize("labels", [np.arange(9), np.arange(10.0), np.arange(20).reshape(10, 2), np.int64(1)])
 def test_other_labels_are_refused(config, labels):
     np.savez(config().path, images=IMAGES, labels=labels)
-    assert "expected 10 integer labels" in refused(config())
+    assert "expected 10 whole numbers as labels" in refused(config())
 
 
 @pytest.mark.parametrize(

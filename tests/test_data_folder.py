@@ -192,6 +192,8 @@ def test_splits_that_cannot_be_understood_are_refused(root, folders, named):
         (("x/data/train2017", "x/data/val2017"), {"x/data/train2017", "x/data/val2017"}),
         (("cat", "cat/Test"), {"cat/Test"}),
         (("train/a/valid", "train/a/1", "test/a"), {"a/valid"}),
+        (("train/train/a", "train/val/a"), {"train", "val"}),
+        (("seg_train/seg_train/a", "seg_test/seg_test/a"), {"seg_test"}),
     ],
 )
 def test_splits_in_classes_are_refused(root, folders, named):

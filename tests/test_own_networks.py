@@ -244,6 +244,16 @@ def test_a_collection_that_a_step_or_an_evaluation_cannot_leave_so_is_refused_be
         composition.build(config_of(own(Always)), SHAPE)[0].init(jax.random.key(0))
 
 
+def test_a_parameter_that_is_no_float_is_refused(own):
+    class Indexed(Plain):
+        def setup(self):
+            super().setup()
+            self.order = self.param("order", lambda key: jnp.arange(3))
+
+    with pytest.raises(UserError, match=r"parameter \['order'\]: expected floats, which are trained; found int32"):
+        composition.build(config_of(own(Indexed)), SHAPE)[0].init(jax.random.key(0))
+
+
 def heads_without_log_var(self, images, train):
     return {"mu": images.reshape(len(images), -1)[:, :3]}
 

@@ -68,7 +68,7 @@ def test_what_it_names_exists():
     ):
         assert (ROOT / path).exists(), path
     sections = "data|model|posterior|prior|likelihood|objective|train|output"
-    for option in re.findall(rf"`((?:{sections})\.(?!py`)\w+)`", README):
+    for option in re.findall(rf"`((?:{sections})\.(?!py`|json`)\w+)`", README):
         assert option in options_of(Config()), option
     assert set(re.findall(r"\| `vae-jax (\w+)", README)) == set(VERBS)
     assert set(re.findall(r"^\| `(\w+)` \| the", README, re.MULTILINE)) == set(shipped())

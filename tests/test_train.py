@@ -235,7 +235,7 @@ def batches(data, images):
 
 @pytest.mark.parametrize(("images", "size"), [(65, 16), (17, 16), (70, 1), (70, 69)])
 def test_a_batch_of_one_image_with_batch_norm_is_refused_with_the_reason(small_data, images, size):
-    with pytest.raises(UserError, match=r"train\.batch_size: BatchNorm needs at least two images .*model\.batch_norm"):
+    with pytest.raises(UserError, match=r"train\.batch_size: expected at least two images for .*model\.batch_norm"):
         train.fit(with_train(batch_size=size), batches(small_data, images))
 
 

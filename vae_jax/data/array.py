@@ -197,7 +197,9 @@ def _labels(path: Path, name: str, count: int) -> Int64[np.ndarray, " n"]:
     """Reads labels, one integer an image, (n,) or Keras's (n, 1)."""
     with _member(path, name) as (_, header):
         if header.shape not in ((count,), (count, 1)) or header.dtype.kind not in "iu":
+            kind = "text" if header.dtype.kind in "US" else str(header.dtype)
             raise UserError(
-                f"{header.where}: expected {count:,} integer labels, found {header.dtype} of shape {header.shape}"
+                f"{header.where}: expected {count:,} whole numbers as labels, found {kind} of shape {header.shape}; "
+                f"names of classes come with folders, or with vae_jax.Dataset.from_arrays"
             )
     return to_labels(_array(path, name)[1], count, header.where)

@@ -175,7 +175,7 @@ class Dataset:
         test_labels: Any = None,
         validation: Any = None,
         validation_labels: Any = None,
-        class_names: Sequence[str] | None = None,
+        class_names: Any = None,
         name: str = "arrays",
         report: Callable[[str], None] = warnings.warn,
     ) -> "Dataset":
@@ -218,7 +218,11 @@ class Dataset:
             if labels is not None:
                 raise UserError(f"{what}_labels: expected the images that they are of as {what}; found none")
         assert held["test"] is not None
-        data = cls(name, kept, held["test"], held["validation"], None if class_names is None else tuple(class_names))
+        if class_names is not None and not isinstance(class_names, list | tuple | np.ndarray):
+            kind = type(class_names).__name__
+            raise UserError(f"class_names: expected a list of names, by the labels' numbers; found a {kind}")
+        names = None if class_names is None else tuple(class_names)
+        data = cls(name, kept, held["test"], held["validation"], names)
         for line in data.darkness():
             report(line)
         return replace(data, darkness_said=True)
@@ -306,6 +310,8 @@ def darkness(name: str, brightest: dict[str, int], in_arrays: bool) -> list[str]
 
 def _array(values: Any, what: str) -> np.ndarray:
     """A plain numpy array of what may be another kind, jax's for example."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise UserError(f"{what}: expected an array without a mask; fill it, as with .filled(0); found a masked array")
     if isinstance(values, np.ndarray):
         return values
     try:

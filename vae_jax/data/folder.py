@@ -42,7 +42,7 @@ def folder(config: DataConfig, report: Report) -> Opened:
     left: list[Path] = []
     try:
         folders = _splits(root, left, report)
-        found = {name: _classes(folder, left, report) for name, folder in folders.items()}
+        found = {name: _classes(folder, left, report, folder != root) for name, folder in folders.items()}
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
     paths = [path for classes in found.values() for images in classes.values() for path in images]
@@ -147,7 +147,7 @@ def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
     return {split: folder for split, (folder,) in known.items()}
 
 
-def _classes(folder: Path, left: list[Path], report: Report) -> Classes:
+def _classes(folder: Path, left: list[Path], report: Report, is_split: bool) -> Classes:
     """The images of one split by class; `left` gets the other files."""
     entries = _visible(folder, left)
     direct = [entry for entry in entries if _is_image(entry)]
@@ -162,7 +162,7 @@ def _classes(folder: Path, left: list[Path], report: Report) -> Classes:
         )
     if not direct and not classes:
         raise UserError(f"{folder}: expected images ({READ}) in it or in its folders, found none{_but(left, folder)}")
-    _check_no_splits(folder, classes)
+    _check_no_splits(folder, classes, is_split)
     if classes and (empty := [name for name in found if name not in classes]):
         report(f"{folder}: folders without images are no classes: {', '.join(listed(empty))}")
     return classes or {"": direct}
@@ -174,22 +174,25 @@ def _split_in(name: str) -> str | None:
     return splits.pop() if len(splits) == 1 else None
 
 
-def _check_no_splits(folder: Path, classes: Classes) -> None:
+def _check_no_splits(folder: Path, classes: Classes, is_split: bool) -> None:
     """Refuses classes in which there are splits, which would be mixed: data.path is a level too high or too low.
 
-    A folder train alone may be a kind of vehicle, beside bus and tram.
+    A folder train alone may be a kind of vehicle, beside bus and tram. In a folder that is a split itself no class is
+    called as a split and holds folders.
 
     Raises:
         UserError: naming the folder that holds them.
     """
     within: dict[str, Path] = {}
     exact: set[str] = set()
+    depth = 0 if is_split else 1
     for place in sorted({image.parent.relative_to(folder) for images in classes.values() for image in images}):
         for below in (place, *place.parents):
-            if len(below.parts) > 1 and (split := _split_in(below.name)):
+            if len(below.parts) > depth and (split := _split_in(below.name)):
                 within.setdefault(split, below)
-                exact |= {split} if below.name.lower() in SPLIT_OF else set()
-    if {"train"} < set(within) or exact - {"train"}:
+                exact |= {split} if below.name.lower() in SPLIT_OF and len(below.parts) > 1 else set()
+    holding = {_split_in(name) for name, images in classes.items() for image in images if image.parent != folder / name}
+    if {"train"} < set(within) or exact - {"train"} or (is_split and holding - {None}):
         places = ", ".join(map(str, within.values()))
         raise UserError(
             f"{folder}: expected a folder for each class without splits in it, found {places}; name the folder that "

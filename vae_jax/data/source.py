@@ -14,9 +14,10 @@ Report = Callable[[str], None]
 LISTED = 20  # of many things; the rest is counted
 SPLITS = ("train", "test", "validation")
 SPLIT_OF = {  # a word in any case that names a split
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("validation", "val", "valid", "validate", "dev", "eval"), "validation"),
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+    **dict.fromkeys(("validation", "val", "valid", "validate", "valset", "dev", "devset"), "validation"),
+    **dict.fromkeys(("eval", "evaluation", "evalset"), "validation"),
 }
 
 

@@ -175,6 +175,12 @@ def build(
         z = jnp.zeros((1, config.latent + config.classes))
         variables = jax.jit(make)(key, images, z)
         made = Variables(variables.pop("params"), variables.pop("batch_stats", {}), variables)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(made.params):
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                where = f"model.network {config.network}, parameter {jax.tree_util.keystr(path)}"
+                raise UserError(
+                    f"{where}: expected floats, which are trained; found {leaf.dtype}; self.variable keeps it"
+                )
         return made._replace(collections=lasting(made, images, z)) if variables else made
 
     def lasting(variables: Variables, images: Array, z: Array) -> dict[str, PyTree]:
