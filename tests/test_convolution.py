@@ -84,6 +84,9 @@ def test_under_vmap_scan_and_a_second_gradient():
         lambda f: jax.vmap(lambda x: f(x, kernel))(xs),
         lambda f: jax.lax.scan(lambda carry, x: (carry, f(x, kernel)), 0, xs)[1],
         lambda f: jax.jit(jax.grad(lambda k: jnp.square(jax.grad(f, 1)(xs[0], k)).sum()))(kernel),
+        lambda f: jax.grad(lambda k: jax.lax.scan(lambda sum, x: (sum + f(x, k), None), 0.0, xs)[0])(kernel),
+        lambda f: jax.grad(lambda xs: jax.lax.map(lambda x: f(x, kernel), xs).sum())(xs),
+        lambda f: jax.grad(lambda k: jax.checkpoint(lambda k: f(xs[0], k))(k))(kernel),
     ):
         close(transform(lambda x, k: energy(MATMUL, x, k)), transform(lambda x, k: energy(NATIVE, x, k)))
 

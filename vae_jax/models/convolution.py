@@ -300,11 +300,14 @@ def _both_at_once(primitive: Primitive, pull: Callable[..., Any]) -> None:
         return out, tangent_p.bind(da, db, a, b, **params)
 
     def transpose(dout: Any, da: Any, db: Any, a: Any, b: Any, **params: Any) -> Any:
-        assert ad.is_undefined_primal(da)
-        assert ad.is_undefined_primal(db)
+        wanted = [ad.is_undefined_primal(argument) for argument in (da, db)]
         if isinstance(dout, ad.Zero):
-            return ad.Zero(da.aval), ad.Zero(db.aval), None, None
-        return (*pull_p.bind(dout, a, b, **params), None, None)
+            both = [ad.Zero(x.aval) if want else None for x, want in zip((da, db), wanted, strict=True)]
+        elif all(wanted):
+            both = pull_p.bind(dout, a, b, **params)
+        else:  # a tangent that is 0 may be a known array here, in a loop for example
+            both = cotangents(dout, a, b, **params)
+        return (*(each if want else None for each, want in zip(both, wanted, strict=True)), None, None)
 
     def differentiated(function: Callable[..., Any]) -> Callable[..., Any]:
         """The rule of forward mode for what is made of the primitive."""
