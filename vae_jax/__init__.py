@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vae_jax import layers
     from vae_jax.config import Config, load_config
     from vae_jax.data import Dataset, Split
     from vae_jax.data import load as load_data
@@ -28,6 +29,7 @@ __all__ = [
     "Trained",
     "UserError",
     "fit",
+    "layers",
     "load_config",
     "load_data",
     "load_run",
@@ -44,6 +46,7 @@ _PLACES = {
     "Trained": "train:Trained",
     "UserError": "errors:UserError",
     "fit": "train:fit",
+    "layers": "layers",
     "load_config": "config:load_config",
     "load_data": "data:load",
     "load_run": "run:load",
@@ -55,8 +58,9 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'vae_jax' has no attribute {name!r}")
-    module, attribute = _PLACES[name].split(":")
-    return getattr(import_module(f"vae_jax.{module}"), attribute)
+    module, _, attribute = _PLACES[name].partition(":")
+    imported = import_module(f"vae_jax.{module}")
+    return getattr(imported, attribute) if attribute else imported
 
 
 def __dir__() -> list[str]:
