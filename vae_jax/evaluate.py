@@ -154,9 +154,9 @@ def _looks_at_densities(config: Config, network: Composition, objective: Objecti
         return network.apply(variables, of, labels=labels)[0]
 
     variables = jax.eval_shape(network.init, probing_key())
-    images = jax.ShapeDtypeStruct((2, *network.image_shape), float)
+    images = jnp.zeros((2, *network.image_shape))
     labels = jax.ShapeDtypeStruct((2,), jnp.int32) if network.classes else None
-    return depends(terms, jax.ShapeDtypeStruct((), float), variables, images, labels)
+    return depends(terms, jnp.zeros(()), variables, images, labels)
 
 
 def _centered(network: Composition, variables: Variables, model: Bound, density: Float[Array, ""]) -> Bound:
