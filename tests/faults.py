@@ -3,8 +3,10 @@
     python tests/faults.py writes --count 8      killed at a write, or the write refused as on a full disk
     python tests/faults.py kills --count 100     killed at random moments, as real processes
     python tests/faults.py processes --count 20  one of two processes that train together killed at a random moment
+    python tests/faults.py removed --count 20    the run's folder removed at a write, and another run in its place
+    python tests/faults.py links                 links in a run's folder wherever something is written
 
-`make torture` does both at length. All is pinned to one core, where a run repeats bit for bit, and chosen by --seed.
+`make torture` does most at length. All is pinned to one core, where a run repeats bit for bit, and chosen by --seed.
 """
 
 import argparse
@@ -213,6 +215,106 @@ def writes(work: Path, count: int, seed: int) -> int:
     return failed
 
 
+# --- In a folder that is not what it was -----------------------------------------------------------------------------
+
+
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    """The files below a folder, but for locks."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def removed(work: Path, count: int, seed: int) -> int:
+    """At `count` writes (0 for all) a run's folder is removed and another run put there, which must stay as it is."""
+    watch, other, folder = Watch(), work / "other", work / "run"
+    assert command("train", "--out", str(other), *TINY, "--seed=1", "--train.epochs=1")[0] == 0
+    expected, names = bytes_in(other), {}
+    with watch.on(work / "whole", lambda number, what: names.update({number: what})):
+        assert command("train", "--out", str(work / "whole"), *TINY)[0] == 0
+    chosen = sorted(random.Random(seed).sample(sorted(names), count)) if count else sorted(names)
+    print(f"{len(names)} writes, {len(chosen)} chosen", flush=True)
+    failed = 0
+    for number in chosen:
+
+        def replace(at: int, what: str, number: int = number) -> None:
+            if at == number:
+                shutil.rmtree(folder, ignore_errors=True)
+                copy(other, folder)
+
+        with watch.on(folder, replace):
+            code, said = command("train", "--out", str(folder), *TINY)
+        wrong = [] if code == 2 and len(said.splitlines()) == 1 else [f"exit code {code}: {said}"]
+        if bytes_in(folder) != expected:
+            found = bytes_in(folder)
+            names_of = {name for name in {*expected, *found} if expected.get(name) != found.get(name)}
+            wrong.append(f"the other run is not as it was: {', '.join(sorted(names_of))}")
+        failed += bool(wrong)
+        print(f"removed at write {number}, {names[number]}: {', '.join(wrong) or 'equal'}", flush=True)
+        shutil.rmtree(folder)
+    return failed
+
+
+USES = (
+    ["train", "--resume", "--train.epochs=4"],
+    ["train", "--overwrite", *TINY],
+    ["sample", "-n", "4"],
+    ["reconstruct", "-n", "4"],
+    ["interpolate", "-n", "2", "--steps", "2"],
+    ["traverse", "--steps", "2"],
+    ["encode"],
+)
+
+
+def links(work: Path, count: int, seed: int) -> int:
+    """Of a run every file is a link, or one of its folders: what they lead to must stay as it is, whatever is done."""
+    whole, folder, others = work / "whole", work / "run", work / "others"
+    network = work / "mine.py"
+    network.write_text('from vae_jax.models import NETWORKS\n\nnet = NETWORKS["mlp"]\n')
+    assert command("train", "--out", str(whole), *TINY, "--model.network", f"{network}:net")[0] == 0
+    for use in USES[2:]:
+        assert command(use[0], str(whole), *use[1:])[0] == 0
+    assert command("train", "--out", str(whole), "--resume", "--train.epochs=3")[0] == 0
+    folders = sorted(
+        path.relative_to(whole) for path in whole.rglob("*") if path.is_dir() and "state" not in path.parts
+    )
+    cases = [None, Path(".lock"), *folders, Path("checkpoints/damaged")]
+    if count:
+        cases = random.Random(seed).sample(cases, count)
+    failed = 0
+    for place in cases:
+        for use in USES:
+            for path in (folder, others):
+                shutil.rmtree(path, ignore_errors=True)
+                copy(whole, path)
+            if place is None:  # every file
+                for path in [path for path in folder.rglob("*") if path.is_file() and path.name != ".lock"]:
+                    path.unlink()
+                    path.symlink_to(others / path.relative_to(folder))
+            else:
+                shutil.rmtree(folder / place) if (folder / place).is_dir() else (folder / place).unlink(missing_ok=True)
+                if not (others / place).exists():
+                    (others / place).mkdir()
+                (folder / place).symlink_to(others / place)
+            if place == Path("checkpoints/damaged"):  # so that something is moved there
+                (folder / "checkpoints" / ".1.0.tmp").mkdir()
+            (others / ".lock").write_text("mine")
+            before = bytes_in(others) | {".lock": b"mine"}
+            out = ["--out", str(folder)] if use[0] == "train" else [str(folder)]
+            code, said = command(use[0], *out, *use[1:])
+            lines = [line for line in said.splitlines() if line.startswith("vae-jax: error")]
+            wrong = (
+                [] if (code, len(lines)) in ((0, 0), (2, 1)) and "Traceback" not in said else [f"code {code}: {said}"]
+            )
+            if bytes_in(others) | {".lock": (others / ".lock").read_bytes()} != before:
+                wrong.append("what the link leads to has changed")
+            failed += bool(wrong)
+            how = "refused" if code else "written"
+            print(
+                f"{place or 'every file'} a link, {' '.join(use[:2])}, {how}: {', '.join(wrong) or 'equal'}", flush=True
+            )
+    return failed
+
+
 # --- At any moment ---------------------------------------------------------------------------------------------------
 
 
@@ -340,7 +442,7 @@ def processes(work: Path, count: int, seed: int, options: list[str], late: bool)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["writes", "kills", "processes"])
+    parser.add_argument("what", choices=["writes", "kills", "processes", "removed", "links"])
     parser.add_argument("--count", type=int, default=0, help="how many; 0 for every write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=60, help="of the digits run, 60 in full")
@@ -357,7 +459,8 @@ def main() -> int:
         if options.what == "kills":
             return kills(Path(work), options.count, options.seed, run, sorted(os.sched_getaffinity(0))) > 0
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before jax starts its threads
-        return writes(Path(work), options.count, options.seed) > 0
+        what = {"writes": writes, "removed": removed, "links": links}[options.what]
+        return what(Path(work), options.count, options.seed) > 0
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def state_of(images, step=0):
 
 
 def saved(step, history=()):
-    return Saved(state_of(1, step), list(history), 1, "of the images", {"cores": "2"}, {"seed": 3})
+    return Saved(state_of(1, step), list(history), 1, "of the images", {"cores": "2"}, {"seed": 3}, "of the run")
 
 
 def same(first, second):
@@ -82,7 +82,7 @@ def test_restores_what_was_saved(folder):
     keeper(folder).save(saved(7, history), 1.5)
     found = restore(folder, "latest", state_of, silent)
     same(found.state, saved(7).state)
-    assert found[1:] == (history, 1, "of the images", {"cores": "2"}, {"seed": 3})
+    assert found[1:] == (history, 1, "of the images", {"cores": "2"}, {"seed": 3}, "of the run")
     assert not [path for path in folder.iterdir() if path.name != "7"]
 
 
@@ -250,7 +250,7 @@ def test_space_is_asked_for_first(folder, monkeypatch):
     assert snapshot(folder) == before
 
 
-@pytest.mark.parametrize("call", ["mkdir", "rename", "write_text"])
+@pytest.mark.parametrize("call", ["mkdir", "rename", "open"])
 def test_a_refusal_of_the_file_system_fails_loudly(folder, monkeypatch, call):
     keeping = keeper(folder)
     keeping.save(saved(1), 1.0)

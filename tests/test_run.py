@@ -160,6 +160,7 @@ def test_contents(whole, data):
 def test_a_run_notes_its_data_and_their_classes(whole, data):
     folder, trained = whole
     noted = json.loads((folder / "data.json").read_text())
+    assert noted.pop("run") == run.read_data(folder).run != ""
     assert noted == {"name": "digits", "digest": run.digest_of_all(CONFIG, data), "class_names": list("0123456789")}
     assert summary(folder)["class_names"] == list("0123456789")
     assert trained.class_names == run.load(folder).class_names == tuple("0123456789")

@@ -28,6 +28,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vae_jax.errors import UserError
+from vae_jax.folder import check_held, make_inside, remove, replacing_folder, write_text
 from vae_jax.models import Variables
 from vae_jax.train import TrainState
 
@@ -51,6 +52,7 @@ class Saved(NamedTuple):
         digest: of these images.
         made_with: versions, device and cores, see `vae_jax.run.environment`; empty where an older version did not say.
         options: it was trained with, each by its dotted name; empty where an older version did not say.
+        run: the digest of the run that it is of, see `vae_jax.folder.Data`; empty where an older version did not say.
     """
 
     state: TrainState
@@ -59,6 +61,7 @@ class Saved(NamedTuple):
     digest: str = ""
     made_with: dict[str, str] = {}  # noqa: RUF012 (a NamedTuple's defaults are never changed)
     options: dict[str, Any] = {}  # noqa: RUF012
+    run: str = ""
 
 
 class DamageError(Exception):
@@ -84,15 +87,14 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
     state = jax.tree.map(np.asarray, saved.state)  # numpy's arrays save in half the time, and belong to no device
     arrays = _named(state)
     place = folder / str(int(state.step))
-    making = folder / f".{place.name}.{os.getpid()}{UNFINISHED}"
     try:
-        with _uninterrupted():
-            making.mkdir()
+        with _uninterrupted(), replacing_folder(place) as making:
             # Asked first: of a disk that is full orbax's threads would print tracebacks of their own.
             needed, free = SPACE * sum(array.nbytes for array in arrays.values()), shutil.disk_usage(making).free
             if free < needed:
                 raise OSError(f"no space left on the disk: {free / 1e6:,.1f} MB, of {needed / 1e6:,.1f} MB needed")
-            with _plain(making) as plain, _silenced():
+            # By its number: orbax would make the folder again, if it was removed meanwhile.
+            with _plain(making, by_number=True) as plain, _silenced():
                 _orbax().save(plain / "state", args=ocp.args.StandardSave(_stored(state)))
             description = {
                 "format": FORMAT,
@@ -104,17 +106,16 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
                 "files": _files(making),
             }
             content = {"sha256": _sha256(_canonical(description)), "checkpoint": description}
-            (making / DESCRIPTION).write_text(json.dumps(content), encoding="utf-8")
+            write_text(making / DESCRIPTION, json.dumps(content))
             if read_back:
                 try:
                     _arrays(making, description, state)
                 except Exception as error:
                     raise OSError(f"what was written cannot be read: {_reason(error)}") from error
-            making.rename(place)
-    except BaseException as error:
-        shutil.rmtree(making, ignore_errors=True)
-        if not isinstance(error, Exception) or isinstance(error, UserError):  # Ctrl-C; or it says all by itself
-            raise
+    except UserError:  # it says all by itself
+        raise
+    except Exception as error:
+        check_held(place)  # where the folder is gone, that is the reason
         raise UserError(f"{place}: the checkpoint cannot be saved; {_reason(error)}") from error
 
 
@@ -130,12 +131,12 @@ class Keeper:
             report: is told of what is moved.
             newest: the step that the run goes on from, if any: checkpoints of later ones were passed over.
         """
-        folder.mkdir(exist_ok=True)
+        make_inside(folder)
         self._folder, self._keep, self._read_back = folder, keep, True
         self._losses: dict[int, float | None] = {}
         for path in sorted(folder.iterdir()):
             if path.name.endswith(DELETED):
-                shutil.rmtree(path)
+                remove(path)
             elif path.name.endswith(UNFINISHED) or ".orbax-checkpoint-tmp" in path.name:
                 self._set_aside(path, "half-written, the process died while saving", report)
             elif _is_step(path):
@@ -149,8 +150,7 @@ class Keeper:
 
     def _set_aside(self, path: Path, reason: str, report: Report) -> None:
         name = path.name.lstrip(".")
-        damaged = self._folder / DAMAGED
-        damaged.mkdir(exist_ok=True)
+        damaged = make_inside(self._folder / DAMAGED)
         taken = {path.name for path in damaged.iterdir()}
         place = damaged / next(
             each for i in range(len(taken) + 1) if (each := f"{name}.{i}" if i else name) not in taken
@@ -169,9 +169,7 @@ class Keeper:
         for step in steps[: -self._keep]:
             if step != best:
                 del self._losses[step]
-                gone = self._folder / f".{step}{DELETED}"
-                (self._folder / str(step)).rename(gone)  # at once, so that half a checkpoint is never seen
-                shutil.rmtree(gone)
+                remove(self._folder / str(step), DELETED)
 
 
 def restore(
@@ -179,7 +177,7 @@ def restore(
     which: str,
     template: Callable[[int], TrainState],
     report: Report,
-    check: Callable[[dict[str, Any]], None] = lambda options: None,
+    check: Callable[[dict[str, Any]], None] = lambda description: None,
 ) -> Saved | None:
     """Reads the newest or the best of the checkpoints that are sound, or None if there has been none yet.
 
@@ -188,7 +186,7 @@ def restore(
         which: "latest" or "best".
         template: training images -> a state of the same structure, shapes and types; only its shapes are used.
         report: is told of each damaged checkpoint that is passed over.
-        check: is given the options that a checkpoint was trained with before its arrays are looked at; may refuse them.
+        check: is given what a checkpoint tells of itself before its arrays are looked at; may refuse it.
 
     Raises:
         UserError: if all are damaged, or a sound one is another model's, another mode's or a newer version's.
@@ -225,10 +223,10 @@ def _read(folder: Path, template: Callable[[int], TrainState], check: Callable[[
 
     Raises:
         DamageError: if it is not as it was saved.
-        UserError: if it is another model's, another mode's or a newer version's, or `check` refuses its options.
+        UserError: if it is another model's, another mode's or a newer version's, or `check` refuses it.
     """
     description = _description(folder)
-    check(description.get("options", {}))
+    check(description)
     # Whatever fails here, as a user's own code may, says nothing about the checkpoint.
     expected = jax.eval_shape(lambda: template(int(description["images"])))
     try:
@@ -369,8 +367,8 @@ def _silenced() -> Iterator[None]:
 
 
 @contextmanager
-def _plain(folder: Path) -> Iterator[Path]:
-    """Within it another path of the same folder where orbax may read something else from its own.
+def _plain(folder: Path, by_number: bool = False) -> Iterator[Path]:
+    """Within it another path of the same folder where orbax may read something else from its own, or if asked to.
 
     Orbax globs below the path that it is given, and takes others for addresses: of [1], * or gs: it writes half of a
     checkpoint without a word.
@@ -380,7 +378,8 @@ def _plain(folder: Path) -> Iterator[Path]:
     """
     folder = folder.absolute()
     path = folder.as_posix().removeprefix(folder.drive)
-    if not (strange := "".join(sorted({char for char in path if not char.isalnum() and char not in PLAIN}))):
+    strange = "".join(sorted({char for char in path if not char.isalnum() and char not in PLAIN}))
+    if not strange and not (by_number and OPEN_FOLDERS.is_dir()):
         yield folder
     elif OPEN_FOLDERS.is_dir():
         number = os.open(folder, os.O_RDONLY)

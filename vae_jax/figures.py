@@ -22,9 +22,8 @@ COLORMAPS = {10: "tab10", 20: "tab20"}
 
 def _save(path: Path, write: Any) -> Path:
     """Writes a PNG so that no half-written file is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        write(temporary)
+    with replacing(path) as file:
+        write(file)
     return path
 
 
@@ -52,7 +51,7 @@ def grid(path: Path, pictures: Pictures, columns: int, gap_after_rows: int = 0) 
         top, left = tops[i // columns] + line, i % columns * (width * scale + line) + line
         canvas[top : top + height * scale, left : left + width * scale] = picture
     image = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
-    return _save(path, lambda temporary: image.save(temporary, "PNG"))
+    return _save(path, lambda file: image.save(file, "PNG"))
 
 
 def pairs(path: Path, above: Pictures, below: Pictures, columns: int = 16) -> Path:
@@ -87,7 +86,7 @@ def loss_curve(path: Path, history: list[dict[str, Any]], unit: str) -> Path:
         if i == 0:
             axes.set_ylabel(unit)
             axes.legend()
-    return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    return _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def latent_plane(
@@ -129,7 +128,7 @@ def latent_plane(
     plane = figure.add_subplot(1, 2, 2)
     plane.imshow(tiles.squeeze(), cmap="gray", vmin=0, vmax=1, extent=(-extent, extent, -extent, extent))
     plane.set(title="decoded", xlabel="$z_1$", ylabel="$z_2$")
-    return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    return _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def comparison(
@@ -184,7 +183,7 @@ def comparison(
         axes.set(title="relative gap of these losses", xlabel="step")
         axes.legend()
         axes.grid(alpha=0.3)
-    return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    return _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 WIDEST = 30.0  # inches of a picture
@@ -224,7 +223,7 @@ def sweep_curves(
     figure.suptitle(
         "; ".join(filter(None, ["mean over seeds, with their standard deviation" if spread else "", title]))
     )
-    return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    return _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def sweep_grid(
@@ -282,7 +281,7 @@ def sweep_grid(
             axes.text(column, row, text, ha="center", va="center", color="white" if value <= middle else "black")
         axes.set_yticks(range(0, len(rows), every_row), [_plain(", ".join(row)) for row in rows[::every_row]])
         axes.set_ylabel(_plain(", ".join(others)))
-    return _save(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    return _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
 
 
 def _shades(count: int) -> list[Any]:

@@ -3,18 +3,20 @@
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from vae_jax.config import Config, read_file, without_unused
 from vae_jax.errors import UserError
 
 DATA = "data.json"  # in a run folder: what it was trained on
 LOCK = ".lock"  # held by the process that writes into a run folder
-LEFT_OVER = re.compile(r"\.lock|\..+\.\d+\.tmp|\.import\.\d+")  # what a process may leave that died
+LEFT_OVER = re.compile(r"\.lock|\..+\.[0-9a-f]+\.tmp")  # what a process may leave that died
+NAME_LIMIT = 40  # characters of a file's name in the name of the file beside it, which file systems limit
 
 
 def user_cache() -> Path | None:
@@ -46,11 +48,13 @@ class Data(NamedTuple):
         name: of the data set.
         digest: of its images, see `vae_jax.run.digest_of_all`.
         class_names: of its labels, by number; None where they have none.
+        run: the digest of the run's options and files, which its checkpoints have too; empty of an older version's.
     """
 
     name: str
     digest: str
     class_names: tuple[str, ...] | None
+    run: str = ""
 
 
 def read_data(folder: Path) -> Data | None:
@@ -63,7 +67,8 @@ def read_data(folder: Path) -> Data | None:
     try:
         found = json.loads(path.read_bytes())
         names = found["class_names"]
-        return Data(str(found["name"]), str(found["digest"]), None if names is None else tuple(map(str, names)))
+        names = None if names is None else tuple(map(str, names))
+        return Data(str(found["name"]), str(found["digest"]), names, str(found.get("run", "")))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -111,15 +116,19 @@ def check_writable(folder: Path) -> None:
 def writing(folder: Path) -> Iterator[None]:
     """Within it no other process writes into this run folder, which is made if need be.
 
-    The lock is the operating system's, so that a process that died holds none.
+    The lock is the operating system's, so that a process that died holds none. It belongs to a file in the folder:
+    once the folder is removed, or another one stands in its place, this process writes nothing more into it.
 
     Raises:
-        UserError: if another process does, or the folder cannot be written.
+        UserError: if another process does, or the folder cannot be written; by whatever writes into the folder, if the
+            lock in it is not the one that this process holds.
     """
     from filelock import FileLock, Timeout
 
     path = folder / LOCK
     made = [each for each in (folder.absolute(), *folder.absolute().parents) if not each.exists()]
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: expected the file of a lock, found {_kind(path)}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
@@ -132,32 +141,195 @@ def writing(folder: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{folder}: expected a folder that can be written; {reason}") from error
     try:
-        path.write_text(str(os.getpid()), encoding="utf-8")
-        for left in (*folder.iterdir(), *folder.glob("figures/.*.tmp")):
+        _held[folder.absolute()] = _write_holder(path)
+        for left in (*folder.iterdir(), *_files_in(folder / "figures")):
             if left.name != LOCK and LEFT_OVER.fullmatch(left.name):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                remove(left)
         yield
     finally:
-        with suppress(OSError):
+        with suppress(OSError, UserError):
+            check_held(folder)
             if made and [each.name for each in folder.iterdir()] == [LOCK]:  # refused after all: as if nothing was
                 path.unlink()
                 for each in made:
                     each.rmdir()
+        _held.pop(folder.absolute(), None)
         lock.release()
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A file beside this one to write to, which takes its place at the end: no half-written one is ever seen."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+_held: dict[Path, tuple[int, int]] = {}  # folders that this process writes into -> device and inode of the lock's file
+
+
+def _write_holder(path: Path) -> tuple[int, int]:
+    """Writes this process's number into the lock's file that it holds; returns the file's device and inode."""
+    number = os.open(path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0))
     try:
-        yield temporary
+        file = os.fstat(number)
+        if file.st_nlink == 1:  # of several names another one may be a file of the user's
+            os.ftruncate(number, 0)
+            os.write(number, str(os.getpid()).encode())
+        return file.st_dev, file.st_ino
+    finally:
+        os.close(number)
+
+
+def check_held(path: Path) -> None:
+    """Refuses a write below a folder that this process is `writing` into, where it is not that folder any more.
+
+    Raises:
+        UserError: if the lock in the folder is not the one that this process holds, or the way from the folder to
+            `path` leads through a link.
+    """
+    path = path.absolute()
+    for folder in (path, *path.parents):
+        if folder in _held:
+            try:
+                file = (folder / LOCK).lstat()
+            except OSError:
+                file = None
+            if file is None or (file.st_dev, file.st_ino) != _held[folder]:
+                raise UserError(
+                    f"{folder}: the folder was removed, or another run has begun in it, since this process locked it; "
+                    f"nothing more is written there"
+                )
+            check_no_link(folder, path.parent)
+
+
+def check_no_link(folder: Path, path: Path) -> None:
+    """Refuses a folder below a run's to which a link leads: whoever made the run chose where.
+
+    Args:
+        folder: of the run, which may be a link itself.
+        path: of the folder below it; one that is not below it is the user's own choice.
+
+    Raises:
+        UserError: naming the link.
+    """
+    folder, path = folder.absolute(), path.absolute()
+    if path.is_relative_to(folder):
+        for each in (path, *path.parents):
+            if each == folder:
+                break
+            if each.is_symlink():
+                raise UserError(
+                    f"{each}: expected a folder of the run's own, found a link to {os.readlink(each)}; nothing is "
+                    f"written through a link in a run"
+                )
+
+
+def make_inside(folder: Path) -> Path:
+    """Makes a folder inside a run's, unless it is there.
+
+    Raises:
+        UserError: if it is a link, see `check_no_link`.
+        OSError: if it cannot be made.
+    """
+    check_held(folder)
+    check_no_link(folder.parent, folder)
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where there is none, or a link."""
+    return list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+
+
+def _kind(path: Path) -> str:
+    return "a link" if path.is_symlink() else "a folder" if path.is_dir() else "something else than a file"
+
+
+def remove(path: Path, ending: str = ".tmp") -> None:
+    """Deletes a file, a link (not what it leads to) or a folder with all that is in it, if it is there.
+
+    It is moved aside first: half of a folder is never seen, and what turns out to be another run's goes back.
+
+    Args:
+        path: of what is deleted.
+        ending: of its name while it is being deleted, by which it is known if the process dies.
+
+    Raises:
+        UserError: see `check_held`.
+        OSError: if it cannot be deleted.
+    """
+    check_held(path)
+    aside = _beside(path, ending)
+    try:
+        path.rename(aside)
+    except FileNotFoundError:
+        return
+    try:
+        check_held(path)
+    except UserError:
+        aside.rename(path)
+        raise
+    if aside.is_dir() and not aside.is_symlink():
+        shutil.rmtree(aside)
+    else:
+        aside.unlink()
+
+
+def _beside(path: Path, ending: str = ".tmp") -> Path:
+    """A name beside a path that nobody can know before."""
+    return path.with_name(f".{path.name[:NAME_LIMIT]}.{secrets.token_hex(8)}{ending}")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, beside this one, which takes its place at the end: no half-written one is ever seen.
+
+    It is made under a name that nobody can know before, and only if nothing has this name; where the path itself is a
+    link, the link is replaced. Folders are made if need be.
+
+    Raises:
+        UserError: see `check_held`.
+        OSError: if it cannot be written.
+    """
+    check_held(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _beside(path)
+    file = temporary.open("x+b")
+    try:
+        with file:
+            yield file
+        check_held(path)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A new folder beside a path, deleted at the end.
+
+    Raises:
+        UserError: see `check_held`.
+        OSError: if it cannot be made.
+    """
+    check_held(path)
+    making = _beside(path)
+    making.mkdir()
+    try:
+        yield making
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes this one at the end: no half-written one is ever seen.
+
+    Raises:
+        UserError: see `check_held`.
+        OSError: if it cannot be made, or there is a folder of this name with something in it.
+    """
+    with scratch(path) as making:
+        yield making
+        check_held(path)
+        making.rename(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that no half-written one is ever seen."""
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    with replacing(path) as file:
+        file.write(text.encode())

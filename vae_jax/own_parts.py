@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from vae_jax.config import Config, expand
 from vae_jax.errors import UserError
-from vae_jax.folder import replacing, write_text
+from vae_jax.folder import make_inside, replacing, write_text
 from vae_jax.registry import EXTENSIBLE, Source, source_of
 
 CODE, INDEX = "code", "sources.json"
@@ -87,9 +87,9 @@ def keep(files: Mapping[str, Source], folder: Path) -> None:
     Raises:
         OSError: if one cannot be written.
     """
-    if not files or (folder / CODE / INDEX).exists():
+    if not files or (not (folder / CODE).is_symlink() and (folder / CODE / INDEX).exists()):
         return
-    (folder / CODE).mkdir(exist_ok=True)
+    make_inside(folder / CODE)
     index, copies = {}, {}  # copies by content
     for origin, source in files.items():
         if origin.endswith(".py") and source.sha256 not in copies:
@@ -103,13 +103,15 @@ def _write_copy(folder: Path, source: Source) -> str:
     taken, number = {path.name.casefold() for path in folder.iterdir()}, 0
     while (name := f"{source.path.stem}{f'_{number}' * bool(number)}.py").casefold() in taken:
         number += 1
-    with replacing(folder / name) as temporary:
-        temporary.write_bytes(source.content)
+    with replacing(folder / name) as file:
+        file.write(source.content)
     return name
 
 
 def delete(folder: Path) -> None:
-    """Deletes what `keep` has written, and nothing else that lies there."""
+    """Deletes what `keep` has written, and nothing else that lies there; of a link the link."""
+    if (folder / CODE).is_symlink():
+        (folder / CODE).unlink()
     with suppress(UserError):  # of a damaged index, by which nobody knows what is whose
         for known in read_index(folder).values():
             if known.copy:

@@ -2,7 +2,7 @@
 
 RUN/config.yaml     the configuration in full
 RUN/metrics.jsonl   one JSON object for each epoch
-RUN/data.json       the name, the digest and the classes of what it is trained on
+RUN/data.json       the name, the digest and the classes of what it is trained on, and the run's own digest
 RUN/summary.json    the final figures, the versions and the device
 RUN/checkpoints/    named by the step: the newest ones and the best; what was found damaged is in damaged/
 RUN/figures/        pictures
@@ -17,7 +17,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -39,7 +38,19 @@ from vae_jax.data import Dataset, resolve, settled
 from vae_jax.devices import Devices
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.evaluate import Model, make_model, model_maker
-from vae_jax.folder import DATA, Data, check_folder, read_config, read_data, write_text, writing
+from vae_jax.folder import (
+    DATA,
+    Data,
+    check_folder,
+    check_held,
+    make_inside,
+    read_config,
+    read_data,
+    remove,
+    scratch,
+    write_text,
+    writing,
+)
 from vae_jax.keys import make_keys
 from vae_jax.models import Variables
 from vae_jax.train import (
@@ -250,23 +261,22 @@ def adopt(
                 f"--overwrite replaces; found a file that is none of them; move it elsewhere"
             )
         # Made in a folder of its own and moved when it is whole: half a run is none, and an old one is not lost for it.
-        making = folder / f".import.{os.getpid()}"
-        try:
-            (making / "figures").mkdir(parents=True)
+        with scratch(folder / "import") as making:
+            (making / "figures").mkdir()
             write_text(making / ORIGIN, json.dumps(origin, indent=2) + "\n")
             if model.sample:
                 _draw_samples(making, config, model)
             (making / "checkpoints").mkdir()
             own_parts.keep(sources, making)
-            saved = checkpoint.Saved(state, [], 0, options=_plain_options(own_parts.by_copy(config, making)))
+            options = _plain_options(own_parts.by_copy(config, making))
+            saved = checkpoint.Saved(state, [], 0, options=options, run=_digest_of_run(options, making))
             checkpoint.save(making / "checkpoints", saved, read_back=True)
             write_text(making / "config.yaml", to_yaml(config))
+            check_held(folder / "config.yaml")
             if overwrite:
                 delete(folder)
             for path in sorted(making.iterdir(), key=lambda path: path.name == "config.yaml"):
                 os.replace(path, folder / path.name)
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
     return Trained(config, shape, state, [])
 
 
@@ -308,7 +318,8 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
     shape = config.data.image_shape
 
     def check(then: dict[str, Any]) -> None:
-        if changed := _changed_options(configured, then, configured):
+        _check_own(folder, then)
+        if changed := _changed_options(configured, then.get("options", {}), configured):
             report(f"warning: {folder}/config.yaml is not what the run was trained with; changed: {changed}")
 
     saved = _restore(folder, checkpoint, config, shape, report, check)
@@ -343,10 +354,7 @@ def use(trained: Trained) -> Model:
 def delete(folder: Path) -> None:
     """Deletes a run, and nothing else that lies in its folder."""
     for path in [path for pattern in CONTENTS for path in folder.glob(pattern)]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+        remove(path)
     own_parts.delete(folder)
 
 
@@ -370,8 +378,10 @@ def standing(
         raise UserError(f"{edited[0]}; --resume continues a run as it began")
     now, configured = (_plain_options(own_parts.by_copy(options, folder)) for options in (config, read_config(folder)))
 
-    def check(then: dict[str, Any]) -> None:
+    def check(found: dict[str, Any]) -> None:
         """Refuses to continue a run as something else; its configuration tells where an older checkpoint does not."""
+        _check_own(folder, found)
+        then = found.get("options", {})
         if changed := _changed_options(now, then or configured, configured):
             raise UserError(f"{folder}: --resume continues a run as it began; changed: {changed}")
         if changed := _changed_options(configured, then, configured):
@@ -432,6 +442,38 @@ def digest_of_all(config: Config, data: Dataset, training: str | None = None) ->
 def _plain_options(config: Config) -> dict[str, Any]:
     """Every option's value by its dotted name, as JSON gives it back."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options_of(config).items()}
+
+
+def _digest_of_run(options: dict[str, Any], folder: Path) -> str:
+    """Tells one run from another by its seed and all other options that stay as they are, and by its users' files."""
+    plain = _plain_options(Config())
+    fixed = {
+        option: value
+        for option, value in options.items()
+        if not option.startswith(CHANGEABLE) and value != plain.get(option)
+    }
+    code = {known.copy: known.sha256 for known in own_parts.read_index(folder).values() if known.copy}
+    return hashlib.sha256(json.dumps([fixed, code], sort_keys=True).encode()).hexdigest()
+
+
+def _check_own(folder: Path, then: dict[str, Any]) -> None:
+    """Refuses a checkpoint that another run has written into this one's folder.
+
+    Args:
+        folder: of the run.
+        then: what the checkpoint tells of itself.
+
+    Raises:
+        UserError: naming both.
+    """
+    noted = read_data(folder)
+    if noted and noted.run and (run := then.get("run")) and run != noted.run:
+        was, seed = then.get("options", {}), read_config(folder).seed
+        raise UserError(
+            f"{folder}: expected a checkpoint of this run, {noted.run[:12]} with seed {seed}; found one that another "
+            f"run, {str(run)[:12]} with seed {was.get('seed')}, has written into its folder; move it out of "
+            f"{folder / 'checkpoints'}"
+        )
 
 
 def _changed_options(now: dict[str, Any], then: dict[str, Any], configured: dict[str, Any]) -> str:
@@ -502,11 +544,14 @@ class Recorder:
         try:
             write_text(folder / "config.yaml", to_yaml(own_parts.named(self.config, folder)))
             own_parts.keep(self.sources, folder)
+            self.options = _plain_options(own_parts.by_copy(self.config, folder))
+            run = (earlier and earlier.run) or _digest_of_run(self.options, folder)
+            self.noted = self.noted._replace(run=run)
             write_text(folder / DATA, json.dumps(self.noted._asdict(), indent=2) + "\n")
-            (folder / "figures").mkdir(exist_ok=True)
+            make_inside(folder / "figures")
             self.checkpoints = Keeper(folder / "checkpoints", self.config.output.keep_checkpoints, report, newest)
             for ended in ("summary.json", DIVERGED):  # of a run that is over
-                (folder / ended).unlink(missing_ok=True)
+                remove(folder / ended)
         except OSError as error:
             raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
         if earlier is None:
@@ -550,8 +595,8 @@ class Recorder:
     def save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
         from vae_jax.checkpoint import Saved
 
-        images, options = len(self.data.train), _plain_options(own_parts.by_copy(self.config, self.folder))
-        self.checkpoints.save(Saved(state, history, images, self.digest, self.made_with, options), loss)
+        images, run = len(self.data.train), self.noted.run
+        self.checkpoints.save(Saved(state, history, images, self.digest, self.made_with, self.options, run), loss)
         self.saved_at, self.saved_step = time.monotonic(), int(state.step)
 
     def write_metrics(self, history: list[dict[str, Any]]) -> None:
@@ -559,7 +604,7 @@ class Recorder:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in history))
 
     def diverged(self, error: Diverged) -> None:
-        with suppress(OSError):  # a full disk, say; the error itself is told
+        with suppress(OSError, UserError):  # a full disk, say; the error itself is told
             write_text(self.folder / DIVERGED, f"{error}\n")
 
     def finish(self, trained: Trained, seconds: float) -> None:

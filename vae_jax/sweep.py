@@ -14,7 +14,6 @@ import io
 import json
 import math
 import re
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -29,7 +28,17 @@ from vae_jax import figures, likelihoods, members, objectives, own_parts, train
 from vae_jax.config import Config, changed_options, check_used, listed, load_config, options_of, with_options
 from vae_jax.data import Dataset, settled
 from vae_jax.errors import Diverged, Stopped, UserError
-from vae_jax.folder import LEFT_OVER, LOCK, check_writable, read_config, write_text, writing
+from vae_jax.folder import (
+    LEFT_OVER,
+    LOCK,
+    check_no_link,
+    check_writable,
+    make_inside,
+    read_config,
+    remove,
+    write_text,
+    writing,
+)
 from vae_jax.likelihoods.base import TREATED
 from vae_jax.registry import EXTENSIBLE
 from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, standing
@@ -506,6 +515,7 @@ def _train_together(
         recorders: list[Recorder] = []
         for member, earlier in part:
             path = folder / member.name
+            check_no_link(folder, path)
             stack.enter_context(writing(path))
             recorders.append(Recorder(member.config, data, path, like=like))
             recorders[-1].open(earlier, report)
@@ -566,14 +576,16 @@ def _train_together(
 def _delete_sweep(folder: Path) -> None:
     """Deletes a sweep's runs and tables, and nothing else that lies in its folder."""
     for member in members_of(read_sweep(folder)):
-        if (folder / member.name / "config.yaml").is_file():
+        if (folder / member.name).is_symlink():
+            (folder / member.name).unlink()
+        elif (folder / member.name / "config.yaml").is_file():
             delete(folder / member.name)
             (folder / member.name / "config.yaml").unlink()
             if all(path.name == LOCK for path in (folder / member.name).iterdir()):  # nothing of the user's is there
-                shutil.rmtree(folder / member.name)
+                remove(folder / member.name)
     for name in ("members.csv", "table.csv", "table.md"):
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "figures", ignore_errors=True)
+    remove(folder / "figures")
     own_parts.delete(folder)
 
 
@@ -608,7 +620,7 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
     table = summarize(settings, ranks)
     _write_csv(folder / "table.csv", list(table[0]), table)
     write_text(folder / "table.md", markdown(sweep, table, list(ranks.values())))
-    (folder / "figures").mkdir(exist_ok=True)
+    make_inside(folder / "figures")
     kinds: dict[Ranking, dict[Any, list[Outcome]]] = {}
     for setting, group in settings.items():
         kinds.setdefault(ranks[setting], {})[setting] = group

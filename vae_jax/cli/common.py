@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vae_jax import own_parts
 from vae_jax.config import DataConfig, check_data_used, expand
 from vae_jax.errors import UserError, on_terminal, printable
-from vae_jax.folder import check_writable, read_config, read_data
+from vae_jax.folder import check_no_link, check_writable, read_config, read_data
 
 if TYPE_CHECKING:
     from vae_jax.config import Config
@@ -257,6 +257,7 @@ def target(options: Any, default: str) -> Path:
     path = expand(options.out) if options.out else expand(options.run) / default
     if path.is_dir():
         raise UserError(f"--out {path}: expected a file, found a folder")
+    check_no_link(expand(options.run), path.parent)
     check_writable(path.parent)
     return path
 

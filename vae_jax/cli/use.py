@@ -70,8 +70,7 @@ def _save_arrays(path: Path, **arrays: Any) -> None:
     """Writes an .npz file so that no half-written one is ever seen."""
     import numpy as np
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("wb") as file:  # np.savez would add .npz to a name without it
+    with replacing(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 

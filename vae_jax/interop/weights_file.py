@@ -50,9 +50,8 @@ def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     from safetensors.numpy import save
 
     data = save(dict(arrays), metadata={"format": "pt"})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+    with replacing(path) as file:
+        file.write(data)
 
 
 def check_source(path: Path) -> str:
