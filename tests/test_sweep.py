@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import time
 from dataclasses import replace
 
@@ -593,3 +594,25 @@ def test_a_folder_of_something_else_is_left_alone(base, images, tmp_path):
         with pytest.raises(UserError, match="expected a new or empty folder or a sweep's"):
             sweep.run(plan, images, tmp_path, **options)
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_nothing_is_written_through_links_in_a_sweep(base, images, tmp_path):
+    """A member's folder, and that of the pictures, which somebody else has made links of to a run of the user's."""
+    folder, victim = tmp_path / "sweep", tmp_path / "victim"
+    plan = sweep.make_sweep(base, 1, [])
+    sweep.run(plan, images, folder)
+    further = sweep.make_sweep(replace(base, train=replace(base.train, epochs=base.train.epochs + 1)), 1, [])
+    for name, going_on in (("seed=0", further), ("figures", plan)):
+        shutil.copytree(folder / name, victim)
+        before = snapshot(victim)
+        shutil.rmtree(folder / name)
+        (folder / name).symlink_to(victim)
+        if going_on is further:  # as if the sweep had been longer from the start
+            (folder / "sweep.json").write_text(sweep._specification(further))
+        with pytest.raises(UserError, match=f"{name}: expected a folder of the run's own, found a link to {victim}"):
+            sweep.run(going_on, images, folder, resume=True)
+        assert snapshot(victim) == before
+        sweep.run(plan, images, folder, overwrite=True)
+        assert snapshot(victim) == before
+        assert not (folder / name).is_symlink()
+        shutil.rmtree(victim)
