@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import os
 from dataclasses import replace
 
 import jax
@@ -16,6 +17,7 @@ from vae_jax.compare import results
 from vae_jax.config import load_config
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import UserError
+from vae_jax.folder import contents, writing
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -202,7 +204,7 @@ def test_all_levels(command, tmp_path):
     for level in ("function", "gradient", "trajectory"):
         assert f"{level}: agrees" in out
     assert "result: differs" in out
-    assert {path.name for path in folder.iterdir()} == {
+    assert {path.name for path in contents(folder)} == {
         "comparison.json",
         "comparison.md",
         "comparison.png",
@@ -242,7 +244,7 @@ def test_all_levels(command, tmp_path):
     # And where it is, nothing old is left.
     code, out, _ = command("--out", folder, *SMALL, "--levels", "function", "--overwrite")
     assert code == 0
-    assert {path.name for path in folder.iterdir()} == {"comparison.json", "comparison.md"}
+    assert {path.name for path in contents(folder)} == {"comparison.json", "comparison.md"}
     assert "results" not in out
 
 
@@ -265,7 +267,7 @@ def test_after_an_interruption_it_can_begin_again(command, tmp_path, monkeypatch
     assert "Traceback" not in err
     assert len(workers) == 3  # both frameworks' first runs, and the one interrupted
     assert all(worker.process.poll() is not None for worker in workers)
-    assert len(list((tmp_path / "out").iterdir())) == 2  # what was finished is kept
+    assert len(contents(tmp_path / "out")) == 2  # what was finished is kept
     code, _, err = command("--out", tmp_path / "out", *SMALL, "--levels", "function", "--overwrite")
     assert code == 0, err
 
@@ -290,7 +292,11 @@ def test_the_levels_have_an_order_and_their_own_data(tmp_path, monkeypatch):
     monkeypatch.setattr(function, "function", fake("function"))
     monkeypatch.setattr(result, "result", fake("result"))
     monkeypatch.setattr(compare.report, "write", lambda *arguments: None)
-    compare.compare(config, Dataset("d", Split(images), Split(images)), tmp_path, levels=("result", "function"))
+    of = Dataset("d", Split(images), Split(images))
+    with writing(tmp_path), pytest.raises(UserError, match=f"process {os.getpid()} is writing into it"):
+        compare.compare(config, of, tmp_path, levels=("result", "function"))
+    assert not asked
+    compare.compare(config, of, tmp_path, levels=("result", "function"))
     assert list(asked) == ["function", "result"]
     assert len(asked["function"].data.train) == len(images)
     assert len(asked["result"].data.train) == compare.QUICK_TRAIN

@@ -57,7 +57,7 @@ def test_two_on_one_run(training):
         command = [sys.executable, "-m", "vae_jax", "train", "--out", str(folder), *TINY, *option]
         second = subprocess.run([*command, "--train.epochs=100000"], capture_output=True, text=True, timeout=120)
         assert second.returncode == 2
-        expected = f"vae-jax: error: {folder}: process {process.pid} is writing into this run; wait until it ends"
+        expected = f"vae-jax: error: {folder}: process {process.pid} is writing into it; wait until it ends"
         assert second.stderr.startswith(expected)
         assert len(second.stderr.splitlines()) == 1
     evaluate = [sys.executable, "-m", "vae_jax", "evaluate", str(folder)]

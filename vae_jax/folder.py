@@ -15,7 +15,7 @@ from vae_jax.errors import UserError
 
 DATA = "data.json"  # in a run folder: what it was trained on
 LOCK = ".lock"  # held by the process that writes into a run folder
-LEFT_OVER = re.compile(r"\.lock|\..+\.[0-9a-f]+\.tmp")  # what a process may leave that died
+LEFT_OVER = re.compile(r"\.lock|\..+\.[0-9a-f]{16}\.tmp")  # what a process may leave that died
 NAME_LIMIT = 40  # characters of a file's name in the name of the file beside it, which file systems limit
 
 
@@ -89,14 +89,18 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: expected a folder for the run, found a file")
     check_writable(folder)
-    # What a process leaves that died before it had written the run's configuration is nothing.
-    if not folder.is_dir() or all(LEFT_OVER.fullmatch(path.name) for path in folder.iterdir()):
+    if not contents(folder):
         return
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: expected a new or empty folder or a run's; found other files, which are left alone")
     if resume == overwrite:
         raise UserError(f"{folder}: there is a run already; --resume continues it, --overwrite deletes it first")
     read_config(folder)  # other programs have a config.yaml too
+
+
+def contents(folder: Path) -> list[Path]:
+    """What is in a folder, if there is one, but for what a process leaves that died before it had written anything."""
+    return sorted(path for path in folder.iterdir() if not LEFT_OVER.fullmatch(path.name)) if folder.is_dir() else []
 
 
 def check_writable(folder: Path) -> None:
@@ -114,7 +118,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Within it no other process writes into this run folder, which is made if need be.
+    """Within it no other process writes into this folder of a run, sweep or comparison, which is made if need be.
 
     The lock is the operating system's, so that a process that died holds none. It belongs to a file in the folder:
     once the folder is removed, or another one stands in its place, this process writes nothing more into it.
@@ -136,7 +140,7 @@ def writing(folder: Path) -> Iterator[None]:
     except Timeout as error:
         holder = path.read_text(encoding="utf-8", errors="replace").strip()
         who = f"process {holder}" if holder.isdigit() else "another process"
-        raise UserError(f"{folder}: {who} is writing into this run; wait until it ends, or stop it") from error
+        raise UserError(f"{folder}: {who} is writing into it; wait until it ends, or stop it") from error
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{folder}: expected a folder that can be written; {reason}") from error

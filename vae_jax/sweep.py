@@ -29,10 +29,10 @@ from vae_jax.config import Config, changed_options, check_used, listed, load_con
 from vae_jax.data import Dataset, settled
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.folder import (
-    LEFT_OVER,
     LOCK,
     check_no_link,
     check_writable,
+    contents,
     make_inside,
     read_config,
     remove,
@@ -246,7 +246,7 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: expected a folder for the sweep, found a file")
     check_writable(folder)
-    if not folder.is_dir() or all(LEFT_OVER.fullmatch(path.name) for path in folder.iterdir()):
+    if not contents(folder):
         return
     if not (folder / SPECIFICATION).is_file():
         raise UserError(

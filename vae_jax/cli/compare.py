@@ -11,7 +11,7 @@ from typing import Any
 from vae_jax.cli.common import Verb, absolute_paths, device_option, positive, say, set_device
 from vae_jax.config import add_options, expand, from_namespace
 from vae_jax.errors import UserError, on_terminal, printable
-from vae_jax.folder import check_writable
+from vae_jax.folder import check_writable, contents
 from vae_jax.registry import lookup
 
 DIFFERENT = 1  # the exit code where a level finds a difference
@@ -93,11 +93,11 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: expected a folder, found a file")
     check_writable(folder)
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not contents(folder):
         return
     from vae_jax.compare import report
 
-    others = sorted(set(folder.iterdir()) - set(report.own(folder)))
+    others = sorted(set(contents(folder)) - set(report.own(folder)))
     if others:
         found = f"found {others[0].name}, which is left alone"
         raise UserError(f"--out {folder}: expected a new or empty folder or a comparison's; {found}")

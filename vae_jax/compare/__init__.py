@@ -16,6 +16,7 @@ from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
 from vae_jax.data.shape import settled
 from vae_jax.errors import UserError
+from vae_jax.folder import remove, writing
 
 LEVELS = ("function", "gradient", "trajectory", "result")
 QUICK_TRAIN, QUICK_TEST = 12_800, 2_000  # images of a quick look
@@ -81,26 +82,29 @@ def compare(
         on_level: called with each level's answer.
 
     Raises:
-        UserError: if PyTorch is needed and missing, or has no layer or objective for the configuration.
+        UserError: if PyTorch is needed and missing, or has no layer or objective for the configuration; or if the
+            folder cannot be written, or another process writes there.
     """
     config = settled(config, data)
     check(config, data.image_shape, levels, len(added))
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in report.own(folder):
-        path.unlink()
-
-    def keep(results: dict[str, Any]) -> None:
-        report.write_json(folder / f"results_{results['framework'].lower()}.json", results)
-
-    whole = Request(config, data, steps, tuple(range(config.seed, config.seed + seeds)), list(added), keep, tell)
-    ran = quick(config, data) if epochs is None else (replace(config, train=replace(config.train, epochs=epochs)), data)
     found: dict[str, Level] = {}
-    for name in LEVELS:
-        if name not in levels:
-            continue
-        request = whole._replace(config=ran[0], data=ran[1]) if name == "result" else whole
-        found[name] = getattr(import_module(f"vae_jax.compare.{name}"), name)(request)
-        report.write(folder, asdict(config), data.name, ran[0].train.epochs, found)
-        on_level(name, found[name])
+    with writing(folder):
+        for path in report.own(folder):
+            remove(path)
+
+        def keep(results: dict[str, Any]) -> None:
+            report.write_json(folder / f"results_{results['framework'].lower()}.json", results)
+
+        whole = Request(config, data, steps, tuple(range(config.seed, config.seed + seeds)), list(added), keep, tell)
+        ran = quick(config, data)
+        if epochs is not None:
+            ran = replace(config, train=replace(config.train, epochs=epochs)), data
+        for name in LEVELS:
+            if name not in levels:
+                continue
+            request = whole._replace(config=ran[0], data=ran[1]) if name == "result" else whole
+            found[name] = getattr(import_module(f"vae_jax.compare.{name}"), name)(request)
+            report.write(folder, asdict(config), data.name, ran[0].train.epochs, found)
+            on_level(name, found[name])
     return found

@@ -29,8 +29,8 @@ OWN = ("comparison.json", "comparison.md", "comparison.png", "results_*.json")
 
 
 def own(folder: Path) -> list[Path]:
-    """The files in a folder that a comparison has written, or was writing when it was interrupted."""
-    return sorted(path for pattern in OWN for name in (pattern, f".{pattern}.*.tmp") for path in folder.glob(name))
+    """The files in a folder that a comparison has written."""
+    return sorted(path for pattern in OWN for path in folder.glob(pattern))
 
 
 def write_json(path: Path, content: Any) -> None:
