@@ -26,7 +26,12 @@ LONGEST = (
 )
 
 
-def pytest_collection_modifyitems(items):
+COLLECTED = pytest.StashKey[list[str]]()  # the names of all tests, also of those that -m or -k leaves out
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    config.stash[COLLECTED] = [item.nodeid for item in items]
     ranks = {name: rank for rank, name in enumerate(LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
 

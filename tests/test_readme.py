@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from conftest import COLLECTED
 
 from vae_jax import cli
 from vae_jax.cli import VERBS
@@ -72,6 +73,25 @@ def test_what_it_names_exists():
         assert option in options_of(Config()), option
     assert set(re.findall(r"\| `vae-jax (\w+)", README)) == set(VERBS)
     assert set(re.findall(r"^\| `(\w+)` \| the", README, re.MULTILINE)) == set(shipped())
+
+
+def test_each_promise_has_its_test(request):
+    """What stands beside it selects something of every file that it names, as far as these are collected now."""
+    text = (ROOT / "docs" / "surviving.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|\n]+ \| (.+) \|$", text, re.MULTILINE)
+    rows = [row for row in rows if row != "tested by"]
+    assert len(rows) > 10
+    collected = request.config.stash[COLLECTED]
+    for row in rows:
+        files = re.findall(r"tests/(\w+\.py)", row)
+        assert files, row
+        for file in files:
+            assert (ROOT / "tests" / file).is_file(), row
+            names = [name.lower() for name in collected if f"tests/{file}::" in name]
+            for words in re.findall(r'-k "?([\w ]+)', row) if names else ():
+                for word in words.strip().split(" or "):
+                    others = [name.lower() for other in files for name in collected if f"tests/{other}::" in name]
+                    assert any(word.lower() in name.partition("::")[2] for name in others), (word, row)
 
 
 def test_cluster_files_have_the_syntax_of_their_kind():
