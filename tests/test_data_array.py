@@ -251,7 +251,7 @@ def test_lying_headers_are_refused(config, shape, name):
 
 
 def test_a_zip_bomb_is_refused(config, monkeypatch):
-    monkeypatch.setattr("vae_jax.data.array.UNPACKED_LIMIT", 1 << 20)
+    monkeypatch.setattr("vae_jax.data.npz.UNPACKED_LIMIT", 1 << 20)
     np.savez_compressed(config().path, images=np.zeros((2048, 32, 32), np.uint8))
     assert "expected at most 1,048,576 bytes" in refused(config())
     np.savez(config().path, images=np.zeros((2048, 32, 32), np.uint8))

@@ -1,5 +1,7 @@
 """What all sources share: the registry, resizing, holding out, the cache."""
 
+import io
+import json
 import math
 import multiprocessing
 import os
@@ -7,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
+import zipfile
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -348,11 +352,111 @@ def test_a_truncated_cache_file_is_made_anew(array_config, size):
     assert len(file.read_bytes()) == len(content)
 
 
-def test_other_arrays_in_the_cache_are_made_anew(array_config):
+def npy(array):
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def npy_of_zeros(shape):
+    """An .npy file in parts, however many zeros it holds."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    yield buffer.getvalue()
+    for _ in range(shape[0]):
+        yield bytes(math.prod(shape[1:]))
+
+
+CACHED = {"train_images": np.zeros((30, 16, 16, 1), np.uint8), "train_labels": np.arange(30)}
+TEXTS = {"class_names": None, "skipped": [], "notes": []}
+NAMED = {"class_names": ["a", "b"], "skipped": [], "notes": []}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "texts", "found"),
+    [
+        ({"train_images": np.zeros((30, 8, 8, 1), np.uint8)}, None, "found train_images"),
+        ({"train_images": np.zeros((30, 8, 8, 1), np.uint8)}, TEXTS, "found uint8 (30, 8, 8, 1)"),
+        ({"train_images": np.zeros((30, 16, 16, 1), np.int8)}, TEXTS, "found int8 (30, 16, 16, 1)"),
+        ({"train_images": np.zeros((16, 16, 1), np.uint8)}, TEXTS, "found uint8 (16, 16, 1)"),
+        ({"train_images": np.full((1, 16, 16, 1), None)}, TEXTS, "the header says object"),
+        ({**CACHED, "train_labels": np.arange(31)}, TEXTS, "found int64 (31,)"),
+        ({**CACHED, "train_labels": np.arange(30, dtype=np.int32)}, TEXTS, "found int32 (30,)"),
+        ({**CACHED, "train_labels": np.arange(30) + 10**12}, TEXTS, "found 1000000000000 to"),
+        ({**CACHED, "train_labels": np.arange(30) - 1}, TEXTS, "found -1 to 28"),
+        ({**CACHED, "more": np.zeros(3)}, TEXTS, "found text, train_images, train_labels, more"),
+        (CACHED, NAMED, "a name for each label up to 29; found 2 names"),
+        ({**CACHED, "train_labels": np.arange(30) % 2}, {**NAMED, "class_names": ["a", "a"]}, "found 'a' twice"),
+        ({**CACHED, "train_labels": np.arange(30) % 2}, {**NAMED, "class_names": [1, 2]}, "found [1, 2]"),
+        (CACHED, {**TEXTS, "class_names": "0123456789"}, "class_names: expected lines of text, found '0123456789'"),
+        (CACHED, {**TEXTS, "skipped": "a"}, "skipped: expected lines of text, found 'a'"),
+        (CACHED, {**TEXTS, "notes": [1]}, "notes: expected lines of text, found [1]"),
+        (CACHED, {**TEXTS, "notes": None}, "notes: expected lines of text, found None"),
+        (CACHED, {"notes": []}, "damaged one ('class_names')"),
+        (CACHED, [], "damaged one (list indices"),
+        (CACHED, {**TEXTS, "notes": ["x" * (1 << 24)]}, "text: expected an array of cached images, found uint8 (16777"),
+    ],
+)
+def test_other_arrays_in_the_cache_are_made_anew(array_config, arrays, texts, found):
+    """And that is one line, whatever is wrong with them."""
+    array_config = replace(array_config, channels=1)  # else how many there are is a line
     first = load(array_config)
     (file,) = cached_files(array_config)
-    np.savez(file, train_images=np.zeros((30, 8, 8, 1), np.uint8))
-    same(first, load(array_config))
+    text = {} if texts is None else {"text": np.frombuffer(json.dumps(texts).encode(), np.uint8)}
+    np.savez(file, **text, **arrays)
+    lines = []
+    same(first, load(array_config, report=lines.append))
+    assert [line.endswith(": making it anew") for line in lines] == [True, False]
+    assert found in lines[0]
+    assert str(file) in lines[0]
+    lines = []
+    same(first, load(array_config, report=lines.append))
+    assert lines == []
+
+
+@pytest.mark.parametrize(
+    "kind", ["compressed", "long header", "deep header", "many members", "deep text", "huge", "pipe"]
+)
+def test_a_cache_file_that_holds_more_than_it_seems_is_not_read(array_config, kind, monkeypatch):
+    array_config = replace(array_config, channels=1)  # else how many there are is a line
+    first = load(array_config)
+    (file,) = cached_files(array_config)
+    whole = {f"{name}.npy": [npy(array)] for name, array in CACHED.items()}
+    whole["text.npy"] = [npy(np.frombuffer(json.dumps(TEXTS).encode(), np.uint8))]
+    head = b"\x93NUMPY\x02\x00"
+    if kind == "compressed":
+        whole["train_images.npy"] = npy_of_zeros((1 << 15, 16, 16, 1))  # 8 MB in 8 kB
+        whole["train_labels.npy"] = [npy(np.zeros(1 << 15, np.int64))]
+    elif kind == "long header":
+        whole["train_images.npy"] = [head, (1 << 24).to_bytes(4, "little"), b" " * (1 << 24)]
+    elif kind == "deep header":
+        whole["train_images.npy"] = [head, (9000).to_bytes(4, "little"), b"(" * 9000]
+    elif kind == "many members":
+        whole |= {f"{number:0100}": [] for number in range(20_000)}
+    elif kind == "deep text":
+        whole["text.npy"] = [npy(np.full(1 << 20, ord("["), np.uint8))]
+    file.unlink()
+    if kind == "pipe":
+        os.mkfifo(file)
+    elif kind == "huge":  # a hole, which takes no place on the disk
+        with file.open("wb") as opened:
+            opened.truncate(1 << 40)
+    else:
+        deflated = zipfile.ZIP_DEFLATED if kind in ("compressed", "long header") else zipfile.ZIP_STORED
+        with zipfile.ZipFile(file, "w", deflated) as archive:
+            for name, parts in whole.items():
+                with archive.open(name, "w") as member:
+                    for part in parts:
+                        member.write(part)
+    lines = []
+    monkeypatch.setattr("vae_jax.data.npz.READ_LIMIT", 1 << 20)
+    tracemalloc.start()
+    try:
+        same(first, load(array_config, report=lines.append))
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20
+    finally:
+        tracemalloc.stop()
+    assert [line.endswith(": making it anew") for line in lines] == [True, False]
 
 
 def test_an_unwritable_cache_is_reported(array_config, tmp_path):
@@ -414,7 +518,9 @@ def test_a_process_killed_while_it_writes(array_config):
         found = subprocess.run([sys.executable, "-c", KILLED, array_config.path, array_config.cache_dir], timeout=60)
         assert found.returncode == -signal.SIGKILL
     left = cached_files(array_config)
-    assert sorted(path.name[:5] for path in left) == [".lock", ".new-"]  # the second one removed what the first left
+    assert sorted(path.name[-4:] for path in left if path.name[:5] != ".lock") == [
+        ".tmp"
+    ]  # the second removed the first's
     lines = []
     first = load(replace(array_config, channels=1), report=lines.append)
     assert len(lines) == 1
@@ -427,11 +533,11 @@ def test_a_process_killed_while_it_writes(array_config):
 def test_what_others_left_is_removed_after_a_day(array_config):
     folder = cache_folder(array_config) / "images"
     folder.mkdir(parents=True)
-    for name, hours in ((".new-old.npz", 25), (".new-young.npz", 1)):
+    for name, hours in ((".old.npz.0a.tmp", 25), (".young.npz.0a.tmp", 1)):
         (folder / name).write_text("half")
         os.utime(folder / name, (time.time() - hours * 3600,) * 2)
     load(array_config)
-    assert [path.name for path in cached_files(array_config) if path.name.startswith(".")] == [".new-young.npz"]
+    assert [path.name for path in cached_files(array_config) if path.name.startswith(".")] == [".young.npz.0a.tmp"]
 
 
 WAITING = """

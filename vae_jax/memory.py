@@ -7,6 +7,11 @@ import psutil
 
 from vae_jax.errors import UserError
 
+
+class NotEnough(UserError):
+    """Something does not fit into the memory that is free."""
+
+
 SMALL = 1 << 24  # bytes that are not asked about: the program itself takes many times as much
 
 
@@ -29,10 +34,10 @@ def check(needed: int, what: str) -> None:
         what: needs them, for the message; it begins with the option or file to blame.
 
     Raises:
-        UserError: naming what, how much is free and how much would be needed.
+        NotEnough: naming what, how much is free and how much would be needed.
     """
     if needed > SMALL and needed > (free := available()):
-        raise UserError(
+        raise NotEnough(
             f"{what}: expected to fit into the {free / 1e6:,.0f} MB of memory that are free, found a need of "
             f"{needed / 1e6:,.0f} MB"
         )

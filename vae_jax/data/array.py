@@ -1,17 +1,4 @@
-"""Images from an .npy or .npz file.
-
-Nothing is unpickled, and no size that a header claims is believed before it is compared with the file's.
-"""
-
-import os
-import warnings
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from math import prod
-from pathlib import Path
-from typing import Any
+"""Images from an .npy or .npz file."""
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -19,6 +6,7 @@ from jaxtyping import Int64, UInt8
 from vae_jax import memory
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.dataset import Split, check_levels, to_labels, to_levels
+from vae_jax.data.npz import Arrays, Header, opened
 from vae_jax.data.resize import Resizer, check_size
 from vae_jax.data.shape import Kind, choose
 from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, file_state, required
@@ -28,8 +16,6 @@ PARTS = {  # a word in any case that names images or labels; before or after it 
     **dict.fromkeys(("x", "image", "images", "data"), "images"),
     **dict.fromkeys(("y", "label", "labels", "target", "targets"), "labels"),
 }
-UNPACKED_LIMIT = 4 << 30  # bytes; a compressed array can claim any size, and a zip bomb does
-HEADER_LIMIT = 10_000  # bytes; numpy's own limit, which it looks at after it has read them
 
 
 def array(config: DataConfig, report: Report) -> Opened:
@@ -45,8 +31,8 @@ def array(config: DataConfig, report: Report) -> Opened:
         kind = "another file" if path.is_file() else "a special file"
         found = "a folder" if path.is_dir() else kind if path.exists() else "nothing"
         raise UserError(f"data.path {path}: expected an .npy or .npz file, found {found}")
-    with _damage_named(path):
-        names = _names(path)
+    with opened(path) as file:
+        names = file.names
         arrays: dict[tuple[str, str], str] = {}
         for name in names:
             if (place := _place(name)) is not None and arrays.setdefault(place, name) != name:
@@ -55,7 +41,7 @@ def array(config: DataConfig, report: Report) -> Opened:
         if ("train", "images") not in arrays:
             expected = "training images in an array named x_train, train_images, train or images"
             raise UserError(f"{path}: expected {expected}, found {', '.join(names) or 'none'}")
-        headers = {split: _checked(path, name) for (split, part), name in arrays.items() if part == "images"}
+        headers = {split: _checked(file.header(name)) for (split, part), name in arrays.items() if part == "images"}
     used = {name for (split, _), name in arrays.items() if split in headers}
     if ignored := sorted(set(names) - used):
         report(f"{path}: ignoring {', '.join(ignored)}")
@@ -63,12 +49,12 @@ def array(config: DataConfig, report: Report) -> Opened:
         report(f"{path}: False and True are taken for levels 0 and 255")
 
     def read(resizer: Resizer) -> Splits:
-        with _damage_named(path):
+        with opened(path) as file:
             splits = {}
             for split in headers:
-                images = _images(path, arrays[split, "images"])
+                images = _images(file, arrays[split, "images"])
                 name = arrays.get((split, "labels"))
-                labels = None if name is None else _labels(path, name, len(images))
+                labels = None if name is None else _labels(file, name, len(images))
                 splits[split] = Split(resizer.stack(images, len(images), split), labels)
             return Splits(**splits)
 
@@ -95,84 +81,9 @@ def _place(name: str) -> tuple[str, str] | None:
     return (splits or ["train"])[0], (parts or ["images"])[0]
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What an .npy header says, and where (for messages)."""
-
-    where: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Turns what a damaged file raises into a UserError; numpy's and zipfile's parsers raise many kinds."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of numpy, about headers that Python 2 wrote
-            yield
-    except UserError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: expected a whole {path.suffix} file, found a damaged one ({reason})") from error
-
-
-def _names(path: Path) -> list[str]:
-    """The names of the arrays in a file; an .npy file's one array is called images."""
-    if path.suffix.lower() == ".npy":
-        return ["images"]
-    with zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
-
-
-@contextmanager
-def _member(path: Path, name: str) -> Iterator[tuple[Any, _Header]]:
-    """Opens one array's .npy stream and reads its header, which must agree with the stream's size."""
-    if path.suffix.lower() == ".npy":
-        with path.open("rb") as file:
-            yield file, _header(file, os.fstat(file.fileno()).st_size, str(path))
-        return
-    with zipfile.ZipFile(path) as archive:
-        info = archive.getinfo(f"{name}.npy")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise UserError(f"{path}, {name}: expected it as np.savez or np.savez_compressed writes it, found another")
-        if info.compress_type != zipfile.ZIP_STORED and info.file_size > UNPACKED_LIMIT:
-            raise UserError(
-                f"{path}, {name}: expected at most {UNPACKED_LIMIT:,} bytes of compressed data, found "
-                f"{info.file_size:,}; save it uncompressed (np.savez) and as uint8"
-            )
-        if info.compress_type == zipfile.ZIP_STORED and info.file_size > path.stat().st_size:
-            raise UserError(f"{path}, {name}: expected at most the file's size, found a claim of {info.file_size:,}")
-        with archive.open(info) as file:
-            yield file, _header(file, info.file_size, f"{path}, {name}")
-
-
-def _header(file: Any, size: int, where: str) -> _Header:
-    """Reads the .npy header of a binary file of `size` bytes."""
-    version = np.lib.format.read_magic(file)
-    if version not in ((1, 0), (2, 0)):
-        raise UserError(f"{where}: expected .npy format 1.0 or 2.0, found {version[0]}.{version[1]}")
-    field, parse = {
-        (1, 0): (2, np.lib.format.read_array_header_1_0),
-        (2, 0): (4, np.lib.format.read_array_header_2_0),
-    }[version]
-    if (length := int.from_bytes(file.read(field), "little")) > HEADER_LIMIT:
-        raise UserError(f"{where}: expected an .npy header of at most {HEADER_LIMIT:,} bytes, found {length:,}")
-    file.seek(-field, os.SEEK_CUR)
-    shape, _, dtype = parse(file)
-    body = size - file.tell()
-    if dtype.hasobject or min(shape, default=1) < 1 or prod(shape) * dtype.itemsize != body:
-        raise UserError(f"{where}: the header says {dtype} {shape}, which does not fit {body:,} bytes of data")
-    return _Header(where, shape, dtype)
-
-
-def _checked(path: Path, name: str) -> _Header:
+def _checked(header: Header) -> Header:
     """The header of an array of images."""
-    with _member(path, name) as (_, header):
-        shape, dtype = header.shape, header.dtype
+    shape, dtype = header.shape, header.dtype
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
         raise UserError(f"{header.where}: expected images (n, h, w) or (n, h, w, 1, 3 or 4), found shape {shape}")
     check_levels(dtype, header.where)
@@ -180,26 +91,25 @@ def _checked(path: Path, name: str) -> _Header:
     return header
 
 
-def _array(path: Path, name: str) -> tuple[_Header, np.ndarray]:
-    with _member(path, name) as (file, header):
-        memory.check(prod(header.shape) * header.dtype.itemsize, f"{header.where}, {header.dtype} {header.shape}")
-        file.seek(0)
-        return header, np.lib.format.read_array(file, allow_pickle=False)
+def _array(file: Arrays, name: str) -> tuple[Header, np.ndarray]:
+    header = file.header(name)
+    memory.check(header.nbytes, f"{header.where}, {header.dtype} {header.shape}")
+    return header, file.read(name)
 
 
-def _images(path: Path, name: str) -> UInt8[np.ndarray, "n h w *c"]:
+def _images(file: Arrays, name: str) -> UInt8[np.ndarray, "n h w *c"]:
     """Reads images; floats and bools are scaled by 255 and rounded."""
-    header, images = _array(path, name)
+    header, images = _array(file, name)
     return to_levels(images, header.where)
 
 
-def _labels(path: Path, name: str, count: int) -> Int64[np.ndarray, " n"]:
+def _labels(file: Arrays, name: str, count: int) -> Int64[np.ndarray, " n"]:
     """Reads labels, one integer an image, (n,) or Keras's (n, 1)."""
-    with _member(path, name) as (_, header):
-        if header.shape not in ((count,), (count, 1)) or header.dtype.kind not in "iu":
-            kind = "text" if header.dtype.kind in "US" else str(header.dtype)
-            raise UserError(
-                f"{header.where}: expected {count:,} whole numbers as labels, found {kind} of shape {header.shape}; "
-                f"names of classes come with folders, or with vae_jax.Dataset.from_arrays"
-            )
-    return to_labels(_array(path, name)[1], count, header.where)
+    header = file.header(name)
+    if header.shape not in ((count,), (count, 1)) or header.dtype.kind not in "iu":
+        kind = "text" if header.dtype.kind in "US" else str(header.dtype)
+        raise UserError(
+            f"{header.where}: expected {count:,} whole numbers as labels, found {kind} of shape {header.shape}; "
+            f"names of classes come with folders, or with vae_jax.Dataset.from_arrays"
+        )
+    return to_labels(_array(file, name)[1], count, header.where)

@@ -1,13 +1,12 @@
 """Resized images on disk, as one uncompressed .npz file per data set and size.
 
 The file's zip format carries a CRC of every array, which is checked on reading: damage is found and the
-file is made anew. The cache folder can be deleted at any time.
+file is made anew. The cache folder can be deleted at any time, and users can share one: a file's mode is as their
+umask says, and one that may not be read is left as it is.
 """
 
 import hashlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,14 +17,17 @@ import numpy as np
 
 from vae_jax import memory
 from vae_jax.config import DataConfig, expand
-from vae_jax.data.dataset import Split
+from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.lock import locked
-from vae_jax.data.source import SPLITS, Report, Splits
+from vae_jax.data.npz import Arrays, Header, opened
+from vae_jax.data.source import SPLITS, Report, Splits, listed
 from vae_jax.errors import UserError
-from vae_jax.folder import user_cache
+from vae_jax.folder import NAME_LIMIT, replacing, user_cache
 
 FORMAT = "3"  # a part of the key: count up whenever the same input gives other images or the file another content
 TEXTS = ("class_names", "skipped", "notes")  # of the splits, beside their arrays
+NAMES = {"text", *(f"{split}_{part}" for split in SPLITS for part in ("images", "labels"))}  # of the arrays
+TEXT_LIMIT = 1 << 24  # bytes of all of them
 ABANDONED = 24 * 3600.0  # seconds after which a file is no longer being written
 NO_HOME = "there is no home folder (HOME); data.cache_dir names another one"  # why `cache_folder` gives None
 
@@ -58,86 +60,129 @@ def cached(
         return make()
     digest = hashlib.sha256(repr((FORMAT, key, shape)).encode()).hexdigest()[:20]
     path = folder / "images" / f"{name}-{'x'.join(map(str, shape))}-{digest}.npz"
-    if (found := _found(path, shape, lambda line: None)) is not None:
+    found, _ = _found(path, shape, lambda line: None)
+    if found is not None:
         return found
     with locked(path.with_name(f".lock-{digest}"), name, report) as alone:
         # Another process may have made it, and let go of the lock, since.
-        if (found := _found(path, shape, report)) is not None:
+        found, replaceable = _found(path, shape, report)
+        if found is not None:
             return found
         splits = make()
-        try:
-            _write(path, f".new-{digest}-", splits, alone)
-            report(f"cached in {path}")
-        except OSError as error:
-            report(f"the images are not cached: {error}")
+        if replaceable:
+            try:
+                _write(path, splits, alone)
+                report(f"cached in {path}")
+            except OSError as error:
+                report(f"the images are not cached: {error}")
     return splits
 
 
-def _found(path: Path, shape: tuple[int, int, int], report: Report) -> Splits | None:
-    """What the cache holds, or None where it is not there or damaged."""
+def _found(path: Path, shape: tuple[int, int, int], report: Report) -> tuple[Splits | None, bool]:
+    """What the cache holds, or None where it is not there or damaged; and whether it may be written anew.
+
+    Raises:
+        NotEnough: memory for it.
+    """
     try:
-        return _read(path, shape)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except UserError:
+        return _read(path, shape), False
+    except memory.NotEnough:
         raise
-    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        report(f"{path} cannot be read ({type(error).__name__}): making it anew")
-        return None
+    except UserError as error:
+        if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            return None, True
+        if isinstance(error.__cause__, PermissionError):  # it may be as good as new to the user whose file it is
+            report(f"{error}, and is left as it is: the images are not cached")
+            return None, False
+        where = "" if str(path) in str(error) else f"{path}: "
+        report(f"{where}{error!s:.300}: making it anew")
+        return None, True
 
 
-def _write(path: Path, prefix: str, splits: Splits, alone: bool) -> None:
+def _write(path: Path, splits: Splits, alone: bool) -> None:
     """Writes beside the file and renames: another process sees the whole file or none.
 
     Args:
         path: of the file.
-        prefix: of the name of the file beside it.
         splits: its content.
-        alone: no other process writes this file now, and what begins like its name was left by one that died.
+        alone: no other process writes this file now, and what lies beside it was left by one that died.
+
+    Raises:
+        OSError: if it cannot be written, or is not of a kind that `_read` takes.
     """
-    text = json.dumps({name: getattr(splits, name) for name in TEXTS})
-    arrays = {"text": np.frombuffer(text.encode(), np.uint8)}
+    text = json.dumps({name: getattr(splits, name) for name in TEXTS}).encode()
+    if len(text) > TEXT_LIMIT:
+        raise OSError(f"{len(splits.skipped):,} lines on images that are left out")
+    arrays = {"text": np.frombuffer(text, np.uint8)}
     for name in SPLITS:
         if (split := getattr(splits, name)) is not None:
             arrays[f"{name}_images"] = split.images
             if split.labels is not None:
                 arrays[f"{name}_labels"] = split.labels
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(".new-*"):
+    for left in path.parent.glob(".*.tmp"):
+        beside = left.name.startswith(f".{path.name[:NAME_LIMIT]}.")
         with suppress(OSError):
-            if (alone and left.name.startswith(prefix)) or time.time() - left.stat().st_mtime > ABANDONED:
+            if (alone and beside) or time.time() - left.lstat().st_mtime > ABANDONED:
                 left.unlink()
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=prefix, suffix=".npz", delete=False) as file:
-        try:
-            np.savez(file, allow_pickle=False, **arrays)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> Splits:
-    """Reads what `_write` wrote; raises any kind of exception where the file is damaged.
+    """Reads what `_write` wrote, once all sizes have been compared with what they must be.
 
     Raises:
-        UserError: there is not enough memory for it.
+        NotEnough: memory for it.
+        UserError: it is damaged, or anything else.
     """
-    with path.open("rb") as file:
-        memory.check(os.fstat(file.fileno()).st_size, f"data.image_size {shape[0]}: the images in {path}")
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    text = json.loads(arrays["text"].tobytes())
-    splits: dict[str, Any] = {}
+    with opened(path) as file:
+        headers = _checked_headers(file, shape)
+        needed = sum(header.nbytes for header in headers.values())
+        memory.check(needed, f"data.image_size {shape[0]}: the images in {path}")
+        texts = _checked_texts(json.loads(file.read("text").tobytes()))
+        splits: dict[str, Split] = {}
+        for split in SPLITS:
+            if f"{split}_images" in headers:
+                labels = file.read(f"{split}_labels") if f"{split}_labels" in headers else None
+                splits[split] = Split(file.read(f"{split}_images"), labels)
+        found = Splits(**splits, **texts)
+        Dataset(path.name, found.train, found.test or found.train, found.validation, found.class_names)  # checks labels
+        return found
+
+
+def _checked_headers(file: Arrays, shape: tuple[int, int, int]) -> dict[str, Header]:
+    """The headers of the arrays that `_write` writes.
+
+    Raises:
+        UserError: if there are others, or they are of another kind.
+    """
+    if len(file.names) > len(NAMES) or not {"text", "train_images"} <= set(file.names) <= NAMES:
+        raise UserError(f"expected the arrays of cached images, found {', '.join(listed(file.names)) or 'none'}")
+    headers = {name: file.header(name) for name in file.names}
+    expected: dict[str, Any] = {"text": (np.uint8, (min(headers["text"].nbytes, TEXT_LIMIT),))}
     for split in SPLITS:
-        if split == "train" or f"{split}_images" in arrays:
-            images, labels = arrays[f"{split}_images"], arrays.get(f"{split}_labels")
-            if (
-                images.dtype != np.uint8
-                or images.shape[1:] != shape
-                or (labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]))
-            ):
-                raise ValueError(f"unexpected arrays in {path}")
-            splits[split] = Split(images, labels)
-    texts: dict[str, Any] = {name: None if text[name] is None else tuple(text[name]) for name in TEXTS}
-    return Splits(**splits, **texts)
+        if (images := headers.get(f"{split}_images")) is not None:
+            count = images.shape[:1]
+            expected |= {f"{split}_images": (np.uint8, count + shape), f"{split}_labels": (np.int64, count)}
+    for name, header in headers.items():
+        if header.compressed or (header.dtype, header.shape) != expected.get(name):
+            kind = f"{'compressed ' * header.compressed}{header.dtype} {header.shape}"
+            raise UserError(f"{header.where}: expected an array of cached images, found {kind}")
+    return headers
+
+
+def _checked_texts(text: Any) -> dict[str, Any]:
+    """The texts of the splits; the class names may be None.
+
+    Raises:
+        UserError: if they are no texts.
+    """
+    texts: dict[str, Any] = {}
+    for name in TEXTS:
+        lines = texts[name] = text[name]
+        if lines is not None or name != "class_names":
+            if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+                raise UserError(f"{name}: expected lines of text, found {lines!r:.80}")
+            texts[name] = tuple(lines)
+    return texts
