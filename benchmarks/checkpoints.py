@@ -14,10 +14,11 @@ from collections import defaultdict
 from pathlib import Path
 
 from vae_jax import cli
+from vae_jax.cli.compiled import keep_compiled
 
 
 def main():
-    cli._keep_compiled()  # as the command does, before jax is imported
+    keep_compiled()  # as the command does, before jax is imported
     from vae_jax import checkpoint, train
     from vae_jax.config import load_config
 

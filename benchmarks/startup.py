@@ -23,8 +23,9 @@ STAGES = ("imports", "data", "first step")
 def inner(began: float, arguments: list[str]) -> None:
     """`vae-jax train` that prints the seconds since `began` at each stage, and stops after the first step."""
     from vae_jax import cli
+    from vae_jax.cli.compiled import keep_compiled
 
-    cli._keep_compiled()  # as the command does, before jax is imported
+    keep_compiled()  # as the command does, before jax is imported
     from vae_jax import run
 
     seconds = {"imports": time.time() - began}

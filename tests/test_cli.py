@@ -1,6 +1,5 @@
 """The command line: what its commands write and print, and that bad input ends in one line and exit code 2."""
 
-import ast
 import io
 import json
 import os
@@ -1234,36 +1233,3 @@ def test_a_run_of_data_made_in_python_says_so(refused, tmp_path):
 def test_shipped_configurations_say_their_command():
     for name, path in shipped().items():
         assert f"vae-jax train --config {name} --out runs/{name}" in path.read_text()
-
-
-JAX_CACHE = (
-    "JAX_COMPILATION_CACHE_DIR",
-    "JAX_COMPILATION_CACHE_MAX_SIZE",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS",
-)
-
-
-def cache_settings(**environment):
-    """What jax's compilation cache is set to by a command, started with this environment."""
-    code = (
-        "import os, sys; sys.argv = ['vae-jax', '--version']\n"
-        "from vae_jax import cli\n"
-        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
-        f"print([os.environ.get(name) for name in {JAX_CACHE}])"
-    )
-    kept = {name: value for name, value in os.environ.items() if name not in JAX_CACHE}
-    done = python("-c", code, env={**kept, **environment})
-    assert done.returncode == 0, done.stderr
-    return ast.literal_eval(done.stdout.splitlines()[-1])
-
-
-def test_compiled_programs_are_kept_in_the_users_cache(tmp_path):
-    folder, limit, least = cache_settings(XDG_CACHE_HOME=str(tmp_path))
-    assert folder == str(tmp_path / "vae_jax" / "compiled")
-    assert int(limit) == 1 << 30
-    assert 0 < float(least) < 0.5
-    # A cache the user has set is left as it is, and one that cannot be written is left out.
-    assert cache_settings(JAX_COMPILATION_CACHE_DIR="elsewhere") == ["elsewhere", None, None]
-    assert cache_settings(XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_MAX_SIZE="7")[1] == "7"
-    (tmp_path / "file").write_text("")
-    assert cache_settings(XDG_CACHE_HOME=str(tmp_path / "file")) == [None, None, None]

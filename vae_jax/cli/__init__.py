@@ -14,13 +14,13 @@ from typing import Any
 
 from vae_jax.cli import compare, exchange, sweep, train, use
 from vae_jax.cli.common import Verb, say
+from vae_jax.cli.compiled import keep_compiled
 from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
 from vae_jax.errors import UserError, printable
-from vae_jax.folder import check_folder, check_writable, read_config, user_cache
+from vae_jax.folder import check_folder, read_config
 from vae_jax.registry import lookup, users_line
 
 PRINT_CONFIG = "--print_config"
-COMPILED_LIMIT = 1 << 30  # bytes of compiled programs kept; the ones not used for longest go first
 # What jsonargparse says of a flag without a section.
 NO_NUMBER = re.compile(r"""Parser key "(\w+)": Expected a <class '(int|float)'>\. Got value: (.*)""", re.DOTALL)
 VERBS = {**train.VERBS, **sweep.VERBS, **use.VERBS, **exchange.VERBS, **compare.VERBS}
@@ -45,7 +45,6 @@ def _run(arguments: Sequence[str] | None) -> int:
     if arguments is None:
         arguments = sys.argv[1:]
         _open_streams()
-        _keep_compiled()
     arguments = list(arguments)
     try:
         if arguments and arguments[0] in VERBS:
@@ -57,6 +56,7 @@ def _run(arguments: Sequence[str] | None) -> int:
                 print(to_yaml(from_namespace(options)), end="")  # jsonargparse would print the command's flags too
                 return 0
             if own_process:
+                keep_compiled()
                 _leave_out()
             return _shown_by_line(verb, options)
         _overview(arguments)
@@ -118,24 +118,6 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def _keep_compiled() -> None:
-    """Has jax keep compiled programs in the user's cache folder, so that the next command starts in a few seconds.
-
-    Before jax is imported, through its own environment variables; a cache the user has set is left as it is.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:  # a cache of the user's own has the user's own limits
-        return
-    if (cache := user_cache()) is None:  # nothing is lost but time
-        return
-    try:
-        check_writable(cache / "compiled")
-    except (UserError, OSError):
-        return
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache / "compiled")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(COMPILED_LIMIT))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
 
 
 def _leave_out() -> None:

@@ -74,7 +74,7 @@ def cached(
                 _write(path, splits, alone)
                 report(f"cached in {path}")
             except OSError as error:
-                report(f"the images are not cached: {error}")
+                report(f"the images are not cached in {path} ({error.strerror or error})")
     return splits
 
 
@@ -92,7 +92,7 @@ def _found(path: Path, shape: tuple[int, int, int], report: Report) -> tuple[Spl
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             return None, True
         if isinstance(error.__cause__, PermissionError):  # it may be as good as new to the user whose file it is
-            report(f"{error}, and is left as it is: the images are not cached")
+            report(f"{error} and is left as it is: the images are not cached")
             return None, False
         where = "" if str(path) in str(error) else f"{path}: "
         report(f"{where}{error!s:.300}: making it anew")

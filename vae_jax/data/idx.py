@@ -112,14 +112,14 @@ class Idx:
                 if (cache := cache_folder(config)) is None:
                     raise OSError(NO_HOME)
                 folder = cache / "downloads" / self.name
+                if all(_has(folder / file.name, file) for file in self.files()):  # be the folder another user's
+                    return self._verified({name: folder / name for name in NAMES})
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
             except OSError as error:
                 report(f"the downloaded files are not kept: {error}")
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             paths = {name: folder / name for name in NAMES}
-            if all(_has(paths[file.name], file) for file in self.files()):
-                return self._verified(paths)
             if stack.enter_context(locked(folder / ".lock", self.name, report)):
                 for left in folder.glob(".new-*"):  # by a process that died
                     shutil.rmtree(left, ignore_errors=True)
@@ -183,12 +183,18 @@ def read_idx(content: bytes, dimensions: int, name: str) -> UInt8[np.ndarray, ".
 
 
 def _has(path: Path, file: RemoteFile) -> bool:
-    """Whether a downloaded file is there with the right content."""
+    """Whether a downloaded file is there with the right content.
+
+    Raises:
+        PermissionError: it may not be read; to another user it may be whole.
+    """
     try:
         if not path.is_file() or path.stat().st_size != file.size:
             return False
         with path.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
+    except PermissionError:
+        raise
     except OSError:
         return False
 
