@@ -7,10 +7,14 @@ import ctypes
 import os
 import signal
 import sys
-from contextlib import suppress
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 import jax
 
+from vae_jax.coordinator import BIND, claimed
 from vae_jax.errors import UserError, printable
 
 HEARTBEAT = 20  # seconds after which a process that is silent counts as lost
@@ -20,27 +24,43 @@ LOST = 75  # exit code of a process that has lost another: sysexits' "temporary 
 SIGNS = ("Gloo", "coordination service", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection", "heartbeat")
 MESSAGE = "another process has ended, or cannot be reached; once all have ended, the same command with --resume goes on"
 
+UNTOLD = (
+    "--distributed: expected --coordinator HOST:PORT, --processes and --process, or an environment that tells them "
+    "(Slurm, Kubernetes, Open MPI)"
+)
+
 _kept: list[object] = []  # what C code calls must not be collected
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None, wait: int) -> None:
+def join(
+    coordinator: str | None, processes: int | None, process: int | None, wait: int, report: Callable[[str], None]
+) -> None:
     """Makes this process one of several; to be called before anything asks jax for its devices.
+
+    The first one listens at the coordinator's address, or where JAX_COORDINATOR_BIND_ADDRESS says, and nowhere else.
 
     Args:
         coordinator: "HOST:PORT" of the first process; None where Slurm, Kubernetes or Open MPI tell.
         processes: how many there are, likewise.
         process: which one this is, from 0 on, likewise.
         wait: seconds in which all must have begun.
+        report: takes a line for the user.
 
     Raises:
-        UserError: if nothing tells, or the processes do not find one another.
+        UserError: if nothing tells, the first process cannot listen there, or they do not find one another.
     """
+    name = "--coordinator" if coordinator else "--distributed"
+    try:
+        coordinator, processes, process = _detected(coordinator, processes, process, wait)
+    except (RuntimeError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{UNTOLD}; {error!s:.200}") from error
+    listens = os.environ.get(BIND) or coordinator
     unmet = (
         f"--distributed: expected {processes or 'all'} processes to meet at {coordinator or 'the first one'} within "
         f"{wait} s (--wait)"
     )
-    _abort_with(unmet, 2)
-    try:
+
+    def initialize() -> None:
         jax.distributed.initialize(
             coordinator,
             processes,
@@ -48,14 +68,17 @@ def join(coordinator: str | None, processes: int | None, process: int | None, wa
             initialization_timeout=wait,
             heartbeat_timeout_seconds=HEARTBEAT,
             shutdown_timeout_seconds=FAREWELL,
+            coordinator_bind_address=listens,
         )
-    except (ValueError, TypeError) as error:
-        raise UserError(
-            f"--distributed: expected --coordinator HOST:PORT, --processes and --process, or an environment that tells "
-            f"them (Slurm, Kubernetes, Open MPI); {error!s:.200}"
-        ) from error
-    except RuntimeError as error:
-        raise UserError(f"{unmet}; {error!s:.200}") from error
+
+    first = claimed(listens, BIND if listens != coordinator else name, report) if listens and process == 0 else None
+    with first or nullcontext(), _one_line(unmet):
+        try:
+            _interruptibly(initialize)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{UNTOLD}; {error!s:.200}") from error
+        except RuntimeError as error:
+            raise UserError(f"{unmet}; {error!s:.200}") from error
     aborted = "jax's runtime has ended this process, most likely since"  # lines of its own stand above
     _abort_with(f"process {jax.process_index()}: {aborted} {MESSAGE}", LOST)
 
@@ -91,7 +114,67 @@ def leave(code: int) -> None:
         os._exit(LOST)
 
 
-def _abort_with(message: str, code: int) -> None:
+def _detected(
+    coordinator: str | None, processes: int | None, process: int | None, wait: int
+) -> tuple[str | None, int | None, int | None]:
+    """The first process's address, how many there are and which this is, as far as the environment tells.
+
+    What jax does first when it joins. It has no public name, and where it has another one in some version jax does it
+    itself, listening at all addresses.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if None in (coordinator, processes, process):
+        with suppress(ImportError, AttributeError):
+            from jax._src.clusters import ClusterEnv
+
+            detect = ClusterEnv.auto_detect_unset_distributed_params
+            return detect(coordinator, processes, process, None, None, wait)[:3]
+    return coordinator, processes, process
+
+
+def _interruptibly(call: Callable[[], None]) -> None:
+    """Calls what does not listen to Ctrl-C, and listens; what it raises is raised.
+
+    After Ctrl-C it goes on until this process ends.
+    """
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            call()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
+
+
+@contextmanager
+def _one_line(message: str) -> Iterator[None]:
+    """Within it a process that jax's runtime aborts prints this message alone and exits with 2.
+
+    What the runtime itself prints is held back; at the end it is shown, unless an error is raised that tells enough.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        shown = os.dup(2)
+        _abort_with(message, 2, shown)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            signal.signal(signal.SIGABRT, signal.SIG_DFL)
+            os.close(shown)
+        held.seek(0)
+        os.write(2, held.read())
+
+
+def _abort_with(message: str, code: int, stream: int = 2) -> None:
     """Where a thread of jax's runtime finds that the processes are not together, it aborts this one: with this message.
 
     The runtime has a callback for it, which `jax.distributed` does not offer.
@@ -100,7 +183,7 @@ def _abort_with(message: str, code: int) -> None:
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def on_abort(_: int) -> None:
-        os.write(2, line)
+        os.write(stream, line)
         os._exit(code)
 
     install = ctypes.CDLL(None).signal

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vae_jax import own_parts
+from vae_jax import coordinator, own_parts
 from vae_jax.config import DataConfig, check_data_used, expand
 from vae_jax.errors import UserError, on_terminal, printable
 from vae_jax.folder import check_no_link, check_writable, read_config, read_data
@@ -136,15 +136,13 @@ def join_processes(options: Any) -> None:
             f"--distributed: expected {', '.join(told)} together, or none of them; missing: {', '.join(missing)}"
         )
     if given:
-        host, _, port = options.coordinator.rpartition(":")
-        if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-            raise UserError(f"--coordinator: expected HOST:PORT; found {options.coordinator!r}")
+        coordinator.parts(options.coordinator, "--coordinator")
         if not 0 <= options.process < options.processes:
             raise UserError(f"--process: expected 0 to {options.processes - 1}; found {options.process}")
     from vae_jax import processes
 
     wait = positive(options.wait, "--wait")
-    processes.join(options.coordinator, options.processes, options.process, wait)
+    processes.join(options.coordinator, options.processes, options.process, wait, say)
 
 
 def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str:
