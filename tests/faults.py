@@ -4,6 +4,7 @@
     python tests/faults.py kills --count 100     killed at random moments, as real processes
     python tests/faults.py processes --count 20  one of two processes that train together killed at a random moment
     python tests/faults.py removed --count 20    the run's folder removed at a write, and another run in its place
+    python tests/faults.py presses --count 30    Ctrl-C in other commands at random moments, as real processes
     python tests/faults.py links                 links in a run's folder wherever something is written
 
 `make torture` does most at length. All is pinned to one core, where a run repeats bit for bit, and chosen by --seed.
@@ -377,6 +378,136 @@ def kills(work: Path, count: int, seed: int, options: list[str], cores: list[int
     return failed
 
 
+# --- Ctrl-C ----------------------------------------------------------------------------------------------------------
+
+# Commands, by what is looked for in them; RUN is a run, OUT a folder of their own.
+PRESSED = {
+    "evaluate": ["evaluate", "RUN"],
+    "evaluate --nll-samples": ["evaluate", "RUN", "--nll-samples=20", "--images=20"],
+    "evaluate --ais": ["evaluate", "RUN", "--ais=20", "--ais-chains=2", "--images=8"],
+    "evaluate --diagnostics": ["evaluate", "RUN", "--diagnostics"],
+    "sample": ["sample", "RUN", "--out=OUT/samples.png"],
+    "sample --from": ["sample", "RUN", "--from=gmm", "--out=OUT/samples.png"],
+    "reconstruct": ["reconstruct", "RUN", "--out=OUT/pairs.png"],
+    "encode": ["encode", "RUN", "--out=OUT/latents.npz"],
+    "interpolate": ["interpolate", "RUN", "-n", "3", "--steps", "4", "--out=OUT/rows.png"],
+    "traverse": ["traverse", "RUN", "--steps", "3", "--out=OUT/grid.png"],
+    "export": ["export", "RUN", "OUT/weights.safetensors"],
+    "import": ["import", "WEIGHTS", "OUT/imported", *TINY],
+    "import a pickle": ["import", "PICKLE", "OUT/imported", *TINY],
+    "compare": ["compare", "--out=OUT/comparison", "--levels=function,gradient,trajectory", "--steps=3", *TINY],
+    "compare --levels result": ["compare", "--out=OUT/comparison", "--levels=result", "--seeds=2", "--epochs=1", *TINY],
+    "sweep": ["sweep", "--out=OUT/sweep", "--seeds=2", *TINY, "--train.epochs=1"],
+    "train": ["train", "--out=OUT/run", *TINY],
+}
+TELLING = ("vae-jax: interrupted", "vae-jax: SIGINT: saving and stopping", "vae-jax: stopped ", "vae-jax: SIGINT came ")
+
+
+def press(work: Path, arguments: list[str], core: int, moment: float | None, seed: int) -> tuple[int, list[str], float]:
+    """A command, in which Ctrl-C is pressed at a moment; its exit code, what is wrong, and how long it took."""
+    import psutil
+
+    out, scratch = work / f"out{seed}", work / f"scratch{seed}"
+    for folder in (out, scratch):
+        folder.mkdir()
+    places = {"RUN": work / "whole", "OUT": out, "WEIGHTS": work / "weights.safetensors", "PICKLE": work / "weights.pt"}
+    told = arguments
+    for name, place in places.items():
+        told = [each.replace(name, str(place)) for each in told]
+    whole = bytes_in(work / "whole")
+
+    def begin() -> None:
+        os.sched_setaffinity(0, {core})
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored in what a shell's background job starts, as this may be
+
+    began = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vae_jax", *told],
+        preexec_fn=begin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "TMPDIR": str(scratch)},
+    )
+    wrong = []
+    try:
+        said = process.communicate(timeout=moment)[1]
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        try:
+            said = process.communicate(timeout=SOON)[1]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said = process.communicate()[1]
+            wrong.append(f"it did not end within {SOON} s")
+    seconds = time.monotonic() - began
+    lines = said.splitlines()
+    ours = [line for line in lines if line.startswith(TELLING)]
+    if process.returncode not in (0, 130):
+        wrong.append(f"exit code {process.returncode}")
+    if process.returncode == 130 and (not ours or lines[-1] != ours[-1]):
+        wrong.append("the last line does not say so")
+    if any(sign in said for sign in ("Traceback", "Exception ignored", "KeyboardInterrupt", "Error")):
+        wrong.append("more than a line")
+    with contextlib.suppress(ProcessLookupError):  # the session's number is its first process's
+        os.killpg(process.pid, 0)
+        time.sleep(1)
+        os.killpg(process.pid, 0)
+        left = [each.cmdline() for each in psutil.process_iter() if os.getsid(each.pid) == process.pid]
+        wrong.append(f"processes are left: {left}")
+        os.killpg(process.pid, signal.SIGKILL)
+    unfinished = [path for folder in (out, work / "whole") for path in folder.rglob(".*") if path.name != ".lock"]
+    wrong += [f"left: {path}" for path in (*unfinished, *scratch.rglob("*"))]
+    if bytes_in(work / "whole") != whole:
+        wrong.append("the run is not as it was")
+    if wrong:
+        wrong.append(said)
+    shutil.rmtree(out)
+    shutil.rmtree(scratch)
+    return process.returncode, wrong, seconds
+
+
+def presses(work: Path, count: int, seed: int, only: str) -> int:
+    """Ctrl-C at `count` random moments of commands: one line, exit code 130, and nothing left half-written."""
+    cores, failed = sorted(os.sched_getaffinity(0)), 0
+    assert command("train", "--out", str(work / "whole"), *TINY)[0] == 0
+    assert command("export", str(work / "whole"), str(work / "weights.safetensors"))[0] == 0
+    names = [name for name in PRESSED if name.startswith(only)]
+    if any(name.startswith(("import", "compare")) for name in names):
+        try:
+            import torch
+            from safetensors.torch import load_file
+        except ImportError:
+            names = [name for name in names if name not in ("import a pickle",) and not name.startswith("compare")]
+        else:
+            torch.save(load_file(work / "weights.safetensors"), work / "weights.pt")
+    rng, seconds, codes = random.Random(seed), {}, []
+    trials = [names[number % len(names)] for number in range(count)]
+    for name in dict.fromkeys(trials):
+        for _ in range(2):  # the first fills the cache of compiled programs
+            code, wrong, seconds[name] = press(work, PRESSED[name], cores[0], None, 0)
+            assert (code, wrong) == (0, []), (name, code, wrong)
+    free = list(cores)
+
+    def trial(number: int, name: str, moment: float) -> tuple[int, list[str], float]:
+        core = free.pop()
+        try:
+            return press(work, PRESSED[name], core, moment, number)
+        finally:
+            free.append(core)
+
+    with ThreadPoolExecutor(len(cores)) as pool:
+        moments = [rng.uniform(0, seconds[name]) for name in trials]
+        for number, (code, wrong, took) in enumerate(pool.map(trial, range(count), trials, moments)):
+            failed += bool(wrong)
+            codes.append(code)
+            how = f"pressed after {moments[number]:.2f} s, ended with {code} after {took:.2f} s"
+            print(f"{number + 1}/{count} {trials[number]}, {how}: {', '.join(wrong) or 'equal'}", flush=True)
+    print(f"{count - failed} of {count} end as they should, {codes.count(130)} of them interrupted")
+    return failed
+
+
 # --- One of two processes --------------------------------------------------------------------------------------------
 
 SOON = 60  # seconds in which the process that is left must have stopped
@@ -442,9 +573,10 @@ def processes(work: Path, count: int, seed: int, options: list[str], late: bool)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["writes", "kills", "processes", "removed", "links"])
+    parser.add_argument("what", choices=["writes", "kills", "processes", "removed", "links", "presses"])
     parser.add_argument("--count", type=int, default=0, help="how many; 0 for every write")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="of Ctrl-C, the commands whose names begin so")
     parser.add_argument("--epochs", type=int, default=60, help="of the digits run, 60 in full")
     parser.add_argument("--tiny", action="store_true", help="kill the tiny run instead of the digits run")
     parser.add_argument("--late", action="store_true", help="of two processes, kill one once both train")
@@ -456,6 +588,8 @@ def main() -> int:
         run = TINY if options.tiny else ["--config=digits", f"--train.epochs={options.epochs}"]
         if options.what == "processes":
             return processes(Path(work), options.count, options.seed, run, options.late) > 0
+        if options.what == "presses":
+            return presses(Path(work), options.count, options.seed, options.only) > 0
         if options.what == "kills":
             return kills(Path(work), options.count, options.seed, run, sorted(os.sched_getaffinity(0))) > 0
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before jax starts its threads

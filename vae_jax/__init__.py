@@ -3,9 +3,7 @@
 The public names; each is imported when it is first used, so that importing vae_jax costs next to nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own would take longer to import than all that stands here
 if TYPE_CHECKING:
     from vae_jax import layers
     from vae_jax.config import Config, load_config
@@ -55,9 +53,11 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _PLACES:
         raise AttributeError(f"module 'vae_jax' has no attribute {name!r}")
+    from importlib import import_module
+
     module, _, attribute = _PLACES[name].partition(":")
     imported = import_module(f"vae_jax.{module}")
     return getattr(imported, attribute) if attribute else imported

@@ -1,7 +1,19 @@
-"""`python -m vae_jax` is `vae-jax`."""
+"""`python -m vae_jax` is `vae-jax`: where a process begins, and from where on Ctrl-C is one line."""
 
+import signal
 import sys
 
-from vae_jax.cli import main
+from vae_jax.interruption import end_at_once
 
-sys.exit(main())
+
+def main() -> int:
+    """Runs the command of this process's arguments; returns its exit code, see `vae_jax.cli.main`."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_at_once)
+    from vae_jax import cli
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -13,10 +13,8 @@ import math
 import os
 import re
 import shutil
-import signal
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +27,7 @@ import orbax.checkpoint as ocp
 
 from vae_jax.errors import UserError
 from vae_jax.folder import check_held, make_inside, remove, replacing_folder, write_text
+from vae_jax.interruption import uninterrupted
 from vae_jax.models import Variables
 from vae_jax.train import TrainState
 
@@ -88,7 +87,7 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
     arrays = _named(state)
     place = folder / str(int(state.step))
     try:
-        with _uninterrupted(), replacing_folder(place) as making:
+        with uninterrupted(), replacing_folder(place) as making:  # orbax, interrupted, leaves threads that complain
             # Asked first: of a disk that is full orbax's threads would print tracebacks of their own.
             needed, free = SPACE * sum(array.nbytes for array in arrays.values()), shutil.disk_usage(making).free
             if free < needed:
@@ -433,24 +432,3 @@ def _reason(error: Exception) -> str:
     if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's words for it are hundreds
         return os.strerror(int(code[1]))
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Puts Ctrl-C off until the block ends: orbax, interrupted, leaves threads that complain."""
-    if threading.current_thread() is not threading.main_thread():  # Ctrl-C goes to the main thread only
-        yield
-        return
-    pressed = False
-
-    def remember(*_: Any) -> None:
-        nonlocal pressed
-        pressed = True
-
-    handler = signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    if pressed:
-        signal.raise_signal(signal.SIGINT)

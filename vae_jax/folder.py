@@ -267,15 +267,30 @@ def remove(path: Path, ending: str = ".tmp") -> None:
     except UserError:
         aside.rename(path)
         raise
+    _unfinished.add(aside)
     if aside.is_dir() and not aside.is_symlink():
         shutil.rmtree(aside)
     else:
         aside.unlink()
+    _unfinished.discard(aside)
 
 
 def _beside(path: Path, ending: str = ".tmp") -> Path:
     """A name beside a path that nobody can know before."""
     return path.with_name(f".{path.name[:NAME_LIMIT]}.{secrets.token_hex(8)}{ending}")
+
+
+_unfinished: set[Path] = set()  # what this process makes or deletes and has not come to the end of
+
+
+def remove_unfinished() -> None:
+    """Deletes what this process had not come to the end of: Ctrl-C may have been pressed just where it would have."""
+    for path in tuple(_unfinished):
+        with suppress(OSError):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 @contextmanager
@@ -292,14 +307,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     check_held(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
-    file = temporary.open("x+b")
     try:
-        with file:
+        _unfinished.add(temporary)
+        with temporary.open("x+b") as file:
             yield file
         check_held(path)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+        _unfinished.discard(temporary)
 
 
 @contextmanager
@@ -312,11 +328,13 @@ def scratch(path: Path) -> Iterator[Path]:
     """
     check_held(path)
     making = _beside(path)
-    making.mkdir()
     try:
+        _unfinished.add(making)
+        making.mkdir()
         yield making
     finally:
         shutil.rmtree(making, ignore_errors=True)
+        _unfinished.discard(making)
 
 
 @contextmanager

@@ -10,14 +10,17 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+from vae_jax import interruption
 from vae_jax.cli import compare, exchange, sweep, train, use
 from vae_jax.cli.common import Verb, say
 from vae_jax.cli.compiled import keep_compiled
 from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
 from vae_jax.errors import UserError, printable
-from vae_jax.folder import check_folder, read_config
+from vae_jax.folder import check_folder, read_config, remove_unfinished
+from vae_jax.interruption import Listener
 from vae_jax.registry import lookup, users_line
 
 PRINT_CONFIG = "--print_config"
@@ -27,66 +30,84 @@ VERBS = {**train.VERBS, **sweep.VERBS, **use.VERBS, **exchange.VERBS, **compare.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for bad input, 130 where interrupted, or the command's own."""
-    try:
-        code = _run(arguments)
-    except Exception:
-        if not (processes := sys.modules.get("vae_jax.processes")):
-            raise
-        traceback.print_exc()
-        code = 1
+    """Runs one command; returns the exit code: 0, 2 for bad input, 130 where interrupted, or the command's own.
+
+    The command line's own process ends here where it is interrupted: it waits for no thread that still computes.
+    """
+    own_process = arguments is None
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    line = interruption.LINE + (VERBS[given[0]].interrupted if given and given[0] in VERBS else "")
+
+    def end() -> None:
+        remove_unfinished()
+        interruption.end(line)
+
+    with Listener(end if own_process else None) as ctrl_c:
+        code = interruption.CODE
+        try:
+            code = ctrl_c.hear(lambda: _run(given, own_process))
+        except KeyboardInterrupt:
+            ctrl_c.pressed = True  # also where somebody else listened
+        except Exception as error:
+            if not ctrl_c.pressed:  # otherwise it is what became of that
+                code = _refused(error)
+        if ctrl_c.pressed:
+            code = interruption.CODE
+            if own_process:
+                with suppress(OSError, ValueError):
+                    sys.stdout.flush()
+                end()
+            remove_unfinished()
+            print(line, file=sys.stderr)
     if processes := sys.modules.get("vae_jax.processes"):  # this may be one of several
         processes.leave(code)
     return code
 
 
-def _run(arguments: Sequence[str] | None) -> int:
-    own_process = arguments is None
-    if arguments is None:
-        arguments = sys.argv[1:]
+def _run(arguments: list[str], own_process: bool) -> int:
+    if own_process:
         _open_streams()
-    arguments = list(arguments)
-    try:
-        if arguments and arguments[0] in VERBS:
-            verb = VERBS[arguments[0]]
-            options = _parse(arguments[0], verb, [each for each in arguments[1:] if each != PRINT_CONFIG])
-            if PRINT_CONFIG in arguments:
-                if not hasattr(options, "train"):
-                    raise UserError(f"unrecognized arguments: {PRINT_CONFIG}")
-                print(to_yaml(from_namespace(options)), end="")  # jsonargparse would print the command's flags too
-                return 0
-            if own_process:
-                keep_compiled()
-                _leave_out()
-            return _shown_by_line(verb, options)
+    if not arguments or arguments[0] not in VERBS:
         _overview(arguments)
-    except UserError as error:
-        print(f"vae-jax: error: {_line(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        hint = VERBS[arguments[0]].interrupted if arguments[:1] and arguments[0] in VERBS else ""
-        print(f"vae-jax: interrupted{hint}", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # as in `vae-jax … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-    except MemoryError as error:
-        print(f"vae-jax: error: not enough memory: {_line(str(error))}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a folder that may not be read, …
-        what = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
-        print(f"vae-jax: error: {_line(what)}", file=sys.stderr)
-        return 2
-    except (RuntimeError, ValueError) as error:
-        processes = sys.modules.get("vae_jax.processes")
-        if processes and processes.is_lost(error):
-            print(f"vae-jax: error: {_line(processes.complaint(error))}", file=sys.stderr)
-            return processes.LOST
-        if "RESOURCE_EXHAUSTED" not in str(error):  # jax's word for a device's memory that is full
-            raise
-        print(f"vae-jax: error: not enough memory on the device: {_line(str(error))[:300]}", file=sys.stderr)
-        return 2
-    return 0
+        return 0
+    verb = VERBS[arguments[0]]
+    options = _parse(arguments[0], verb, [each for each in arguments[1:] if each != PRINT_CONFIG])
+    if PRINT_CONFIG in arguments:
+        if not hasattr(options, "train"):
+            raise UserError(f"unrecognized arguments: {PRINT_CONFIG}")
+        print(to_yaml(from_namespace(options)), end="")  # jsonargparse would print the command's flags too
+        return 0
+    if own_process:
+        keep_compiled()
+        _leave_out()
+    return _shown_by_line(verb, options)
+
+
+def _refused(error: Exception) -> int:
+    """Prints an error as one line; returns its exit code. One of which no line tells enough is raised again."""
+    processes = sys.modules.get("vae_jax.processes")
+    code = 2
+    match error:
+        case UserError():
+            said = str(error)
+        case BrokenPipeError():  # as in `vae-jax … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        case MemoryError():
+            said = f"not enough memory: {error}"
+        case OSError():  # a full disk, a folder that may not be read, …
+            said = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+        case RuntimeError() | ValueError() if processes and processes.is_lost(error):
+            said, code = processes.complaint(error), processes.LOST
+        case RuntimeError() | ValueError() if "RESOURCE_EXHAUSTED" in str(error):  # jax's word for a device's memory
+            said = f"not enough memory on the device: {_line(str(error))[:300]}"
+        case _ if processes:  # they must be left
+            traceback.print_exception(error)
+            return 1
+        case _:
+            raise error
+    print(f"vae-jax: error: {_line(said)}", file=sys.stderr)
+    return code
 
 
 def _shown_by_line(verb: Verb, options: Any) -> int:

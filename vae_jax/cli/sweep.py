@@ -15,7 +15,7 @@ from vae_jax.cli.common import (
     say,
     set_device,
 )
-from vae_jax.cli.train import stop_signals, tell_stopping
+from vae_jax.cli.train import say_too_late, stop_signals, tell_stopping
 from vae_jax.config import Config, add_options, from_namespace
 from vae_jax.errors import Stopped, UserError, on_terminal, printable
 
@@ -85,6 +85,7 @@ def _sweep(options: Any) -> int:
         with suppress(OSError):
             say(f"vae-jax: {said}; `{again}` goes on from there")
         return 128 + stop[0]
+    say_too_late(stop)
     print("\n".join(map(printable, (folder / "table.md").read_text(encoding="utf-8").split("\n"))), end="")
     if diverged := [each for each in ended if each.failure]:
         print(f"{len(diverged)} of {count} members diverged; members.csv tells where")

@@ -4,6 +4,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from vae_jax.cli.common import (
 from vae_jax.config import Config, add_options, from_namespace
 from vae_jax.errors import Stopped, on_terminal, printable
 from vae_jax.folder import check_folder
+from vae_jax.interruption import SAME
 
 
 def _train_options(parser: Any) -> None:
@@ -87,6 +89,7 @@ def _train(options: Any) -> int:
         with suppress(OSError):  # whoever reads it may have stopped as well
             say(f"vae-jax: {said}; {again} goes on from there")
         return 128 + (stop[0] if stop else signal.SIGTERM)  # of several processes another may have been told
+    say_too_late(stop)
     print(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {len(trained.history)} epochs")
     print(f"run folder: {printable(str(folder))}")
     for path in pictures(folder):
@@ -105,16 +108,25 @@ def pictures(folder: Path) -> list[Path]:
 def stop_signals() -> Iterator[list[int]]:
     """Within it Ctrl-C and SIGTERM are noted in the list given; a second Ctrl-C still ends the program at once."""
     received: list[int] = []
+    before: dict[int, Any] = {}
+    pressed: list[float] = []
 
-    def note(number: int, _: Any) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)  # and nothing is printed, which might fail or wait here
+    def note(number: int, frame: Any) -> None:
+        if number == signal.SIGINT:
+            pressed.append(time.monotonic())
+            again = received and pressed[-1] - pressed[0] >= (SAME if len(pressed) > 1 else 0)
+            if again and callable(listening := before.get(number)):
+                listening(number, frame)
+        if not received:
+            received.append(number)  # and nothing is printed, which might fail or wait here
 
     # What is ignored, as Ctrl-C in a shell's background job, goes on being ignored.
-    handled = [each for each in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(each) != signal.SIG_IGN]
-    before = {number: signal.signal(number, note) for number in handled}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if (handler := signal.getsignal(number)) != signal.SIG_IGN:
+            before[number] = handler
     try:
+        for number in before:
+            signal.signal(number, note)
         yield received
     finally:
         for number, handler in before.items():
@@ -128,6 +140,13 @@ def tell_stopping(received: list[int]) -> bool:
         with suppress(OSError):
             say(f"vae-jax: {signal.Signals(received[0]).name}: saving and stopping")
     return bool(received)
+
+
+def say_too_late(received: list[int]) -> None:
+    """Says of a signal that it came when nothing was left to stop."""
+    if received:
+        with suppress(OSError):
+            say(f"vae-jax: {signal.Signals(received[0]).name} came when all was trained, which is saved")
 
 
 def _epoch_line(figures: dict[str, Any], config: Config, unit: str) -> str:

@@ -1,0 +1,144 @@
+"""Ctrl-C ends a command, whatever it falls into, with one line and nothing half-written.
+
+Python raises KeyboardInterrupt wherever it happens to be, and that may be lost: in a callback of the garbage
+collection's, in a destructor, in an import that is given up, in code that catches everything. So it is raised again
+until the command has ended. A second Ctrl-C does not wait for that.
+"""
+
+import _thread
+import os
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType, TracebackType
+
+CODE = 128 + signal.SIGINT  # exit code, a shell's for it
+LINE = "vae-jax: interrupted"
+SAME = 0.5  # seconds in which another SIGINT is the same Ctrl-C: `timeout` and others send two at once
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C on its way to the command's end."""
+
+
+class _Watch(weakref.ref[Interrupted]):
+    """A reference to an exception; once that is gone its callback is given this, in place of a signal's number."""
+
+    def __index__(self) -> int:
+        return int(signal.SIGINT)
+
+
+class Listener:
+    """Listens to Ctrl-C while a command runs, unless it is ignored or somebody else listens.
+
+    Attributes:
+        pressed: whether it was.
+    """
+
+    def __init__(self, end: Callable[[], None] | None = None):
+        """Prepares.
+
+        Args:
+            end: ends the process, whatever it does; called for a second Ctrl-C. Without it that is raised.
+        """
+        self.pressed = False
+        self._end, self._at = end, 0.0
+        self._command: FrameType | None = None
+        self._raised: _Watch | None = None
+        self._handler = None
+        self._hooks = sys.unraisablehook, sys.excepthook
+
+    def __enter__(self) -> "Listener":
+        ours = (signal.default_int_handler, end_at_once)
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) in ours:
+            sys.unraisablehook, sys.excepthook = self._unraisable, self._uncaught
+            self._handler = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._command = self._raised = None
+        if self._handler:
+            signal.signal(signal.SIGINT, end_at_once if self._end else self._handler)
+            sys.unraisablehook, sys.excepthook = self._hooks
+
+    def hear(self, command: Callable[[], int]) -> int:
+        """Calls a command, once; whoever calls this catches what it raises, and looks at `pressed`.
+
+        Raises:
+            KeyboardInterrupt: in the command, for Ctrl-C.
+        """
+        self._command = sys._getframe()  # from here on it is raised
+        if self.pressed:
+            raise Interrupted
+        return command()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """What Ctrl-C calls, between two instructions of the main thread."""
+        lost = self._raised is not None and self._raised() is None
+        first, self.pressed = not self.pressed, True
+        if first:
+            self._at = time.monotonic()
+        elif not lost:  # pressed again, while the first is on its way
+            if time.monotonic() - self._at < SAME:
+                return
+            if self._end:
+                self._end()
+        while frame is not None and frame is not self._command:
+            frame = frame.f_back
+        if frame is not None:  # otherwise the command has not begun, or is over
+            raise self._exception()  # no variable here may hold it, since its traceback holds this
+
+    def _exception(self) -> Interrupted:
+        exception = Interrupted()
+        # C code, so that no function of Python's is there for the next one to fall into.
+        self._raised = _Watch(exception, _thread.interrupt_main)  # pyright: ignore[reportArgumentType]
+        return exception
+
+    def _unraisable(self, lost: object) -> None:
+        if not self.pressed:  # of a command that is being given up nothing is said
+            self._hooks[0](lost)  # pyright: ignore[reportArgumentType] (typeshed's own, which Python does not name)
+
+    def _uncaught(self, kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        """What C code calls to print an exception that it turns into another, as numpy's does while it is imported."""
+        if issubclass(kind, Interrupted):
+            sys.last_type = sys.last_value = sys.last_traceback = None
+        else:
+            self._hooks[1](kind, error, traceback)
+
+
+def end_at_once(*_: object) -> None:
+    """Ends this process: for Ctrl-C where nothing is there to undo, before a command and after it."""
+    end(LINE)
+
+
+def end(line: str) -> None:
+    """Ends this process as interrupted, with a line; safe wherever a signal finds it."""
+    shown = "\x1b[?25h" if os.isatty(2) else ""  # the cursor, which a bar hides
+    with suppress(OSError):
+        os.write(2, f"{shown}{line}\n".encode())
+    os._exit(CODE)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Puts Ctrl-C off until the block ends, where half of it would be worse than none."""
+    if threading.current_thread() is not threading.main_thread():  # Ctrl-C goes to the main thread only
+        yield
+        return
+    pressed = False
+
+    def remember(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    handler = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
