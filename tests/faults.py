@@ -60,15 +60,15 @@ def content(folder: Path) -> dict[str, Any]:
 
     steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
     described = {step: checkpoint._description(folder / "checkpoints" / str(step)) for step in steps}
-    ranked = [step for step in steps if described[step]["loss"] is not None]
-    best = min(ranked, key=lambda step: (described[step]["loss"], -step))
+    ranked = [step for step in steps if described[step].loss is not None]
+    best = min(ranked, key=lambda step: (described[step].loss, -step))
     return {
         "metrics": [plain(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()],
         "summary": plain(json.loads((folder / "summary.json").read_text())),
         "config": (folder / "config.yaml").read_text(),
         "figures": {path.name: path.read_bytes() for path in sorted((folder / "figures").iterdir())},
         **{
-            f"{name} checkpoint": (step, described[step]["arrays"], [*map(plain, described[step]["history"])])
+            f"{name} checkpoint": (step, described[step].arrays, [*map(plain, described[step].history)])
             for name, step in (("newest", steps[-1]), ("best", best))
         },
     }

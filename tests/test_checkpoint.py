@@ -27,7 +27,7 @@ from vae_jax.errors import UserError
 from vae_jax.evaluate import make_evaluator, means
 from vae_jax.keys import make_keys
 from vae_jax.models import Variables
-from vae_jax.train import TrainState, build
+from vae_jax.train import Epoch, TrainState, build
 
 STORED = Path(__file__).parent / "stored"
 
@@ -36,6 +36,15 @@ def state_of(images, step=0):
     """A state as small as can be."""
     variables = Variables({"w": jnp.arange(2.0) + step}, {"mean": jnp.zeros(3)})
     return TrainState(jnp.int32(step), variables, {"m": jnp.ones(2)}, jnp.zeros((images, 3)))
+
+
+def figures(epoch):
+    """Those of an epoch."""
+    return {
+        **{name: float(epoch) for name in Epoch._fields if name not in Epoch._field_defaults},
+        "epoch": epoch,
+        "chunk_steps": 4,
+    }
 
 
 def saved(step, history=()):
@@ -78,7 +87,7 @@ def kept(folder, losses, keep=1):
 
 
 def test_restores_what_was_saved(folder):
-    history = [{"epoch": 1, "test_loss": 0.1 + 0.2, "large": 1e300}]
+    history = [{**figures(1), "test_loss": 0.1 + 0.2, "large": 1e300}]
     keeper(folder).save(saved(7, history), 1.5)
     found = restore(folder, "latest", state_of, silent)
     same(found.state, saved(7).state)
@@ -361,6 +370,70 @@ def test_damage_is_told_passed_over_and_moved_out_of_the_way(two, damage):
     keeping.save(saved(2), 3.0)
     assert int(restore(two, "latest", state_of, silent).state.step) == 2
     assert snapshot(two / DAMAGED / "2") == content
+
+
+# What a description may say wrongly whose hash was computed anew, and what is told of it.
+RESEALED = {
+    "history: expected a list; found 'x'": {"history": "x"},
+    "history[0]: expected an object; found 1": {"history": [1]},
+    "history[0].train_loss: expected a number; found nothing": {"history": [{"epoch": 1}]},
+    "history[0].test_kl: expected a number; found 'x'": {"history": [{**figures(1), "test_kl": "x"}]},
+    "history[0].chunk_steps: expected a whole number in [1, 1000000000]; found -1": {
+        "history": [{**figures(1), "chunk_steps": -1}]
+    },
+    "history[1].epoch: expected 2; found 7": {"history": [figures(1), figures(7)]},
+    "checkpoint.history: expected at most 16 brackets in one another; found more": {
+        "history": [{**figures(1), "more": json.loads("[" * 900 + "]" * 900)}]
+    },
+    "images: expected a whole number in [0, 2147483647]; found -1": {"images": -1},
+    "images: expected a whole number of at most 9,007,199,254,740,992; found 10": {"images": 10**30},
+    "images: expected a whole number; found Infinity": {"images": math.inf},
+    "options: expected an object; found a list of 1": {"options": [1]},
+    "options.seed: expected a whole number or a number or text or": {"options": {"seed": {}}},
+    "arrays..step.type: expected text; found 5": {"arrays": {".step": {"type": 5}}},
+    "arrays..step: expected an object; found 'x'": {"arrays": {".step": "x"}},
+    "files: expected an object; found a list of 1": {"files": [1]},
+    "files.../up: expected text; found 3": {"files": {"../up": 3}},
+    "format: expected a whole number; found 'two'": {"format": "two"},
+    "loss: expected a number or null; found 'x'": {"loss": "x"},
+    "made_with.jax: expected text; found an object of 0": {"made_with": {"jax": {}}},
+    "digest: expected text; found 5": {"digest": 5},
+    "expected figures of 2 epochs; found 0": {"options": {"train.batch_size": 1}},
+}
+
+
+@pytest.mark.parametrize("said", RESEALED)
+def test_what_a_description_says_is_looked_at_after_its_hash(two, said):
+    path = two / "2" / DESCRIPTION
+    description = json.loads(path.read_text())["checkpoint"] | RESEALED[said]
+    sha256 = checkpoint._sha256(json.dumps(description, sort_keys=True).encode())
+    path.write_text(json.dumps({"sha256": sha256, "checkpoint": description}))
+    told = []
+    assert int(restore(two, "latest", state_of, told.append).state.step) == 1
+    (line,) = told
+    assert line.startswith(f"{two / '2'}: damaged, {DESCRIPTION}: {said}")
+    assert len(line) < 500
+
+
+def test_files_outside_a_checkpoint_are_none_of_it(two, tmp_path):
+    """Whatever its description says of them, with a hash that is right: they are not looked at."""
+    (tmp_path / "mine").write_text("mine")
+    path = two / "2" / DESCRIPTION
+    for name in ("../../mine", str(tmp_path / "mine"), "state/../../../mine"):
+        description = json.loads(path.read_text())["checkpoint"]
+        description["files"][name] = checkpoint._file_sha256(tmp_path / "mine")
+        sha256 = checkpoint._sha256(json.dumps(description, sort_keys=True).encode())
+        path.write_text(json.dumps({"sha256": sha256, "checkpoint": description}))
+        told = []
+        restore(two, "latest", state_of, told.append)
+        assert told == [f"{two / '2'}: damaged, {min(name, '../../mine')} is missing; it is passed over"]
+
+
+def test_the_arrays_of_another_step_are_damage(two):
+    shutil.copytree(two / "2", two / "3")
+    told = []
+    assert int(restore(two, "latest", state_of, told.append).state.step) == 2
+    assert told == [f"{two / '3'}: damaged, its arrays are those of step 2; it is passed over"]
 
 
 def test_a_second_damaged_checkpoint_of_a_step_is_kept_too(two):

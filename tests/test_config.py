@@ -19,12 +19,12 @@ from vae_jax.config import (
     ObjectiveConfig,
     changed_options,
     check_used,
-    listed,
     load_config,
     options_of,
     read_file,
     shipped,
     to_yaml,
+    values_in,
     with_options,
     without_unused,
 )
@@ -178,16 +178,16 @@ def test_other_readers_of_yaml_take_no_text_for_something_else(text):
 
 
 def test_values_of_a_sweep_are_read_as_their_option_is():
-    assert listed("objective.name", "vae,1e3,017,null") == ["vae", "1e3", "017", "null"]  # names
-    assert listed("train.learning_rate", "1e-3,1,.5") == ["0.001", "1", "0.5"]
-    assert listed("train.gradient_clip", "null,2") == ["null", "2"]
-    assert listed("model.channels", "[8,16],[4]") == ["[8, 16]", "[4]"]
+    assert values_in("objective.name", "vae,1e3,017,null") == ["vae", "1e3", "017", "null"]  # names
+    assert values_in("train.learning_rate", "1e-3,1,.5") == ["0.001", "1", "0.5"]
+    assert values_in("train.gradient_clip", "null,2") == ["null", "2"]
+    assert values_in("model.channels", "[8,16],[4]") == ["[8, 16]", "[4]"]
     for option, text in (("train.learning_rate", ".inf"), ("train.adam_eps", "-.inf"), ("objective.beta", ".nan")):
         with pytest.raises(UserError, match=f"{option}: expected a number in .*; found"):
-            with_options(Config(), **{option: listed(option, text)[0]})
+            with_options(Config(), **{option: values_in(option, text)[0]})
     for option in ("objective.beta", "objective.name"):
         with pytest.raises(UserError, match=f"{option}: expected values with commas"):
-            listed(option, "1,''" if option == "objective.name" else "1,null")
+            values_in(option, "1,''" if option == "objective.name" else "1,null")
 
 
 def test_yaml_holds_every_option():

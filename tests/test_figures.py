@@ -70,8 +70,8 @@ def test_grid_of_large_pictures_is_not_enlarged(tmp_path):
 
 
 def test_a_failure_leaves_nothing(tmp_path):
-    def fail(path):
-        path.write_text("half")
+    def fail(file):
+        file.write(b"half")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):

@@ -7,9 +7,13 @@ it.
 import contextlib
 import dataclasses
 import gzip
+import hashlib
 import io
 import json
+import math
 import os
+import shutil
+import socket
 import struct
 import tempfile
 import warnings
@@ -19,6 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from data_fixtures import chunk, idx
@@ -27,22 +32,29 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
+from vae_jax import own_parts, run, sweep
+from vae_jax.checkpoint import DESCRIPTION, Keeper, Saved, restore
 from vae_jax.cli import VERBS, _parse
+from vae_jax.compare import results
 from vae_jax.config import Config, DataConfig, check_used, from_namespace, load_config, to_yaml
 from vae_jax.data import Dataset, load
 from vae_jax.data.idx import read_idx
 from vae_jax.errors import UserError, printable
+from vae_jax.folder import read_config, read_data
 from vae_jax.interop import weights_file
+from vae_jax.models import Variables
+from vae_jax.registry import lookup
+from vae_jax.train import Epoch, TrainState
 
 TORTURE = os.environ.get("VAE_JAX_TORTURE") == "1"
 MEMORY = 1 << 30  # bytes above the start
 STATUS = Path("/proc/self/status")
 
 
-def fuzzed(torture: int) -> settings:
+def fuzzed(torture: int, quick: int = 60) -> settings:
     """How a test tries inputs, so many of them where it is tortured."""
     return settings(
-        max_examples=torture if TORTURE else 60,
+        max_examples=torture if TORTURE else quick,
         deadline=5000,
         derandomize=not TORTURE,
         print_blob=True,
@@ -572,3 +584,233 @@ def test_weights(place, content):
         for name, array in found.arrays.items():
             assert (array.shape, array.dtype) == (EXPECTED[name].shape, EXPECTED[name].dtype)
             assert np.isfinite(array).all()
+
+
+# --- What a run tells of itself --------------------------------------------------------------------------------------
+
+# Of JSON: values of every other kind; text that stands for itself where json.dumps would not write it.
+DEEP, DIGITS = "[" * 5000 + "]" * 5000, "9" * 5000
+VALUES = [
+    *(None, True, -1, 0, 1, 0.5, 2**31, 2**53 + 1, 10**30, 1e300, math.nan, math.inf, -math.inf, "@deep@", "@digits@"),
+    *("", "x", "2", "\x1b[31m", "a\nb", "\ud800", "\0", "../../x", "/etc/passwd", "a" * 100_000, "=1+1", "$\\frac{"),
+    *([], {}, [1], ["x"], [[[[1]]]], {"a": {"b": [None]}}, [{}] * 1000),
+]
+values = st.sampled_from(VALUES) | numbers | st.text(max_size=5) | st.floats()
+
+
+def as_json(value: Any) -> bytes:
+    text = json.dumps(value).replace('"@deep@"', DEEP).replace('"@digits@"', DIGITS)
+    return text.encode()
+
+
+@st.composite
+def altered(draw, whole: Any) -> Any:
+    """What JSON says, with a few faults in its structure."""
+    found = json.loads(json.dumps(whole))
+    for _ in range(draw(st.integers(1, 3))):
+        place, steps = found, draw(st.integers(0, 4))
+        while steps and isinstance(place, list | dict) and place:
+            key = draw(st.sampled_from(sorted(place) if isinstance(place, dict) else range(len(place))))
+            if steps == 1 or not isinstance(place[key], list | dict) or not place[key]:
+                kind = draw(st.sampled_from(["value"] * 5 + ["lost", "twice", "more", "name"]))
+                value = draw(values)
+                if kind == "lost":
+                    del place[key]
+                elif kind == "value":
+                    place[key] = value
+                elif isinstance(place, list):
+                    place.insert(key, place[key] if kind == "twice" else value)
+                elif kind == "name":
+                    place[draw(st.text(max_size=4))] = place.pop(key)
+                else:
+                    place[draw(st.sampled_from(["more", "../x", "\x1b", "a" * 5000]))] = value
+                break
+            place, steps = place[key], steps - 1
+        else:
+            found = draw(values)
+    return found
+
+
+def faulty(whole: Any) -> st.SearchStrategy[bytes]:
+    """JSON with faults in its structure, in its bytes, or in both."""
+    content = json.dumps(whole).encode()
+    return altered(whole).map(as_json) | altered(whole).map(as_json) | mutated(content) | st.binary(max_size=40)
+
+
+DATA_JSON = {"name": "digits", "digest": "0" * 64, "class_names": ["0", "1"], "run": "1" * 64}
+
+
+@fuzzed(1000)
+@given(faulty(DATA_JSON))
+def test_what_a_run_tells_of_its_data(place, content):
+    (place / "data.json").write_bytes(content)
+    found = outcome(lambda: read_data(place), place / "data.json")
+    if found is not None:
+        assert [type(each) for each in (found.name, found.digest, found.run)] == [str] * 3
+        assert found.class_names is None or all(type(name) is str for name in found.class_names)
+
+
+ORIGIN_JSON = {"file": "/x.pt", "sha256": "0" * 64, "counters": {"BN1.num_batches_tracked": 20, "BN2": 0}}
+
+
+@fuzzed(1000)
+@given(faulty(ORIGIN_JSON))
+def test_what_a_run_tells_of_imported_weights(place, content):
+    (place / "imported.json").write_bytes(content)
+    found = outcome(lambda: run.origin(place), place / "imported.json")
+    if found is not None:
+        assert all(type(count) is int and 0 <= count <= 2**53 for count in found.counters.values())
+
+
+SOURCES_JSON = {"/a/x.py": {"sha256": "0" * 64, "copy": "x.py"}, "package.module": {"sha256": "1" * 64, "copy": ""}}
+
+
+@fuzzed(1000)
+@given(faulty(SOURCES_JSON))
+def test_what_a_run_tells_of_users_files(place, content):
+    (place / "code").mkdir(exist_ok=True)
+    (place / "code" / "sources.json").write_bytes(content)
+    found = outcome(lambda: own_parts.read_index(place), place / "code" / "sources.json")
+    for known in (found or {}).values():
+        assert Path(place / "code" / known.copy).parent in (place / "code", place)
+
+
+@fuzzed(500)
+@given(st.lists(faulty({"epoch": 1, "train_loss": 0.5}), max_size=3), st.booleans())
+def test_metrics(place, lines, ended):
+    (place / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n" * ended)
+    found = outcome(lambda: run._epochs(place), place / "metrics.jsonl")
+    assert found is None or found >= 0
+
+
+@fuzzed(500)
+@given(st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_why_a_run_diverged(place, content):
+    (place / "diverged.txt").write_bytes(content)
+    found = outcome(lambda: run.read_reason(place), place / "diverged.txt")
+    assert found is None or (found and found.isprintable())
+
+
+SWEEP_JSON = {
+    "config": {"data.image_size": 8, "train.epochs": 2, "model.channels": [4, 8], "model.batch_norm": True},
+    "seeds": 2,
+    "set": {"objective.beta": ["0.5", "1"], "model.latent": ["2", "3"]},
+}
+
+
+@fuzzed(1500)
+@given(faulty(SWEEP_JSON))
+def test_what_is_swept(place, content):
+    (place / "sweep.json").write_bytes(content)
+    found = outcome(lambda: sweep.read_sweep(place), place / "sweep.json")
+    if found is not None:
+        members = outcome(lambda: sweep.members_of(found), "--set")
+        assert members is None or 1 <= len(members) <= sweep.MOST
+
+
+RESULTS_JSON = {
+    **{"format": "vae_jax results", "version": 1, "framework": "Keras", "data": "digits", "unit": "nats per image"},
+    **{"train_images": 1000, "test_images": 597},
+    "runs": [{"seed": seed, "epochs": [{"epoch": 1, "test_loss": 300.0 + seed}]} for seed in (0, 1)],
+}
+
+
+@fuzzed(500)
+@given(faulty(RESULTS_JSON))
+def test_results_of_other_frameworks(place, content):
+    (place / "other.json").write_bytes(content)
+    found = outcome(lambda: results.read(place / "other.json"), place / "other.json")
+    if found is not None:
+        assert np.isfinite(results.losses(found)).all()
+        assert results.compare(RESULTS_JSON, found)["verdict"]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A folder of two sound checkpoints, of a state as small as can be."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "checkpoints"
+    keeper = Keeper(folder, 2, print)
+    figures = {**dict.fromkeys(Epoch._fields, 1.0), "chunk_steps": 4, "skipped_steps": 0}
+    options = {"seed": 3, "model.channels": [4], "train.batch_size": 1, "data.path": None}
+    for step in (1, 2):
+        history = [{**figures, "epoch": epoch} for epoch in range(1, step + 1)]
+        keeper.save(Saved(tiny_state(step), history, 1, "0" * 64, {"cores": "2"}, options, "1" * 64), 1.0)
+    return folder
+
+
+def tiny_state(step: int = 0) -> TrainState:
+    return TrainState(jnp.int32(step), Variables({"w": jnp.arange(2.0)}, {}), {"m": jnp.ones(2)}, jnp.zeros((1, 3)))
+
+
+def restored(folder: Path) -> tuple[Saved | None, list[str]]:
+    """What is restored, or None where all is refused, and what is told of it."""
+    told: list[str] = []
+    return outcome(lambda: restore(folder, "latest", lambda images: tiny_state(), told.append), folder), told
+
+
+@fuzzed(1500, 30)
+@given(st.data())
+def test_checkpoints_whose_hash_was_computed_anew(checkpoints, data):
+    """What a description says is looked at after its hash: either it is all right, or the older checkpoint is taken."""
+    path = checkpoints / "2" / DESCRIPTION
+    whole = path.read_bytes()
+    content = as_json(data.draw(altered(json.loads(whole)["checkpoint"])))
+    with contextlib.suppress(ValueError, RecursionError):  # what cannot be read has no hash
+        described = json.loads(content)
+        canonical = json.dumps(described, sort_keys=True).encode()
+        sealed = {"sha256": hashlib.sha256(canonical).hexdigest(), "checkpoint": described}
+        content = json.dumps(sealed).encode()
+    try:
+        path.write_bytes(content)
+        found, told = restored(checkpoints)
+    finally:
+        path.write_bytes(whole)
+    if found is None:  # another model's, as far as anyone can know
+        assert not told
+        return
+    assert int(found.state.step) == 2 - len(told)
+    assert all(line.startswith(f"{path.parent}: damaged, ") and len(line) < 20_000 for line in told)
+    assert [type(each) for each in found[1:]] == [list, int, str, dict, dict, str]
+    assert [epoch["epoch"] for epoch in found.history] == list(range(1, int(found.state.step) + 1))
+
+
+SPECIAL = ["pipe", "folder", "socket", "device", "50 GB", "loop"]
+READERS: dict[str, Callable[[Path], Any]] = {
+    "config.yaml": read_config,
+    "data.json": read_data,
+    "imported.json": run.origin,
+    "code/sources.json": own_parts.read_index,
+    "metrics.jsonl": run._epochs,
+    "diverged.txt": run.read_reason,
+    "sweep.json": sweep.read_sweep,
+    "other.json": lambda folder: results.read(folder / "other.json"),
+    "mine.py": lambda folder: lookup({}, f"{folder}/mine.py:net", "model.network", ("config",)),
+    "checkpoints/2/checkpoint.json": lambda folder: restored(folder / "checkpoints")[0],
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", SPECIAL)
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_no_file_or_has_no_end(checkpoints, tmp_path, monkeypatch, name, kind):
+    """It is refused at once: nothing waits for whoever writes into a pipe, or reads gigabytes of nothing."""
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    path = tmp_path / name
+    if name.startswith("checkpoints"):
+        shutil.copytree(checkpoints, "checkpoints")
+        path.unlink()
+    path.parent.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        elif kind == "socket":
+            listening.bind(name)
+        elif kind == "50 GB":
+            path.touch()
+            os.truncate(path, 50 << 30)
+        else:
+            path.symlink_to("/dev/zero" if kind == "device" else path)
+        found = outcome(lambda: READERS[name](tmp_path), path, tmp_path)
+    assert found is None or int(found.state.step) == 1  # the older checkpoint

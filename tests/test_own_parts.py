@@ -546,7 +546,7 @@ def test_a_users_file_among_the_copies_is_not_lost_to_an_import(copied, monkeypa
     assert snapshot(copied) == before
     own.unlink()
     run.adopt(*arguments, overwrite=True)
-    assert run.origin(copied) == {"counters": {}}
+    assert run.origin(copied).counters == {}
 
 
 def test_a_file_that_is_missing_is_refused_and_nothing_is_left(small_data, tmp_path):
@@ -568,7 +568,7 @@ def test_an_index_that_cannot_be_read_is_refused(copied, tmp_path):
     index = copied / "code" / "sources.json"
     index.unlink()
     index.mkdir()
-    assert refused(run.load, copied).startswith(f"{index}: expected what a training has written; IsADirectoryError")
+    assert refused(run.load, copied).startswith(f"{index}: expected a file; found a folder")
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "code").write_text("a user's")  # and no index
     assert own_parts.changes(tmp_path / "plain") == []
@@ -590,7 +590,9 @@ def test_an_index_that_cannot_be_read_is_refused(copied, tmp_path):
 def test_a_damaged_index_is_refused(copied, content):
     (copied / "code" / "sources.json").write_text(content)
     message = refused(run.load, copied)
-    assert message.startswith(f"{copied}/code/sources.json: expected what a training has written; ")
+    assert message.startswith(f"{copied}/code/sources.json: ")
+    assert "expected " in message
+    assert "found " in message or "JSON; Expecting value" in message
 
 
 @pytest.fixture

@@ -18,18 +18,20 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vae_jax.errors import UserError
+from vae_jax.checked import HISTORY_LIMIT, UnfitError, parse, read_bytes, typed
+from vae_jax.config import Option
+from vae_jax.errors import PATH, UserError, brief, cut
 from vae_jax.folder import check_held, make_inside, remove, replacing_folder, write_text
 from vae_jax.interruption import uninterrupted
 from vae_jax.models import Variables
-from vae_jax.train import TrainState
+from vae_jax.train import Epoch, TrainState
 
 FORMAT = 2  # counted up when older versions could not read what is written; `_read_format_1` tells what came before
 DESCRIPTION = "checkpoint.json"
@@ -61,6 +63,68 @@ class Saved(NamedTuple):
     made_with: dict[str, str] = {}  # noqa: RUF012 (a NamedTuple's defaults are never changed)
     options: dict[str, Any] = {}  # noqa: RUF012
     run: str = ""
+
+
+class Array(NamedTuple):
+    """What a checkpoint tells of an array.
+
+    Attributes:
+        type: of its numbers, with its shape, see `_type`.
+        sha256: of its bytes; empty where an older version did not say.
+    """
+
+    type: str
+    sha256: str = ""
+
+
+class Description(NamedTuple):
+    """What a checkpoint tells of itself: what it holds but the state, see `Saved`, and how that is stored.
+
+    Attributes:
+        format: see `FORMAT`.
+        loss: ranks it; None leaves it unranked.
+        arrays: by their names.
+        files: the SHA-256 of each, by its path in the checkpoint's folder.
+    """
+
+    format: int
+    loss: float | None
+    history: list[dict[str, Any]]
+    images: Annotated[int, "[0, 2147483647]"]
+    arrays: dict[str, Array]
+    files: dict[str, str]
+    digest: str = ""
+    made_with: dict[str, str] = {}  # noqa: RUF012
+    options: dict[str, Option] = {}  # noqa: RUF012
+    run: str = ""
+
+
+class _Format(NamedTuple):
+    """What every version tells in the same way."""
+
+    format: Annotated[int, "[1, inf)"]
+
+
+class _Sealed(NamedTuple):
+    """What the file of a description holds."""
+
+    sha256: str
+    checkpoint: dict[str, Any]
+
+
+class _Run1(NamedTuple):
+    """What a checkpoint of format 1 tells of its run."""
+
+    history: list[dict[str, Any]]
+    images: Annotated[int, "[0, 2147483647]"]
+    digest: str
+    shapes: dict[str, str]
+
+
+class _Metrics1(NamedTuple):
+    """What a checkpoint of format 1 is ranked by."""
+
+    loss: float | None
 
 
 class DamageError(Exception):
@@ -108,7 +172,7 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
             write_text(making / DESCRIPTION, json.dumps(content))
             if read_back:
                 try:
-                    _arrays(making, description, state)
+                    _arrays(making, typed(description, Description), state)
                 except Exception as error:
                     raise OSError(f"what was written cannot be read: {_reason(error)}") from error
     except UserError:  # it says all by itself
@@ -140,7 +204,7 @@ class Keeper:
                 self._set_aside(path, "half-written, the process died while saving", report)
             elif _is_step(path):
                 try:
-                    loss = _description(path)["loss"]
+                    loss = _description(path).loss
                     if newest is not None and int(path.name) > newest:
                         raise DamageError("passed over")
                     self._losses[int(path.name)] = loss
@@ -176,7 +240,7 @@ def restore(
     which: str,
     template: Callable[[int], TrainState],
     report: Report,
-    check: Callable[[dict[str, Any]], None] = lambda description: None,
+    check: Callable[[Description], None] = lambda description: None,
 ) -> Saved | None:
     """Reads the newest or the best of the checkpoints that are sound, or None if there has been none yet.
 
@@ -208,7 +272,7 @@ def restore(
     try:
         if which == "best":
             found = {step: description for step in steps if (description := undamaged(step, _description))}
-            steps = sorted(found, key=lambda step: (_rank(found[step]["loss"]), step), reverse=True)
+            steps = sorted(found, key=lambda step: (_rank(found[step].loss), step), reverse=True)
         for step in steps:
             if saved := undamaged(step, lambda path: _read(path, template, check)):
                 return saved
@@ -217,7 +281,7 @@ def restore(
     raise UserError(f"{passed_over[0]}; expected a sound checkpoint, found none: begin the run anew")
 
 
-def _read(folder: Path, template: Callable[[int], TrainState], check: Callable[[dict[str, Any]], None]) -> Saved:
+def _read(folder: Path, template: Callable[[int], TrainState], check: Callable[[Description], None]) -> Saved:
     """One checkpoint, verified.
 
     Raises:
@@ -227,11 +291,12 @@ def _read(folder: Path, template: Callable[[int], TrainState], check: Callable[[
     description = _description(folder)
     check(description)
     # Whatever fails here, as a user's own code may, says nothing about the checkpoint.
-    expected = jax.eval_shape(lambda: template(int(description["images"])))
+    expected = jax.eval_shape(lambda: template(description.images))
     try:
-        _check_types(folder, _named(expected), description["arrays"])
+        _check_types(folder, _named(expected), description.arrays)
         state = _arrays(folder, description, expected)
-        known = {name: description[name] for name in Saved._fields[1:] if name in description}
+        known = {name: getattr(description, name) for name in Saved._fields[1:]}
+        _check_step(int(folder.name), int(state.step), description)
         return Saved(jax.tree.map(jnp.asarray, state), **known)
     except (DamageError, UserError, MemoryError):
         raise
@@ -239,7 +304,22 @@ def _read(folder: Path, template: Callable[[int], TrainState], check: Callable[[
         raise DamageError(f"damaged, {_reason(error)}") from error
 
 
-def _arrays(folder: Path, description: dict[str, Any], like: TrainState) -> TrainState:
+def _check_step(name: int, step: int, description: Description) -> None:
+    """Refuses a state of another step than the checkpoint's name says, or with the figures of more or fewer epochs.
+
+    Raises:
+        DamageError: naming both.
+    """
+    if step != name:
+        raise DamageError(f"damaged, its arrays are those of step {step}")
+    batch, epochs = description.options.get("train.batch_size"), len(description.history)
+    if description.images and type(batch) is int and batch > 0:
+        finished = step // -(-description.images // batch)
+        if epochs != finished:
+            raise DamageError(f"damaged, {DESCRIPTION}: expected figures of {finished} epochs; found {epochs}")
+
+
+def _arrays(folder: Path, description: Description, like: TrainState) -> TrainState:
     """The state in a checkpoint's folder, of the structure, shapes and types of `like`, compared with what was saved.
 
     Raises:
@@ -250,7 +330,7 @@ def _arrays(folder: Path, description: dict[str, Any], like: TrainState) -> Trai
         state = _orbax().restore(plain / "state", args=ocp.args.StandardRestore(_stored(like)))
     state = state._replace(variables=Variables(**state.variables))
     for name, array in _named(state).items():
-        sha256 = description["arrays"][name].get("sha256")
+        sha256 = description.arrays[name].sha256
         if sha256 and _sha256(array.tobytes()) != sha256:
             raise DamageError(f"damaged, {name} is not as it was saved")
     return state
@@ -264,11 +344,11 @@ def _stored(state: TrainState) -> TrainState:
     return state._replace(variables=variables)  # type: ignore[arg-type]
 
 
-def _check_types(folder: Path, expected: dict[str, Any], found: dict[str, dict[str, str]]) -> None:
+def _check_types(folder: Path, expected: dict[str, Any], found: dict[str, Array]) -> None:
     """Refuses another model's checkpoint, or one of jax's other mode, naming the first array that differs."""
     for name in [*expected, *found]:
         wanted = _type(expected[name]) if name in expected else None
-        is_there = found[name]["type"] if name in found else None
+        is_there = cut(found[name].type) if name in found else None
         if wanted == is_there:
             continue
         if wanted and is_there and wanted.replace("64[", "32[") == is_there.replace("64[", "32["):
@@ -278,11 +358,12 @@ def _check_types(folder: Path, expected: dict[str, Any], found: dict[str, dict[s
                 f"JAX_ENABLE_X64={int(was == 'with')} ({name} is {is_there}, not {wanted})"
             )
         raise UserError(
-            f"{folder}: expected a checkpoint of the model in config.yaml, with {name} {wanted}; found {is_there}"
+            f"{folder}: expected a checkpoint of the model in config.yaml, with {cut(name, PATH)} {wanted}; found "
+            f"{is_there}"
         )
 
 
-def _description(folder: Path) -> dict[str, Any]:
+def _description(folder: Path) -> Description:
     """What a checkpoint tells of itself, once it is verified that all its files are as they were saved.
 
     Raises:
@@ -291,42 +372,53 @@ def _description(folder: Path) -> dict[str, Any]:
     """
     try:
         if not (folder / DESCRIPTION).exists() and (folder / "run").exists():
-            description = _read_format_1(folder)
+            content = _read_format_1(folder)
         else:
-            content = json.loads((folder / DESCRIPTION).read_bytes())
-            description = content["checkpoint"]
-            if content["sha256"] != _sha256(_canonical(description)):
+            sealed = _read_json(folder / DESCRIPTION, _Sealed)
+            content = sealed.checkpoint
+            if sealed.sha256 != _sha256(_canonical(content)):
                 raise DamageError(f"damaged, {DESCRIPTION} is not as it was saved")
-        made = int(description["format"])
-        saved, found = description["files"], _files(folder)
-    except DamageError:
-        raise
+        if (made := typed(content, _Format).format) > FORMAT:
+            raise UserError(
+                f"{folder}: expected a checkpoint of format {FORMAT} or older, found {made}; update vae_jax"
+            )
+        # What it says is looked at after its hash: whoever can write it can hash it too.
+        description = typed(content, Description)
+        for number, epoch in enumerate(description.history):
+            if typed(epoch, Epoch, f"history[{number}]").epoch != number + 1:
+                raise UnfitError(f"history[{number}].epoch: expected {number + 1}; found {epoch['epoch']}")
+        found = _paths(folder)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamageError(f"damaged, {Path(error.filename).name} is missing") from error
     except OSError as error:  # too many open files, no permission, …: nothing that is wrong with the checkpoint
         raise UserError(f"{error.filename or folder}: cannot be read; {error.strerror or error}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise DamageError(f"damaged, {DESCRIPTION} cannot be read ({_reason(error)})") from error
-    if made > FORMAT:
-        raise UserError(f"{folder}: expected a checkpoint of format {FORMAT} or older, found {made}; update vae_jax")
-    for name in sorted({*saved, *found}):
-        if saved.get(name) != found.get(name):
-            raise DamageError(f"damaged, {name} is {'not as it was saved' if name in found else 'missing'}")
+    except UnfitError as error:
+        raise DamageError(f"damaged, {DESCRIPTION}: {error}") from error
+    for name in sorted({*description.files, *found}):
+        if name not in found or name not in description.files:
+            what = "missing" if name not in found else "none of its files"
+            raise DamageError(f"damaged, {cut(name, PATH)} is {what}")
+    for name, path in sorted(found.items()):
+        if _file_sha256(path) != description.files[name]:
+            raise DamageError(f"damaged, {cut(name, PATH)} is not as it was saved")
     return description
+
+
+def _read_json(path: Path, kind: Any) -> Any:
+    return parse(read_bytes(path, HISTORY_LIMIT), kind, HISTORY_LIMIT)
 
 
 def _read_format_1(folder: Path) -> dict[str, Any]:
     """A checkpoint of vae_jax 0.1.0 as it was before it had a format: orbax's CheckpointManager wrote it, and the
     checksums of its files came after it, or not at all where the process died between."""
-    run, metrics = (json.loads((folder / name).read_bytes()) for name in ("run/metadata", "metrics/metrics"))
+    run, metrics = _read_json(folder / "run/metadata", _Run1), _read_json(folder / "metrics/metrics", _Metrics1)
     checksums = folder / "sha256.json"
     return {
         "format": 1,
-        "loss": metrics["loss"],
-        **{name: run[name] for name in ("history", "images", "digest")},
-        "made_with": {},
-        "arrays": {name: {"type": type_} for name, type_ in run["shapes"].items()},
-        "files": json.loads(checksums.read_bytes()) if checksums.exists() else _files(folder),
+        "loss": metrics.loss,
+        **{name: value for name, value in run._asdict().items() if name != "shapes"},
+        "arrays": {name: {"type": type_} for name, type_ in run.shapes.items()},
+        "files": _read_json(checksums, dict[str, str]) if checksums.exists() else _files(folder),
     }
 
 
@@ -418,9 +510,14 @@ def _canonical(description: dict[str, Any]) -> bytes:
 
 def _files(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file below a checkpoint's folder, but of those that hold it."""
+    return {name: _file_sha256(path) for name, path in _paths(folder).items()}
+
+
+def _paths(folder: Path) -> dict[str, Path]:
+    """These files, by their paths in the folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     names = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: _file_sha256(path) for name, path in names.items() if name not in (DESCRIPTION, "sha256.json")}
+    return {name: path for name, path in names.items() if name not in (DESCRIPTION, "sha256.json")}
 
 
 def _file_sha256(path: Path) -> str:
@@ -431,4 +528,4 @@ def _file_sha256(path: Path) -> str:
 def _reason(error: Exception) -> str:
     if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's words for it are hundreds
         return os.strerror(int(code[1]))
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return brief(error, 200) or type(error).__name__

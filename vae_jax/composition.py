@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from vae_jax import likelihoods, models, objectives, posteriors, priors
 from vae_jax.config import Config, check_used
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, listed
 from vae_jax.expectation import expect
 from vae_jax.keys import part_key
 from vae_jax.likelihoods import Likelihood
@@ -87,7 +87,7 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Compositio
             raise UserError(f"{option}.name: expected {name} to give a {kind.__name__}; found {type(part).__name__}")
         check_functions(part, f"{option}.name")
     if "mu" not in posterior.heads:
-        _refuse("posterior.name", f"{config.posterior.name} to have a head mu", ", ".join(posterior.heads) or "none")
+        _refuse("posterior.name", f"{config.posterior.name} to have a head mu", listed(posterior.heads) or "none")
     treat = lookup(TREATMENTS, config.data.treatment, "data.treatment")
     network = models.build(config.model, image_shape, posterior.heads, likelihood.outputs)
     check(config, posterior, prior, likelihood, objective, network.ties)

@@ -15,7 +15,9 @@ from pathlib import Path, PurePath
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args
 
-from vae_jax.errors import UserError
+from vae_jax import checked
+from vae_jax.checked import within
+from vae_jax.errors import UserError, brief, cut, quoted
 from vae_jax.registry import lookup
 
 if TYPE_CHECKING:
@@ -25,13 +27,11 @@ SIZE_LIMIT = 1 << 17  # bytes of a YAML file or of a flag's value
 PARTS_LIMIT = 10_000  # names, values and brackets in it; more take seconds
 TEXT_LIMIT = 4096  # characters of a name or a path
 COUNT_LIMIT = 64  # numbers in a list
-MESSAGE_LIMIT = 500  # characters of what another package says about a configuration
 NO_DECIMAL = re.compile(r"[-+]?(0[0-9_box][0-9a-fA-F_]*|[0-9][0-9_]*(:[0-9]+)+\.?[0-9_]*)")  # 017, 0x1F, 1:30
 YAML = "plain_yaml"  # jsonargparse's name for our way to read YAML
 LIST = tuple[int, ...]
-# What options may be, in words.
-KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-KINDS |= {NoneType: "null", LIST: "a list of whole numbers"}
+KINDS = checked.KINDS | {LIST: "a list of whole numbers"}  # what options may be, in words
+Option = int | float | str | bool | None | list[int]  # an option's value as JSON gives it back
 
 
 def _require(section: Any, **expectations: str) -> None:
@@ -47,19 +47,11 @@ def _require(section: Any, **expectations: str) -> None:
             object.__setattr__(section, name, _value(option, kinds, value))
     for name, interval in expectations.items():
         found = getattr(section, name)
-        low, high = _ends(interval)
         for value in found if isinstance(found, tuple) else (found,):
             if value is None:
                 continue
-            above = value > low if interval[0] == "(" else value >= low
-            below = value < high if interval[-1] == ")" else value <= high
-            if not (above and below):  # neither holds for NaN
+            if not within(value, interval):
                 raise UserError(f"{_option(section, name)}: expected a number in {interval}; found {value!s:.40}")
-
-
-@functools.cache
-def _ends(interval: str) -> tuple[float, ...]:
-    return tuple(float(end) for end in interval[1:-1].split(","))
 
 
 @functools.cache
@@ -133,7 +125,7 @@ def _shown(value: Any) -> str:
     if value is None:
         return "null"
     try:
-        return " ".join(str(value).split())[:60] or "nothing"
+        return cut(" ".join(str(value).split())) or "nothing"
     except ValueError:  # a whole number of very many digits
         return "one too large"
 
@@ -713,7 +705,7 @@ def option_types() -> dict[str, tuple[Any, ...]]:
     return {option: kinds for section in (Config, *_sections().values()) for _, option, kinds in _options(section)}
 
 
-def listed(option: str, text: str) -> list[str]:
+def values_in(option: str, text: str) -> list[str]:
     """The values in "1,2,3", or "[8,16],[16,32]" where each is a list, as text that `option` takes.
 
     Raises:
@@ -768,7 +760,9 @@ def find(name: str | Path) -> Path:
         kind = getattr(error, "strerror", None) or error
     if str(name) in shipped():
         return shipped()[str(name)]
-    raise UserError(f"--config {name!s:.200}: expected a YAML file or one of {', '.join(shipped())}; found {kind}")
+    raise UserError(
+        f"--config {cut(str(name), 200)}: expected a YAML file or one of {', '.join(shipped())}; found {kind}"
+    )
 
 
 def add_options(parser: "ArgumentParser") -> None:
@@ -889,15 +883,11 @@ def read_file(path: Path) -> Config:
     import yaml
 
     try:
-        with path.open("rb") as file:
-            content = file.read(SIZE_LIMIT + 1)
-        if len(content) > SIZE_LIMIT:
-            raise UserError(f"{path}: expected a YAML file of at most {SIZE_LIMIT:,} bytes; found a longer one")
-        read = _load_yaml(content.decode())
+        read = _load_yaml(checked.read_bytes(path, SIZE_LIMIT).decode())
+    except checked.UnfitError as error:
+        raise UserError(f"{path}: {error}") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path}: expected a YAML file; {_brief(error)}") from error
+        raise UserError(f"{path}: expected a YAML file; {brief(error)}") from error
     if not isinstance(read, dict):
         kind = "nothing" if read is None else type(read).__name__
         raise UserError(f"{path}: expected options by section, as in `train: {{epochs: 5}}`; found {kind}")
@@ -906,7 +896,7 @@ def read_file(path: Path) -> Config:
         if not is_dataclass(lookup(known, str(name), str(path))):
             continue
         if not isinstance(options, dict):
-            raise UserError(f"{path}: {name}: expected a section of options; found {options!r:.60}")
+            raise UserError(f"{path}: {name}: expected a section of options; found {_shown(options)}")
         for option in options:
             _known(name, str(option), f"{path}: ")
     try:
@@ -932,10 +922,11 @@ def read(parser: "ArgumentParser", arguments: Sequence[str], base: Config | None
     for argument in remaining:
         flag, equals, value = argument.partition("=")
         option = flag.removeprefix("--")
-        if len(argument) > SIZE_LIMIT:
-            raise UserError(f"{flag:.60}: expected at most {SIZE_LIMIT:,} characters; found {len(argument):,}")
+        _check_length(argument, flag, SIZE_LIMIT)
         own = configured and flag.startswith("--") and (option in option_types() or option in _sections())
         if not own and not (configured and flag == "--config"):
+            # What is neither an option's value nor a list of them is a name or a path.
+            _check_length(argument, flag, SIZE_LIMIT if "--set" in (flag, *rest[-1:]) else TEXT_LIMIT)
             rest.append(argument)
             continue
         if not equals and ((value := next(remaining, "--")) == "-h" or value.startswith("--")):
@@ -955,8 +946,10 @@ def read(parser: "ArgumentParser", arguments: Sequence[str], base: Config | None
     except Exception as error:  # jsonargparse raises many kinds for strange values
         message = " ".join(str(getattr(error, "message", error)).split())
         if "argument" not in message and "key" not in message:  # a loader's own, which names no option
-            message = f"expected options that can be read, found {' '.join(arguments)!r:.200} ({message:.200})"
-        raise UserError(_brief(message + _nearest(parser, message))) from error
+            message = (
+                f"expected options that can be read, found {quoted(' '.join(arguments), 200)} ({brief(message, 200)})"
+            )
+        raise UserError(brief(message + _nearest(parser, message))) from error
     for option, value in found.items():
         if value is None and defaults.get(option) is not None:  # jsonargparse takes null for any option
             raise UserError(f"{option}: expected a value; found null")
@@ -967,10 +960,9 @@ def read(parser: "ArgumentParser", arguments: Sequence[str], base: Config | None
     return found
 
 
-def _brief(error: object) -> str:
-    """What another package says, on one line of bounded length."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= MESSAGE_LIMIT else f"{text[:MESSAGE_LIMIT]} …"
+def _check_length(argument: str, flag: str, most: int) -> None:
+    if len(argument) > most:
+        raise UserError(f"{cut(flag)}: expected at most {most:,} characters; found {len(argument):,}")
 
 
 def _nearest(parser: "ArgumentParser", message: str) -> str:

@@ -1,6 +1,13 @@
 """What is told a user: what they can put right, and that a training stopped as they asked."""
 
+from collections.abc import Iterable
 from typing import Any
+
+LINE_LIMIT = 20_000  # characters of a line, whatever is quoted in it
+LISTED = 20  # of many things; the rest is counted
+QUOTED = 60  # characters of a value
+PATH = 4096  # characters of a path, or of a name that may be one
+BRIEF = 500  # characters of what another package says
 
 
 class UserError(ValueError):
@@ -23,8 +30,46 @@ class Stopped(Exception):
 
 
 def printable(text: str) -> str:
-    """The text as one line that does nothing to a terminal."""
-    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    """The text as one line of bounded length that does nothing to a terminal."""
+    if len(text) > LINE_LIMIT:  # the middle goes: what was expected stands first, and what helps stands last
+        begin, end = LINE_LIMIT // 2, LINE_LIMIT // 4
+        text = f"{text[:begin]} … {len(text) - begin - end:,} characters more … {text[-end:]}"
+    if text.isprintable():
+        return text
+    escaped = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return escaped if len(escaped) <= LINE_LIMIT else f"{escaped[:LINE_LIMIT]} …"
+
+
+def cut(text: str, most: int = QUOTED) -> str:
+    """The text, or its beginning, on one line that does nothing to a terminal."""
+    shown = printable(text[:most])
+    return shown if len(shown) <= most and len(text) <= most else f"{shown[:most]} …"
+
+
+def quoted(value: object, most: int = QUOTED) -> str:
+    """A value's text, or its beginning, in quotation marks, on one line that does nothing to a terminal."""
+    text = str(value)
+    return f"{text[:most]!r}{' …' * (len(text) > most)}"
+
+
+def brief(error: object, most: int = BRIEF) -> str:
+    """What another package says, on one line of bounded length."""
+    return cut(" ".join(str(error)[: 4 * most].split()), most)
+
+
+def first(things: Iterable[Any], most: int = LISTED) -> list[str]:
+    """The first of many things, and how many more there are."""
+    things = list(things)
+    more = [f"and {len(things) - most:,} more"] if len(things) > most else []
+    return [*map(str, things[:most]), *more]
+
+
+def listed(things: Iterable[Any], most: int = LISTED, between: str = ", ") -> str:
+    """The first of many things in a line, and how many more there are; empty where there are none.
+
+    What a thing is called is cut only where it is longer than a path may be, so that a name can be copied.
+    """
+    return between.join(cut(each, PATH) for each in first(things, most))
 
 
 def on_terminal(stream: Any) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, listed
 
 Shape = tuple[int, ...]
 
@@ -33,7 +33,7 @@ def expect_all(what: str, values: Any, shapes: Mapping[str, Shape]) -> None:
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{what}: expected a dict with {', '.join(shapes)}; found {_kind(values)}")
-    names = ", ".join(map(str, values)) or "nothing"
+    names = listed(values) or "nothing"
     if values.keys() != shapes.keys():
         raise UserError(f"{what}: expected {', '.join(shapes)}; found {names}")
     for name, shape in shapes.items():

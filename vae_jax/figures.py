@@ -2,7 +2,9 @@
 
 import math
 import os
+import re
 import sys
+import warnings
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -12,10 +14,13 @@ import numpy as np
 from jaxtyping import Float, Int64
 from PIL import Image
 
+from vae_jax.errors import cut, listed
 from vae_jax.folder import replacing
 
 Pictures = Float[np.ndarray, "n height width channels"]
 
+LABEL = 100  # characters of a name in a picture
+GLYPH = re.compile(r"Glyph (\d+) .*missing from")  # what matplotlib says of a sign that its font does not have
 # One colour for each class, up to ten told apart by colour-blind readers too (Tableau's).
 COLORMAPS = {10: "tab10", 20: "tab20"}
 
@@ -84,9 +89,9 @@ def loss_curve(path: Path, history: list[dict[str, Any]], unit: str) -> Path:
             axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
         axes.grid(alpha=0.3)
         if i == 0:
-            axes.set_ylabel(unit)
+            axes.set_ylabel(_plain(unit))
             axes.legend()
-    return _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    return _save_figure(path, figure)
 
 
 def latent_plane(
@@ -128,7 +133,7 @@ def latent_plane(
     plane = figure.add_subplot(1, 2, 2)
     plane.imshow(tiles.squeeze(), cmap="gray", vmin=0, vmax=1, extent=(-extent, extent, -extent, extent))
     plane.set(title="decoded", xlabel="$z_1$", ylabel="$z_2$")
-    return _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    return _save_figure(path, figure)
 
 
 def comparison(
@@ -165,25 +170,25 @@ def comparison(
             if len(runs) > 1:
                 spread = runs.std(0, ddof=1)
                 axes.fill_between(epochs, mean - spread, mean + spread, color=f"C{i}", alpha=0.15)
-        axes.set(title="independent runs: test loss", xlabel="epoch", ylabel=unit)
+        axes.set(title="independent runs: test loss", xlabel="epoch", ylabel=_plain(unit))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend()
         axes.grid(alpha=0.3)
     if curves:
         axes = figure.add_subplot(1, sum(panels), next(places))
         for (name, curve), style in zip(curves.items(), ("-", "--"), strict=True):
-            axes.plot(np.arange(1, len(curve) + 1), curve, style, label=name)
-        axes.set(title="same weights and noise: training loss", xlabel="step", ylabel=unit)
+            axes.plot(np.arange(1, len(curve) + 1), curve, style, label=_plain(name))
+        axes.set(title="same weights and noise: training loss", xlabel="step", ylabel=_plain(unit))
         axes.legend()
         axes.grid(alpha=0.3)
     if gaps:
         axes = figure.add_subplot(1, sum(panels), next(places))
         for name, gap in gaps.items():
-            axes.semilogy(np.arange(1, len(gap) + 1), np.maximum(gap, np.finfo(float).eps / 4), label=name)
+            axes.semilogy(np.arange(1, len(gap) + 1), np.maximum(gap, np.finfo(float).eps / 4), label=_plain(name))
         axes.set(title="relative gap of these losses", xlabel="step")
         axes.legend()
         axes.grid(alpha=0.3)
-    return _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    return _save_figure(path, figure)
 
 
 WIDEST = 30.0  # inches of a picture
@@ -214,16 +219,15 @@ def sweep_curves(
             if len(found[part]) > 1:
                 spread = found[part].std(0, ddof=1)
                 axes.fill_between(epochs, mean - spread, mean + spread, color=color, alpha=0.2, linewidth=0)
-        axes.set(title=part, xlabel="epoch", ylabel=unit)
+        axes.set(title=_plain(part), xlabel="epoch", ylabel=_plain(unit))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
     if len(curves) <= 16:
         panels[-1].legend(fontsize="small")
     spread = any(len(found[parts[0]]) > 1 for found in curves.values())
-    figure.suptitle(
-        "; ".join(filter(None, ["mean over seeds, with their standard deviation" if spread else "", title]))
-    )
-    return _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    above = ["mean over seeds, with their standard deviation" if spread else "", title]
+    figure.suptitle(_plain("; ".join(filter(None, above)), 4 * LABEL))
+    return _save_figure(path, figure)
 
 
 def sweep_grid(
@@ -245,7 +249,7 @@ def sweep_grid(
     parts = list(next(iter(cells.values())))
     width = max(1.0 + 4.0 * max(2, len(parts)), 0.8 * len(parts) * len(columns))
     figure = _figure(min(width, WIDEST), min(max(4.0, 1.2 + 0.45 * len(rows)), WIDEST))
-    figure.suptitle(title)
+    figure.suptitle(_plain(title, 4 * LABEL))
     # Of very many values only some are named, and a scale tells the figures instead of each cell.
     every_column, every_row = (math.ceil(0.3 * count / WIDEST) for count in (len(parts) * len(columns), len(rows)))
     written = 0.45 * len(parts) * len(columns) <= WIDEST and every_row == 1
@@ -254,7 +258,7 @@ def sweep_grid(
         places = [[(*zip(others, row, strict=True), (last, value)) for value in columns] for row in rows]
         found = [[cells[place][part] if place in cells else [] for place in line] for line in places]
         mean = np.array([[np.mean(each) if each else np.nan for each in line] for line in found])
-        axes.set(title=f"{part} ({unit})", xlabel=_plain(last))
+        axes.set(title=_plain(f"{part} ({unit})"), xlabel=_plain(last))
         axes.set_xticks(range(0, len(columns), every_column), [_plain(value) for value in columns[::every_column]])
         if not others:
             spread = [np.std(each, ddof=1) if len(each) > 1 else 0.0 for each in found[0]]
@@ -281,7 +285,7 @@ def sweep_grid(
             axes.text(column, row, text, ha="center", va="center", color="white" if value <= middle else "black")
         axes.set_yticks(range(0, len(rows), every_row), [_plain(", ".join(row)) for row in rows[::every_row]])
         axes.set_ylabel(_plain(", ".join(others)))
-    return _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    return _save_figure(path, figure)
 
 
 def _shades(count: int) -> list[Any]:
@@ -294,9 +298,26 @@ def _shades(count: int) -> list[Any]:
     return list(colormaps["viridis"](np.linspace(0, 0.95, count)))
 
 
-def _plain(label: str) -> str:
-    """Text that matplotlib takes as it stands, not as mathematics."""
-    return label.replace("\\", "\\\\").replace("$", r"\$") if "$" in label else label
+def _plain(label: str, most: int = LABEL) -> str:
+    """Text that matplotlib takes as it stands, not as mathematics or as a name that no legend shows; on one line."""
+    text = cut(label, most).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
+def _save_figure(path: Path, figure: Any) -> Path:
+    """Saves a matplotlib figure; warns once, in one line, of all the signs that its font does not have."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
+    missing: dict[str, None] = {}
+    for each in told:
+        if glyph := GLYPH.match(str(each.message)):
+            missing[chr(int(glyph[1]))] = None
+        else:
+            warnings.warn(each.message, each.category, stacklevel=2)
+    if missing:
+        warnings.warn(f"{path}: boxes stand for what the font does not have: {listed(missing)}", stacklevel=2)
+    return path
 
 
 def _figure(width: float, height: float) -> Any:

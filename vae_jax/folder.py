@@ -1,6 +1,5 @@
 """The folders in use, seen without jax: commands refuse a wrong one before jax starts up; and files written whole."""
 
-import json
 import os
 import re
 import secrets
@@ -10,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from vae_jax.checked import read_json
 from vae_jax.config import Config, read_file, without_unused
 from vae_jax.errors import UserError
 
@@ -63,16 +63,10 @@ def read_data(folder: Path) -> Data | None:
     Raises:
         UserError: if the file is damaged.
     """
-    path = folder / DATA
     try:
-        found = json.loads(path.read_bytes())
-        names = found["class_names"]
-        names = None if names is None else tuple(map(str, names))
-        return Data(str(found["name"]), str(found["digest"]), names, str(found.get("run", "")))
+        return read_json(folder / DATA, Data)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path}: expected what `vae-jax train` has written; {error!r:.200}") from error
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:

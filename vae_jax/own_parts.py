@@ -15,12 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from vae_jax.checked import read_json, shown
 from vae_jax.config import Config, expand
 from vae_jax.errors import UserError
 from vae_jax.folder import make_inside, replacing, write_text
 from vae_jax.registry import EXTENSIBLE, Source, source_of
 
 CODE, INDEX = "code", "sources.json"
+COPY = re.compile(r"([^/\\\0]{1,255}\.py)?")  # the name of a copy: a file beside the index and nowhere else
 
 
 class Kept(NamedTuple):
@@ -32,7 +34,7 @@ class Kept(NamedTuple):
     """
 
     sha256: str
-    copy: str = ""
+    copy: str
 
 
 def names_in(config: Config) -> list[str]:
@@ -142,15 +144,12 @@ def read_index(folder: Path) -> dict[str, Kept]:
     """
     path = folder / CODE / INDEX
     try:
-        content = json.loads(path.read_bytes())
-        index = {origin: Kept(str(known["sha256"]), known["copy"]) for origin, known in content.items()}
-        # A copy is a file beside the index and nowhere else.
-        if strange := [known.copy for known in index.values() if not re.fullmatch(r"([^/\0]+\.py)?", known.copy)]:
-            raise ValueError(f"a copy is called {strange[0]!r}")
+        index = read_json(path, dict[str, Kept])
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path}: expected what a training has written; {error!r:.200}") from error
+    for known in index.values():
+        if not COPY.fullmatch(known.copy):
+            raise UserError(f"{path}: expected copies called NAME.py beside it; found {shown(known.copy)}")
     return index
 
 

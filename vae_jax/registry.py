@@ -18,13 +18,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-from vae_jax.errors import UserError
+from vae_jax.checked import UnfitError, read_bytes
+from vae_jax.errors import PATH, QUOTED, UserError, brief, listed, quoted
 
 T = TypeVar("T")
 
 # Options that may name something of a user's own.
 EXTENSIBLE = ("model.network", "posterior.name", "prior.name", "likelihood.name", "objective.name")
 PREFIX = "vae_jax_user_"  # of the names of modules that are files
+FILE_LIMIT = 1 << 24  # bytes of a user's file
 LINE_LIMIT, MESSAGE_LIMIT = 120, 500  # characters of a user's line, and of what was raised there
 
 
@@ -63,10 +65,10 @@ def lookup(registry: Mapping[str, T], name: str, option: str, takes: tuple[str, 
         return registry[name]
     if takes and ":" in name:
         return _imported(registry, str(name), option, takes)
-    near = difflib.get_close_matches(str(name), registry, n=1)
+    near = difflib.get_close_matches(str(name)[:QUOTED], registry, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
     own = ", or FILE.py:ENTRY for your own" if takes else ""
-    raise UserError(f"{option}: expected one of {', '.join(registry)}{own}; found {name!r}{hint}")
+    raise UserError(f"{option}: expected one of {listed(registry)}{own}; found {quoted(name)}{hint}")
 
 
 def _imported(registry: Mapping[str, Any], name: str, option: str, takes: tuple[str, ...]) -> Any:
@@ -81,7 +83,8 @@ def _imported(registry: Mapping[str, Any], name: str, option: str, takes: tuple[
     except (Exception, SystemExit) as error:  # whatever a user's module raises
         if line := users_line(error):
             raise UserError(f"{option}: {line}{_beside(where, error)}") from error
-        raise UserError(f"{option}: expected a module to import in {name!r}; {_what(error)}") from error
+        why = str(error) if isinstance(error, UnfitError) else _what(error)
+        raise UserError(f"{option}: expected a module to import in {quoted(name, PATH)}; {why}") from error
     if not hasattr(module, entry):
         near = difflib.get_close_matches(entry, [each for each in vars(module) if each[0] != "_"], n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
@@ -125,13 +128,14 @@ def source_of(where: str) -> Source:
 
     Raises:
         OSError: if it cannot be read.
+        UnfitError: if it is no file, or far too long for a program.
         ImportError: if there is no such module, or it is in no file.
     """
     if where.endswith(".py"):
         path = Path(os.path.expanduser(where)).absolute()
     else:
         path = Path(getattr(_module(where), "__file__", None) or _no_file(where))
-    content = path.read_bytes()
+    content = read_bytes(path, FILE_LIMIT)
     return Source(path, content, hashlib.sha256(content).hexdigest())
 
 
@@ -198,13 +202,13 @@ def users_line(error: BaseException) -> str | None:
             if file in files:
                 place, what = (
                     (files[file], file, int(number), function),
-                    _cut(str(error).splitlines()[-1], MESSAGE_LIMIT),
+                    brief(str(error).splitlines()[-1], MESSAGE_LIMIT),
                 )
     if place:
         name, file, number, function = place
-        return f"{file}:{number} in {function}: {_cut(_line(name, file, number), LINE_LIMIT)}: {what}"
+        return f"{file}:{number} in {function}: {brief(_line(name, file, number), LINE_LIMIT)}: {what}"
     if isinstance(error, SyntaxError) and error.lineno:
-        return f"{error.filename}:{error.lineno}: {_cut(error.text or '', LINE_LIMIT)}: {_what(error, error.msg)}"
+        return f"{error.filename}:{error.lineno}: {brief(error.text or '', LINE_LIMIT)}: {_what(error, error.msg)}"
     return None
 
 
@@ -220,14 +224,8 @@ def _line(module: str, file: str, number: int) -> str:
 
 
 def _what(error: BaseException, message: str | None = None) -> str:
-    text = _cut(str(error) if message is None else message, MESSAGE_LIMIT)
+    text = brief(str(error) if message is None else message, MESSAGE_LIMIT)
     return f"{type(error).__name__}{text and ': '}{text}"
-
-
-def _cut(text: str, limit: int) -> str:
-    """The text on one line of bounded length."""
-    text = " ".join(text.split())
-    return text if len(text) <= limit else f"{text[:limit]} …"
 
 
 def _beside(where: str, error: BaseException) -> str:

@@ -24,19 +24,19 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from vae_jax import figures, models, optimizer, own_parts
+from vae_jax import checked, figures, models, optimizer, own_parts
 from vae_jax.composition import build
 from vae_jax.config import Config, check_used, options_of, to_yaml
 from vae_jax.data import Dataset, resolve, settled
 from vae_jax.devices import Devices
-from vae_jax.errors import Diverged, Stopped, UserError
+from vae_jax.errors import PATH, Diverged, Stopped, UserError, cut, listed, printable
 from vae_jax.evaluate import Model, make_model, model_maker
 from vae_jax.folder import (
     DATA,
@@ -64,11 +64,12 @@ from vae_jax.train import (
 )
 
 if TYPE_CHECKING:
-    from vae_jax.checkpoint import Saved
+    from vae_jax.checkpoint import Description, Saved
 
 DEVICE = ("device", "devices", "cores", "XLA_FLAGS")  # of `environment`; the others are versions
 SUMMARY_SPLITS = ("train", "validation", "test")
 ORIGIN, DIVERGED = "imported.json", "diverged.txt"
+REASON_LIMIT = 1 << 16  # bytes of why a run diverged
 # Of a run, in the order in which it is deleted; its configuration, which makes the folder a run's, is written over.
 CONTENTS = ("figures", "latents_*.npz", "summary.json", "metrics.jsonl", "checkpoints", DATA, ORIGIN, DIVERGED)
 # What may differ between the processes that train a run together: where the data lie and what is kept.
@@ -81,6 +82,26 @@ CHANGEABLE = (
     "train.skip_nonfinite",  # a run that diverged may go on with it
     *LOCAL,
 )
+
+
+class Origin(NamedTuple):
+    """What RUN/imported.json tells of the weights that a run began with.
+
+    Attributes:
+        counters: training batches that each BatchNorm had seen, by PyTorch's names.
+        file: that they were in.
+        sha256: of it.
+    """
+
+    counters: dict[str, Annotated[int, "[0, 9007199254740992]"]]
+    file: str = ""
+    sha256: str = ""
+
+
+class _Line(NamedTuple):
+    """What counts of a line of RUN/metrics.jsonl."""
+
+    epoch: int
 
 
 def train(
@@ -202,7 +223,7 @@ def _check_alike(config: Config, digest: str, earlier: "Saved | None", devices: 
     if differ := [name for name, column in zip(own, every.T, strict=True) if len(set(column.tolist())) > 1]:
         raise UserError(
             "--distributed: expected every process to have the same options, the same images and the same run folder; "
-            f"found some that differ in {', '.join(differ)}"
+            f"found some that differ in {listed(differ)}"
         )
 
 
@@ -227,7 +248,9 @@ def _changed(then: dict[str, str], now: dict[str, str]) -> str:
     if not then:
         return "an older vae_jax, which did not note on what"
     both = {name: (then.get(name, "none"), now.get(name, "none")) for name in {**then, **now}}
-    return ", ".join(f"{name} {before} (now {after})" for name, (before, after) in both.items() if before != after)
+    return listed(
+        f"{cut(name)} {cut(before)} (now {cut(after)})" for name, (before, after) in both.items() if before != after
+    )
 
 
 def adopt(
@@ -280,20 +303,28 @@ def adopt(
     return Trained(config, shape, state, [])
 
 
-def origin(folder: str | Path) -> dict[str, Any] | None:
+def origin(folder: str | Path) -> Origin | None:
     """What a run folder tells of the weights it began with; None if they were not imported.
 
     Raises:
         UserError: if the file is damaged.
     """
-    path = Path(folder) / ORIGIN
-    if not path.is_file():
-        return None
     try:
-        found = json.loads(path.read_bytes())
-        return {**found, "counters": {str(name): int(count) for name, count in found["counters"].items()}}
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise UserError(f"{path}: expected what `vae-jax import` has written; {error!r:.200}") from error
+        return checked.read_json(Path(folder) / ORIGIN, Origin)
+    except FileNotFoundError:
+        return None
+
+
+def read_reason(folder: Path) -> str:
+    """Why a run diverged that has.
+
+    Raises:
+        UserError: if what tells is damaged.
+    """
+    with checked.named(folder / DIVERGED):
+        if not (reason := printable(checked.read_text(folder / DIVERGED, REASON_LIMIT).strip())):
+            raise checked.UnfitError("expected why the run diverged; found nothing")
+    return reason
 
 
 def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str], None] = warnings.warn) -> Trained:
@@ -317,9 +348,9 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
         report(line)
     shape = config.data.image_shape
 
-    def check(then: dict[str, Any]) -> None:
-        _check_own(folder, then)
-        if changed := _changed_options(configured, then.get("options", {}), configured):
+    def check(found: "Description") -> None:
+        _check_own(folder, found)
+        if changed := _changed_options(configured, found.options, configured):
             report(f"warning: {folder}/config.yaml is not what the run was trained with; changed: {changed}")
 
     saved = _restore(folder, checkpoint, config, shape, report, check)
@@ -336,7 +367,7 @@ def _restore(
     config: Config,
     shape: tuple[int, int, int],
     report: Callable[[str], None],
-    check: Callable[[dict[str, Any]], None],
+    check: "Callable[[Description], None]",
 ) -> "Saved | None":
     from vae_jax.checkpoint import restore  # orbax takes a second to import
 
@@ -378,16 +409,18 @@ def standing(
         raise UserError(f"{edited[0]}; --resume continues a run as it began")
     now, configured = (_plain_options(own_parts.by_copy(options, folder)) for options in (config, read_config(folder)))
 
-    def check(found: dict[str, Any]) -> None:
+    def check(then: dict[str, Any]) -> None:
         """Refuses to continue a run as something else; its configuration tells where an older checkpoint does not."""
-        _check_own(folder, found)
-        then = found.get("options", {})
         if changed := _changed_options(now, then or configured, configured):
             raise UserError(f"{folder}: --resume continues a run as it began; changed: {changed}")
         if changed := _changed_options(configured, then, configured):
             report(f"warning: {folder}/config.yaml was changed, and is written anew as the run began: {changed}")
 
-    earlier = _restore(folder, "latest", config, data.image_shape, report, check)
+    def check_found(found: "Description") -> None:
+        _check_own(folder, found)
+        check({**found.options})
+
+    earlier = _restore(folder, "latest", config, data.image_shape, report, check_found)
     if earlier is None:
         check({})
         if epochs := _epochs(folder):
@@ -406,6 +439,11 @@ def standing(
     if earlier.digest != (digest or digest_of(config, data)):
         others = "images, labels or classes" if config.model.classes else "images"
         raise UserError(f"{folder}: the run was trained on other {others}; a run continues on the same data only")
+    if data.validation is not None and any("validation_loss" not in epoch for epoch in earlier.history):
+        raise UserError(
+            f"{folder}: the run was trained without validation images, found {len(data.validation):,}; a run continues "
+            f"on the same data only"
+        )
     begun = -(-int(earlier.state.step) // -(-earlier.images // config.train.batch_size))
     if begun > config.train.epochs:
         raise UserError(f"train.epochs: expected at least the {begun} epochs the run has; found {config.train.epochs}")
@@ -413,10 +451,14 @@ def standing(
 
 
 def _epochs(folder: Path) -> int:
-    """How many epochs a run's metrics tell of; they are written after an epoch's checkpoint."""
+    """How many epochs a run's metrics tell of; they are written after an epoch's checkpoint.
+
+    Raises:
+        UserError: if they are damaged: whether there has been an epoch is not known then.
+    """
     try:
-        return len([json.loads(line)["epoch"] for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()])
-    except (OSError, ValueError, TypeError, KeyError):
+        return sum(1 for _ in checked.read_lines(folder / "metrics.jsonl", _Line))
+    except FileNotFoundError:
         return 0
 
 
@@ -456,23 +498,23 @@ def _digest_of_run(options: dict[str, Any], folder: Path) -> str:
     return hashlib.sha256(json.dumps([fixed, code], sort_keys=True).encode()).hexdigest()
 
 
-def _check_own(folder: Path, then: dict[str, Any]) -> None:
+def _check_own(folder: Path, found: "Description") -> None:
     """Refuses a checkpoint that another run has written into this one's folder.
 
     Args:
         folder: of the run.
-        then: what the checkpoint tells of itself.
+        found: what the checkpoint tells of itself.
 
     Raises:
         UserError: naming both.
     """
     noted = read_data(folder)
-    if noted and noted.run and (run := then.get("run")) and run != noted.run:
-        was, seed = then.get("options", {}), read_config(folder).seed
+    if noted and noted.run and found.run and found.run != noted.run:
+        seed = read_config(folder).seed
         raise UserError(
             f"{folder}: expected a checkpoint of this run, {noted.run[:12]} with seed {seed}; found one that another "
-            f"run, {str(run)[:12]} with seed {was.get('seed')}, has written into its folder; move it out of "
-            f"{folder / 'checkpoints'}"
+            f"run, {found.run[:12]} with seed {found.options.get('seed')!s:.20}, has written into its folder; move it "
+            f"out of {folder / 'checkpoints'}"
         )
 
 
@@ -487,8 +529,9 @@ def _changed_options(now: dict[str, Any], then: dict[str, Any], configured: dict
     """
     plain, ending = _plain_options(Config()), now["train.schedule"] in optimizer.ENDING
     changeable = tuple(option for option in CHANGEABLE if option != "train.epochs" or not ending)
-    return ", ".join(
-        f"{option} (the run has {before}, found {value}{' in its config.yaml' * (configured[option] == value)})"
+    return listed(
+        f"{option} (the run has {cut(str(before), PATH)}, found {cut(str(value), PATH)}"
+        f"{' in its config.yaml' * (configured[option] == value)})"
         for option, value in now.items()
         if then and value != (before := then.get(option, plain[option])) and not option.startswith(changeable)
     )

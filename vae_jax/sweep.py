@@ -9,8 +9,6 @@ SWEEP/code/           copies of users' files that are swept, see `vae_jax.own_pa
 SWEEP/.lock           held by the process that trains
 """
 
-import csv
-import io
 import json
 import math
 import re
@@ -25,9 +23,20 @@ import jax
 import numpy as np
 
 from vae_jax import figures, likelihoods, members, objectives, own_parts, train
-from vae_jax.config import Config, changed_options, check_used, listed, load_config, options_of, with_options
+from vae_jax.checked import read_json
+from vae_jax.config import (
+    Config,
+    Option,
+    changed_options,
+    check_used,
+    load_config,
+    option_types,
+    options_of,
+    values_in,
+    with_options,
+)
 from vae_jax.data import Dataset, settled
-from vae_jax.errors import Diverged, Stopped, UserError
+from vae_jax.errors import PATH, Diverged, Stopped, UserError, cut, first, listed
 from vae_jax.folder import (
     LOCK,
     check_no_link,
@@ -41,7 +50,8 @@ from vae_jax.folder import (
 )
 from vae_jax.likelihoods.base import TREATED
 from vae_jax.registry import EXTENSIBLE
-from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, standing
+from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, read_reason, standing
+from vae_jax.tables import csv_text, escaped
 
 SPECIFICATION = "sweep.json"
 MOST = 10_000  # members
@@ -63,6 +73,14 @@ class Sweep(NamedTuple):
     config: Config
     seeds: int
     settings: dict[str, list[str]]
+
+
+class _Specification(NamedTuple):
+    """What SWEEP/sweep.json holds; its fields are those of `Sweep`."""
+
+    config: dict[str, Option]
+    seeds: int
+    set: dict[str, list[str]]
 
 
 class Member(NamedTuple):
@@ -157,34 +175,51 @@ def make_sweep(config: Config, seeds: int, settings: Sequence[str]) -> Sweep:
     """A sweep from settings written as "objective.beta=0.5,1,2".
 
     Raises:
-        UserError: if they are not written so.
+        UserError: if they are not written so, or `_checked` refuses them.
     """
     found: dict[str, list[str]] = {}
     for text in settings:
         option, equals, values = text.partition("=")
         option = option.strip()
         if not equals:
-            raise UserError(f"--set: expected OPTION=VALUE,VALUE,… as in objective.beta=0.5,1,2; found {text:.60}")
-        if not option.startswith(SWEPT):
-            why = "--seeds sweeps seeds" if option == "seed" else f"expected an option of {', '.join(SWEPT)}"
-            raise UserError(f"--set: {why}; found {option:.60}")
+            raise UserError(f"--set: expected OPTION=VALUE,VALUE,… as in objective.beta=0.5,1,2; found {cut(text)}")
+        _check_swept(option)
         if option in found:
-            raise UserError(f"--set: expected each option once; found {option} again")
+            raise UserError(f"--set: expected each option once; found {cut(option)} again")
         try:
-            found[option] = listed(option, values)
+            found[option] = values_in(option, values)
         except UserError as error:
             raise UserError(f"--set {error}") from error
         if option in EXTENSIBLE:
             found[option] = [own_parts.absolute_name(value) for value in found[option]]
-        if len(set(found[option])) < len(found[option]):
-            raise UserError(f"--set {option}: expected each value once; found {values:.60}")
-    if not 1 <= seeds <= MOST or seeds * math.prod(map(len, found.values())) > MOST:
-        raise UserError(
-            f"--seeds, --set: expected 1 to {MOST:,} members; found {seeds} seeds and {', '.join(settings)}"
-        )
-    if config.seed + seeds > 1 << 32:
-        raise UserError(f"--seeds: expected seeds below {1 << 32:,}; found {seeds} from {config.seed} on")
-    return Sweep(own_parts.absolute(config), seeds, found)
+    return _checked(Sweep(own_parts.absolute(config), seeds, found))
+
+
+def _checked(sweep: Sweep) -> Sweep:
+    """The sweep, if it may be one, wherever it comes from: the command line or a folder's description.
+
+    Raises:
+        UserError: naming what it has that none may have.
+    """
+    for option, values in sweep.settings.items():
+        _check_swept(option)
+        if not values:
+            raise UserError(f"--set {option}: expected values; found none")
+        if len(set(values)) < len(values):
+            raise UserError(f"--set {option}: expected each value once; found {cut(','.join(values))}")
+    seeds, counts = sweep.seeds, [len(values) for values in sweep.settings.values()]
+    if not 1 <= seeds <= MOST or seeds * math.prod(counts) > MOST:
+        found = " × ".join([f"{seeds:,} seeds", *(f"{count:,} values" for count in first(counts))])
+        raise UserError(f"--seeds, --set: expected 1 to {MOST:,} members; found {found}")
+    if sweep.config.seed + seeds > 1 << 32:
+        raise UserError(f"--seeds: expected seeds below {1 << 32:,}; found {seeds} from {sweep.config.seed} on")
+    return sweep
+
+
+def _check_swept(option: str) -> None:
+    if not option.startswith(SWEPT):
+        why = "--seeds sweeps seeds" if option == "seed" else f"expected an option of {', '.join(SWEPT)}"
+        raise UserError(f"--set: {why}; found {cut(option)}")
 
 
 def members_of(sweep: Sweep) -> list[Member]:
@@ -260,10 +295,12 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
         for plan in (sweep, earlier)
     )
     changed = [
-        f"{name} (the sweep has {then[name]}, found {value})" for name, value in now.items() if value != then[name]
+        f"{name} (the sweep has {cut(str(then[name]), PATH)}, found {cut(str(value), PATH)})"
+        for name, value in now.items()
+        if value != then[name]
     ]
     if resume and changed:
-        raise UserError(f"{folder}: --resume continues a sweep as it began; changed: {', '.join(changed)}")
+        raise UserError(f"{folder}: --resume continues a sweep as it began; changed: {listed(changed)}")
 
 
 def _as_options(settings: dict[str, list[str]]) -> str:
@@ -279,13 +316,20 @@ def read_sweep(folder: Path) -> Sweep:
     """
     path = folder / SPECIFICATION
     try:
-        found = json.loads(path.read_bytes())
-        settings = {str(option): [str(value) for value in values] for option, values in found["set"].items()}
-        return Sweep(load_config(**found["config"]), int(found["seeds"]), settings)
+        found = read_json(path, _Specification)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: expected a sweep's folder with a {SPECIFICATION} in it; found none") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: expected what `vae-jax sweep` has written; {error!s:.200}") from error
+    try:
+        if strange := [option for option in found.config if option not in option_types()]:
+            raise UserError(f"config: expected options of a configuration; found {listed(strange)}")
+        options: dict[str, Any] = found.config
+        sweep = _checked(Sweep(load_config(**options), found.seeds, found.set))
+        for option, values in sweep.settings.items():
+            for value in values:
+                with_options(sweep.config, **{option: value})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return sweep
 
 
 def _specification(sweep: Sweep) -> str:
@@ -458,7 +502,7 @@ def _train_group(
             earlier = earlier._replace(state=jax.device_get(earlier.state))  # one copy on the device is enough
         outcomes[member.name] = Outcome(member, earlier.history[:epochs] if earlier else [])
         if resume and (path / DIVERGED).is_file():  # it would again
-            failure = (path / DIVERGED).read_text(encoding="utf-8").strip()
+            failure = read_reason(path)
             outcomes[member.name] = outcomes[member.name]._replace(failure=failure)
         elif step < epochs * steps or (step == epochs * steps and not (path / "summary.json").is_file()):
             waiting.setdefault(step, []).append((member, earlier))
@@ -615,10 +659,10 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
         )
     ends = ("unit", "measure", "diverged", "folder")
     columns = list({name: None for row in rows for name in row if name not in ends})
-    _write_csv(folder / "members.csv", [*columns, *ends], rows)
+    write_text(folder / "members.csv", csv_text([*columns, *ends], rows))
 
     table = summarize(settings, ranks)
-    _write_csv(folder / "table.csv", list(table[0]), table)
+    write_text(folder / "table.csv", csv_text(list(table[0]), table))
     write_text(folder / "table.md", markdown(sweep, table, list(ranks.values())))
     make_inside(folder / "figures")
     kinds: dict[Ranking, dict[Any, list[Outcome]]] = {}
@@ -700,27 +744,23 @@ def markdown(sweep: Sweep, table: list[dict[str, Any]], ranks: list[Ranking]) ->
     columns = [*sweep.settings, "seeds", *(f"{split} {title}" for title in titles.values())]
     columns += ["unit", "diverged"] if several else ["diverged"]
     words = {*sweep.settings, "unit"}
-    lines = [f"| {' | '.join(columns)} |", "|" + "".join("---|" if name in words else "---:|" for name in columns)]
+    lines = [
+        f"| {' | '.join(map(escaped, columns))} |",
+        "|" + "".join("---|" if name in words else "---:|" for name in columns),
+    ]
     for row, rank in zip(table, ranks, strict=True):
-        cells = [str(row[option]) for option in sweep.settings] + [str(row["seeds"])]
+        cells = [escaped(str(row[option])) for option in sweep.settings] + [str(row["seeds"])]
         for part in titles:
             mean, spread = row[f"{split}_{part}"], row[f"{split}_{part}_std"]
             cells.append(
                 "–" if math.isnan(mean) else f"{mean:.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}")
             )
-        cells += [rank.kind] * several + [str(row["diverged"] or "–")]
+        cells += [escaped(rank.kind)] * several + [str(row["diverged"] or "–")]
         bold = any(row is each for each in best)
         lines.append("| " + " | ".join(f"**{cell}**" if bold else cell for cell in cells) + " |")
     if several:
-        lines += ["", f"Figures of {' and of '.join(sorted({rank.kind for rank in ranks}))} do not compare."]
+        kinds = [escaped(kind) for kind in sorted({rank.kind for rank in ranks})]
+        lines += ["", f"Figures of {' and of '.join(kinds)} do not compare."]
     else:
-        lines += ["", f"Figures are {ranks[0].kind}."]
+        lines += ["", f"Figures are {escaped(ranks[0].kind)}."]
     return "\n".join(lines) + "\n"
-
-
-def _write_csv(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

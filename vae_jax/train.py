@@ -5,10 +5,11 @@ saved between calls; which step belongs to which call changes nothing, since eve
 the state and every step's key is folded from the step's number.
 """
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -336,6 +337,29 @@ def start_from(config: Config, variables: Variables, images: int) -> TrainState:
     steps = max(1, -(-images // config.train.batch_size))
     opt_state = optimizer.build(config.train, steps).init(variables.params)
     return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, jnp.zeros((steps, 3)))
+
+
+class Epoch(NamedTuple):
+    """An epoch's figures, see `fit`; those with a value here are not there in every run."""
+
+    epoch: Annotated[int, "[1, 1000000]"]
+    train_loss: float
+    train_reconstruction: float
+    train_kl: float
+    test_loss: float
+    test_reconstruction: float
+    test_kl: float
+    images_per_second: Annotated[float, "[0, inf)"]
+    train_seconds: Annotated[float, "(0, inf)"]
+    chunk_steps: Annotated[int, "[1, 1000000000]"]
+    compile_seconds: float = 0.0
+    skipped_steps: int = 0
+    validation_loss: float = math.nan
+    validation_reconstruction: float = math.nan
+    validation_kl: float = math.nan
+    article_train_loss: float = math.nan
+    article_test_loss: float = math.nan
+    article_validation_loss: float = math.nan
 
 
 def fit(

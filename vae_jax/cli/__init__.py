@@ -15,10 +15,10 @@ from typing import Any
 
 from vae_jax import interruption
 from vae_jax.cli import compare, exchange, sweep, train, use
-from vae_jax.cli.common import Verb, say
+from vae_jax.cli.common import Verb, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
 from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
-from vae_jax.errors import UserError, printable
+from vae_jax.errors import UserError, cut, printable
 from vae_jax.folder import check_folder, read_config, remove_unfinished
 from vae_jax.interruption import Listener
 from vae_jax.registry import lookup, users_line
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Listener(end if own_process else None) as ctrl_c:
         code = interruption.CODE
         try:
-            code = ctrl_c.hear(lambda: _run(given, own_process))
+            with warnings_in_lines():
+                code = ctrl_c.hear(lambda: _run(given, own_process))
         except KeyboardInterrupt:
             ctrl_c.pressed = True  # also where somebody else listened
         except Exception as error:
@@ -89,7 +90,8 @@ def _refused(error: Exception) -> int:
     code = 2
     match error:
         case UserError():
-            said = str(error)
+            say(f"vae-jax: error: {error}")  # one line already, whose spaces may be a file's name's
+            return 2
         case BrokenPipeError():  # as in `vae-jax … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
@@ -179,7 +181,9 @@ def _overview(arguments: Sequence[str]) -> None:
             _, unknown = parser.parse_known_args(arguments)
         except argparse.ArgumentError as error:
             raise UserError(str(error)) from error
-        raise UserError(f"expected a command ({', '.join(VERBS)}), found {unknown[0] if unknown else arguments[0]}")
+        raise UserError(
+            f"expected a command ({', '.join(VERBS)}), found {cut(unknown[0] if unknown else arguments[0])}"
+        )
     else:
         lookup(VERBS, arguments[0], "command")
 
@@ -208,7 +212,7 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
             key, kind, value = found.groups()
             option = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
             number = "a whole number" if kind == "int" else "a number"
-            raise UserError(f"{option}: expected {number}; found {value}") from error
+            raise UserError(f"{option}: expected {number}; found {cut(value)}") from error
         if "arguments are required" not in str(error):
             raise
         raise UserError(f"expected `vae-jax {name} {verb.usage}`: {error}") from error

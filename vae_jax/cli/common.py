@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vae_jax import coordinator, own_parts
 from vae_jax.config import DataConfig, check_data_used, expand
-from vae_jax.errors import UserError, on_terminal, printable
+from vae_jax.errors import UserError, brief, listed, on_terminal, printable, quoted
 from vae_jax.folder import check_no_link, check_writable, read_config, read_data
 
 if TYPE_CHECKING:
@@ -45,6 +46,25 @@ class Verb(NamedTuple):
 def say(line: str) -> None:
     """Tells what goes on, apart from a command's result."""
     print(printable(line), file=sys.stderr, flush=True)
+
+
+def answer(line: str) -> None:
+    """Prints a line of a command's result."""
+    print(printable(line), flush=True)
+
+
+@contextmanager
+def warnings_in_lines() -> Iterator[None]:
+    """Within it what Python or a package warns of is told as a line like ours, without a place in their code."""
+
+    def show(message: Warning | str, *_: Any) -> None:
+        say(f"vae-jax: warning: {brief(message)}")
+
+    before, warnings.showwarning = warnings.showwarning, show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 @contextmanager
@@ -157,7 +177,7 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
     """
     platforms = {None: None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
     if name not in platforms:
-        raise UserError(f"--device: expected cpu, gpu or tpu; found {name!r}")
+        raise UserError(f"--device: expected cpu, gpu or tpu; found {quoted(name)}")
     import jax
 
     try:
@@ -186,7 +206,7 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
     from vae_jax.run import load, use
 
     if options.checkpoint not in ("latest", "best"):
-        raise UserError(f"--checkpoint: expected latest or best; found {options.checkpoint!r}")
+        raise UserError(f"--checkpoint: expected latest or best; found {quoted(options.checkpoint)}")
     read_config(expand(options.run))  # refuses what is no run before jax starts up
     set_device(options.device)
     trained = load(expand(options.run), options.checkpoint, say)
@@ -207,7 +227,6 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
             told them does not know.
     """
     from vae_jax.data import load
-    from vae_jax.data.source import listed
     from vae_jax.run import digest_of_all
     from vae_jax.train import check_labels
 
@@ -225,7 +244,7 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
     names = trained.class_names
     if names is not None and not trained.config.model.classes:
         if more := tuple(name for name in data.class_names or () if name not in names):
-            say(f"{data.name}: classes that the run does not know get further numbers: {', '.join(listed(more))}")
+            say(f"{data.name}: classes that the run does not know get further numbers: {listed(more)}")
         names += more
     data = data.renumbered(names)
     check_labels(trained.config, data)
@@ -241,7 +260,7 @@ def split_of(data: "Dataset", name: str) -> "Split":
     splits = {"test": data.test, "validation": data.validation, "train": data.train}
     if (split := splits.get(name)) is None:
         found = [split for split, images in splits.items() if images is not None]
-        raise UserError(f"--split: expected one of {', '.join(found)} (what this run has); found {name!r}")
+        raise UserError(f"--split: expected one of {', '.join(found)} (what this run has); found {quoted(name)}")
     return split
 
 

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vae_jax.cli.common import Verb, absolute_paths, device_option, positive, say, set_device
+from vae_jax.cli.common import Verb, absolute_paths, answer, device_option, positive, say, set_device
 from vae_jax.config import add_options, expand, from_namespace
-from vae_jax.errors import UserError, on_terminal, printable
+from vae_jax.errors import UserError, on_terminal
 from vae_jax.folder import check_writable, contents
 from vae_jax.registry import lookup
 
@@ -68,7 +68,7 @@ def _compare(options: Any) -> int:
     device = set_device(options.device)
     from vae_jax import data
 
-    print(f"device: {device}", flush=True)
+    answer(f"device: {device}")
     images = data.load(config.data, report=say)
     with _progress() as tell:
         found = compare.compare(
@@ -81,10 +81,10 @@ def _compare(options: Any) -> int:
             epochs=options.epochs or None,
             added=added,
             tell=tell,
-            on_level=lambda name, level: print(f"{name}: {level.verdict}; {level.summary}", flush=True),
+            on_level=lambda name, level: answer(f"{name}: {level.verdict}; {level.summary}"),
         )
     for path in compare.report.own(folder):
-        print(f"  {'picture: ' if path.suffix == '.png' else ''}{printable(str(path))}")
+        answer(f"  {'picture: ' if path.suffix == '.png' else ''}{path}")
     return DIFFERENT if any(level.verdict == DIFFERS for level in found.values()) else 0
 
 

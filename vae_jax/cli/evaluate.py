@@ -4,8 +4,8 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
-from vae_jax.cli.common import Verb, load_data, open_run, positive, progress, run_options, say, split_of
-from vae_jax.errors import UserError
+from vae_jax.cli.common import Verb, answer, load_data, open_run, positive, progress, run_options, say, split_of
+from vae_jax.errors import UserError, quoted
 
 if TYPE_CHECKING:
     from vae_jax.composition import Composition
@@ -48,7 +48,7 @@ def _evaluate_options(parser: Any) -> None:
 
 def _evaluate(options: Any) -> None:
     if options.latent not in ("sample", "mean"):
-        raise UserError(f"--latent: expected sample or mean; found {options.latent!r}")
+        raise UserError(f"--latent: expected sample or mean; found {quoted(options.latent)}")
     for option in ("--images", "--nll-samples", "--ais", "--ais-chains"):
         if (value := getattr(options, option[2:].replace("-", "_"))) is not None:
             positive(value, option)
@@ -98,9 +98,9 @@ def _evaluate(options: Any) -> None:
         bits = _bits(trained, network, loss)
         found |= {} if bits is None else {"bits_per_dim": bits}
     if not options.json:
-        print(line, flush=True)  # what follows may take its time
+        answer(line)  # what follows may take its time
         if objective.generative and (about_bits := _about_bits(trained, network, bits)):
-            print(about_bits)
+            answer(about_bits)
     if options.nll_samples or options.ais or options.diagnostics:
         _say_if_slow(trained, network)
     more, lines = _estimates(options, trained, network, split)
@@ -110,9 +110,9 @@ def _evaluate(options: Any) -> None:
         found |= more
         lines += further
     if options.json:
-        print(json.dumps(found))
+        answer(json.dumps(found))
     for each in [] if options.json else lines:
-        print(each)
+        answer(each)
 
 
 def _bits(trained: "Trained", network: "Composition", nats: float) -> float | None:

@@ -3,10 +3,10 @@
 import shlex
 from typing import Any
 
-from vae_jax.cli.common import Verb, absolute_paths, say, set_device
+from vae_jax.cli.common import Verb, absolute_paths, answer, say, set_device
 from vae_jax.cli.train import pictures
 from vae_jax.config import DataConfig, add_options, expand, from_namespace
-from vae_jax.errors import UserError, printable
+from vae_jax.errors import UserError, quoted
 from vae_jax.folder import check_folder, check_writable, read_config
 
 
@@ -20,9 +20,9 @@ def _export_options(parser: Any) -> None:
 
 def _export(options: Any) -> None:
     if options.to != "torch":
-        raise UserError(f"--to: expected torch; found {options.to!r}")
+        raise UserError(f"--to: expected torch; found {quoted(options.to)}")
     if options.checkpoint not in ("latest", "best"):
-        raise UserError(f"--checkpoint: expected latest or best; found {options.checkpoint!r}")
+        raise UserError(f"--checkpoint: expected latest or best; found {quoted(options.checkpoint)}")
     path, folder = expand(options.file), expand(options.run)
     read_config(folder)
     if path.is_dir():
@@ -34,8 +34,8 @@ def _export(options: Any) -> None:
     from vae_jax.interop.exchange import export_run
 
     shapes = export_run(folder, path, options.checkpoint, say)
-    print(printable(f"{path}: {len(shapes)} tensors with PyTorch's names and layouts"))
-    print(f"  in PyTorch: model.load_state_dict(safetensors.torch.load_file({str(path)!r}), strict=True)")
+    answer(f"{path}: {len(shapes)} tensors with PyTorch's names and layouts")
+    answer(f"  in PyTorch: model.load_state_dict(safetensors.torch.load_file({str(path)!r}), strict=True)")
 
 
 def _import_options(parser: Any) -> None:
@@ -67,7 +67,7 @@ def _import(options: Any) -> None:
         f"  evaluate it: vae-jax evaluate {quoted}; train on: vae-jax train --out {quoted} --resume "
         f"--train.epochs {config.train.epochs}",
     ):
-        print(printable(line))
+        answer(line)
 
 
 VERBS = {

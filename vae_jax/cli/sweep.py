@@ -9,6 +9,7 @@ from typing import Any
 from vae_jax.cli.common import (
     Verb,
     absolute_paths,
+    answer,
     device_option,
     folder_of,
     folder_options,
@@ -17,7 +18,7 @@ from vae_jax.cli.common import (
 )
 from vae_jax.cli.train import say_too_late, stop_signals, tell_stopping
 from vae_jax.config import Config, add_options, from_namespace
-from vae_jax.errors import Stopped, UserError, on_terminal, printable
+from vae_jax.errors import PATH, Stopped, UserError, cut, on_terminal, printable
 
 
 def _sweep_options(parser: Any) -> None:
@@ -54,15 +55,14 @@ def _sweep(options: Any) -> int:
     from vae_jax import data
     from vae_jax import sweep as sweeps
 
-    print(f"device: {device}", flush=True)
+    answer(f"device: {device}")
     images = data.load(sweep.config.data, report=say)
-    print(
-        f"data: {printable(images.name)}, {len(images.train):,} training and {len(images.test):,} test images of "
+    answer(
+        f"data: {cut(images.name, PATH)}, {len(images.train):,} training and {len(images.test):,} test images of "
         f"{'x'.join(map(str, images.image_shape))}; members: {count:,} = {sweep.seeds} seed{'s' * (sweep.seeds > 1)}"
         + "".join(
             f" × {len(values)} value{'s' * (len(values) > 1)} of {option}" for option, values in sweep.settings.items()
-        ),
-        flush=True,
+        )
     )
     said, ended = "", None
     with _progress() as on_progress, stop_signals() as stop:
@@ -73,7 +73,7 @@ def _sweep(options: Any) -> int:
                 folder,
                 resume=options.resume,
                 overwrite=options.overwrite,
-                report=lambda line: print(printable(line), flush=True),
+                report=answer,
                 on_progress=on_progress,
                 should_stop=lambda: tell_stopping(stop),
             )
@@ -86,12 +86,13 @@ def _sweep(options: Any) -> int:
             say(f"vae-jax: {said}; `{again}` goes on from there")
         return 128 + stop[0]
     say_too_late(stop)
-    print("\n".join(map(printable, (folder / "table.md").read_text(encoding="utf-8").split("\n"))), end="")
+    for line in (folder / "table.md").read_text(encoding="utf-8").splitlines():
+        answer(line)
     if diverged := [each for each in ended if each.failure]:
-        print(f"{len(diverged)} of {count} members diverged; members.csv tells where")
-    print(f"sweep folder: {printable(str(folder))}, with members.csv, table.csv and table.md")
+        answer(f"{len(diverged)} of {count} members diverged; members.csv tells where")
+    answer(f"sweep folder: {folder}, with members.csv, table.csv and table.md")
     for path in sorted((folder / "figures").glob("*.png")):
-        print(f"  picture: {printable(str(path))}")
+        answer(f"  picture: {path}")
     return 0
 
 
@@ -107,12 +108,11 @@ def _progress() -> Iterator[Callable[..., None]]:
                 ended = abs(steps - round(steps)) < 1e-9
                 if group.best and ended and shown.get(number) != group.done:
                     shown[number] = group.done
-                    print(
+                    answer(
                         f"group {number + 1}/{len(groups)}, {group.members} members: epoch {group.epoch}/{group.epochs}"
-                        f", best {group.ranked_by} so far {group.figure:.2f} {group.unit} ({printable(group.best)})"
+                        f", best {group.ranked_by} so far {group.figure:.2f} {group.unit} ({group.best})"
                         + (f"; {group.images_per_second:,.0f} images/s" if group.images_per_second else "")
-                        + (f"; {group.diverged} diverged" if group.diverged else ""),
-                        flush=True,
+                        + (f"; {group.diverged} diverged" if group.diverged else "")
                     )
 
         yield tell
@@ -125,6 +125,9 @@ def _progress() -> Iterator[Callable[..., None]]:
 
     live = Live(console=Console(stderr=True), transient=True, redirect_stdout=on_terminal(sys.stdout))
 
+    def text(line: str) -> Text:  # whose brackets are no markup
+        return Text(printable(line))
+
     def show(groups: list[Any]) -> None:
         # Groups may be ranked by what does not compare.
         several = len({(group.ranked_by, group.unit) for group in groups}) > 1
@@ -136,8 +139,8 @@ def _progress() -> Iterator[Callable[..., None]]:
                 str(group.members),
                 ProgressBar(1.0, group.done, width=20),
                 f"{group.epoch}/{group.epochs}",
-                f"{group.figure:.2f}{f' {group.unit}, {group.ranked_by}' * several}" if group.best else "",
-                Text(printable(group.best)),  # whose brackets are no markup
+                text(f"{group.figure:.2f}{f' {group.unit}, {group.ranked_by}' * several}" if group.best else ""),
+                text(group.best),
                 str(group.diverged or ""),
                 f"{group.images_per_second:,.0f}" if group.images_per_second else "",
             )

@@ -14,6 +14,7 @@ from vae_jax import own_parts
 from vae_jax.cli.common import (
     Verb,
     absolute_paths,
+    answer,
     devices_options,
     folder_of,
     folder_options,
@@ -22,7 +23,7 @@ from vae_jax.cli.common import (
     set_device,
 )
 from vae_jax.config import Config, add_options, from_namespace
-from vae_jax.errors import Stopped, on_terminal, printable
+from vae_jax.errors import PATH, Stopped, cut, on_terminal
 from vae_jax.folder import check_folder
 from vae_jax.interruption import SAME
 
@@ -52,17 +53,16 @@ def _train(options: Any) -> int:
     devices.wait()  # they connect now, since later a process that reads its data slowly would be given up
     if not devices.writes:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-    print(f"device: {device}{f', {devices}' if devices.count > 1 else ''}", flush=True)
+    answer(f"device: {device}{f', {devices}' if devices.count > 1 else ''}")
     images = data.load(config.data, report=say)
     network, objective = build(config, images.image_shape)
     shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
     held_out = f", {len(images.validation):,} validation" if images.validation is not None else ""
-    name = printable(images.name)
-    print(
+    name = cut(images.name, PATH)
+    answer(
         f"data: {name}, {len(images.train):,} training{held_out} and {len(images.test):,} test images "
-        f"of {'x'.join(map(str, images.image_shape))}; model: {printable(config.model.network)}, "
-        f"{models.count_parameters(shapes.params):,} parameters, {config.model.latent} latent dimensions",
-        flush=True,
+        f"of {'x'.join(map(str, images.image_shape))}; model: {config.model.network}, "
+        f"{models.count_parameters(shapes.params):,} parameters, {config.model.latent} latent dimensions"
     )
     said = ""
     with _progress(config, devices.writes) as on_progress, stop_signals() as stop:
@@ -74,9 +74,9 @@ def _train(options: Any) -> int:
                 resume=options.resume,
                 overwrite=options.overwrite,
                 devices=devices,
-                report=lambda line: print(printable(line), flush=True),
+                report=answer,
                 on_progress=on_progress,
-                on_epoch=lambda figures, state: print(_epoch_line(figures, config, objective.unit), flush=True),
+                on_epoch=lambda figures, state: answer(_epoch_line(figures, config, objective.unit)),
                 should_stop=lambda: tell_stopping(stop),
             )
         except Stopped as stopped:
@@ -90,10 +90,10 @@ def _train(options: Any) -> int:
             say(f"vae-jax: {said}; {again} goes on from there")
         return 128 + (stop[0] if stop else signal.SIGTERM)  # of several processes another may have been told
     say_too_late(stop)
-    print(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {len(trained.history)} epochs")
-    print(f"run folder: {printable(str(folder))}")
+    answer(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {len(trained.history)} epochs")
+    answer(f"run folder: {folder}")
     for path in pictures(folder):
-        print(f"  picture: {printable(str(path))}")
+        answer(f"  picture: {path}")
     return 0
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vae_jax.cli import evaluate
 from vae_jax.cli.common import (
     Verb,
+    answer,
     load_data,
     open_run,
     out_option,
@@ -19,7 +20,7 @@ from vae_jax.cli.common import (
     target,
 )
 from vae_jax.config import expand
-from vae_jax.errors import UserError, printable
+from vae_jax.errors import UserError, listed, quoted
 from vae_jax.folder import read_config, read_data, replacing
 
 if TYPE_CHECKING:
@@ -46,8 +47,6 @@ def _label(options: Any) -> int | None:
         return None
     if not classes:
         raise UserError(f"--label: expected none for a model that is told no labels (model.classes 0); found {label}")
-    from vae_jax.data.source import listed
-
     noted = read_data(folder)
     names = (noted.class_names if noted else None) or ()
     number = int(label) if NUMBER.fullmatch(label) else None
@@ -57,13 +56,9 @@ def _label(options: Any) -> int | None:
         return names.index(label)
     if number is None or not 0 <= number < classes:
         named = [f"{number} {name}" for number, name in enumerate(names[:classes]) if name != str(number)]
-        known = f"a number from 0 to {classes - 1}" + (f" or a class's name ({', '.join(listed(named))})" * bool(named))
+        known = f"a number from 0 to {classes - 1}" + (f" or a class's name ({listed(named)})" * bool(named))
         raise UserError(f"--label: expected {known}; found {label}")
     return number
-
-
-def _print_path(path: Path) -> None:
-    print(printable(str(path)))
 
 
 def _save_arrays(path: Path, **arrays: Any) -> None:
@@ -105,7 +100,7 @@ def _reconstruct(options: Any) -> None:
     else:
         test = load_data(options, trained).test.spread(count)
         images, labels = test.images, told(trained.config, test)
-    _print_path(figures.pairs(path, images / 255, np.asarray(model.reconstruct(images, labels))))
+    answer(str(figures.pairs(path, images / 255, np.asarray(model.reconstruct(images, labels)))))
 
 
 def _sample_options(parser: Any) -> None:
@@ -132,7 +127,7 @@ def _sample(options: Any) -> None:
 
     source = getattr(options, "from")
     if source not in SOURCES:
-        raise UserError(f"--from: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}; found {source!r}")
+        raise UserError(f"--from: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}; found {quoted(source)}")
     label = _label(options)
     named = ("" if source == "prior" else f"{source}_") + ("" if label is None else f"label{label}_")
     path = target(options, f"figures/samples_{named}seed{options.seed}.png")
@@ -159,9 +154,9 @@ def _sample(options: Any) -> None:
     pictures = np.asarray(pictures)
     if path.suffix == ".npz":
         _save_arrays(path, images=pictures)
-        _print_path(path)
+        answer(str(path))
     else:
-        _print_path(figures.grid(path, pictures, columns=max(1, int(count**0.5))))
+        answer(str(figures.grid(path, pictures, columns=max(1, int(count**0.5)))))
 
 
 def _fitted(options: Any, trained: "Trained", source: str) -> Any:
@@ -200,7 +195,7 @@ def _encode(options: Any) -> None:
         if data.class_names is not None:
             arrays["class_names"] = np.array(data.class_names)
     _save_arrays(path, **arrays)
-    print(printable(f"{path}: {', '.join(f'{name} {array.shape}' for name, array in arrays.items())}"))
+    answer(f"{path}: {listed(f'{name} {array.shape}' for name, array in arrays.items())}")
 
 
 def _interpolate_options(parser: Any) -> None:
@@ -230,7 +225,7 @@ def _interpolate(options: Any) -> None:
     if labels is not None:  # there is nothing between two labels: each half of a row has the one of its end
         labels = np.where(weights[:, :, 0] <= 0.5, *labels.reshape(2, rows, 1)).reshape(-1)
     pictures = np.asarray(model.decode(z.reshape(rows * steps, -1), labels))
-    _print_path(figures.grid(path, pictures, columns=steps))
+    answer(str(figures.grid(path, pictures, columns=steps)))
 
 
 def _traverse_options(parser: Any) -> None:
@@ -263,7 +258,7 @@ def _traverse(options: Any) -> None:
         z[dimension, :, dimension] = np.linspace(-options.extent, options.extent, steps)
     labels = None if labels is None else labels.repeat(model.latent * steps)
     pictures = np.asarray(model.decode(z.reshape(-1, model.latent), labels))
-    _print_path(figures.grid(path, pictures, columns=steps))
+    answer(str(figures.grid(path, pictures, columns=steps)))
 
 
 VERBS = {

@@ -13,6 +13,7 @@ from vae_jax import figures
 from vae_jax.compare import results
 from vae_jax.compare.level import Level
 from vae_jax.folder import write_text
+from vae_jax.tables import escaped
 
 QUESTIONS = {
     "function": "the same function?",
@@ -79,8 +80,7 @@ def write(folder: Path, config: dict[str, Any], data: str, epochs: int, levels: 
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
-    # What others' files say is text, never a table's own marks.
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in [columns, *rows]]
+    cells = [[escaped(cell) for cell in row] for row in [columns, *rows]]
     return [f"| {' | '.join(row)} |" for row in [cells[0], ["---"] * len(columns), *cells[1:]]]
 
 
@@ -90,7 +90,7 @@ def markdown(content: dict[str, Any]) -> str:
     lines = [
         "# vae_jax beside PyTorch",
         "",
-        f"Data: {content['data']}. Device: {content['device']}. "
+        f"Data: {escaped(content['data'])}. Device: {escaped(content['device'])}. "
         f"Versions: {', '.join(f'{name} {number}' for name, number in versions.items())}.",
         "",
         *_table(
@@ -182,13 +182,14 @@ def _result(details: dict[str, Any]) -> list[str]:
     ]
     return [
         f"Independent runs, each framework in its own way (initialisation, shuffling, noise and dropout are its own). "
-        f"Data: {found[0]['data']}. Test loss, {found[0]['unit']}: mean ± standard deviation over runs.",
+        f"Data: {escaped(found[0]['data'])}. Test loss, {escaped(found[0]['unit'])}: mean ± standard deviation over "
+        f"runs.",
         "",
         *_table(["epoch", *(f"{name} ({len(losses)} runs)" for name, losses in runs.items())], rows),
         "",
         f"Test: {details['test']}.",
         "",
-        *(f"- {_sentence(test)}." for test in details["tests"]),
+        *(f"- {escaped(_sentence(test))}." for test in details["tests"]),
         "",
         "Cost: medians over epochs, without each run's first where there are more; PyTorch trains eagerly. Peak memory "
         "beyond the libraries' own, compilation included.",

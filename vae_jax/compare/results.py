@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from vae_jax.checked import UnfitError, load, read_bytes
 from vae_jax.compare.level import DIFFERS, NO_DIFFERENCE, UNTESTED
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, brief, cut
 
-SIZE_LIMIT = 1 << 26  # bytes
 SIGNIFICANCE = 0.05
 TEST = (
     "Welch's two-sided t-test of the mean test loss after the last common epoch, at the level 0.05; it takes runs as "
@@ -29,20 +29,16 @@ def read(path: Path) -> dict[str, Any]:
     from jsonschema import Draft202012Validator
     from jsonschema.exceptions import best_match
 
-    if not path.is_file():
-        raise UserError(
-            f"--add {path}: expected a results file; found {'a folder' if path.is_dir() else 'no such file'}"
-        )
-    if path.stat().st_size > SIZE_LIMIT:
-        raise UserError(f"--add {path}: expected at most {SIZE_LIMIT:,} bytes; found {path.stat().st_size:,}")
     try:
-        found = json.loads(path.read_bytes(), parse_constant=_no_number, parse_float=_number)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"--add {path}: expected a JSON file; {str(error)[:200]}") from error
+        found = load(read_bytes(path), finite=True)
+    except UnfitError as error:
+        raise UserError(f"--add {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"--add {path}: expected a results file; {error.strerror or error}") from error
     schema = json.loads(files("vae_jax.compare").joinpath("results.schema.json").read_bytes())
     error = best_match(Draft202012Validator(schema).iter_errors(found))
     if error:
-        raise UserError(f"--add {path}: {error.json_path[:100]}: {error.message[:200]}")
+        raise UserError(f"--add {path}: {cut(error.json_path, 100)}: {brief(error.message, 200)}")
     for i, run in enumerate(found["runs"]):
         numbers = [epoch["epoch"] for epoch in run["epochs"]]
         if numbers != list(range(1, len(numbers) + 1)):
@@ -53,15 +49,6 @@ def read(path: Path) -> dict[str, Any]:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--add {path}: $.runs: expected each seed once; found {sorted(seeds)}"[:300])
     return found
-
-
-def _no_number(text: str) -> Any:
-    raise ValueError(f"expected finite numbers; found {text}")
-
-
-def _number(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _no_number(text)
 
 
 def losses(results: dict[str, Any], name: str = "test_loss") -> np.ndarray:

@@ -10,7 +10,7 @@ from vae_jax.data.npz import Arrays, Header, opened
 from vae_jax.data.resize import Resizer, check_size
 from vae_jax.data.shape import Kind, choose
 from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, file_state, required
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, cut, listed
 
 PARTS = {  # a word in any case that names images or labels; before or after it may stand a split's, as in x_train
     **dict.fromkeys(("x", "image", "images", "data"), "images"),
@@ -36,15 +36,15 @@ def array(config: DataConfig, report: Report) -> Opened:
         arrays: dict[tuple[str, str], str] = {}
         for name in names:
             if (place := _place(name)) is not None and arrays.setdefault(place, name) != name:
-                both = f"{arrays[place]} and {name}"
+                both = f"{cut(arrays[place])} and {cut(name)}"
                 raise UserError(f"{path}: expected one array of {' '.join(place)}, found {both}")
         if ("train", "images") not in arrays:
             expected = "training images in an array named x_train, train_images, train or images"
-            raise UserError(f"{path}: expected {expected}, found {', '.join(names) or 'none'}")
+            raise UserError(f"{path}: expected {expected}, found {listed(names) or 'none'}")
         headers = {split: _checked(file.header(name)) for (split, part), name in arrays.items() if part == "images"}
     used = {name for (split, _), name in arrays.items() if split in headers}
     if ignored := sorted(set(names) - used):
-        report(f"{path}: ignoring {', '.join(ignored)}")
+        report(f"{path}: ignoring {listed(ignored)}")
     if any(header.dtype.kind == "b" for header in headers.values()):
         report(f"{path}: False and True are taken for levels 0 and 255")
 

@@ -20,8 +20,8 @@ from vae_jax.config import DataConfig, expand
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.lock import locked
 from vae_jax.data.npz import Arrays, Header, opened
-from vae_jax.data.source import SPLITS, Report, Splits, listed
-from vae_jax.errors import UserError
+from vae_jax.data.source import SPLITS, Report, Splits
+from vae_jax.errors import UserError, listed
 from vae_jax.folder import NAME_LIMIT, replacing, user_cache
 
 FORMAT = "3"  # a part of the key: count up whenever the same input gives other images or the file another content
@@ -158,7 +158,7 @@ def _checked_headers(file: Arrays, shape: tuple[int, int, int]) -> dict[str, Hea
         UserError: if there are others, or they are of another kind.
     """
     if len(file.names) > len(NAMES) or not {"text", "train_images"} <= set(file.names) <= NAMES:
-        raise UserError(f"expected the arrays of cached images, found {', '.join(listed(file.names)) or 'none'}")
+        raise UserError(f"expected the arrays of cached images, found {listed(file.names) or 'none'}")
     headers = {name: file.header(name) for name in file.names}
     expected: dict[str, Any] = {"text": (np.uint8, (min(headers["text"].nbytes, TEXT_LIMIT),))}
     for split in SPLITS:

@@ -11,7 +11,7 @@ from jaxtyping import Int64, UInt8
 
 from vae_jax import memory
 from vae_jax.config import DataConfig
-from vae_jax.errors import UserError
+from vae_jax.errors import PATH, UserError, cut, listed, quoted
 
 DARK = 127  # the brightest level of images that are dark, or whose levels do not reach to 255
 TEST = DataConfig.test  # of the images, held out where there are none to test on
@@ -111,7 +111,7 @@ class Dataset:
         names = tuple(map(str, names or ()))
         if len(set(names)) < len(names):
             twice = next(name for number, name in enumerate(names) if name in names[:number])
-            raise UserError(f"class_names: expected a name for one class only; found {twice!r} twice")
+            raise UserError(f"class_names: expected a name for one class only; found {quoted(twice)} twice")
         labels = [split.labels for split in self.splits if split.labels is not None]
         if not labels:
             raise UserError(f"class_names: expected none, since no split has labels; found {len(names):,}")
@@ -155,8 +155,8 @@ class Dataset:
             return self
         class_names = tuple(class_names)
         if unknown := [name for name in self.class_names if name not in class_names]:
-            known, others = ", ".join(map(repr, class_names)), ", ".join(map(repr, unknown))
-            raise UserError(f"{self.name}: expected no other classes than {known:.500}; found {others:.500}")
+            known, others = (listed(map(quoted, names)) for names in (class_names, unknown))
+            raise UserError(f"{cut(self.name, PATH)}: expected no other classes than {known}; found {others}")
         numbers = np.array([class_names.index(name) for name in self.class_names], np.int64)
 
         def renumber(split: Split) -> Split:

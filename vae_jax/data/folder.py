@@ -14,8 +14,8 @@ from vae_jax.config import DataConfig, expand
 from vae_jax.data.dataset import Split
 from vae_jax.data.resize import FORMATS, READ, BadImage, Resizer, inspect
 from vae_jax.data.shape import Kind, choose
-from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, listed, required
-from vae_jax.errors import UserError
+from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, required
+from vae_jax.errors import UserError, listed
 
 FORMAT_OF = {ending: kind for kind, endings in FORMATS.items() for ending in endings}
 SAMPLE = 1000  # images, evenly spread, whose colours are looked at to choose their channels
@@ -141,7 +141,7 @@ def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
         meant = f"{called[0].name} is read as the {next(iter(known))} split; rename it if it is a class"
         raise UserError(
             f"{root}: expected a folder for each class, or a folder train with nothing but one test and one validation "
-            f"folder beside it ({meant}), found {', '.join(listed([entry.name for entry in (*called, *others)]))}"
+            f"folder beside it ({meant}), found {listed([entry.name for entry in (*called, *others)])}"
         )
     left += beside
     return {split: folder for split, (folder,) in known.items()}
@@ -164,7 +164,7 @@ def _classes(folder: Path, left: list[Path], report: Report, is_split: bool) -> 
         raise UserError(f"{folder}: expected images ({READ}) in it or in its folders, found none{_but(left, folder)}")
     _check_no_splits(folder, classes, is_split)
     if classes and (empty := [name for name in found if name not in classes]):
-        report(f"{folder}: folders without images are no classes: {', '.join(listed(empty))}")
+        report(f"{folder}: folders without images are no classes: {listed(empty)}")
     return classes or {"": direct}
 
 
@@ -193,7 +193,7 @@ def _check_no_splits(folder: Path, classes: Classes, is_split: bool) -> None:
                 exact |= {split} if below.name.lower() in SPLIT_OF and len(below.parts) > 1 else set()
     holding = {_split_in(name) for name, images in classes.items() for image in images if image.parent != folder / name}
     if {"train"} < set(within) or exact - {"train"} or (is_split and holding - {None}):
-        places = ", ".join(map(str, within.values()))
+        places = listed(within.values())
         raise UserError(
             f"{folder}: expected a folder for each class without splits in it, found {places}; name the folder that "
             f"holds the splits as data.path, lay them above the classes, or rename what is none"
@@ -233,7 +233,7 @@ def _report_splits(
     if "validation" in folders and "test" not in folders:
         parts.append(f"as there is no test folder, test images are held out of the training images ({config.test:g})")
     number = len(counts.keys() - {""})
-    names = ", ".join(listed([f"{name} ({count:,})" for name, count in sorted(counts.items()) if name]))
+    names = listed(f"{name} ({count:,})" for name, count in sorted(counts.items()) if name)
     parts.append(f"{number:,} class{'es' * (number != 1)}: {names}" if number else "no classes")
     report(f"{root}: {'; '.join(parts)}")
 
@@ -253,7 +253,7 @@ def _but(left: Sequence[Path], root: Path) -> str:
         hidden = "hidden" if path.name.startswith(".") else ""
         kinds.setdefault(hidden or path.suffix.lower() or "without an ending", []).append(path)
     some = [f"{len(paths):,} {kind} ({os.path.relpath(paths[0], root)})" for kind, paths in kinds.items()]
-    return f"; left out are {len(left):,} other files: {', '.join(listed(some))}" if left else ""
+    return f"; left out are {len(left):,} other files: {listed(some)}" if left else ""
 
 
 def _places_above(folder: Path) -> set[tuple[int, int]]:

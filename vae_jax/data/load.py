@@ -16,9 +16,9 @@ from vae_jax.data.digits import digits
 from vae_jax.data.folder import folder
 from vae_jax.data.idx import FASHION_MNIST, KMNIST, MNIST
 from vae_jax.data.resize import Resizer
-from vae_jax.data.source import Opened, Report, Source, Splits, listed
+from vae_jax.data.source import Opened, Report, Source, Splits
 from vae_jax.data.tfds import tfds
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, first
 from vae_jax.registry import lookup
 
 SOURCES: dict[str, Source] = {
@@ -62,7 +62,7 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
         report(line)
     if splits.skipped:
         report(f"data.skip_bad: {len(splits.skipped):,} images are left out")
-        for line in listed(splits.skipped):
+        for line in first(splits.skipped):
             report(f"  {line}")
     train, test, validation = splits.train, splits.test, splits.validation
     if validation is not None and config.validation != 0:

@@ -1,6 +1,6 @@
 """What a data source is: one function from the configuration to an `Opened` data set."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +11,6 @@ from vae_jax.data.resize import Resizer
 from vae_jax.errors import UserError
 
 Report = Callable[[str], None]
-LISTED = 20  # of many things; the rest is counted
 SPLITS = ("train", "test", "validation")
 SPLIT_OF = {  # a word in any case that names a split
     **dict.fromkeys(("train", "training", "trainset"), "train"),
@@ -87,9 +86,3 @@ def file_state(path: Path) -> tuple[str, ...]:
     """A file's place, size and time of change: as long as they stay, its content is taken to be the same."""
     stat = path.stat()
     return str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)
-
-
-def listed(things: Sequence[str]) -> list[str]:
-    """The first of many things, and how many more there are."""
-    more = [f"and {len(things) - LISTED:,} more"] if len(things) > LISTED else []
-    return [*things[:LISTED], *more]

@@ -30,7 +30,7 @@ from vae_jax.data.lock import locked
 from vae_jax.data.resize import Resizer, inspect
 from vae_jax.data.shape import Kind, choose
 from vae_jax.data.source import SPLITS, Opened, Report, Splits, required
-from vae_jax.errors import UserError, on_terminal
+from vae_jax.errors import UserError, listed, on_terminal
 
 BATCH = 1000  # records read at once
 
@@ -65,7 +65,7 @@ def tfds(config: DataConfig, report: Report) -> Opened:
                     _prepare(builder, name, config, report)
         sizes = {split: info.num_examples for split, info in builder.info.splits.items() if info.num_examples}
         if "train" not in sizes:
-            raise UserError(f"data.name {name}: expected a train split, found {', '.join(sizes) or 'none'}")
+            raise UserError(f"data.name {name}: expected a train split, found {listed(sizes) or 'none'}")
         return builder, image, label, sizes
 
     def read(resizer: Resizer) -> Splits:
@@ -76,7 +76,7 @@ def tfds(config: DataConfig, report: Report) -> Opened:
             named["test"] = named.pop("validation")
             notes.append(f"{name}: it has no test split; its validation images are the test images")
         if ignored := sorted(set(sizes) - set(named.values())):
-            notes.append(f"{name}: ignoring the splits {', '.join(ignored)}")
+            notes.append(f"{name}: ignoring the splits {listed(ignored)}")
         splits: dict[str, Any] = {}
         for split, source in named.items():
             images, labels = _read(builder, source, image, label, resizer)
@@ -164,7 +164,7 @@ def _features(builder: Any) -> tuple[str, str | None]:
     labels = [name for name, feature in features.items() if isinstance(feature, kinds.ClassLabel)]
     image = "image" if "image" in images else images[0] if len(images) == 1 else None
     if image is None or features[image].np_dtype == np.float32:
-        found = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+        found = listed(f"{name} ({type(feature).__name__})" for name, feature in features.items())
         raise UserError(f"data.name {builder.name}: expected one feature with 8- or 16-bit images, found {found}")
     return image, "label" if "label" in labels else labels[0] if len(labels) == 1 else None
 

@@ -12,7 +12,7 @@ from vae_jax import run
 from vae_jax.composition import build
 from vae_jax.config import Config
 from vae_jax.data import resolve
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, listed
 from vae_jax.interop import weights_file
 from vae_jax.interop.torch_weights import COUNTER, from_state_dict, to_state_dict
 from vae_jax.keys import make_keys
@@ -48,7 +48,7 @@ def export_run(
     _check_exchangeable(trained.config, trained.state.variables)
     state, origin = trained.state, run.origin(folder)
     step = int(state.step)
-    counters = {name: count + step for name, count in origin["counters"].items()} if origin else step
+    counters = {name: count + step for name, count in origin.counters.items()} if origin else step
     try:
         arrays = to_state_dict(state.variables, counters)
     except KeyError as error:
@@ -74,7 +74,7 @@ def _check_exchangeable(config: Config, variables: Variables) -> None:
             f"model.network: expected convolutional, the only one with PyTorch's names; found {config.model.network}"
         )
     if more := set(variables.params) - {"encoder", "decoder"}:
-        names = ", ".join(f"{part}.name {getattr(config, part).name}" for part in sorted(more))
+        names = listed(f"{part}.name {getattr(config, part).name}" for part in sorted(more))
         raise UserError(f"{names}: expected parts without parameters of their own, which have no names in PyTorch")
 
 
@@ -109,5 +109,5 @@ def import_run(
     weights = weights_file.read(path, to_state_dict(like), model, report)
     variables = jax.tree.map(jnp.asarray, from_state_dict(weights.arrays, like))
     counters = {name: int(array) for name, array in weights.arrays.items() if name.endswith(COUNTER)}
-    origin = {"file": str(path.absolute()), "sha256": weights.sha256, "counters": counters}
-    return run.adopt(config, variables, folder, origin, overwrite)
+    origin = run.Origin(counters, str(path.absolute()), weights.sha256)
+    return run.adopt(config, variables, folder, origin._asdict(), overwrite)

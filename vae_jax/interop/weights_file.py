@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, brief, cut, listed
 from vae_jax.folder import replacing
 
 HEADER_LIMIT = 1 << 24  # bytes of names and shapes
@@ -141,18 +141,18 @@ def _read_safetensors(
     except UserError:
         raise
     except (SafetensorError, ValueError, TypeError, OverflowError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = brief(error, 200)
         raise UserError(f"{path}: expected a whole safetensors file; {reason}") from error
     if wrapped := [(name, stored) for name, stored in names.items() if name != stored]:
         name, stored = wrapped[0]
-        notes.append(f"names are taken without what a wrapper has added, {name} for {_printable(stored)} and so on")
+        notes.append(f"names are taken without what a wrapper has added, {name} for {_shown(stored)} and so on")
     converted = {
         f"{array.dtype} to {expected[name].dtype}"
         for name, array in arrays.items()
         if array.dtype != expected[name].dtype
     }
     if converted:
-        notes.append(f"numbers are converted, {', '.join(sorted(converted))}")
+        notes.append(f"numbers are converted, {listed(sorted(converted))}")
     with np.errstate(over="ignore"):  # what becomes infinite is refused
         return {name: array.astype(expected[name].dtype) for name, array in arrays.items()}
 
@@ -192,11 +192,11 @@ def _check_layout(
             types.append(f"{name} (expected {wanted.dtype}, found {DTYPES.get(dtype, dtype)})")
     faults = {
         "missing": expected.keys() - found.keys(),
-        "not expected": [_printable(name) for name in found.keys() - expected.keys()],
+        "not expected": [_shown(name) for name in found.keys() - expected.keys()],
         "of another shape": shapes,
         "of another type": types,
     }
-    lines = [f"{kind}: {_listed(names)}" for kind, names in faults.items() if names]
+    lines = [f"{kind}: {listed(sorted(names), NAMES_SHOWN)}" for kind, names in faults.items() if names]
     if lines:
         raise UserError(f"{path}: expected the {len(expected)} tensors of {model}; {'; '.join(lines)}")
 
@@ -206,14 +206,8 @@ def _kind(dtype: str) -> str:
     return re.sub(r"^b|\d+$", "", dtype)
 
 
-def _listed(names: Iterable[str]) -> str:
-    names = sorted(names)
-    more = f" and {len(names) - NAMES_SHOWN:,} more" if len(names) > NAMES_SHOWN else ""
-    return ", ".join(names[:NAMES_SHOWN]) + more
-
-
-def _printable(name: str) -> str:
-    return (name if name.isprintable() and name else repr(name))[:80]
+def _shown(name: str) -> str:
+    return cut(name, 80) or "''"
 
 
 def _check_numbers(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -227,7 +221,8 @@ def _check_numbers(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         elif below or above:
             faults.append(f"{name} ({below or above:,} of {array.size:,} {'below 0' if below else 'too large'})")
     if faults:
-        raise UserError(f"{path}: expected finite numbers, and variances and counts from 0 on; found {_listed(faults)}")
+        found = listed(sorted(faults), NAMES_SHOWN)
+        raise UserError(f"{path}: expected finite numbers, and variances and counts from 0 on; found {found}")
 
 
 def _unpickle(path: Path, to: Path, notes: list[str]) -> None:
