@@ -58,6 +58,12 @@ def compilation_cache(tmp_path_factory):
     os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = "-1"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def secret(tmp_path_factory):
+    """Tests sign what they train with a secret of their own, and leave the user's alone."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.getbasetemp() / "state")
+
+
 @pytest.fixture(autouse=True)
 def compiling(request):
     """Compiles as users do where a test is marked "optimized", since its outcome or length may depend on it."""

@@ -6,6 +6,7 @@
     python tests/faults.py removed --count 20    the run's folder removed at a write, and another run in its place
     python tests/faults.py presses --count 30    Ctrl-C in other commands at random moments, as real processes
     python tests/faults.py links                 links in a run's folder wherever something is written
+    python tests/faults.py raises                a user's file that raises while a run is opened
 
 `make torture` does most at length. All is pinned to one core, where a run repeats bit for bit, and chosen by --seed.
 """
@@ -316,6 +317,69 @@ def links(work: Path, count: int, seed: int) -> int:
     return failed
 
 
+# --- In a user's file ------------------------------------------------------------------------------------------------
+
+RAISING = Path(__file__).parent / "own" / "raising.py"
+ENTRIES = {
+    "posterior.name": "posterior",
+    "prior.name": "prior",
+    "likelihood.name": "likelihood",
+    "objective.name": "objective",
+    "model.network": "network",
+}
+WHILE_TRAINED = ("transform", "log_prior", "log_prob", "objective")  # places that are not passed when nothing is
+
+
+def raises(work: Path, count: int, seed: int) -> int:
+    """What a user's file raises while a run or a sweep is opened, in `count` ways (0 for all), is shown with its line;
+    what is there stays as it is, and goes on once the file raises no more."""
+    sys.path.insert(0, str(RAISING.parent))
+    from raising import PLACES, RAISED
+
+    run, sweep = work / "run", work / "sweep"
+    parts = [f"--{option}={RAISING}:{entry}" for option, entry in ENTRIES.items()]
+    plain = [option for option in TINY if not option.startswith(("--model.channels", "--model.hidden"))]
+    assert command("train", "--out", str(run), *plain, *parts, "--train.epochs=1") == (0, "")
+    assert command("sweep", "--out", str(sweep), *plain, *parts, "--train.epochs=1", "--seeds=2")[0] == 0
+    resume = ["train", "--out", str(run), "--resume", "--train.epochs=2"]
+    uses = [
+        ["evaluate", str(run)],
+        resume,
+        ["sample", str(run), "--out", str(work / "samples.png")],
+        ["sweep", "--out", str(sweep), "--resume"],
+    ]
+    cases = [
+        (place, kind, use)
+        for use in uses
+        for place in PLACES
+        for kind in RAISED
+        if use in uses[:2] or place not in WHILE_TRAINED
+    ]
+    chosen = random.Random(seed).sample(cases, count) if count else cases
+    before, failed = (bytes_in(run), bytes_in(sweep)), 0
+    for place, kind, use in chosen:
+        for name in [name for name in sys.modules if name.startswith("vae_jax_user_")]:
+            del sys.modules[name]  # so that the file is loaded again
+        os.environ["RAISE"] = f"{place} {kind}"
+        try:
+            code, said = command(*use)
+        finally:
+            del os.environ["RAISE"]
+        lines = said.splitlines() or [""]
+        wrong = [] if code == 2 else [f"exit code {code}"]
+        if not (lines[-1].startswith("vae-jax: error: ") and f"{RAISING}:" in lines[-1] and f": {kind}" in lines[-1]):
+            wrong.append(f"said {said}")
+        if blamed := [line for line in lines if "Traceback" in line or "anew" in line or "passed over" in line]:
+            wrong.append(f"blamed {blamed}")
+        if (bytes_in(run), bytes_in(sweep)) != before:
+            wrong.append("what was there has changed")
+        failed += bool(wrong)
+        print(f"{kind} in {place}, {use[0]}: {', '.join(wrong) or 'equal'}", flush=True)
+    code, said = command(*resume)
+    print(f"raising no more: {said if code else 'equal'}")
+    return failed + bool(code)
+
+
 # --- At any moment ---------------------------------------------------------------------------------------------------
 
 
@@ -573,7 +637,7 @@ def processes(work: Path, count: int, seed: int, options: list[str], late: bool)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["writes", "kills", "processes", "removed", "links", "presses"])
+    parser.add_argument("what", choices=["writes", "kills", "processes", "removed", "links", "presses", "raises"])
     parser.add_argument("--count", type=int, default=0, help="how many; 0 for every write")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="of Ctrl-C, the commands whose names begin so")
@@ -585,6 +649,7 @@ def main() -> int:
         # Every run needs the same programs; compiled once, they are the same bits for all.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{work}/compiled"
         os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        os.environ["XDG_STATE_HOME"] = f"{work}/state"  # with a secret to sign with
         run = TINY if options.tiny else ["--config=digits", f"--train.epochs={options.epochs}"]
         if options.what == "processes":
             return processes(Path(work), options.count, options.seed, run, options.late) > 0
@@ -593,7 +658,7 @@ def main() -> int:
         if options.what == "kills":
             return kills(Path(work), options.count, options.seed, run, sorted(os.sched_getaffinity(0))) > 0
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before jax starts its threads
-        what = {"writes": writes, "removed": removed, "links": links}[options.what]
+        what = {"writes": writes, "removed": removed, "links": links, "raises": raises}[options.what]
         return what(Path(work), options.count, options.seed) > 0
 
 

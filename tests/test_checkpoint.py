@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import math
+import os
 import random
 import resource
 import shutil
@@ -507,6 +508,109 @@ def test_a_checkpoint_deleted_while_it_is_read_is_looked_for_again(two, monkeypa
 
     monkeypatch.setattr(checkpoint, "_read", read)
     assert int(restore(two, "latest", state_of, silent).state.step) == 3
+
+
+# --- What is wrong with the surroundings -----------------------------------------------------------------------------
+
+
+def blameless(call):
+    """What a refusal says that blames no checkpoint; None where there was none."""
+    try:
+        call()
+    except (UserError, OSError) as error:
+        said = str(error)
+        assert "\n" not in said
+        assert not [word for word in ("damaged", "passed over", "begin the run anew", "missing") if word in said]
+        return said
+    return None
+
+
+def test_an_open_file_too_many_is_not_damage(two):
+    before, limits = snapshot(two), resource.getrlimit(resource.RLIMIT_NOFILE)
+    os.close(free := os.open(os.devnull, os.O_RDONLY))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+        said = [
+            blameless(call)
+            for call in (lambda: restore(two, "latest", state_of, silent), lambda: Keeper(two, 1, silent, newest=1))
+        ]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert all("Too many open files" in line for line in said)
+    assert snapshot(two) == before
+
+
+@contextmanager
+def without_privileges(path):
+    """Within it this process may not read what is of mode 0, even if it is root's."""
+    root = os.geteuid() == 0
+    if root:
+        for each in (path, *path.rglob("*")):
+            os.chown(each, 65534, -1)
+        for parent in path.parents:  # pytest's own folders are the user's alone
+            if parent.name.startswith("pytest-") or path.name in os.listdir(parent):
+                parent.chmod(parent.stat().st_mode | 0o011)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("part", [".", "state", DESCRIPTION, "a file"])
+def test_what_may_not_be_read_is_not_damage(two, part):
+    path = largest(two / "2") if part == "a file" else two / "2" / part
+    before = snapshot(two)
+    with without_privileges(two):
+        path.chmod(0)
+        try:
+            for call in (
+                lambda: restore(two, "latest", state_of, silent),
+                lambda: restore(two, "best", state_of, silent),
+                lambda: keeper(two),
+                lambda: Keeper(two, 1, silent, newest=1),
+            ):
+                assert "ermission denied" in blameless(call)
+        finally:
+            path.chmod(0o755)
+    assert snapshot(two) == before
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EIO, "Input/output error", "checkpoints/2/state/d/1"),
+        OSError(errno.EMFILE, "Too many open files"),
+        ValueError("UNAVAILABLE: Error opening \"zarr\" driver: [os_error_code='5']"),
+        RuntimeError("can't start new thread"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"),
+        MemoryError("so many bytes"),
+        KeyError("an orbax that reads no such checkpoint"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_reading_fails_at_is_not_damage_where_all_files_are_as_they_were(two, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    before = snapshot(two)
+    monkeypatch.setattr(checkpoint, "_arrays", fail)
+    with pytest.raises((UserError, MemoryError)) as caught:
+        restore(two, "latest", state_of, silent)
+    assert not [word for word in ("damaged", "passed over", "anew") if word in str(caught.value)]
+    if not isinstance(error, MemoryError):
+        assert f"{two / '2'}: cannot be read here, though its files are as they were saved; " in str(caught.value)
+    assert snapshot(two) == before
+
+
+def test_a_device_that_is_full_is_not_damage(two, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(checkpoint.jnp, "asarray", full)
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        restore(two, "latest", lambda images: saved(0).state, silent)
 
 
 # --- Formats ---------------------------------------------------------------------------------------------------------

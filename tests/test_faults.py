@@ -26,7 +26,8 @@ FAULTS = Path(__file__).parent / "faults.py"
 
 
 @pytest.mark.parametrize(
-    ("what", "count", "runs"), [("writes", 5, 10), ("kills", 2, 2), ("removed", 4, 4), ("links", 3, 21)]
+    ("what", "count", "runs"),
+    [("writes", 5, 10), ("kills", 2, 2), ("removed", 4, 4), ("links", 3, 21), ("raises", 9, 10)],
 )
 def test_faults(what, count, runs):
     command = [sys.executable, FAULTS, what, "--count", str(count), "--tiny"]

@@ -17,6 +17,7 @@ from vae_jax import cli, data, own_parts, registry, run, sweep
 from vae_jax.composition import build
 from vae_jax.config import Config, load_config
 from vae_jax.errors import Diverged, Stopped, UserError
+from vae_jax.folder import read_config
 from vae_jax.train import fit
 
 NETWORK = """\
@@ -405,6 +406,7 @@ def copied(made, tmp_path):
     for name in ("config.yaml", "code/sources.json"):
         path = tmp_path / "run" / name
         path.write_text(path.read_text().replace(str(made), str(tmp_path)))
+    own_parts.keep({}, own_parts.names_in(read_config(tmp_path / "run")), tmp_path / "run")  # signed anew
     return tmp_path / "run"
 
 
@@ -474,7 +476,7 @@ def test_files_of_one_name_and_of_one_content(write, tmp_path):
     ]
     (tmp_path / "run" / "code").mkdir(parents=True)
     (tmp_path / "run" / "code" / "MINE_1.py").write_text("not ours")
-    own_parts.keep(own_parts.sources(names), tmp_path / "run")
+    own_parts.keep(own_parts.sources(names), names, tmp_path / "run")
     copies = [each["copy"] for each in index_of(tmp_path / "run").values()]
     assert copies == ["mine.py", "mine_2.py", "mine.py"]
     for folder in "abc":
@@ -491,7 +493,8 @@ def test_a_copy_that_was_edited_is_said_and_not_trained_on(copied):
     copy, lines = copied / "code" / "mine.py", []
     copy.write_text(CHANGED)
     line = f"{copy} has been edited since {copied} began: it is used as it is now"
-    config = run.load(copied, report=lines.append).config
+    assert refused(run.load, copied).startswith(f"{copied}: expected code that your own training has put there")
+    config = run.load(copied, report=lines.append, trust_code=True).config
     assert config.model.network == f"{copy}:Net"
     assert lines == [line]
     assert line in refused(run.train, config, data.load(config.data), copied, resume=True)
@@ -511,7 +514,7 @@ def test_a_module_that_has_changed_is_said(write, small_data, tmp_path, monkeypa
     assert own_parts.changes(tmp_path / "run") == [said]
     path.write_text("1 / 0\n")
     monkeypatch.delitem(sys.modules, "users_package.module")
-    assert own_parts.changes(tmp_path / "run") == []
+    assert own_parts.changes(tmp_path / "run") == [said]
     assert f"likelihood.name: {path}:1 in <module>: 1 / 0: ZeroDivisionError" in refused(build, config, (8, 8, 1))
 
 

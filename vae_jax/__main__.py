@@ -1,7 +1,11 @@
 """`python -m vae_jax` is `vae-jax`: where a process begins, and from where on Ctrl-C is one line."""
 
+import os
 import signal
 import sys
+
+if not sys.flags.safe_path and sys.path[:1] == [os.getcwd()] and __name__ == "__main__":
+    del sys.path[0]  # `python -m` puts the working folder there, whose files would be taken for packages of their names
 
 from vae_jax.interruption import end_at_once
 

@@ -6,6 +6,7 @@ renamed when it is whole. Orbax's CheckpointManager is not used: it renames a ch
 for its files, and a checkpoint that it was deleting when the process died looks like a damaged one.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ import math
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,7 +30,7 @@ import orbax.checkpoint as ocp
 from vae_jax.checked import HISTORY_LIMIT, UnfitError, parse, read_bytes, typed
 from vae_jax.config import Option
 from vae_jax.errors import PATH, UserError, brief, cut
-from vae_jax.folder import check_held, make_inside, remove, replacing_folder, write_text
+from vae_jax.folder import check_held, is_folder, make_inside, remove, replacing_folder, write_text
 from vae_jax.interruption import uninterrupted
 from vae_jax.models import Variables
 from vae_jax.train import Epoch, TrainState
@@ -85,6 +87,7 @@ class Description(NamedTuple):
         loss: ranks it; None leaves it unranked.
         arrays: by their names.
         files: the SHA-256 of each, by its path in the checkpoint's folder.
+        verified: whether the SHA-256 were noted when it was saved.
     """
 
     format: int
@@ -97,6 +100,7 @@ class Description(NamedTuple):
     made_with: dict[str, str] = {}  # noqa: RUF012
     options: dict[str, Option] = {}  # noqa: RUF012
     run: str = ""
+    verified: bool = True
 
 
 class _Format(NamedTuple):
@@ -292,16 +296,20 @@ def _read(folder: Path, template: Callable[[int], TrainState], check: Callable[[
     check(description)
     # Whatever fails here, as a user's own code may, says nothing about the checkpoint.
     expected = jax.eval_shape(lambda: template(description.images))
+    _check_types(folder, _named(expected), description.arrays)
     try:
-        _check_types(folder, _named(expected), description.arrays)
         state = _arrays(folder, description, expected)
-        known = {name: getattr(description, name) for name in Saved._fields[1:]}
-        _check_step(int(folder.name), int(state.step), description)
-        return Saved(jax.tree.map(jnp.asarray, state), **known)
     except (DamageError, UserError, MemoryError):
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds
+        if is_folder(folder) and (description.verified or _of_the_system(error)):
+            raise UserError(
+                f"{folder}: cannot be read here, though its files are as they were saved; {_reason(error)}"
+            ) from error
         raise DamageError(f"damaged, {_reason(error)}") from error
+    _check_step(int(folder.name), int(state.step), description)
+    known = {name: getattr(description, name) for name in Saved._fields[1:]}
+    return Saved(jax.tree.map(jnp.asarray, state), **known)
 
 
 def _check_step(name: int, step: int, description: Description) -> None:
@@ -419,6 +427,7 @@ def _read_format_1(folder: Path) -> dict[str, Any]:
         **{name: value for name, value in run._asdict().items() if name != "shapes"},
         "arrays": {name: {"type": type_} for name, type_ in run.shapes.items()},
         "files": _read_json(checksums, dict[str, str]) if checksums.exists() else _files(folder),
+        "verified": checksums.exists(),
     }
 
 
@@ -428,7 +437,7 @@ def _rank(loss: float | None) -> float:
 
 
 def _is_step(path: Path) -> bool:
-    return path.name.isascii() and path.name.isdigit() and path.is_dir()
+    return path.name.isascii() and path.name.isdigit() and is_folder(path)
 
 
 def _orbax() -> ocp.Checkpointer:
@@ -509,13 +518,22 @@ def _canonical(description: dict[str, Any]) -> bytes:
 
 
 def _files(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a checkpoint's folder, but of those that hold it."""
+    """The SHA-256 of every file below a checkpoint's folder, but of those that hold it; see `_paths`."""
     return {name: _file_sha256(path) for name, path in _paths(folder).items()}
 
 
 def _paths(folder: Path) -> dict[str, Path]:
-    """These files, by their paths in the folder."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    """These files, by their paths in the folder.
+
+    Raises:
+        OSError: if one, or a folder, cannot be read; Python's own ways through folders pass over what is denied.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    paths = [Path(place) / name for place, _, files in os.walk(folder, onerror=refuse) for name in files]
+    files = (path for path in sorted(paths) if stat.S_ISREG(path.stat().st_mode))
     names = {path.relative_to(folder).as_posix(): path for path in files}
     return {name: path for name, path in names.items() if name not in (DESCRIPTION, "sha256.json")}
 
@@ -523,6 +541,13 @@ def _paths(folder: Path) -> dict[str, Path]:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _of_the_system(error: Exception) -> bool:
+    """Whether the operating system has refused something that is there, as an open file too many."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    number = int(code[1]) if code else getattr(error, "errno", None)
+    return number not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def _reason(error: Exception) -> str:

@@ -29,6 +29,14 @@ class Stopped(Exception):
     """A training that was asked to stop, and did once its state was saved; the message tells where it stands."""
 
 
+def message_of(error: BaseException) -> str:
+    """What an exception says; nothing where saying it fails, as it may where its class is a user's."""
+    try:
+        return str(error)
+    except (Exception, SystemExit):
+        return ""
+
+
 def printable(text: str) -> str:
     """The text as one line of bounded length that does nothing to a terminal."""
     if len(text) > LINE_LIMIT:  # the middle goes: what was expected stands first, and what helps stands last

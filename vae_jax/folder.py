@@ -4,6 +4,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,7 +22,16 @@ NAME_LIMIT = 40  # characters of a file's name in the name of the file beside it
 
 def user_cache() -> Path | None:
     """Where downloads, resized images and compiled programs are kept unless told otherwise; None without a home."""
-    for base in (os.environ.get("XDG_CACHE_HOME", ""), os.path.expanduser("~/.cache")):
+    return _users("XDG_CACHE_HOME", "~/.cache")
+
+
+def user_state() -> Path | None:
+    """Where this user's secret is kept, see `vae_jax.signature`; None without a home."""
+    return _users("XDG_STATE_HOME", "~/.local/state")
+
+
+def _users(variable: str, otherwise: str) -> Path | None:
+    for base in (os.environ.get(variable, ""), os.path.expanduser(otherwise)):
         if os.path.isabs(base):
             return Path(base) / "vae_jax"
     return None
@@ -39,6 +49,18 @@ def read_config(folder: Path) -> Config:
         raise UserError(f"{folder}: expected a run folder with a config.yaml in it, found none")
     # What an older version ignored without a word was nothing: what such a run is does not depend on it.
     return without_unused(read_file(folder / "config.yaml"))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder.
+
+    Raises:
+        OSError: if that cannot be told, as where permission is denied; `Path.is_dir` may say no then.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 class Data(NamedTuple):

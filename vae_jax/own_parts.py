@@ -1,15 +1,18 @@
 """A run's copies of the files that its configuration names as FILE.py:ENTRY, so that it can be used anywhere.
 
-RUN/code/               the files as they were when the run began
-RUN/code/sources.json   where each came from and its SHA-256; of a module named as PACKAGE.MODULE:ENTRY that alone
+RUN/code/                  the files as they were when the run began
+RUN/code/sources.json      where each came from and its SHA-256; of a module named as PACKAGE.MODULE:ENTRY that alone
+RUN/code/signature.json    the import paths that this user's own training ran, signed with the above
 
 A file is loaded from where it came from while it is still the same, and its copy where it has changed or is gone.
-`kept` alone decides that what lies in a run folder is run.
+`kept` alone decides that code is run because a run's folder or configuration names it: that takes the signature of this
+user's own training (see `vae_jax.signature`) or the user's word. Before it has decided nothing is run or imported.
 """
 
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +22,12 @@ from vae_jax.checked import read_json, shown
 from vae_jax.config import Config, expand
 from vae_jax.errors import UserError
 from vae_jax.folder import make_inside, replacing, write_text
-from vae_jax.registry import EXTENSIBLE, Source, source_of
+from vae_jax.registry import EXTENSIBLE, Source, locate, pin, source_of
+from vae_jax.signature import NoSecretError, is_own, sign
 
-CODE, INDEX = "code", "sources.json"
+CODE, INDEX, SIGNATURE = "code", "sources.json", "signature.json"
 COPY = re.compile(r"([^/\\\0]{1,255}\.py)?")  # the name of a copy: a file beside the index and nowhere else
+SIZE_LIMIT = 1 << 20  # bytes of what a run tells of its code
 
 
 class Kept(NamedTuple):
@@ -83,21 +88,48 @@ def sources(names: Iterable[str]) -> dict[str, Source]:
     return {origin: source_of(origin) for origin in origins if origin.endswith(".py") or _sha256(origin)}
 
 
-def keep(files: Mapping[str, Source], folder: Path) -> None:
-    """Copies `sources` into a run folder, unless it has copies already.
+def keep(files: Mapping[str, Source], names: Iterable[str], folder: Path) -> str:
+    """Copies `sources` into a run folder, unless it has copies already, and signs what the run runs.
+
+    Args:
+        files: by what stands before the colon.
+        names: the import paths that the run begins, or goes on, with.
+        folder: of the run.
+
+    Returns:
+        A line where no later command of this user will know that this was written by the user's own training; or
+        nothing.
 
     Raises:
         OSError: if one cannot be written.
     """
-    if not files or (not (folder / CODE).is_symlink() and (folder / CODE / INDEX).exists()):
-        return
-    make_inside(folder / CODE)
-    index, copies = {}, {}  # copies by content
-    for origin, source in files.items():
-        if origin.endswith(".py") and source.sha256 not in copies:
-            copies[source.sha256] = _write_copy(folder / CODE, source)
-        index[origin] = Kept(source.sha256, copies[source.sha256] if origin.endswith(".py") else "")._asdict()
-    write_text(folder / CODE / INDEX, json.dumps(index, indent=2) + "\n")  # last: where it is, the copies are whole
+    if not (names := list(names)):
+        return ""
+    code = make_inside(folder / CODE)
+    if files and not (code / INDEX).exists():
+        index, copies = {}, {}  # copies by content
+        for origin, source in files.items():
+            if origin.endswith(".py") and source.sha256 not in copies:
+                copies[source.sha256] = _write_copy(code, source)
+            index[origin] = Kept(source.sha256, copies[source.sha256] if origin.endswith(".py") else "")._asdict()
+        write_text(code / INDEX, json.dumps(index, indent=2) + "\n")  # last: where it is, the copies are whole
+    index = read_index(folder)
+    known = _known(names, index)
+    run = [f"{origin}:{entry}" for origin, entry in (known.get(name, _parts(name)) for name in names)]
+    signed = _signed(folder, index)
+    if isinstance(signed, Signed) and set(run).issubset(signed.names):
+        return ""
+    modules = {origin: locate(origin) for origin, _ in map(_parts, run) if not origin.endswith(".py")}
+    places = {origin: str(place.file) if place and place.file else "" for origin, place in modules.items()}
+    names = sorted(set(run))
+    signature, why = sign(_canonical(index, names, places))
+    write_text(code / SIGNATURE, json.dumps(Signed(names, places, signature)._asdict(), indent=2) + "\n")
+    return why and f"commands that use what is trained here will need --trust-code to run its code: {why}"
+
+
+def _parts(name: str) -> tuple[str, str]:
+    origin, _, entry = name.rpartition(":")
+    return origin, entry
 
 
 def _write_copy(folder: Path, source: Source) -> str:
@@ -119,7 +151,8 @@ def delete(folder: Path) -> None:
             if known.copy:
                 (folder / CODE / known.copy).unlink(missing_ok=True)
     if (folder / CODE).is_dir():
-        (folder / CODE / INDEX).unlink(missing_ok=True)
+        for name in (INDEX, SIGNATURE):
+            (folder / CODE / name).unlink(missing_ok=True)
     with suppress(OSError):  # there is none, or something else is in it
         (folder / CODE).rmdir()
 
@@ -132,7 +165,7 @@ def strangers(folder: Path) -> list[Path]:
     """
     if not (folder / CODE).is_dir():
         return [folder / CODE] if (folder / CODE).exists() else []
-    own = {INDEX, *(known.copy for known in read_index(folder).values())}
+    own = {INDEX, SIGNATURE, *(known.copy for known in read_index(folder).values())}
     return [path for path in sorted((folder / CODE).iterdir()) if path.name not in own]
 
 
@@ -144,7 +177,7 @@ def read_index(folder: Path) -> dict[str, Kept]:
     """
     path = folder / CODE / INDEX
     try:
-        index = read_json(path, dict[str, Kept])
+        index = read_json(path, dict[str, Kept], SIZE_LIMIT)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     for known in index.values():
@@ -153,24 +186,122 @@ def read_index(folder: Path) -> dict[str, Kept]:
     return index
 
 
-def kept(names: Iterable[str], folder: Path) -> dict[str, str]:
+class Signed(NamedTuple):
+    """What this user's own training has signed.
+
+    Attributes:
+        names: import paths, by where their files came from.
+        places: of modules by their names, where their files were; empty of one in no file.
+        signature: of these and of the index.
+    """
+
+    names: list[str]
+    places: dict[str, str]
+    signature: str
+
+
+def _canonical(index: dict[str, Kept], names: list[str], places: dict[str, str]) -> bytes:
+    files = {origin: known._asdict() for origin, known in index.items()}
+    return json.dumps(["vae_jax code", 1, files, names, places], sort_keys=True).encode()
+
+
+def _signed(folder: Path, index: dict[str, Kept]) -> Signed | str:
+    """What this user's own training has signed in a run folder; or why nothing is known of any."""
+    path = folder / CODE / SIGNATURE
+    try:
+        signed = read_json(path, Signed, SIZE_LIMIT)
+        if is_own(_canonical(index, signed.names, signed.places), signed.signature):
+            return signed
+        return f"{path} is not of this user's and of this content"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"there is no {path}"
+    except (NoSecretError, UserError) as error:
+        return str(error)
+
+
+def kept(names: Iterable[str], folder: Path, trust_code: bool = False, users: Container[str] = ()) -> dict[str, str]:
     """Import paths -> those that a run uses instead, for the files that it has copies of.
 
+    Args:
+        names: import paths, of the run's own configuration or of what it is to go on with.
+        folder: of the run.
+        trust_code: the user's word for all code that the run's folder or configuration names.
+        users: those of the names by which the user has named a file or a module here and now, which is the word for
+            them, but not for a copy in the run's folder.
+
     Raises:
-        UserError: if what the run tells of its copies is damaged.
+        UserError: if code would be run for which there is neither the user's word nor the signature of this user's own
+            training. If what the run tells of its copies is damaged.
     """
     index = read_index(folder)
+    names = list(dict.fromkeys(names))
+    known = _known(names, index)
+    signed = "" if trust_code or not names else _signed(folder, index)
+    found = {}
+    for name in names:
+        where, _ = _parts(name)
+        origin, entry = known.get(name, _parts(name))
+        place = _place(origin, index, folder) if name in known else where
+        own_file = place == where or (place.endswith(".py") and _sha256(place) == _sha256(where) is not None)
+        if not (trust_code or (name in users and own_file)):
+            named = name in users
+            if why := signed if isinstance(signed, str) else _doubt(signed, origin, entry, place, index, named):
+                raise UserError(
+                    f"{folder}: expected code that your own training has put there; found {name:.200}, which is not "
+                    f"known to be that ({why}); read {_shown(place)}, and if you trust it use --trust-code (in Python "
+                    f"trust_code=True)"
+                )
+        if name in known:
+            found[name] = f"{place}:{entry}"
+            if place != where:  # it is loaded later on, and may be changed until then
+                pin(Path(place), (trust_code and _sha256(place)) or index[origin].sha256)
+    return found
 
-    def place(origin: str) -> str:
-        sha256, copy = index[origin].sha256, _copy(origin, index, folder)
-        return origin if _sha256(origin) == sha256 and _sha256(copy) in (sha256, None) else str(copy)
 
-    return {name: f"{place(origin)}:{entry}" for name, (origin, entry) in _known(names, index).items()}
+def _doubt(signed: Signed, origin: str, entry: str, place: str, index: dict[str, Kept], named: bool) -> str:
+    """Why what is to be run is not what this user's own training has run; nothing where it is.
+
+    Args:
+        signed: by that training.
+        origin: where the file came from, or the module.
+        entry: in it.
+        place: of the file, or the module, that is to be run.
+        index: of the run's copies.
+        named: whether the user has named this entry here and now.
+
+    Raises:
+        UserError: if it is a module that is not found here.
+    """
+    if not named and f"{origin}:{entry}" not in signed.names:
+        return "that training did not run it"
+    if place.endswith(".py"):
+        known = index.get(origin)
+        return "" if known and _sha256(place) in (known.sha256, None) else f"{place} has been edited since"
+    if (found := locate(origin)) is None:
+        raise UserError(f"expected a module to import, as this run names {origin}:{entry}; found none called {origin}")
+    # What the user's own Python finds is the user's; what only lies in the working folder may be anybody's.
+    if found.here and str(found.file or "") != signed.places.get(origin):
+        return f"it was found in the working folder, not in {signed.places.get(origin) or 'a file'} as then"
+    return ""
 
 
-def as_kept(config: Config, folder: Path) -> Config:
+def _shown(place: str) -> str:
+    """A file's absolute path, or a module's."""
+    if place.endswith(".py"):
+        return str(Path(os.path.expanduser(place)).absolute())
+    found = locate(place)
+    return f"the module {place:.200}" + (f" in {found.file}" if found and found.file else "")
+
+
+def _place(origin: str, index: dict[str, Kept], folder: Path) -> str:
+    """The file that a run uses: where it came from, or its copy where that is another one by now."""
+    sha256, copy = index[origin].sha256, _copy(origin, index, folder)
+    return origin if _sha256(origin) == sha256 and _sha256(copy) in (sha256, None) else str(copy)
+
+
+def as_kept(config: Config, folder: Path, trust_code: bool = False, users: Container[str] = ()) -> Config:
     """The configuration with the import paths that a run uses, see `kept`."""
-    return renamed(config, kept(names_in(config), folder))
+    return renamed(config, kept(names_in(config), folder, trust_code, users))
 
 
 def named(config: Config, folder: Path) -> Config:
@@ -233,8 +364,8 @@ def _copy(origin: str, index: dict[str, Kept], folder: Path) -> Path:
 
 
 def _sha256(origin: str | Path) -> str | None:
-    """Of a file or of a module's; None where there is none."""
+    """Of a file or of a module's; None where there is none that can be read."""
     try:
         return source_of(str(origin)).sha256
-    except (Exception, SystemExit):  # as a user's module may raise; whoever builds a model of it is told
+    except (OSError, ImportError, ValueError):
         return None

@@ -10,16 +10,19 @@ import importlib.util
 import inspect
 import linecache
 import os
+import pkgutil
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 from vae_jax.checked import UnfitError, read_bytes
-from vae_jax.errors import PATH, QUOTED, UserError, brief, listed, quoted
+from vae_jax.errors import PATH, QUOTED, UserError, brief, listed, message_of, quoted
 
 T = TypeVar("T")
 
@@ -44,8 +47,21 @@ class Source(NamedTuple):
     sha256: str
 
 
+class Place(NamedTuple):
+    """Where a module is.
+
+    Attributes:
+        file: absolute; None of a module that is in no file.
+        here: whether it is there only because the working folder is looked at too.
+    """
+
+    file: Path | None
+    here: bool
+
+
 _sources: dict[str, Source] = {}  # by the name of the module
 _packages: set[str] = set()  # that users' import paths begin with
+_pinned: dict[Path, str] = {}  # the SHA-256 of files that are loaded with this content only
 
 
 def lookup(registry: Mapping[str, T], name: str, option: str, takes: tuple[str, ...] = ()) -> T:
@@ -100,15 +116,33 @@ def _imported(registry: Mapping[str, Any], name: str, option: str, takes: tuple[
 def _module(where: str) -> ModuleType:
     if where.endswith(".py"):
         return _from_file(source_of(where))
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # as `python -m` would find it
+    if (here := _here()) and here not in sys.path:
+        sys.path.append(here)  # as `python -m` would find it
     if (package := where.partition(".")[0]) != __package__:
         _packages.add(package)
     return importlib.import_module(where)
 
 
+def _here() -> str:
+    """The working folder, where it is not looked at for modules anyway; empty where there is none."""
+    with suppress(OSError):  # it was removed
+        return "" if "" in sys.path else str(Path.cwd())
+    return ""
+
+
+def pin(file: Path, sha256: str) -> None:
+    """From now on this process loads a file (absolute) with this content only: whoever has looked at it means that."""
+    _pinned[file] = sha256
+
+
 def _from_file(source: Source) -> ModuleType:
-    """The module in a file; a file that has changed is another module."""
+    """The module in a file; a file that has changed is another module.
+
+    Raises:
+        UserError: if it is not as it was pinned.
+    """
+    if _pinned.get(source.path) not in (source.sha256, None):
+        raise UserError(f"{source.path}: expected it as it was when its run was opened; it has changed since")
     name = f"{PREFIX}{source.sha256[:16]}_{source.path}"
     if name not in sys.modules:
         module = ModuleType(name)
@@ -118,13 +152,13 @@ def _from_file(source: Source) -> ModuleType:
             # Not by an import of Python's: it takes compiled code for up to date by the file's size and its time.
             exec(compile(source.content, str(source.path), "exec", dont_inherit=True), vars(module))
         except BaseException:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
             raise
     return sys.modules[name]
 
 
 def source_of(where: str) -> Source:
-    """The file, or the module's file, that an import path names before its colon, as it is now.
+    """The file, or the module's file, that an import path names before its colon, as it is now; nothing of it is run.
 
     Raises:
         OSError: if it cannot be read.
@@ -134,13 +168,48 @@ def source_of(where: str) -> Source:
     if where.endswith(".py"):
         path = Path(os.path.expanduser(where)).absolute()
     else:
-        path = Path(getattr(_module(where), "__file__", None) or _no_file(where))
+        place = locate(where)
+        if not place or not place.file:
+            raise ImportError(f"{where} is in no file")
+        path = place.file
     content = read_bytes(path, FILE_LIMIT)
     return Source(path, content, hashlib.sha256(content).hexdigest())
 
 
-def _no_file(where: str) -> str:
-    raise ImportError(f"{where} is in no file")
+def locate(where: str) -> Place | None:
+    """Where an import would find a module; None if nowhere. Nothing is imported, since packages are code too."""
+    if (module := sys.modules.get(where)) is not None:
+        file = getattr(module, "__file__", None)
+        return Place(Path(file).absolute() if file else None, False)
+    here = _here()
+    for path in (None, [here] if here and here not in sys.path else []):
+        spec, name, found = None, "", path
+        for part in where.split("."):
+            name = f"{name}.{part}" if spec else part
+            if (spec := _spec(name, found) if part.isidentifier() else None) is None:
+                break
+            found = list(spec.submodule_search_locations or ())
+        if spec:
+            file = spec.origin if spec.has_location else None
+            return Place(Path(file).absolute() if file else None, path is not None)
+    return None
+
+
+def _spec(name: str, path: Iterable[str] | None) -> ModuleSpec | None:
+    """Of a module on a path, by default Python's own, found without its packages, which Python would import first."""
+    if path is None:
+        if (module := sys.modules.get(name)) is not None and module.__spec__:
+            return module.__spec__
+        finders = [finder for finder in sys.meta_path if hasattr(finder, "find_spec")]
+        return next((spec for finder in finders if (spec := finder.find_spec(name, None))), None)
+    portions = ModuleSpec(name, None, is_package=True)
+    for finder in map(pkgutil.get_importer, path):
+        if (spec := finder.find_spec(name) if finder else None) is None:
+            continue
+        if spec.loader:
+            return spec
+        portions.submodule_search_locations += spec.submodule_search_locations or []  # type: ignore[operator]
+    return portions if portions.submodule_search_locations else None
 
 
 def check_takes(function: Any, expected: str, *arguments: Any, **named: Any) -> None:
@@ -193,17 +262,14 @@ def users_line(error: BaseException) -> str | None:
     """
     place = None
     for frame, number in traceback.walk_tb(error.__traceback__):
-        if _is_users(frame.f_globals.get("__name__") or ""):
-            place = frame.f_globals["__name__"], frame.f_code.co_filename, number, frame.f_code.co_name
-    what = _what(error)
+        if _is_users(name := str(frame.f_globals.get("__name__"))):
+            place = name, frame.f_code.co_filename, number, frame.f_code.co_name
+    what, text = _what(error), message_of(error)
     if place is None:  # of a callback jax has but the text
         files = {str(getattr(module, "__file__", "")): name for name, module in sys.modules.items() if _is_users(name)}
-        for file, number, function in re.findall(r'^ *File "(.+)", line (\d+), in (.+)$', str(error), re.MULTILINE):
+        for file, number, function in re.findall(r'^ *File "(.+)", line (\d+), in (.+)$', text, re.MULTILINE):
             if file in files:
-                place, what = (
-                    (files[file], file, int(number), function),
-                    brief(str(error).splitlines()[-1], MESSAGE_LIMIT),
-                )
+                place, what = (files[file], file, int(number), function), brief(text.splitlines()[-1], MESSAGE_LIMIT)
     if place:
         name, file, number, function = place
         return f"{file}:{number} in {function}: {brief(_line(name, file, number), LINE_LIMIT)}: {what}"
@@ -224,7 +290,7 @@ def _line(module: str, file: str, number: int) -> str:
 
 
 def _what(error: BaseException, message: str | None = None) -> str:
-    text = brief(str(error) if message is None else message, MESSAGE_LIMIT)
+    text = brief(message_of(error) if message is None else message, MESSAGE_LIMIT)
     return f"{type(error).__name__}{text and ': '}{text}"
 
 

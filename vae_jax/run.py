@@ -43,6 +43,7 @@ from vae_jax.folder import (
     Data,
     check_folder,
     check_held,
+    is_folder,
     make_inside,
     read_config,
     read_data,
@@ -116,6 +117,7 @@ def train(
     on_progress: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[dict[str, Any], TrainState], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    trust_code: bool = False,
 ) -> Trained:
     """Trains into a run folder.
 
@@ -130,6 +132,8 @@ def train(
         on_progress: see `vae_jax.train.fit`.
         on_epoch: see `vae_jax.train.fit`.
         should_stop: asked about once a second whether to save and stop.
+        trust_code: with `resume`, run copies of users' files in the folder though no training of this user's has put
+            them there. What `config` names is run anyway.
 
     Raises:
         UserError: if the folder is in the way, in use or cannot be written, the images are not of the size and channels
@@ -146,8 +150,8 @@ def train(
         check_folder(folder, resume, overwrite)  # again, since another process may have been here meanwhile
         earlier = None
         if resume and (folder / "config.yaml").exists():
-            config = own_parts.as_kept(config, folder)
-            earlier = standing(config, data, folder, report)
+            config = own_parts.as_kept(config, folder, trust_code, own_parts.names_in(config))
+            earlier = standing(config, data, folder, report, trust_code=trust_code)
             for line in own_parts.changes(folder):
                 report(f"warning: {line}")
         elif resume:
@@ -254,7 +258,12 @@ def _changed(then: dict[str, str], now: dict[str, str]) -> str:
 
 
 def adopt(
-    config: Config, variables: Variables, folder: str | Path, origin: dict[str, Any], overwrite: bool = False
+    config: Config,
+    variables: Variables,
+    folder: str | Path,
+    origin: dict[str, Any],
+    overwrite: bool = False,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Trained:
     """Makes a run folder of weights from elsewhere, to be used or trained on; its optimiser's state is fresh.
 
@@ -264,6 +273,7 @@ def adopt(
         folder: of the run; created.
         origin: what RUN/imported.json tells of them.
         overwrite: delete the run in the folder first.
+        report: called with a line of text now and then.
 
     Raises:
         UserError: if the folder is in the way or cannot be written.
@@ -275,7 +285,8 @@ def adopt(
     shape = config.data.image_shape
     state = start_from(config, variables, 0)
     model = use(Trained(config, shape, state, []))
-    sources = own_parts.sources(own_parts.names_in(config))
+    names = own_parts.names_in(config)
+    sources = own_parts.sources(names)
     with writing(folder):
         check_folder(folder, False, overwrite)
         if sources and (strange := own_parts.strangers(folder)):
@@ -290,7 +301,8 @@ def adopt(
             if model.sample:
                 _draw_samples(making, config, model)
             (making / "checkpoints").mkdir()
-            own_parts.keep(sources, making)
+            if unsigned := own_parts.keep(sources, names, making):
+                report(unsigned)
             options = _plain_options(own_parts.by_copy(config, making))
             saved = checkpoint.Saved(state, [], 0, options=options, run=_digest_of_run(options, making))
             checkpoint.save(making / "checkpoints", saved, read_back=True)
@@ -327,7 +339,12 @@ def read_reason(folder: Path) -> str:
     return reason
 
 
-def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str], None] = warnings.warn) -> Trained:
+def load(
+    folder: str | Path,
+    checkpoint: str = "latest",
+    report: Callable[[str], None] = warnings.warn,
+    trust_code: bool = False,
+) -> Trained:
     """The model in a run folder.
 
     Args:
@@ -335,15 +352,18 @@ def load(folder: str | Path, checkpoint: str = "latest", report: Callable[[str],
         checkpoint: "latest" or "best".
         report: is told of each damaged checkpoint, which is passed over, and of a configuration or a user's file that
             has changed since.
+        trust_code: run the code that the run's folder or configuration names though no training of this user's has put
+            it there.
 
     Raises:
-        UserError: if it is no run folder or has no sound checkpoint.
+        UserError: if it is no run folder or has no sound checkpoint, or it names code that is not trusted.
     """
     folder = Path(folder)
     config = read_config(folder)
+    used = own_parts.as_kept(config, folder, trust_code)
     config = replace(config, data=resolve(config.data))
     configured = _plain_options(own_parts.by_copy(config, folder))
-    config = own_parts.as_kept(config, folder)
+    config = replace(used, data=config.data)
     for line in own_parts.changes(folder):
         report(line)
     shape = config.data.image_shape
@@ -371,7 +391,7 @@ def _restore(
 ) -> "Saved | None":
     from vae_jax.checkpoint import restore  # orbax takes a second to import
 
-    if not (folder / "checkpoints").is_dir():
+    if not is_folder(folder / "checkpoints"):
         return None
     return restore(folder / "checkpoints", which, lambda images: start(config, shape, images), report, check)
 
@@ -390,7 +410,12 @@ def delete(folder: Path) -> None:
 
 
 def standing(
-    config: Config, data: Dataset, folder: Path, report: Callable[[str], None], digest: str | None = None
+    config: Config,
+    data: Dataset,
+    folder: Path,
+    report: Callable[[str], None],
+    digest: str | None = None,
+    trust_code: bool = False,
 ) -> "Saved | None":
     """Where the run in a folder stands, or None if it has no checkpoint yet.
 
@@ -400,11 +425,12 @@ def standing(
         folder: of the run.
         report: is told of each damaged checkpoint, which is passed over.
         digest: `digest_of` config and data, if it is known already.
+        trust_code: see `train`.
 
     Raises:
         UserError: if the run is not continued as it began.
     """
-    config = own_parts.as_kept(config, folder)
+    config = own_parts.as_kept(config, folder, trust_code, own_parts.names_in(config))
     if edited := own_parts.edited(folder):
         raise UserError(f"{edited[0]}; --resume continues a run as it began")
     now, configured = (_plain_options(own_parts.by_copy(options, folder)) for options in (config, read_config(folder)))
@@ -426,7 +452,7 @@ def standing(
         if epochs := _epochs(folder):
             raise UserError(
                 f"{folder}/checkpoints: expected a checkpoint, since metrics.jsonl has {epochs} epochs; found none; "
-                f"delete {folder} to begin it anew"
+                f"put one back there, or begin the run anew in another folder"
             )
         return None
     if not earlier.images:
@@ -586,7 +612,8 @@ class Recorder:
         newest = int(earlier.state.step) if earlier else 0
         try:
             write_text(folder / "config.yaml", to_yaml(own_parts.named(self.config, folder)))
-            own_parts.keep(self.sources, folder)
+            if unsigned := own_parts.keep(self.sources, own_parts.names_in(self.config), folder):
+                report(unsigned)
             self.options = _plain_options(own_parts.by_copy(self.config, folder))
             run = (earlier and earlier.run) or _digest_of_run(self.options, folder)
             self.noted = self.noted._replace(run=run)

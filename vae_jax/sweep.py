@@ -349,6 +349,7 @@ def run(
     report: Callable[[str], None] = lambda line: None,
     on_progress: Callable[[list[Group]], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    trust_code: bool = False,
 ) -> list[Outcome]:
     """Trains every member of a sweep into a run folder of its own; what ends alike is compiled as one program.
 
@@ -361,6 +362,8 @@ def run(
         report: called with a line of text now and then.
         on_progress: called about once a second with where each group stands.
         should_stop: asked about once a second whether to save and stop.
+        trust_code: with `resume`, run copies of users' files in the folders though no training of this user's has put
+            them there. What `sweep` names is run anyway.
 
     Returns:
         What became of each member, those of a setting one after another.
@@ -376,30 +379,34 @@ def run(
     check_shape(config, data)
     said: set[str] = set()
 
+    def tell_once(line: str) -> None:
+        if line not in said:
+            report(line)
+        said.add(line)
+
     def check_files() -> None:
         """Tells of users' files that have changed since the sweep began; refuses copies of them that have."""
         if edited := own_parts.edited(folder):
             raise UserError(f"{edited[0]}; a sweep goes on as it began")
         for line in own_parts.changes(folder):
-            if line not in said:
-                report(f"warning: {line}")
-            said.add(line)
+            tell_once(f"warning: {line}")
 
     if resume:
         check_files()
-        found = _as_kept(found, folder)
+        found = _as_kept(found, folder, trust_code)
     groups: dict[Config, list[Member]] = {}
     for member in found:
         groups.setdefault(members.alike(member.config), []).append(member)
     for group in groups.values():
         members.check(group[0].config, data)
-    sources = own_parts.sources(_names_in(found))
+    sources = own_parts.sources(names_in(found))
     data.warn_of_darkness()
     with writing(folder):
         if overwrite and (folder / SPECIFICATION).exists():
             _delete_sweep(folder)
         write_text(folder / SPECIFICATION, _specification(sweep))
-        own_parts.keep(sources, folder)
+        if unsigned := own_parts.keep(sources, names_in(found), folder):
+            tell_once(unsigned)
         ranks = [ranking(sweep, group[0].config, data) for group in groups.values()]
         status = [
             Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, "", math.nan, rank.name, rank.unit, 0.0)
@@ -431,22 +438,25 @@ def run(
             most, goes_on = members.most(), resume
             while most:
                 check_files()  # a user may have gone on working on one while others trained
-                kept = _as_kept(group, folder)
-                most = _train_group(kept, most, images, folder, goes_on, report, tell, show, should_stop, outcomes)
+                kept = _as_kept(group, folder, trust_code)
+                most = _train_group(
+                    kept, most, images, folder, goes_on, trust_code, tell_once, tell, show, should_stop, outcomes
+                )
                 goes_on = True
-        ended = [outcomes[member.name]._replace(member=member) for member in _as_kept(found, folder)]
+        ended = [outcomes[member.name]._replace(member=member) for member in _as_kept(found, folder, trust_code)]
         write_results(folder, sweep, ended, data)
     return ended
 
 
-def _names_in(group: list[Member]) -> dict[str, None]:
+def names_in(group: list[Member]) -> dict[str, None]:
     """The import paths of users' own parts in members' configurations."""
     return dict.fromkeys(name for member in group for name in own_parts.names_in(member.config))
 
 
-def _as_kept(group: list[Member], folder: Path) -> list[Member]:
+def _as_kept(group: list[Member], folder: Path, trust_code: bool) -> list[Member]:
     """Members with the sweep's copies of users' files in place of those that have changed since it began."""
-    own = own_parts.kept(_names_in(group), folder)
+    names = names_in(group)
+    own = own_parts.kept(names, folder, trust_code, names)
     return [member._replace(config=own_parts.renamed(member.config, own)) for member in group]
 
 
@@ -474,6 +484,7 @@ def _train_group(
     images: members.Images,
     folder: Path,
     resume: bool,
+    trust_code: bool,
     report: Callable[[str], None],
     tell: Callable[[str], None],
     show: Callable[[int, float, float], None],
@@ -495,7 +506,7 @@ def _train_group(
             # A member may have been trained on by itself.
             further = max(epochs, read_config(path).train.epochs)
             earlier = standing(
-                members.with_values(member.config, {"train.epochs": further}), data, path, report, digest
+                members.with_values(member.config, {"train.epochs": further}), data, path, report, digest, trust_code
             )
         if earlier:
             step = int(earlier.state.step)

@@ -120,12 +120,23 @@ def _shown_by_line(verb: Verb, options: Any) -> int:
     """
     try:
         return verb.run(options) or 0
-    except (UserError, BrokenPipeError):
+    except (UserError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            raise
         if line := users_line(error):
             raise UserError(line) from error
         raise
+
+
+def _nobody_reads() -> bool:
+    """Whether what was printed has nobody to go to, as in `vae-jax … | head`."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _line(text: str) -> str:

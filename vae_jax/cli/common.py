@@ -88,13 +88,33 @@ def run_options(parser: Any) -> None:
     parser.add_argument("--checkpoint", type=str, default="latest", help="latest or best")
     for name in DATA_PATHS:
         parser.add_argument(f"--data.{name}", type=str, default=None, help=f"in place of the run's own data.{name}")
+    trust_option(parser)
     device_option(parser)
+
+
+def trust_option(parser: Any, what: str = "run") -> None:
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help=f"run the code that the {what}'s folder or configuration names, though no training of yours has put it "
+        "there: read it first",
+    )
+
+
+def check_code(options: Any, folder: Path) -> None:
+    """Refuses what is no run, and code of a run that is not trusted, before jax starts up.
+
+    Raises:
+        UserError: see `vae_jax.folder.read_config` and `vae_jax.own_parts.kept`.
+    """
+    own_parts.as_kept(read_config(folder), folder, options.trust_code)
 
 
 def folder_options(parser: Any, metavar: str, what: str) -> None:
     parser.add_argument("--out", type=str, default=None, metavar=metavar, help=f"the {what} folder to make")
     parser.add_argument("--resume", action="store_true", help=f"continue the {what} in it, if there is one")
     parser.add_argument("--overwrite", action="store_true", help=f"delete the {what} in it first, if there is one")
+    trust_option(parser, f"{what} to continue")
 
 
 def folder_of(options: Any, expected: str, example: str) -> Path:
@@ -207,9 +227,9 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
 
     if options.checkpoint not in ("latest", "best"):
         raise UserError(f"--checkpoint: expected latest or best; found {quoted(options.checkpoint)}")
-    read_config(expand(options.run))  # refuses what is no run before jax starts up
+    check_code(options, expand(options.run))
     set_device(options.device)
-    trained = load(expand(options.run), options.checkpoint, say)
+    trained = load(expand(options.run), options.checkpoint, say, options.trust_code)
     return trained, use(trained)
 
 

@@ -3,11 +3,11 @@
 import shlex
 from typing import Any
 
-from vae_jax.cli.common import Verb, absolute_paths, answer, say, set_device
+from vae_jax.cli.common import Verb, absolute_paths, answer, check_code, say, set_device, trust_option
 from vae_jax.cli.train import pictures
 from vae_jax.config import DataConfig, add_options, expand, from_namespace
 from vae_jax.errors import UserError, quoted
-from vae_jax.folder import check_folder, check_writable, read_config
+from vae_jax.folder import check_folder, check_writable
 
 
 def _export_options(parser: Any) -> None:
@@ -16,6 +16,7 @@ def _export_options(parser: Any) -> None:
     parser.add_argument("--to", type=str, default="torch", help="whose names and layouts: torch, for load_state_dict")
     parser.add_argument("--checkpoint", type=str, default="latest", help="latest or best")
     parser.add_argument("--overwrite", action="store_true", help="write over FILE if it exists")
+    trust_option(parser)
 
 
 def _export(options: Any) -> None:
@@ -24,7 +25,7 @@ def _export(options: Any) -> None:
     if options.checkpoint not in ("latest", "best"):
         raise UserError(f"--checkpoint: expected latest or best; found {quoted(options.checkpoint)}")
     path, folder = expand(options.file), expand(options.run)
-    read_config(folder)
+    check_code(options, folder)
     if path.is_dir():
         raise UserError(f"{path}: expected a file, found a folder")
     if path.exists() and not options.overwrite:
@@ -33,7 +34,7 @@ def _export(options: Any) -> None:
     set_device("cpu")
     from vae_jax.interop.exchange import export_run
 
-    shapes = export_run(folder, path, options.checkpoint, say)
+    shapes = export_run(folder, path, options.checkpoint, say, options.trust_code)
     answer(f"{path}: {len(shapes)} tensors with PyTorch's names and layouts")
     answer(f"  in PyTorch: model.load_state_dict(safetensors.torch.load_file({str(path)!r}), strict=True)")
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from vae_jax import own_parts
 from vae_jax.cli.common import (
     Verb,
     absolute_paths,
@@ -33,7 +34,7 @@ def _sweep_options(parser: Any) -> None:
 
 def _sweep(options: Any) -> int:
     folder = folder_of(options, "the folder to make", "sweeps/beta")
-    from vae_jax.sweep import SPECIFICATION, check_sweep_folder, make_sweep, members_of, read_sweep
+    from vae_jax.sweep import SPECIFICATION, check_sweep_folder, make_sweep, members_of, names_in, read_sweep
 
     config = from_namespace(options)
     begun = options.resume and (folder / SPECIFICATION).is_file()
@@ -44,6 +45,7 @@ def _sweep(options: Any) -> int:
         )
     if begun and no_options:  # it goes on as it began
         sweep = read_sweep(folder)
+        own_parts.kept(names_in(members_of(sweep)), folder, options.trust_code)  # the user has named none of them
         if options.set or options.seeds != 1:
             sweep = make_sweep(sweep.config, options.seeds, options.set)
     else:
@@ -76,6 +78,7 @@ def _sweep(options: Any) -> int:
                 report=answer,
                 on_progress=on_progress,
                 should_stop=lambda: tell_stopping(stop),
+                trust_code=options.trust_code,
             )
         except Stopped as stopped:
             said = str(stopped)

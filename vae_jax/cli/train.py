@@ -24,7 +24,7 @@ from vae_jax.cli.common import (
 )
 from vae_jax.config import Config, add_options, from_namespace
 from vae_jax.errors import PATH, Stopped, cut, on_terminal
-from vae_jax.folder import check_folder
+from vae_jax.folder import check_folder, read_config
 from vae_jax.interruption import SAME
 
 
@@ -37,9 +37,13 @@ def _train_options(parser: Any) -> None:
 def _train(options: Any) -> int:
     folder = folder_of(options, "the run folder to make", "runs/first")
     check_folder(folder, options.resume, options.overwrite)
-    config = absolute_paths(from_namespace(options))
+    config = from_namespace(options)
+    # What the run's own configuration has named, where that is what it goes on with, the user has not.
+    named_by_run = own_parts.names_in(read_config(folder)) if options.resume and not options.config else []
+    users = [own_parts.absolute_name(name) for name in own_parts.names_in(config) if name not in named_by_run]
+    config = absolute_paths(config)
     if options.resume:
-        config = own_parts.as_kept(config, folder)
+        config = own_parts.as_kept(config, folder, options.trust_code, users)
 
     device = set_device(options.device, lambda: join_processes(options))
     import jax
@@ -78,6 +82,7 @@ def _train(options: Any) -> int:
                 on_progress=on_progress,
                 on_epoch=lambda figures, state: answer(_epoch_line(figures, config, objective.unit)),
                 should_stop=lambda: tell_stopping(stop),
+                trust_code=options.trust_code,
             )
         except Stopped as stopped:
             trained, said = None, str(stopped)

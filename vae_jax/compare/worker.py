@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, message_of
 from vae_jax.registry import users_line
 
 
@@ -133,12 +133,13 @@ def main() -> None:
             FRAMEWORKS[job.framework](job, replace(job.config, seed=seed), send)
             peak = _peak_memory(job.framework)
             send("done", {name: value - before[name] for name, value in peak.items()})
-    except (EOFError, BrokenPipeError):
-        return
     except UserError as error:
         send("error", str(error))
-    except Exception as error:
-        what = users_line(error) or f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    except (Exception, SystemExit) as error:
+        line = users_line(error)
+        if not line and isinstance(error, EOFError | BrokenPipeError):  # whoever asked has gone
+            return
+        what = line or f"{type(error).__name__}: {' '.join(message_of(error).split())[:300]}"
         send("error", f"{job.framework}: {what}")
 
 

@@ -121,6 +121,8 @@ def _builder(name: str, folder: Path) -> Any:
 
     base: Any
     base_name, _, config_name = name.partition("/")
+    if ":" in base_name:  # of a community's, which may be fetched with code of its own
+        raise UserError(f"data.name: expected a data set that tensorflow-datasets itself brings; found {name}")
     try:
         base = tensorflow_datasets.builder_cls(base_name)
     except Exception as error:  # an unknown name or namespace, or a builder that cannot be imported

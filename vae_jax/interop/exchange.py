@@ -25,6 +25,7 @@ def export_run(
     path: str | Path,
     checkpoint: str = "latest",
     report: Callable[[str], None] = warnings.warn,
+    trust_code: bool = False,
 ) -> dict[str, tuple[int, ...]]:
     """Writes a run's weights as a safetensors file with PyTorch's names and layouts.
 
@@ -35,6 +36,7 @@ def export_run(
         path: of the file, with the ending .safetensors.
         checkpoint: latest or best.
         report: see `vae_jax.run.load`.
+        trust_code: likewise.
 
     Returns:
         The shape of each tensor by its name.
@@ -44,7 +46,7 @@ def export_run(
     """
     path = Path(path)
     check_target(path)
-    trained = run.load(folder, checkpoint, report)
+    trained = run.load(folder, checkpoint, report, trust_code)
     _check_exchangeable(trained.config, trained.state.variables)
     state, origin = trained.state, run.origin(folder)
     step = int(state.step)
@@ -110,4 +112,4 @@ def import_run(
     variables = jax.tree.map(jnp.asarray, from_state_dict(weights.arrays, like))
     counters = {name: int(array) for name, array in weights.arrays.items() if name.endswith(COUNTER)}
     origin = run.Origin(counters, str(path.absolute()), weights.sha256)
-    return run.adopt(config, variables, folder, origin._asdict(), overwrite)
+    return run.adopt(config, variables, folder, origin._asdict(), overwrite, report)

@@ -1,0 +1,93 @@
+"""This user's signature, which tells what this user's own commands have written from what came from elsewhere.
+
+It is an HMAC-SHA256 with a random secret in the user's state folder, which the user alone can read. Whose a file is
+proves nothing: whatever a user unpacks or copies belongs to that user.
+"""
+
+import hmac
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from vae_jax.folder import user_state
+
+SECRET, BYTES = "secret", 32
+_OF_THIS_PROCESS = os.urandom(BYTES)  # signs where no secret can be kept, for as long as the process lives
+
+
+class NoSecretError(Exception):
+    """There is no secret of this user's here; the message says why."""
+
+
+def sign(content: bytes) -> tuple[str, str]:
+    """The signature of a content; and, where only this process will know it, why."""
+    try:
+        return _sign(_secret(make=True), content), ""
+    except NoSecretError as error:
+        return _sign(_OF_THIS_PROCESS, content), str(error)
+
+
+def is_own(content: bytes, signature: str) -> bool:
+    """Whether `sign` gave a content this signature, called by this user.
+
+    Raises:
+        NoSecretError: if it did not in this process, and there is no secret to tell by.
+    """
+    given = signature.encode(errors="replace")
+    if hmac.compare_digest(_sign(_OF_THIS_PROCESS, content).encode(), given):
+        return True
+    return hmac.compare_digest(_sign(_secret(make=False), content).encode(), given)
+
+
+def _sign(secret: bytes, content: bytes) -> str:
+    return hmac.digest(secret, content, "sha256").hex()
+
+
+def _secret(make: bool) -> bytes:
+    """The user's secret.
+
+    Raises:
+        NoSecretError: if there is none, or others might know it.
+    """
+    if (state := user_state()) is None:
+        raise NoSecretError("there is no home folder (HOME) to keep a secret in")
+    path = state / SECRET
+    try:
+        if make and not path.exists():
+            _make(path)
+        return _read(path)
+    except FileNotFoundError as error:
+        raise NoSecretError(f"there is no {path}") from error
+    except (OSError, ValueError) as error:
+        raise NoSecretError(f"{path} cannot be used: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        found, content = os.fstat(file.fileno()), file.read(BYTES + 1)
+    if os.name == "posix" and (found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077):
+        raise ValueError("expected a file of this user's that nobody else can read (mode 0600)")
+    if len(content) != BYTES:
+        raise ValueError(f"expected {BYTES} bytes")
+    return content
+
+
+def _make(path: Path) -> None:
+    """Makes a secret, whole and readable by the user alone from its first moment."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(os.urandom(BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(temporary, path)  # which replaces nothing: of two processes the first one's secret stays
+        except FileExistsError:
+            return
+        except OSError:  # some file systems have no links
+            os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
