@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, quoted
 
 BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # jax's own variable: where the first process listens in place of its address
 
@@ -25,7 +25,7 @@ def parts(address: str, name: str) -> tuple[str, int]:
     bracketed = host.startswith("[") and host.endswith("]")
     bare = host[1:-1] if bracketed else host
     if not bare or bracketed != (":" in bare) or not (port.isascii() and port.isdigit()) or not 0 < int(port) < 65536:
-        raise UserError(f"{name}: expected HOST:PORT, with an IPv6 address in brackets; found {address!r}")
+        raise UserError(f"{name}: expected HOST:PORT, with an IPv6 address in brackets; found {quoted(address)}")
     return bare, int(port)
 
 
@@ -46,7 +46,7 @@ def claimed(address: str, name: str, report: Callable[[str], None]) -> Iterator[
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{name}: expected a host that can be looked up; found {host!r} ({reason})") from error
+        raise UserError(f"{name}: expected a host that can be looked up; found {quoted(host)} ({reason})") from error
     with ExitStack() as claims:
         places = {str(place[0]): (family, place) for family, *_, place in found}
         bound = [each for each in places if _claim(claims, *places[each], f"{name} {address}")]
