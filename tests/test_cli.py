@@ -563,7 +563,7 @@ def test_a_home_folder_that_there_is_not(command, refused, copied, tmp_path, mon
     monkeypatch.setenv("HOME", "/dev/null")
     told = []
     vae_jax.load_data(replace(config, validation=0.0), report=told.append)
-    assert len([line for line in told if line.startswith("the images are not cached: ")]) == 1
+    assert len([line for line in told if line.startswith("the images are not cached in /dev/null")]) == 1
     told.clear()
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
