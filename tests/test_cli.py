@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from run_fixtures import TINY, compiled_once, flags, snapshot
+from user_fixtures import SECOND, public_folder, user
 
 import vae_jax
 from vae_jax.cli import VERBS, compare, evaluate, main, sweep, train, use
@@ -750,6 +751,23 @@ def test_evaluate_repeats_the_summary(command, made):
     assert found == evaluated(command, made, "--latent", "sample", "--split", "test", "--checkpoint", "latest")
     (line,) = command("evaluate", made)
     assert f"test loss {found['loss']:.3f} = reconstruction {found['reconstruction']:.3f} + KL" in line
+
+
+def test_another_users_run_is_evaluated_and_not_changed(made, refused):
+    with public_folder() as place:
+        run = shutil.copytree(made, place / "run")
+        (place / "compiled").mkdir()
+        (place / "compiled").chmod(0o777)
+        before = snapshot(run)
+        assert main(["evaluate", str(run)]) == 0  # all is imported
+        with user(SECOND, 0o022), compiled_once(place / "compiled"):
+            assert main(["evaluate", str(run)]) == 0
+            assert f"{run}/figures: expected a folder that can be written" in refused("sample", run)
+            assert f"{run}: expected a folder that can be written" in refused("train", "--out", run, "--resume")
+        assert snapshot(run) == before
+        run.chmod(0o700)
+        with user(SECOND, 0o022):
+            assert str(run) in refused("evaluate", run)
 
 
 def test_evaluate_at_the_mean(command, made):
