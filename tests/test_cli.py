@@ -1,5 +1,7 @@
 """The command line: what its commands write and print, and that bad input ends in one line and exit code 2."""
 
+import ast
+import hashlib
 import io
 import json
 import os
@@ -11,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,11 +29,13 @@ from vae_jax.cli import VERBS, compare, evaluate, main, sweep, train, use
 from vae_jax.cli.common import load_data, progress
 from vae_jax.composition import build
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, ModelConfig, load_config, shipped
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, printable
 from vae_jax.evaluate import BATCH
 from vae_jax.folder import LOCK
 from vae_jax.train import Trained
 
+# The signs of a pattern and of a shell's; what colours a terminal, turns the text around, or begins a line.
+HOSTILE = "run  [1]*?$x$ \x1b[31m\u202e\u200b\r\nvae-jax: error"
 LEFT_OUT = ("JAX_DISABLE_JIT", "JAX_NUMPY_DTYPE_PROMOTION")
 TIMED = {"images_per_second": 0, "seconds": 0}  # what differs from one run to the next
 
@@ -56,7 +61,7 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def copied(made, tmp_path):
-    return shutil.copytree(made, tmp_path / "run [1]*?")  # the signs of a pattern, and of a shell's
+    return shutil.copytree(made, tmp_path / HOSTILE)
 
 
 @pytest.fixture
@@ -66,9 +71,18 @@ def command(capsys):
     def run(*arguments) -> list[str]:
         capsys.readouterr()
         assert main([str(argument) for argument in arguments]) == 0
-        return capsys.readouterr().out.splitlines()
+        printed = capsys.readouterr()
+        check_harmless(printed)
+        return printed.out.splitlines()
 
     return run
+
+
+def check_harmless(printed) -> None:
+    """Nothing is printed that does more to a terminal than end a line; and nothing by Python itself."""
+    assert (printed.out + printed.err).replace("\n", "").isprintable()
+    assert "Traceback" not in printed.err
+    assert ".py:" not in printed.err
 
 
 @pytest.fixture
@@ -79,9 +93,10 @@ def refused(capsys):
         capsys.readouterr()
         assert main([str(argument) for argument in arguments]) == 2
         printed = capsys.readouterr()
+        check_harmless(printed)
         *before, line = printed.err.splitlines()
         assert line.startswith("vae-jax: error: ")
-        assert "Traceback" not in printed.err
+        assert len(line) < 21_000
         assert not any("error" in line for line in before)
         return line
 
@@ -281,7 +296,7 @@ def test_a_flags_fault_is_not_the_files(refused, tmp_path):
 
 def test_a_file_may_not_overwrite(refused, copied, tmp_path):
     path = tmp_path / "some.yaml"
-    path.write_text(f"overwrite: true\nout: {copied}")
+    path.write_text("overwrite: true\nout: x")
     before = snapshot(copied)
     assert "overwrite" in refused("train", "--config", path, "--out", copied)
     assert snapshot(copied) == before
@@ -294,8 +309,91 @@ def test_print_config_prints_a_configuration(command, refused, tmp_path):
     assert "--print_config" in refused("evaluate", tmp_path, "--print_config")
 
 
-def test_errors_do_nothing_to_a_terminal(refused):
-    assert "\x1b" not in refused("train", "--out", "x", "--config", "\x1b[31mred")
+@pytest.mark.parametrize("verb", VERBS)
+def test_errors_do_nothing_to_a_terminal(refused, tmp_path, monkeypatch, verb):
+    """Whatever is named, wherever it stands; and a name or a value of a million characters is not said in full."""
+    monkeypatch.chdir(tmp_path)
+    for strange in (HOSTILE, "x" * 1_000_000, "\x1b" * 5000):
+        for arguments in ([strange, strange], ["--config", strange], [f"--{strange}"]):
+            assert len(refused(verb, *arguments)) < 2000
+        assert len(refused(strange)) < 1000
+    if "--out" in VERBS[verb].usage:
+        assert len(refused(verb, "--out", HOSTILE, "--model.network", HOSTILE, "--train.epochs", HOSTILE)) < 1000
+        assert len(refused(verb, "--out", HOSTILE, "--data.source", "x" * 4000)) < 1000
+
+
+def test_only_what_makes_lines_harmless_prints():
+    """A command prints by `say` and `answer`; a configuration is YAML, which escapes; the others are no command."""
+    allowed = {"cli/common.py", "cli/__init__.py", "processes.py", "interop/torch_pickle.py"}
+    package, found = Path(vae_jax.__file__).parent, set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
+                found.add(path.relative_to(package).as_posix())
+    assert found <= allowed
+
+
+def test_what_packages_warn_of_is_one_line(monkeypatch, capsys):
+    def warn(options):
+        warnings.warn(f"of {HOSTILE}", RuntimeWarning, stacklevel=1)
+        np.float64(1) / np.zeros(1)
+
+    monkeypatch.setitem(VERBS, "sample", VERBS["sample"]._replace(run=warn))
+    before = warnings.showwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["sample", "some"]) == 0
+    assert warnings.showwarning is before
+    printed = capsys.readouterr()
+    check_harmless(printed)
+    first, second = printed.err.splitlines()
+    assert first.startswith("vae-jax: warning: of run [1]*?$x$ \\x1b[31m\\u202e")
+    assert second == "vae-jax: warning: divide by zero encountered in divide"
+
+
+def altered(path, change):
+    """A checkpoint's description says something else, with a hash that is right."""
+    description = json.loads(path.read_text())["checkpoint"] | change
+    sha256 = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": sha256, "checkpoint": description}))
+
+
+OPENING = [
+    *([verb] for verb in use.VERBS),
+    ["export", "{}", "model.safetensors"],
+    ["train", "--resume", "--out"],
+]
+
+
+@pytest.mark.parametrize("arguments", OPENING, ids=lambda arguments: arguments[0])
+def test_what_a_run_tells_wrongly_is_one_line_in_every_command(refused, copied, monkeypatch, tmp_path, arguments):
+    monkeypatch.chdir(tmp_path)
+    arguments = [each.format(copied) for each in arguments]
+    arguments += [] if str(copied) in arguments else [str(copied)]
+    for path in (copied / "checkpoints").glob("*/checkpoint.json"):
+        altered(path, {"history": "x"})
+    line = refused(*arguments)
+    assert "checkpoints/20: damaged, checkpoint.json: history: expected a list; found 'x'; expected a sound" in line
+    for name, content, said in (
+        ("config.yaml", "a: &a [1]\nb: [*a]", "config.yaml: expected a YAML file; expected plain options by section"),
+        ("config.yaml", "pipe", "expected a run folder with a config.yaml in it"),
+    ):
+        (copied / name).unlink()
+        os.mkfifo(copied / name) if content == "pipe" else (copied / name).write_text(content)
+        assert said in refused(*arguments)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_export_past_a_damaged_checkpoint(command, copied, capsys, tmp_path):
+    altered(copied / "checkpoints" / "20" / "checkpoint.json", {"images": -1})
+    command("export", copied, tmp_path / "first.safetensors")
+    assert main(["export", str(copied), str(tmp_path / "model.safetensors")]) == 0
+    printed = capsys.readouterr()
+    check_harmless(printed)
+    assert printed.err.splitlines() == [
+        f"{printable(str(copied))}/checkpoints/20: damaged, checkpoint.json: images: expected a whole number in "
+        f"[0, 2147483647]; found -1; it is passed over"
+    ]
 
 
 @pytest.mark.parametrize("order", ["before", "after", "equals"])
@@ -480,7 +578,7 @@ def test_a_run_is_not_trained_over(refused, copied, tmp_path):
 
 def test_resume_needs_no_configuration(command, copied):
     lines = command("train", "--out", copied, "--resume", "--train.epochs", "3")
-    assert any(line.startswith(f"continuing {copied} after epoch 2") for line in lines)
+    assert any(line.startswith(f"continuing {printable(str(copied))} after epoch 2") for line in lines)
     assert [line[:11] for line in lines if line.startswith("epoch ")] == ["epoch 3/3: "]
     assert summary(copied)["epochs"] == 3
     assert load_config(copied / "config.yaml").train.epochs == 3
@@ -921,7 +1019,8 @@ def test_data_that_have_gone(refused, copied, tmp_path):
 def written(command, *arguments) -> Path:
     """The one file that a command says it has written."""
     (line,) = command(*arguments)
-    path = Path(line.split(": ")[0])
+    shown = re.sub(r": mu \(.*", "", line)  # encode tells the arrays too
+    path = Path(ast.literal_eval(f'"{shown}"'))
     assert path.is_file()
     assert {hidden.name for hidden in path.parent.glob(".*")} <= {LOCK}
     return path
