@@ -46,14 +46,29 @@ def read_bytes(path: Path, limit: int = SIZE_LIMIT) -> bytes:
         UnfitError: if it is longer, or no file but a folder, a pipe, a device, ….
         OSError: if there is none, or it cannot be read.
     """
-    _check_regular(os.stat(path))  # first: some devices act when they are opened
-    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | FLAGS)) as file:
-        found = os.fstat(file.fileno())
-        _check_regular(found)
-        content = b"" if found.st_size > limit else file.read(limit + 1)
-    if max(found.st_size, len(content)) > limit:
+    with open(path, "rb", opener=open_file) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = b"" if size > limit else file.read(limit + 1)
+    if max(size, len(content)) > limit:
         raise UnfitError(f"expected at most {limit:,} bytes; found a longer one")
     return content
+
+
+def open_file(path: str | os.PathLike[str], flags: int) -> int:
+    """For `open`: opens a file, and nothing else, without waiting.
+
+    Raises:
+        UnfitError: if it is no file but a folder, a pipe, a device, ….
+        OSError: if there is none, or it cannot be read.
+    """
+    _check_regular(os.stat(path))  # first: some devices act when they are opened
+    number = os.open(path, flags | FLAGS)
+    try:
+        _check_regular(os.fstat(number))
+    except UnfitError:
+        os.close(number)
+        raise
+    return number
 
 
 def _check_regular(found: os.stat_result) -> None:

@@ -11,11 +11,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax import memory
+from vae_jax import checked, memory
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.lock import locked
@@ -25,11 +25,18 @@ from vae_jax.errors import UserError, listed
 from vae_jax.folder import NAME_LIMIT, replacing, user_cache
 
 FORMAT = "3"  # a part of the key: count up whenever the same input gives other images or the file another content
-TEXTS = ("class_names", "skipped", "notes")  # of the splits, beside their arrays
 NAMES = {"text", *(f"{split}_{part}" for split in SPLITS for part in ("images", "labels"))}  # of the arrays
 TEXT_LIMIT = 1 << 24  # bytes of all of them
 ABANDONED = 24 * 3600.0  # seconds after which a file is no longer being written
 NO_HOME = "there is no home folder (HOME); data.cache_dir names another one"  # why `cache_folder` gives None
+
+
+class _Texts(NamedTuple):
+    """What a file holds of the splits beside their arrays."""
+
+    class_names: tuple[str, ...] | None
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def cache_folder(config: DataConfig) -> Path | None:
@@ -94,8 +101,7 @@ def _found(path: Path, shape: tuple[int, int, int], report: Report) -> tuple[Spl
         if isinstance(error.__cause__, PermissionError):  # it may be as good as new to the user whose file it is
             report(f"{error} and is left as it is: the images are not cached")
             return None, False
-        where = "" if str(path) in str(error) else f"{path}: "
-        report(f"{where}{error!s:.300}: making it anew")
+        report(f"{'' if str(path) in str(error) else f'{path}: '}{error}: making it anew")
         return None, True
 
 
@@ -110,7 +116,7 @@ def _write(path: Path, splits: Splits, alone: bool) -> None:
     Raises:
         OSError: if it cannot be written, or is not of a kind that `_read` takes.
     """
-    text = json.dumps({name: getattr(splits, name) for name in TEXTS}).encode()
+    text = json.dumps({name: getattr(splits, name) for name in _Texts._fields}).encode()
     if len(text) > TEXT_LIMIT:
         raise OSError(f"{len(splits.skipped):,} lines on images that are left out")
     arrays = {"text": np.frombuffer(text, np.uint8)}
@@ -140,13 +146,13 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Splits:
         headers = _checked_headers(file, shape)
         needed = sum(header.nbytes for header in headers.values())
         memory.check(needed, f"data.image_size {shape[0]}: the images in {path}")
-        texts = _checked_texts(json.loads(file.read("text").tobytes()))
+        texts = checked.parse(file.read("text").tobytes(), _Texts)
         splits: dict[str, Split] = {}
         for split in SPLITS:
             if f"{split}_images" in headers:
                 labels = file.read(f"{split}_labels") if f"{split}_labels" in headers else None
                 splits[split] = Split(file.read(f"{split}_images"), labels)
-        found = Splits(**splits, **texts)
+        found = Splits(**splits, **texts._asdict())
         Dataset(path.name, found.train, found.test or found.train, found.validation, found.class_names)  # checks labels
         return found
 
@@ -170,19 +176,3 @@ def _checked_headers(file: Arrays, shape: tuple[int, int, int]) -> dict[str, Hea
             kind = f"{'compressed ' * header.compressed}{header.dtype} {header.shape}"
             raise UserError(f"{header.where}: expected an array of cached images, found {kind}")
     return headers
-
-
-def _checked_texts(text: Any) -> dict[str, Any]:
-    """The texts of the splits; the class names may be None.
-
-    Raises:
-        UserError: if they are no texts.
-    """
-    texts: dict[str, Any] = {}
-    for name in TEXTS:
-        lines = texts[name] = text[name]
-        if lines is not None or name != "class_names":
-            if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-                raise UserError(f"{name}: expected lines of text, found {lines!r:.80}")
-            texts[name] = tuple(lines)
-    return texts

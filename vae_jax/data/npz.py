@@ -5,7 +5,6 @@ Nothing is unpickled, and no size that a header claims is believed.
 
 import io
 import os
-import stat
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -17,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from vae_jax.errors import UserError
+from vae_jax.checked import UnfitError, open_file
+from vae_jax.errors import UserError, brief
 
 UNPACKED_LIMIT = 4 << 30  # bytes; a compressed array can claim any size, and a zip bomb does
 HEADER_LIMIT = 10_000  # bytes; numpy's own limit, which it looks at after it has read them
@@ -100,23 +100,18 @@ def opened(path: Path) -> Iterator[Arrays]:
         UserError: if it is damaged, or cannot be read; then caused by the OSError.
     """
     try:
-        with _Bounded(io.FileIO(path, opener=_at_once)) as file, warnings.catch_warnings():
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(f"{path}: expected a file, found a special one")
+        with _Bounded(io.FileIO(path, opener=open_file)) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of numpy, about headers that Python 2 wrote
             yield Arrays(file, path)
     except (UserError, MemoryError):
         raise
+    except UnfitError as error:
+        raise UserError(f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except Exception as error:  # of many kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = brief(error) or type(error).__name__
         raise UserError(f"{path}: expected a whole {path.suffix} file, found a damaged one ({reason})") from error
-
-
-def _at_once(path: str | os.PathLike, flags: int) -> int:
-    """Opens without waiting, as for a pipe that nobody writes to."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class _Bounded(io.BufferedReader):
