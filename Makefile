@@ -28,7 +28,7 @@ PYTEST := $(BIN)/python -m pytest $(SHARED)
 # Most of the suite's time goes into compiling, of which jax 0.10 does less with the code generator of before. What must
 # be equal bit for bit, or learn in earnest, is marked "optimized" and compiled as users do.
 QUICKLY := $(shell $(PYTHON) -c 'import sys; print("--xla_cpu_use_fusion_emitters=false" * (sys.version_info[:2] == (3, 11)))')
-QUICK := checkpoint config convolution data_load evaluate likelihoods run
+QUICK := checkpoint compiled config convolution data_load evaluate likelihoods run
 
 .PHONY: train test test-newest lint torture bench clean
 

@@ -127,7 +127,7 @@ def _mend(folder: Path, known: set[str]) -> None:
             return
         doing, program, reason = fault.groups()
         left = False
-        with suppress(OSError):
+        try:
             for name in os.listdir(folder):
                 if name.startswith(f"{program}-") and (doing == "reading" or name not in known):
                     known.discard(name)
@@ -135,6 +135,8 @@ def _mend(folder: Path, known: set[str]) -> None:
                         _delete(os.path.join(folder, name))
                     except OSError:
                         left = True
+        except OSError:
+            left = True
         if (doing == "writing" or left) and not said:
             said = True
             reason = " ".join(reason.split(": '")[0].split())[:200]
