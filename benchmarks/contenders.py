@@ -25,7 +25,8 @@ class Options(NamedTuple):
 
     Attributes:
         batch: images in a batch.
-        precision: model.precision of vae_jax; the others do likewise.
+        precision: model.precision of vae_jax; the others do likewise. PyTorch takes "torch" as well, which is how it
+            comes: on a GPU float32 products, but convolutions in TF32.
         variant: which of PyTorch's ways, for the contender that has several.
     """
 
@@ -39,12 +40,7 @@ class Options(NamedTuple):
 
 def vae_jax(options: Options, images: np.ndarray) -> Run:
     """The compiled loop of `vae_jax.train`, called for so many steps."""
-    import jax
-    import jax.numpy as jnp
-
-    from vae_jax import optimizer, train
     from vae_jax.config import Config
-    from vae_jax.keys import make_keys
 
     config = Config()
     config = replace(
@@ -52,17 +48,34 @@ def vae_jax(options: Options, images: np.ndarray) -> Run:
         train=replace(config.train, batch_size=options.batch),
         model=replace(config.model, precision=options.precision),
     )
-    network, objective = train.build(config, SHAPE)
-    step = train.make_step(config, network, objective, optimizer.build(config.train, 1000))
-    state = train.start(config, SHAPE, len(images))
+    return loop_of(config, images)
+
+
+def loop_of(config: Any, images: np.ndarray) -> Run:
+    """The loop that training runs on this platform, of any configuration."""
+    import jax
+    import jax.numpy as jnp
+
+    from vae_jax import optimizer, train
+    from vae_jax.keys import make_keys
+
+    shape, batch = images.shape[1:], config.train.batch_size
+    steps_there_are = len(images) // batch
+    network, objective = train.build(config, shape)
+    transformation = optimizer.build(config.train, 1000)
+    step = train.make_step(config, network, objective, transformation)
+    pack, _ = train.make_packing(network.platform, transformation)
+    state = jax.jit(pack)(train.start(config, shape, len(images)))
     resident, keys = jnp.asarray(images), make_keys(0)
-    order = jax.random.permutation(keys.shuffle, len(images))
-    loop = train.make_loop(step, options.batch, options.batch)
+    order = jax.random.permutation(keys.shuffle, jnp.arange(len(images), dtype=jnp.int32))
+    zero = np.int32(0)
+    place = resident, None, order, zero, keys.steps
+    arguments = state, *place, zero, zero
+    loop = train.compile_loop(step, batch, batch, None, arguments, network.platform, steps_there_are)
 
     def run(steps: int) -> None:
         nonlocal state
-        zero = jnp.int32(0)
-        state = loop(state, resident, None, order, zero, keys.steps, zero, jnp.int32(steps))
+        state = loop.run(state, *place, zero, np.int32(steps))
         jax.block_until_ready(state)
 
     return run
@@ -85,9 +98,8 @@ def torch_best(options: Options, images: np.ndarray) -> Run:
 
     variant, config = options.variant, Config()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # PyTorch's own default is float32 products and TF32 convolutions.
-    exact = options.precision == "float32"
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
+    torch.backends.cuda.matmul.allow_tf32 = options.precision not in ("float32", "torch")
+    torch.backends.cudnn.allow_tf32 = options.precision != "float32"
     torch.backends.cudnn.benchmark = bool(variant)
     twin = TorchTwin(config.model, SHAPE, ("mu", "log_var")).to(device).train()
     fused = {"fused": True} if "fused" in variant else {}

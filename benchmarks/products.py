@@ -63,7 +63,7 @@ def model_flops(config: Config, shape: tuple[int, int, int] = SHAPE) -> int:
 def products(config: Config, batch: int) -> Counter[Product] | None:
     """The products of one of vae_jax's training steps, and how often each runs.
 
-    None where the step's convolutions are XLA's own, as on a GPU: those are no products of their own.
+    None where the step's convolutions are XLA's own, as on a TPU: those are no products of their own.
     """
     if choose(config.model.convolution) is not CONVOLUTIONS["matmul"]:
         return None

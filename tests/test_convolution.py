@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from vae_jax.errors import UserError
 from vae_jax.models.convolution import CONVOLUTIONS, choose, output_size
+from vae_jax.platforms import PLATFORMS, built_for
 
 MATMUL, NATIVE = CONVOLUTIONS["matmul"], CONVOLUTIONS["native"]
 
@@ -120,6 +121,8 @@ def test_every_differentiation_mode_and_their_mixtures(tiles):
 
 def test_the_choice():
     assert choose("matmul") is MATMUL
-    assert choose("auto") is (MATMUL if jax.default_backend() == "cpu" else NATIVE)
+    for platform, expected in (("cpu", MATMUL), ("gpu", MATMUL), ("tpu", NATIVE)):
+        with built_for(PLATFORMS[platform]):
+            assert choose("auto") is expected
     with pytest.raises(UserError, match=r"model\.convolution: .*matmul.*found 'winograd'"):
         choose("winograd")

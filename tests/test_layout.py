@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax.layout import TILE, tiles, to_features, to_images
+from vae_jax.layout import tiles, to_features, to_images
 from vae_jax.likelihoods import bernoulli_log_prob
+from vae_jax.platforms import PLATFORMS, built_for
+
+TILE = PLATFORMS["cpu"].tile
 
 
 @pytest.mark.parametrize(
@@ -14,7 +17,10 @@ from vae_jax.likelihoods import bernoulli_log_prob
     [(0, 1), (1, 1), (TILE, 1), (2 * TILE, 2), (1024, 1024 // TILE), (1009, 1), (250, 2), (3 * 67, 3)],
 )
 def test_a_batch_is_split_into_equal_tiles_where_it_has_a_divisor(batch, expected):
-    assert tiles(batch) == (expected if jax.default_backend() == "cpu" else 1)
+    with built_for(PLATFORMS["cpu"]):
+        assert tiles(batch) == expected
+    with built_for(PLATFORMS["gpu"]):
+        assert tiles(batch) == 1
 
 
 @pytest.mark.parametrize("batch", [3, 2 * TILE])

@@ -16,7 +16,7 @@ from vae_jax.errors import UserError
 from vae_jax.models import Variables, build, count_parameters
 from vae_jax.models.convolution import output_size
 from vae_jax.models.convolutional import plan
-from vae_jax.models.layers import ACTIVATIONS
+from vae_jax.models.layers import ACTIVATIONS, normalize
 from vae_jax.models.residual import KERNEL, padding
 from vae_jax.models.residual import plan as residual_plan
 
@@ -427,3 +427,37 @@ def test_every_product_forward_and_backward_has_the_configured_precision(convolu
     assert not any(rounded[0])
     assert not any(halved[0])
     assert all(halved[1])
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("guess", [0.0, 2.9])
+def test_batch_norm_in_one_pass_is_batch_norm(guess):
+    random = np.random.RandomState(0)
+    x, scale, offset = (jnp.asarray(random.randn(*shape)) for shape in ((2, 3, 4, 4, 5), (3,), (3,)))
+    x, weights = 3 + x / 2, jnp.asarray(random.randn(*x.shape))
+
+    def results(shift):
+        def loss(x, scale, offset):
+            y, mean, variance = normalize(x, scale, offset, 1e-5, shift)
+            return (y * weights).sum(), (y, mean, variance)
+
+        return jax.grad(loss, (0, 1, 2), has_aux=True)(x, scale, offset)
+
+    shift = jnp.full(3, guess)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), results(shift), results(None))
+
+
+def test_a_constant_channel_has_no_negative_variance_in_one_pass():
+    x = jnp.full((1, 1, 3, 3, 8), 1.1)
+    y, _, variance = normalize(x, jnp.ones(1), jnp.zeros(1), 1e-5, jnp.full(1, 0.3))
+    assert 0 <= variance[0] < 1e-6
+    assert np.abs(y).max() < 1e-2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_leaky_relus_derivative_is_jaxs(dtype):
+    x = jnp.asarray([-2.0, -0.0, 0.0, 3.0], dtype)
+    for function in (lambda f, x: f(x), lambda f, x: jax.vjp(f, x)[0], lambda f, x: jax.vjp(f, x)[1](x)[0]):
+        ours, jaxs = function(ACTIVATIONS["leaky_relu"], x), function(lambda x: jax.nn.leaky_relu(x, 0.01), x)
+        assert ours.dtype == jaxs.dtype == x.dtype
+        np.testing.assert_array_equal(ours, jaxs)

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from run_fixtures import compiled_once
 
-from vae_jax import layout, train
+from vae_jax import train
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import UserError
 from vae_jax.interop.torch_weights import COUNTER, to_state_dict
+from vae_jax.layout import tiles
 from vae_jax.objectives import OBJECTIVES
+from vae_jax.platforms import PLATFORMS
 
 torch = pytest.importorskip("torch", reason="needs the extra torch")
 from vae_jax.compare.function import function  # noqa: E402
@@ -100,8 +102,8 @@ def test_gradients_and_statistics_in_training(name):
 
 
 def test_gradients_of_a_batch_of_several_tiles(monkeypatch):
-    monkeypatch.setattr(layout, "TILE", 8)
-    assert layout.tiles(BATCH) > 1
+    monkeypatch.setitem(PLATFORMS, jax.default_backend(), PLATFORMS["cpu"]._replace(tile=8))
+    assert tiles(BATCH) > 1
     level = gradient(request(*CASES["article"]))
     assert level.verdict == AGREES, level.summary
 

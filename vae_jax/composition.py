@@ -20,6 +20,7 @@ from vae_jax.keys import part_key
 from vae_jax.likelihoods import Likelihood
 from vae_jax.models import Autoencoder, Trace, Variables
 from vae_jax.objectives import Model, Objective
+from vae_jax.platforms import Platform, current, on
 from vae_jax.posteriors import Heads, Latents, Posterior
 from vae_jax.priors import Aggregate, Prior
 from vae_jax.registry import check_functions, lookup
@@ -48,6 +49,7 @@ class Composition(NamedTuple):
         classes: how many labels there are; 0 where the model is not told them.
         latent: dimensions of z.
         image_shape: (height, width, channels).
+        platform: that the functions are traced for.
     """
 
     init: Callable[[Key[Array, ""]], Variables]
@@ -63,10 +65,18 @@ class Composition(NamedTuple):
     classes: int
     latent: int
     image_shape: tuple[int, int, int]
+    platform: Platform
 
 
-def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Composition, Objective]:
-    """The configured model and objective, for images of (height, width, channels).
+def build(
+    config: Config, image_shape: tuple[int, int, int], platform: Platform | None = None
+) -> tuple[Composition, Objective]:
+    """The configured model and objective.
+
+    Args:
+        config: of the model.
+        image_shape: (height, width, channels).
+        platform: that they are to run on; by default this process's.
 
     Raises:
         UserError: if the configuration does not fit together.
@@ -91,7 +101,7 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> tuple[Compositio
     treat = lookup(TREATMENTS, config.data.treatment, "data.treatment")
     network = models.build(config.model, image_shape, posterior.heads, likelihood.outputs)
     check(config, posterior, prior, likelihood, objective, network.ties)
-    composition = _compose(config, image_shape, network, posterior, prior, likelihood, treat)
+    composition = _compose(config, image_shape, network, posterior, prior, likelihood, treat, platform or current())
     return composition, objectives.checked(objective, config.objective.name)
 
 
@@ -167,6 +177,7 @@ def _compose(
     prior: Prior,
     likelihood: Likelihood,
     treat: Callable[..., Array],
+    platform: Platform,
 ) -> Composition:
     classes, latent = config.model.classes, config.model.latent
     named = {name: f"{name}.name {getattr(config, name).name}" for name in PARTS}
@@ -308,8 +319,10 @@ def _compose(
         mu = heads["mu"]
         return transform(split(variables)[1][0], jnp.zeros((*mu.shape[:-1], latent), mu.dtype), heads)
 
-    shared = (network.ties, posterior, prior, likelihood, classes, latent, image_shape)
-    return Composition(init, apply, trace, treat, sample_prior, center, *shared)
+    traced = on(platform, init), on(platform, apply), on(platform, trace), treat
+    sampled = on(platform, sample_prior), on(platform, center)
+    shared = network.ties, posterior, prior, likelihood, classes, latent, image_shape, platform
+    return Composition(*traced, *sampled, *shared)
 
 
 def _broadcast(heads: Heads, z: Latents) -> Heads:

@@ -220,7 +220,7 @@ class ModelConfig:
         decoder_dropout: dropout rate after the decoder's linear layer.
         initialization: pytorch (uniform in ±1/√fan_in, biases too), lecun (Flax's: LeCun normal, biases 0) or glorot
             (uniform in ±√(6/(fan_in + fan_out)), biases 0).
-        convolution: auto (matmul on a CPU, native elsewhere), native (XLA's) or matmul (im2col + matrix product).
+        convolution: auto (native on a TPU, matmul elsewhere), native (XLA's) or matmul (im2col + matrix product).
         precision: of the networks' arithmetic: float32; tensorfloat32 (products rounded to 10 bits on hardware that
             has it, float32 elsewhere); or bfloat16 (activations and products; parameters, BatchNorm's statistics,
             the loss and the optimiser stay in float32).

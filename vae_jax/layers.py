@@ -1,9 +1,10 @@
-"""Convolutions for networks of your own: Flax's layers, fast inside the compiled training loop on a CPU as well.
+"""Convolutions for networks of your own: Flax's layers, fast inside the compiled training loop.
 
 `Conv` and `ConvTranspose` take what `flax.linen`'s take, have the same parameters, names and initialisers, and compute
 the same: one can be put in the other's place. XLA's own convolution, which Flax's layers call, is several times slower
-inside a compiled loop on a CPU; these call the matrix products of `vae_jax.models.convolution` there. What that pair
-cannot do (other than two dimensions, dilated kernels, feature groups) and other devices are left to XLA's.
+inside a compiled loop on a CPU, and slow for small networks on a GPU; these call the matrix products of
+`vae_jax.models.convolution` there. What that pair cannot do (other than two dimensions, dilated kernels, feature
+groups) and other devices are left to XLA's.
 """
 
 from collections.abc import Sequence

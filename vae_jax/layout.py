@@ -2,17 +2,16 @@
 
 Outside, images are (batch, height, width, channels). Inside they are features, (tiles, channels, height, width, tile):
 along the last axis the same pixel of neighbouring images, so that every copy and every sum on a CPU runs along long
-contiguous rows; and few enough images in a tile for a convolution's columns to stay in the cache. On GPU and TPU
-the compiler chooses the physical order itself and the batch is one tile.
+contiguous rows; and few enough images in a tile for a convolution's columns to stay in the cache. Where a platform has
+no tiles (see `vae_jax.platforms`) the batch is one.
 
 The two functions are each other's inverse, and XLA removes one after the other: a likelihood that computes on
 `to_features` of the decoder's images moves nothing.
 """
 
-import jax
 from jaxtyping import Array, Float
 
-TILE = 128
+from vae_jax.platforms import current
 
 Features = Float[Array, "tiles channels height width tile"]
 Images = Float[Array, "batch height width channels"]
@@ -20,9 +19,10 @@ Images = Float[Array, "batch height width channels"]
 
 def tiles(batch: int) -> int:
     """How many tiles of equal size a batch is split into; 1 if it has no divisor near the wanted size."""
-    if jax.default_backend() != "cpu":
+    wanted = current().tile
+    if not wanted:
         return 1
-    return next((batch // size for size in range(TILE, TILE // 2 - 1, -1) if batch and batch % size == 0), 1)
+    return next((batch // size for size in range(wanted, wanted // 2 - 1, -1) if batch and batch % size == 0), 1)
 
 
 def to_features(images: Images) -> Features:

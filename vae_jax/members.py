@@ -28,6 +28,7 @@ from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Terms
 from vae_jax.train import (
     FIRST_CHUNK,
+    Loop,
     TrainState,
     all_finite,
     check_batches,
@@ -35,10 +36,16 @@ from vae_jax.train import (
     check_jax,
     check_labels,
     check_parameters,
+    compile_side_by_side,
     diverged,
     epoch_order,
+    lengths,
+    loop_of,
+    make_calls,
+    make_packing,
     make_step,
     make_steps,
+    rounded,
     split_figures,
     start_from,
     train_figures,
@@ -155,6 +162,7 @@ class Program:
 
     Attributes:
         size: how many members.
+        pack: states -> states, as `train` takes them, see `vae_jax.train.Packing`; `unpack` is the inverse.
         splits: of which there are images to evaluate on.
         compile_seconds: how long compiling took.
         needs: bytes that it takes to run, the images left out.
@@ -180,21 +188,32 @@ class Program:
         self.splits = ["test"] if data.validation is None else ["test", "validation"]
         self.start = jax.jit(_over_members(self._start))
         self.finite = jax.jit(jax.vmap(all_finite))
+        platform = self._network.platform
+        self.pack, self.unpack = make_packing(platform, optimizer.build(self.config.train, self.steps))
+        if platform.packed:
+            self.pack, self.unpack = jax.jit(jax.vmap(self.pack)), jax.jit(jax.vmap(self.unpack))
 
         seeds, values = self.arguments([self.config] * size)
         self.shuffle = jax.jit(jax.vmap(self._shuffle, (0, None))).lower(seeds, jnp.int32(0)).compile()
         states = jax.eval_shape(self.start, seeds, values)
         orders, flags, zero = jax.ShapeDtypeStruct((size, self.count), jnp.int32), np.ones(size, bool), np.int32(0)
-        arguments = (states, flags, orders, seeds, values, zero, zero, *self._images)
+        arguments = (jax.eval_shape(self.pack, states), flags, orders, seeds, values, *self._images, zero)
         # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled).
         full, remainder = divmod(self.count, batch_size)
-        lowered = [
-            (end, images, jax.jit(partial(self._train, images), donate_argnums=0).lower(*arguments))
-            for end, images in ((full, batch_size if full else 0), (self.steps, remainder))
-            if images
-        ]
-        self.slow = any(is_slow_in_loops(part) for _, _, part in lowered)
-        self.parts = [(end, images, part.compile()) for end, images, part in lowered]
+        self.parts, self.slow, programs = [], False, []
+        for end, batch, steps in ((full, batch_size, full), (self.steps, remainder, 1)):
+            if not (batch and steps):
+                continue
+            lowered = {
+                length: jax.jit(
+                    partial(self._train, batch, length), donate_argnums=0, compiler_options=dict(platform.options)
+                ).lower(*arguments, *([zero] if length is None else []))
+                for length in lengths(platform, steps)
+            }
+            self.slow = self.slow or any(map(is_slow_in_loops, lowered.values()))
+            compiled = compile_side_by_side(lowered)
+            programs += compiled.values()
+            self.parts.append((end, batch, loop_of(compiled)))
         self._evaluators = {}
         for split in self.splits:
             shown = images.of(split, self.config)
@@ -202,11 +221,7 @@ class Program:
             self._evaluators[split] = compiled, shown
         self.compile_seconds = time.perf_counter() - began
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((states, orders)))
-        compiled = [
-            self.shuffle,
-            *(part for _, _, part in self.parts),
-            *(each for each, _ in self._evaluators.values()),
-        ]
+        compiled = [self.shuffle, *programs, *(each for each, _ in self._evaluators.values())]
         analyses: list[Any] = [each.memory_analysis() for each in compiled]
         self.needs = held + max(
             each.temp_size_in_bytes + each.output_size_in_bytes - each.alias_size_in_bytes for each in analyses
@@ -219,7 +234,7 @@ class Program:
 
     def train(
         self,
-        part: Callable[..., TrainState],
+        part: Loop,
         states: TrainState,
         alive: Bool[np.ndarray, " members"],
         orders: Array,
@@ -228,8 +243,8 @@ class Program:
         first: int,
         last: int,
     ) -> TrainState:
-        """Steps first … last−1 of an epoch, of the members that are alive; takes the states' buffers over."""
-        return part(states, alive, orders, seeds, values, np.int32(first), np.int32(last), *self._images)
+        """Steps first … last−1 of an epoch, of the members that are alive; takes the packed states' buffers over."""
+        return part.run(states, alive, orders, seeds, values, *self._images, np.int32(first), np.int32(last))
 
     def evaluate(self, split: str, states: TrainState, seeds: Array, values: Values) -> Terms:
         """The objective's terms, (members, images) each."""
@@ -243,14 +258,15 @@ class Program:
     def _shuffle(self, seed: Array, epoch: Array) -> Array:
         return epoch_order(make_keys(seed).shuffle, epoch, self.count)
 
-    def _train(self, size, states, alive, orders, seeds, values, first, last, images, labels):
+    def _train(self, size, length, states, alive, orders, seeds, values, images, labels, first, *last):
         def member(state, alive, order, seed, values):
             config = with_values(self.config, values)
             step = make_step(config, self._network, self._objective, optimizer.build(config.train, self.steps))
-            steps = make_steps(step, self.config.train.batch_size, size)
+            stride = self.config.train.batch_size
+            steps = make_calls(step, stride, size, length) if length else make_steps(step, stride, size)
 
             def train(state: TrainState) -> TrainState:
-                return steps(state, images, labels, order, jnp.int32(0), make_keys(seed).steps, first, last)
+                return steps(state, images, labels, order, jnp.int32(0), make_keys(seed).steps, first, *last)
 
             return lax.cond(alive, train, lambda state: state, state)
 
@@ -377,6 +393,7 @@ def fit(
         states = jax.tree.map(lambda *each: jnp.asarray(np.stack(each)), *resumed)
     else:
         states = program.start(seeds, values)
+    states = program.pack(states)
     if on_start:
         on_start()
 
@@ -400,7 +417,7 @@ def fit(
                 jax.block_until_ready(states)
                 elapsed = time.perf_counter() - began
                 if not config.train.chunk_steps and length == chunk and size == batch_size:
-                    chunk = max(1, round(CALL * length / elapsed))
+                    chunk = rounded(CALL * length / elapsed, part)
                 count = int(alive.sum())
                 images += count * min(length * batch_size, program.count - done * batch_size)
                 done, seconds, shares = done + length, seconds + elapsed, shares + elapsed / count
@@ -415,9 +432,10 @@ def fit(
                     if on_progress:
                         on_progress(Progress(epoch + 1, done, steps, images / seconds))
                     if on_chunk:
-                        on_chunk(np.flatnonzero(alive).tolist(), partial(_look, states, histories))
-        held, trained = jax.device_get(states), program.count - first * batch_size
-        terms = {split: jax.device_get(program.evaluate(split, states, seeds, values)) for split in program.splits}
+                        on_chunk(np.flatnonzero(alive).tolist(), partial(_look, program.unpack(states), histories))
+        whole = program.unpack(states)
+        held, trained = jax.device_get(whole), program.count - first * batch_size
+        terms = {split: jax.device_get(program.evaluate(split, whole, seeds, values)) for split in program.splits}
         for member in np.flatnonzero(alive).tolist():
             own = members[member].config
             figures = {"epoch": epoch + 1, **train_figures(own, held.sums[member].astype(np.float64), program.count)}
@@ -440,10 +458,10 @@ def fit(
             if on_epoch:
                 on_epoch(member, figures, _at(held, member))
         done = 0
-        del held  # on a CPU it is the states themselves, whose memory the next epoch takes over
+        del held, whole  # on a CPU it is the states themselves, whose memory the next epoch takes over
         if on_progress and seconds:
             on_progress(Progress(epoch + 1, steps, steps, images / seconds))
-    states = jax.device_get(states)
+    states = jax.device_get(program.unpack(states))
     ended = [_at(states, member) for member in range(len(members))]
     return [failure or (state, history) for failure, state, history in zip(failures, ended, histories, strict=True)]
 

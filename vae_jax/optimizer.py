@@ -45,6 +45,16 @@ def schedule(config: TrainConfig, epoch: int) -> optax.Schedule:
     return lambda count: rate(jnp.asarray(count, float))
 
 
+class Elementwise(optax.GradientTransformation):
+    """An optimiser for which all parameters may as well be one vector.
+
+    What it does to a number depends on that number's gradients and on sums over all of them, as a global norm, but on
+    no array's shape.
+    """
+
+    __slots__ = ()
+
+
 def build(config: TrainConfig, epoch: int) -> optax.GradientTransformation:
     """Adam (Kingma & Ba 2015) as configured, for a run whose epochs have `epoch` steps.
 
@@ -53,5 +63,5 @@ def build(config: TrainConfig, epoch: int) -> optax.GradientTransformation:
     """
     adam = optax.adam(schedule(config, epoch), config.adam_b1, config.adam_b2, config.adam_eps)
     if config.gradient_clip is None:
-        return adam
-    return optax.chain(optax.clip_by_global_norm(config.gradient_clip), adam)
+        return Elementwise(*adam)
+    return Elementwise(*optax.chain(optax.clip_by_global_norm(config.gradient_clip), adam))

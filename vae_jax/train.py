@@ -1,15 +1,16 @@
 """Training: one step, one chunk of steps, one run. No files, no printing: what happens is handed to callbacks.
 
-The epoch is a loop compiled once. A call runs as many steps of it as asked, so progress can be shown and the run can be
-saved between calls; which step belongs to which call changes nothing, since every step's loss has its own place in
-the state and every step's key is folded from the step's number.
+The epoch is a loop, compiled once or for a few lengths. A call runs as many steps of it as asked, so progress can be
+shown and the run can be saved between calls; which step belongs to which call changes nothing, since every step's loss
+has its own place in the state and every step's key is folded from the step's number.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
-from vae_jax import memory, models, optimizer
+from vae_jax import memory, models, optimizer, staging
 from vae_jax.composition import Composition, build
 from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset, Split
@@ -31,6 +32,9 @@ from vae_jax.keys import epoch_key, make_keys, step_key, step_keys
 from vae_jax.models import Variables
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Model, Objective, Terms
+from vae_jax.optimizer import Elementwise
+from vae_jax.packing import pack, pack_like, unpack
+from vae_jax.platforms import Platform, built_for, current
 from vae_jax.registry import lookup
 
 REDUCTIONS = {"sum": jnp.sum, "mean": jnp.mean}
@@ -101,7 +105,8 @@ def make_step(
     """One pure update: (variables, opt_state, images, key, labels=None, epoch=inf) -> (variables, opt_state, sums).
 
     `images` is uint8, (batch, height, width, channels), `labels` (batch,) where the model is told them, and `epoch` how
-    many the run has trained, with the fraction; the step's sums, of the loss and its parts, are over the batch. With
+    many the run has trained, with the fraction; the step's sums, of the loss and its parts, are over the batch. What is
+    packed (see `make_packing`) comes back packed. With
     `train.skip_nonfinite` an update whose loss or gradient is not finite changes nothing, and its sums are NaN.
     """
     reduce = lookup(REDUCTIONS, config.train.reduction, "train.reduction")
@@ -121,7 +126,7 @@ def make_step(
             def terms(model: Model) -> Terms:
                 return objective.terms(own.objective, model, targets, config.objective)
 
-            then = variables._replace(params=params)
+            then = unpack(variables._replace(params=params))
             more = {"labels": labels, "epoch": epoch, "streams": own.streams}
             result, updated = network.apply(then, terms, own.dropout, train=True, **more)
             return reduce(result.loss), (updated, result)
@@ -129,7 +134,8 @@ def make_step(
         gradient, (updated, result) = jax.grad(loss, has_aux=True)(variables.params)
         sums = jnp.stack([part.sum() for part in result])
         change, opt_state_then = transformation.update(gradient, opt_state, variables.params)
-        then = updated._replace(params=optax.apply_updates(variables.params, change)), opt_state_then
+        params = optax.apply_updates(variables.params, change)
+        then = Variables(params, *pack_like(variables[1:], updated[1:])), opt_state_then
         if config.train.skip_nonfinite:
             finite = all_finite((sums, gradient, watched(*then)))
             then = jax.tree.map(lambda then, now: jnp.where(finite, then, now), then, (variables, opt_state))
@@ -149,6 +155,33 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
+class Packing(NamedTuple):
+    """How a loop's state is carried, see `vae_jax.packing`.
+
+    Attributes:
+        pack: state -> state, as the loop takes it.
+        unpack: its inverse.
+    """
+
+    pack: Callable[[TrainState], TrainState]
+    unpack: Callable[[TrainState], TrainState]
+
+
+def make_packing(platform: Platform, transformation: optax.GradientTransformation) -> Packing:
+    """As suits the platform; parameters and the optimiser's state stay trees if their shapes matter to it."""
+
+    def pack_state(state: TrainState) -> TrainState:
+        params, state_of_network, collections = state.variables
+        opt_state = state.opt_state
+        if isinstance(transformation, Elementwise):
+            params = pack(params)
+            opt_state = pack_like(jax.eval_shape(transformation.init, params), opt_state)
+        variables = Variables(params, pack(state_of_network), cast(Any, pack(collections)))
+        return state._replace(variables=variables, opt_state=opt_state)
+
+    return Packing(pack_state, unpack) if platform.packed else Packing(lambda state: state, lambda state: state)
+
+
 class Loop(NamedTuple):
     """Compiled steps of an epoch.
 
@@ -156,10 +189,12 @@ class Loop(NamedTuple):
         run: (state, images, labels, order, start, key, first, last) -> state, see `make_steps`; it takes the state's
             buffers over.
         memory: bytes of the arrays of a step.
+        length: of how many steps a call should be a multiple.
     """
 
     run: Callable[..., TrainState]
     memory: int
+    length: int = 1
 
 
 def make_loop(step: Callable[..., Any], stride: int, size: int, devices: Devices | None = None) -> Any:
@@ -167,30 +202,88 @@ def make_loop(step: Callable[..., Any], stride: int, size: int, devices: Devices
     return _compiled_on(devices, make_steps(step, stride, size, devices))
 
 
-def _compiled_on(devices: Devices | None, function: Callable[..., TrainState]) -> Any:
-    return jax.jit(function, donate_argnums=0, **(devices.outputs if devices else {}))
+def _compiled_on(
+    devices: Devices | None, function: Callable[..., TrainState], options: dict[str, Any] | None = None
+) -> Any:
+    return jax.jit(function, donate_argnums=0, compiler_options=options, **(devices.outputs if devices else {}))
 
 
-def compile_loop(step: Callable[..., Any], stride: int, size: int, devices: Devices, arguments: Any) -> Loop:
-    """`make_steps`, compiled for arguments of these shapes: as one call, or as a call a step where that is faster."""
-    lowered = make_loop(step, stride, size, devices).lower(*arguments)
-    if not is_slow_in_loops(lowered):
-        compiled = lowered.compile()
-        return Loop(compiled, _step_memory(compiled))
+def lower_loop(
+    step: Callable[..., Any],
+    stride: int,
+    size: int,
+    devices: Devices | None,
+    arguments: Any,
+    platform: Platform,
+    steps: int,
+) -> dict[int | None, jax.stages.Lowered]:
+    """What a part of an epoch, of so many steps, is to be compiled of, for arguments of these shapes.
+
+    Of each program, by the steps of a call: `make_steps`, or with None one that runs any number of them.
+    """
     *place, first, _ = arguments
-    compiled = _compiled_on(devices, make_one(step, stride, size, devices)).lower(*place, first).compile()
+    programs: dict[int | None, jax.stages.Lowered] = {}
+    with built_for(platform):
+        if platform.length is None:
+            lowered = make_loop(step, stride, size, devices).lower(*arguments)
+            if not is_slow_in_loops(lowered):
+                return {None: lowered}
+            platform = platform._replace(length=1)
+        for length in lengths(platform, steps):
+            calls = make_calls(step, stride, size, length or 1, devices)
+            calls = _compiled_on(devices, calls, dict(platform.options))
+            programs[length] = calls.lower(*place, first)
+    return programs
+
+
+def compile_loop(
+    step: Callable[..., Any],
+    stride: int,
+    size: int,
+    devices: Devices | None,
+    arguments: Any,
+    platform: Platform | None = None,
+    steps: int = 1,
+) -> Loop:
+    """`lower_loop`, compiled."""
+    lowered = lower_loop(step, stride, size, devices, arguments, platform or current(), steps)
+    return loop_of(compile_side_by_side(lowered))
+
+
+def lengths(platform: Platform, steps: int) -> Sequence[int | None]:
+    """Of how many steps a part of an epoch, of `steps`, needs a program each; None is one for any number."""
+    return [None] if platform.length is None else sorted({min(steps, platform.length), 1})
+
+
+def compile_side_by_side(lowered: dict[int | None, jax.stages.Lowered]) -> dict[int | None, Any]:
+    """These programs, compiled."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(lowered, pool.map(jax.stages.Lowered.compile, lowered.values()), strict=True))
+
+
+def loop_of(programs: dict[int | None, Any]) -> Loop:
+    """A loop out of compiled programs, which are known by the steps of a call: one of a single step is among them, or
+    one, None, of any number."""
+    memory = max(program.memory_analysis().temp_size_in_bytes for program in programs.values())
+    if None in programs:
+        return Loop(programs[None], memory)
+    known = sorted(filter(None, programs), reverse=True)
 
     def run(state: TrainState, *arguments: Any) -> TrainState:
         *place, first, last = arguments
-        for i in range(first, last):
-            state = compiled(state, *place, np.int32(i))
+        while first < last:
+            length = next(length for length in known if length <= last - first)
+            state = programs[length](state, *place, np.int32(first))
+            first += length
         return state
 
-    return Loop(run, _step_memory(compiled))
+    return Loop(run, memory, known[0])
 
 
-def _step_memory(compiled: Any) -> int:
-    return compiled.memory_analysis().temp_size_in_bytes
+def rounded(steps: float, loop: Loop) -> int:
+    """About so many steps, as suits the loop; one at least."""
+    whole = max(1, round(steps))
+    return whole - whole % loop.length if whole > loop.length else whole
 
 
 def make_steps(
@@ -201,8 +294,8 @@ def make_steps(
     (state, images, labels, order, start, key, first, last) -> state; labels are None where the model is told none.
 
     Step i takes the `size` images from place i·stride on of the epoch's permutation, of which `order` holds the
-    places from `start` on. The bounds are arguments, so one compilation serves calls of any length (lax.scan would
-    need one for each; the steps are the same, bit for bit). Batches are split over the devices, if some are given.
+    places from `start` on. The bounds are arguments, so one compilation serves calls of any length (a program
+    of `make_calls` serves one length; the steps are the same). Batches are split over the devices, if some are given.
     """
     one = make_one(step, stride, size, devices)
 
@@ -222,6 +315,26 @@ def make_steps(
         return lax.fori_loop(first, last, body, state)
 
     return loop
+
+
+def make_calls(
+    step: Callable[..., Any], stride: int, size: int, length: int, devices: Devices | None = None
+) -> Callable[..., TrainState]:
+    """Steps first … first+length−1 of an epoch: (state, images, labels, order, start, key, first) -> state, as in
+    `make_steps`."""
+    one = make_one(step, stride, size, devices)
+
+    def calls(state: TrainState, *arguments: Any) -> TrainState:
+        *place, first = arguments
+        if length == 1:
+            return one(state, *place, first)
+
+        def turn(i: Int[Array, ""], parts: tuple[Any, ...]) -> tuple[Any, ...]:
+            return one(TrainState(state.step + i, *parts), *place, first + i)[1:]
+
+        return TrainState(state.step + length, *staging.loop(length, turn, tuple(state[1:])))
+
+    return calls
 
 
 def make_one(
@@ -244,7 +357,7 @@ def make_one(
         epoch = state.step.astype(float) / len(state.sums)
         batch_labels = None if labels is None else labels[chosen]
         variables, opt_state, sums = step(state.variables, state.opt_state, batch, own_key, batch_labels, epoch)
-        return TrainState(state.step + 1, variables, opt_state, state.sums.at[i].set(sums))
+        return TrainState(state.step + 1, variables, opt_state, lax.dynamic_update_index_in_dim(state.sums, sums, i, 0))
 
     return one
 
@@ -408,12 +521,17 @@ def fit(
     check_parameters(config, network)
     full, remainder = divmod(count, batch_size)
     steps = full + (remainder > 0)
-    step = make_step(config, network, objective, optimizer.build(config.train, steps))
+    transformation = optimizer.build(config.train, steps)
+    step = make_step(config, network, objective, transformation)
     keys = make_keys(config.seed)
 
     state, history = resume or (start(config, data.image_shape, count), [])
     # Copied, since the loop takes its argument's buffers over: the caller's state survives, and so does his list.
     state, history = devices.whole(jax.tree.map(jnp.copy, state)), list(history)
+    pack_state, unpack_state = make_packing(network.platform, transformation)
+    if network.platform.packed:
+        pack_state, unpack_state = (jax.jit(each, **devices.outputs) for each in (pack_state, unpack_state))
+    state = pack_state(state)
     check_labels(config, data)
     data.warn_of_darkness()
     feed = Feed(data.train.images, config.train.shard_images, batch_size, told(config, data.train), devices)
@@ -431,9 +549,9 @@ def fit(
     arguments = (state, images, numbers if config.model.classes else None, numbers, zero, steps_key, zero, zero)
     # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled loop).
     parts = [
-        (end, size, compile_loop(step, batch_size, size, devices, arguments))
-        for end, size in ((full, batch_size if full else 0), (steps, remainder))
-        if size
+        (end, size, compile_loop(step, batch_size, size, devices, arguments, network.platform, count))
+        for end, size, count in ((full, batch_size, full), (steps, remainder, 1))
+        if size and count
     ]
     compile_seconds = time.perf_counter() - began
     for _, size, loop in parts:
@@ -458,7 +576,7 @@ def fit(
                     jax.block_until_ready(state)
                     elapsed = time.perf_counter() - began
                     if not config.train.chunk_steps and length == chunk and size == batch_size:
-                        chunk = int(devices.agree(max(1, round(length / elapsed))))
+                        chunk = int(devices.agree(rounded(length / elapsed, loop)))
                     done, seconds = done + length, seconds + elapsed
                     sums = np.asarray(state.sums, np.float64)
                     # A gradient that is not finite shows in the next step's loss, or in what it left behind.
@@ -470,11 +588,12 @@ def fit(
                             loss = _means(sums[:done], done * batch_size, batch_size)[0][0]
                             on_progress(Progress(epoch + 1, done, steps, float(loss), speed))
                         if on_chunk:
-                            on_chunk(state, history)
+                            on_chunk(unpack_state(state), history)
                     began = time.perf_counter()
         figures = {"epoch": epoch + 1, **train_figures(config, np.asarray(state.sums, np.float64), count)}
+        whole = unpack_state(state)
         for split, evaluate in evaluators.items():
-            figures |= split_figures(split, evaluate(state.variables, evaluation_key), batch_size)
+            figures |= split_figures(split, evaluate(whole.variables, evaluation_key), batch_size)
             if not np.isfinite(figures[f"{split}_loss"]):
                 found = f"the {split} loss is {figures[f'{split}_loss']}"
                 raise diverged(config, epoch, found, f"train loss {figures['train_loss']:.6g} in this epoch")
@@ -488,8 +607,9 @@ def fit(
         history.append(figures)
         done = 0
         if on_epoch:
-            on_epoch(figures, devices.local(state))
-    return Trained(config, data.image_shape, devices.local(state), history, data.class_names)
+            on_epoch(figures, devices.local(whole))
+        del whole  # where nothing is packed it is the state itself, whose memory the next epoch takes over
+    return Trained(config, data.image_shape, devices.local(unpack_state(state)), history, data.class_names)
 
 
 def check_finite(

@@ -2,9 +2,10 @@
 
 Arrays are features, (tiles, channels, height, width, tile), as layout.py has them.
 
-XLA's own convolution is several times slower inside a compiled loop on a CPU than outside it, so there the same sum
-is written as im2col and one matrix product. Strides are removed first by space-to-depth: a convolution of stride s
-and kernel k is one of stride 1 and kernel ⌈k/s⌉ over s·s times the channels.
+XLA's own convolution is several times slower inside a compiled loop on a CPU than outside it, and on a GPU cuDNN's is
+made for larger images and more channels; so there the same sum is written as im2col and one matrix product. Strides are
+removed first by space-to-depth: a convolution of stride s and kernel k is one of stride 1 and kernel ⌈k/s⌉ over s·s
+times the channels.
 
 The matrix products are three primitives of JAX's, since no custom rule serves both of its differentiation modes. Each
 is linear in either argument, and its transposes are the other two: so reverse mode never meets the overlapping sums
@@ -12,6 +13,7 @@ that differentiating im2col would bring, and forward mode, and any mixture of th
 """
 
 import inspect
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,7 +26,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from vae_jax.layout import TILE
+from vae_jax.platforms import current
 from vae_jax.registry import lookup
 
 Tile = Float[Array, "_channels _height _width tile"]
@@ -196,7 +198,7 @@ def _primitive(
         first, second = arguments
         if axes[1] is None and of_images:
             first = jnp.moveaxis(first, axes[0], 0)
-            if first.shape[-1] >= TILE // 2:  # further images are further tiles
+            if first.shape[-1] >= (current().tile or math.inf) / 2:  # further images are further tiles
                 result = primitive.bind(first.reshape(-1, *first.shape[2:]), second, **params)
                 return result.reshape(*first.shape[:2], *result.shape[1:]), 0
             # Of few images each they are one larger tile.
@@ -400,7 +402,7 @@ def is_slow_in_loops(lowered: jax.stages.Lowered) -> bool:
 
     Those of `vae_jax.layers` are not (github.com/jax-ml/jax/issues/12868).
     """
-    return jax.default_backend() == "cpu" and "stablehlo.convolution" in lowered.as_text()
+    return current().slow_native_loops and "stablehlo.convolution" in lowered.as_text()
 
 
 CONVOLUTIONS = {
@@ -410,11 +412,11 @@ CONVOLUTIONS = {
 
 
 def choose(name: str) -> Convolution:
-    """The pair called `name`; "auto" is matmul on a CPU and native elsewhere.
+    """The pair called `name`; "auto" is the platform's.
 
     Raises:
         UserError: if `name` is neither "auto" nor a registered pair.
     """
     if name == "auto":
-        name = "matmul" if jax.default_backend() == "cpu" else "native"
+        name = current().convolution
     return lookup(CONVOLUTIONS, name, "model.convolution")

@@ -1,0 +1,202 @@
+"""What is built for a platform, wherever it is built."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vae_jax import members, optimizer, staging, train
+from vae_jax.composition import build
+from vae_jax.config import Config, ModelConfig, TrainConfig
+from vae_jax.packing import is_packed, pack, unpack
+from vae_jax.platforms import PLATFORMS
+
+CONFIG = Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(epochs=2, batch_size=16))
+SHAPE = (8, 8, 1)
+
+
+@pytest.mark.parametrize("network", ["convolutional", "residual"])
+def test_a_model_is_that_of_the_platform_it_is_built_for(network):
+    config = Config(model=ModelConfig(network=network, channels=(4, 6), latent=3, blocks=1))
+    images = jnp.zeros((256, *SHAPE), jnp.uint8)
+    programs = {}
+    for name, platform in PLATFORMS.items():
+        composition, objective = build(config, SHAPE, platform)
+        assert composition.platform is platform
+        state = jax.eval_shape(lambda: train.start(config, SHAPE, len(images)))
+        step = jax.jit(train.make_step(config, composition, objective, optimizer.build(config.train, 1)))
+        programs[name] = step.lower(state.variables, state.opt_state, images, jax.random.key(0)).as_text()
+    native = {name: "stablehlo.convolution" in program for name, program in programs.items()}
+    assert native == {name: platform.convolution == "native" for name, platform in PLATFORMS.items()}
+    # 256 images are two tiles on a CPU.
+    assert {name: "tensor<2x128x8x8x1xf" in program for name, program in programs.items()} == {
+        name: name == "cpu" for name in PLATFORMS
+    }
+
+
+def on_accelerator(monkeypatch, **changes):
+    """This process's platform with loops as on a GPU; what is computed stays its own."""
+    gpu, here = PLATFORMS["gpu"], jax.default_backend()
+    as_there = {"length": gpu.length, "packed": gpu.packed, "one_pass": gpu.one_pass, **changes}
+    monkeypatch.setitem(PLATFORMS, here, PLATFORMS[here]._replace(**as_there))
+
+
+def losses(history):
+    return [[figures[name] for name in figures if "loss" in name] for figures in history]
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("network", ["convolutional", "mlp"])
+def test_loops_of_known_length_train_the_same(network, small_data, monkeypatch):
+    sizes = {"channels": (4, 6)} if network == "convolutional" else {"layers": (7, 5)}
+    config = Config(model=ModelConfig(network=network, latent=3, **sizes), train=TrainConfig(epochs=2, batch_size=8))
+    expected = train.fit(config, small_data)
+    states, shown = [], []
+    on_accelerator(monkeypatch, length=3)
+    found = train.fit(
+        replace(config, train=replace(config.train, chunk_steps=5)),
+        small_data,
+        on_chunk=lambda state, history: states.append((jax.tree.map(np.asarray, state), list(history))),
+        on_progress=lambda progress: shown.append(progress.step),
+    )
+    assert shown == [5, 8, 5, 8]  # of nine steps, the last of which has fewer images
+    assert jax.tree.structure(found.state) == jax.tree.structure(expected.state)
+    np.testing.assert_allclose(losses(found.history), losses(expected.history), rtol=1e-4)
+    # Inside an epoch the state is that of a run to be resumed anywhere; by other calls, and by itself.
+    state, history = states[2]
+    assert int(state.step) == 14
+    resumed = train.fit(config, small_data, resume=(state, history))
+    assert losses(resumed.history) == losses(found.history)
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, found.state)
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_members_train_the_same_in_loops_of_known_length(side_by_side, small_data, monkeypatch):
+    config = Config(model=ModelConfig(network="mlp", latent=3, layers=(7,)), train=TrainConfig(epochs=2, batch_size=8))
+    configs = [replace(config, seed=seed) for seed in (0, 1)]
+    expected = [train.fit(config, small_data).history for config in configs]
+    on_accelerator(monkeypatch, length=3)
+    if side_by_side:
+        monkeypatch.setattr(members, "_over_members", jax.vmap)
+    program = members.program_that_fits(configs, members.Images(small_data))
+    looks = []
+    ended = members.fit(
+        program,
+        [members.Member(config) for config in configs],
+        on_chunk=lambda numbers, look: looks.append(look(1)[0]),
+    )
+    for (state, history), alone in zip(ended, expected, strict=True):
+        assert jax.tree.structure(state) == jax.tree.structure(looks[0])
+        assert int(state.step) == 18
+        np.testing.assert_allclose(losses(history), losses(alone), rtol=1e-4)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_our_optimiser_may_have_its_parameters_as_one_vector(clip):
+    random = np.random.RandomState(0)
+    params = {name: jnp.asarray(random.randn(*shape)) for name, shape in (("a", (3, 40)), ("b", ()), ("c", (5,)))}
+    transformation = optimizer.build(TrainConfig(gradient_clip=clip, learning_rate=0.1), 10)
+    assert isinstance(transformation, optimizer.Elementwise)
+
+    def after(params, packing):
+        params = packing(params)
+        state = transformation.init(params)
+        for i in range(3):
+            gradient = packing(jax.tree.map(lambda leaf, i=i: jnp.sin(leaf * (i + 1)) * 10, unpack(params)))
+            change, state = transformation.update(gradient, state, params)
+            params = optax.apply_updates(params, change)
+        return unpack(params)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), after(params, lambda tree: tree), after(params, pack)
+    )
+
+
+def test_an_optimiser_that_looks_at_shapes_keeps_its_trees():
+    transformation = optax.lamb(0.1)
+    state = train.start(CONFIG, SHAPE, 16)
+    state = state._replace(opt_state=transformation.init(state.variables.params))
+    packed = train.make_packing(PLATFORMS["gpu"], transformation).pack(state)
+    assert packed.variables.params is state.variables.params
+    assert packed.opt_state is state.opt_state
+    assert is_packed(packed.variables.batch_stats)
+
+
+def test_what_is_packed_comes_back():
+    tree = {
+        "floats": [jnp.arange(6.0).reshape(2, 3), jnp.float32(7)],
+        "numbers": (jnp.arange(3), jnp.zeros((0, 2), jnp.int32)),
+        "key": jax.random.key(3),
+        "keys": jax.random.split(jax.random.key(4), 2),
+        "nothing": None,
+    }
+    packed = pack(tree)
+    assert len(packed.vectors) == 4
+    for back in (packed.tree(), unpack({"one": packed})["one"], jax.jit(lambda tree: pack(tree))(tree).tree()):
+        assert jax.tree.structure(back) == jax.tree.structure(tree)
+        for now, then in zip(jax.tree.leaves(back), jax.tree.leaves(tree), strict=True):
+            assert now.dtype == then.dtype
+            if jnp.issubdtype(now.dtype, jax.dtypes.prng_key):
+                now, then = jax.random.key_data(now), jax.random.key_data(then)
+            np.testing.assert_array_equal(now, then)
+
+
+def test_a_loops_body_keeps_only_what_depends_on_the_state():
+    """What is drawn is drawn before the loop, and the results are the same."""
+
+    def turn(i, carried):
+        x, total = carried
+        noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), i), (4,))
+        kept = jax.random.bernoulli(jax.random.fold_in(jax.random.key(2), i), 0.5, x.shape)
+        x = jnp.where(kept, jnp.sin(x) + noise, x)
+        return x, total + jax.lax.cond(i > 3, lambda: x.sum(), lambda: 2 * x.sum())
+
+    start = jnp.arange(4.0), jnp.float32(0)
+    expected = jax.jit(lambda carried: jax.lax.fori_loop(0, 7, turn, carried))(start)
+    ours = jax.jit(lambda carried: staging.loop(7, turn, carried))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours(start), expected)
+    (scan,) = [
+        equation for equation in jax.make_jaxpr(ours)(start).jaxpr.eqns[0].params["jaxpr"].eqns
+        if equation.primitive.name == "scan"
+    ]  # fmt: skip
+    inside = {equation.primitive.name for equation in scan.params["jaxpr"].eqns}
+    assert "sin" in inside
+    assert not {"random_bits", "random_fold_in", "erf_inv"} & inside
+
+
+def test_a_loops_body_gathers_what_it_only_moves():
+    def turn(i, carried):
+        vector, total = carried
+        kernel = jax.lax.split(vector, (64, 96))[1].reshape(2, 6, 8)
+        padded = jnp.pad(kernel, ((0, 0), (0, 2), (0, 0))).transpose(2, 0, 1)[::-1]
+        return vector.at[i].add(1), total + jnp.sin(padded).sum() + jnp.cos(kernel.transpose(1, 2, 0)).sum()
+
+    start = jnp.arange(160.0), jnp.float32(0)
+    ours = jax.jit(lambda carried: staging.loop(7, turn, carried))
+    expected = jax.jit(lambda carried: jax.lax.fori_loop(0, 7, turn, carried))(start)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours(start), expected)
+    (scan,) = [
+        equation for equation in jax.make_jaxpr(ours)(start).jaxpr.eqns[0].params["jaxpr"].eqns
+        if equation.primitive.name == "scan"
+    ]  # fmt: skip
+    inside = [equation.primitive.name for equation in scan.params["jaxpr"].eqns]
+    assert inside.count("gather") == 1
+    assert not {"transpose", "rev", "pad"} & set(inside)
+
+
+def test_numbers_that_are_rounded_and_moved_are_rounded_as_often():
+    def turn(i, carried):
+        vector, total = carried
+        rounded = vector.reshape(8, 8).T.astype(jnp.bfloat16)
+        whole = vector.reshape(8, 8).astype(jnp.int32).astype(jnp.float32).T
+        iota = jax.lax.iota(jnp.float32, 64)
+        return vector + iota, total + jnp.sin(rounded.astype(jnp.float32).T + whole).sum() + i
+
+    start = jnp.arange(64.0) / 7, jnp.float32(0)
+    expected = jax.jit(lambda carried: jax.lax.fori_loop(0, 3, turn, carried))(start)
+    found = jax.jit(lambda carried: staging.loop(3, turn, carried))(start)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)

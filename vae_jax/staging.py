@@ -1,0 +1,221 @@
+"""A loop's body as a traced program, out of which is taken what need not run in every turn.
+
+A GPU takes about as long for a small array as for none, so a small model's step is as long as it has kernels. What
+depends on the number of a turn only (the step's keys and all that is drawn with them, the batch's places and images) is
+computed for all turns at once, before the loop. And whatever only moves numbers of a vector that is carried (a kernel
+in the order in which a product takes it) is one gathering a turn. The body that a user writes, or a layer, need not
+know of it.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+from jaxtyping import Array, Int, PyTree
+
+from vae_jax.models.convolution import COMPUTED_BY
+from vae_jax.packing import ALIGNMENT
+
+# Of an array that is computed before the loop, for a turn: larger ones take their time wherever they are computed.
+MOST_BYTES = 2**18
+# Primitives that only call a program, with the name of the parameter that it is.
+CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
+
+# Primitives that move numbers, or round them, and compute nothing.
+MOVING = ("slice", "split", "reshape", "squeeze", "transpose", "rev", "pad", "convert_element_type", "broadcast_in_dim")
+MOST_MOVED = 2**20  # numbers of a vector whose places are worth keeping as a constant of the program
+
+FREE, EARLY, LATE = range(3)  # depends on nothing that changes, on the number of the turn, on what is carried
+
+
+def loop(length: int, function: Callable[[Int[Array, ""], PyTree], PyTree], carried: PyTree) -> PyTree:
+    """`lax.fori_loop(0, length, function, carried)`, with less in every turn."""
+    leaves, structure = jax.tree.flatten(carried)
+
+    def on_leaves(number: Int[Array, ""], *leaves: Array) -> list[Array]:
+        return jax.tree.leaves(function(number, jax.tree.unflatten(structure, leaves)))
+
+    program = _flat(on_leaves, jnp.int32(0), *leaves)
+    jaxpr = program.jaxpr
+    consts = dict(zip(jaxpr.constvars, program.consts, strict=True))
+    number, *state = jaxpr.invars
+    when = {number: EARLY, **dict.fromkeys(state, LATE)}
+    equations: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+    for equation in jaxpr.eqns:
+        kind = max((when.get(variable, FREE) for variable in _variables(equation.invars)), default=FREE)
+        large = sum(_bytes(variable.aval) for variable in equation.outvars) > MOST_BYTES
+        if equation.effects or (kind == EARLY and large):
+            kind = LATE
+        when |= dict.fromkeys(equation.outvars, kind)
+        equations[kind].append(equation)
+    used = [variable for equation in equations[LATE] for variable in _variables(equation.invars)]
+    used += _variables(jaxpr.outvars)
+    wanted = [variable for variable in dict.fromkeys(used) if when.get(variable) == EARLY and variable is not number]
+
+    before = _needed(equations[FREE] + equations[EARLY], wanted)
+    moves = _moves(equations[FREE] + equations[LATE], state)
+    inside = _needed(equations[FREE] + equations[LATE], _variables(jaxpr.outvars), moves)
+
+    def prepare(i: Int[Array, ""]) -> list[Array]:
+        known = _run(before, {**consts, number: i})
+        return [known[variable] for variable in wanted]
+
+    def turn(state_now: list[Array], now: tuple[Int[Array, ""], list[Array]]) -> tuple[list[Array], None]:
+        i, values = now
+        known = {**consts, number: i}
+        known |= dict(zip(state, state_now, strict=True)) | dict(zip(wanted, values, strict=True))
+        known |= _gathered(moves, known)
+        known = _run(inside, known)
+        return [_value(known, variable) for variable in jaxpr.outvars], None
+
+    numbers = jnp.arange(length, dtype=jnp.int32)
+    leaves, _ = lax.scan(turn, leaves, (numbers, jax.vmap(prepare)(numbers)))
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _flat(function: Callable[..., Any], *arguments: Array) -> core.ClosedJaxpr:
+    """The function traced, with no calls in it but loops and branches."""
+    called = jax.make_jaxpr(function)(*arguments)
+    return jax.make_jaxpr(partial(_call, called))(*arguments)
+
+
+def _call(program: core.ClosedJaxpr, *arguments: Any) -> list[Any]:
+    """The program of these arguments, its calls carried out in place."""
+    jaxpr = program.jaxpr
+    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*program.consts, *arguments), strict=True))
+    known = _run(jaxpr.eqns, known)
+    return [_value(known, variable) for variable in jaxpr.outvars]
+
+
+def _run(equations: Sequence[Any], known: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The values of all variables after these equations."""
+    known = dict(known)
+    for equation in equations:
+        inputs = [_value(known, variable) for variable in equation.invars]
+        name, primitive = equation.primitive.name, equation.primitive
+        where = str(equation.source_info.name_stack)  # so that a profile says which layer a kernel is of
+        with equation.ctx.manager, jax.named_scope(where) if where else nullcontext():
+            if name in CALLS:
+                results = _call(equation.params[CALLS[name]], *inputs)
+            elif compute := COMPUTED_BY.get(primitive):
+                results = _call(jax.make_jaxpr(partial(compute, **equation.params))(*inputs), *inputs)
+            else:
+                results = primitive.bind(*inputs, **primitive.get_bind_params(equation.params))
+                results = results if primitive.multiple_results else [results]
+        known |= dict(zip(equation.outvars, results, strict=True))
+    return known
+
+
+class Move(NamedTuple):
+    """What is a carried vector's numbers in another order.
+
+    Attributes:
+        vector: whose.
+        places: of its numbers in the vector, or −1 for a zero.
+    """
+
+    vector: Any
+    places: np.ndarray
+
+
+def _moves(equations: Sequence[Any], state: Sequence[Any]) -> dict[Any, Move]:
+    """Of the variables that are moved numbers, those that a computation looks at; not those that lie as they are."""
+    moves = {
+        variable: Move(variable, np.arange(variable.aval.size, dtype=np.int32))
+        for variable in state
+        if variable.aval.ndim == 1 and ALIGNMENT <= variable.aval.size <= MOST_MOVED
+    }
+    zeros, looked_at = set(), {}
+    for equation in equations:
+        inputs, name = _variables(equation.invars), equation.primitive.name
+        if (
+            name == "broadcast_in_dim"
+            and not inputs
+            and equation.invars[0].val == 0
+            and equation.outvars[0].aval.size == 1
+        ):
+            zeros |= set(equation.outvars)
+        moved = next(iter(inputs), None)
+        if name in MOVING and moved is equation.invars[0] and moved in moves and _keeps_numbers(equation, moves[moved]):
+            vector, places = moves[moved]
+            sizes = sum(variable.aval.size for variable in equation.outvars)
+            filling = equation.invars[1:]
+            none = all(value in zeros if value in inputs else value.val == 0 for value in filling)
+            if none and (name == "pad" or (not filling and sizes <= places.size)):
+                with jax.ensure_compile_time_eval():
+                    results = _moved(equation, places)
+                moves |= {out: Move(vector, each) for out, each in zip(equation.outvars, results, strict=True)}
+                continue
+        looked_at |= {variable: moves[variable] for variable in inputs if variable in moves}
+    return {
+        variable: move
+        for variable, move in looked_at.items()
+        if variable is not move.vector
+        and variable.aval.size >= ALIGNMENT
+        and (variable.aval.dtype != move.vector.aval.dtype or (np.diff(move.places.reshape(-1)) != 1).any())
+    }
+
+
+def _keeps_numbers(equation: Any, move: Move) -> bool:
+    """Whether only the last type of the numbers says how they are rounded."""
+    before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
+    return before == after or (before == move.vector.aval.dtype and jnp.issubdtype(after, jnp.floating))
+
+
+def _moved(equation: Any, places: np.ndarray) -> list[np.ndarray]:
+    name, params = equation.primitive.name, equation.params
+    if name == "convert_element_type":
+        return [places]
+    filling = [jnp.int32(-1)] if name == "pad" else []
+    results = equation.primitive.bind(jnp.asarray(places), *filling, **params)
+    return [np.asarray(result) for result in (results if equation.primitive.multiple_results else [results])]
+
+
+def _gathered(moves: Mapping[Any, Move], known: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The values of these variables: of each vector, and type of number, in one go."""
+    results = {}
+    groups: dict[Any, list[Any]] = {}
+    for variable, move in moves.items():
+        groups.setdefault((move.vector, variable.aval.dtype), []).append(variable)
+    for (vector, dtype), variables in groups.items():
+        # Each begins at a whole number of lines, as in a packed vector.
+        parts = [moves[variable].places.reshape(-1) for variable in variables]
+        parts = [np.pad(part, (0, -len(part) % ALIGNMENT), constant_values=-1) for part in parts]
+        places = np.concatenate(parts)
+        values = known[vector].at[places].get(mode="clip", wrap_negative_indices=False)
+        values = jnp.where(places >= 0, values, 0).astype(dtype)
+        values = lax.optimization_barrier(values)  # one kernel; else each part would become one
+        ends = np.cumsum([len(part) for part in parts])
+        for variable, part, end in zip(variables, parts, ends.tolist(), strict=True):
+            first = end - len(part)
+            results[variable] = values[first : first + variable.aval.size].reshape(variable.aval.shape)
+    return results
+
+
+def _needed(equations: Sequence[Any], outputs: Sequence[Any], given: Collection[Any] = ()) -> list[Any]:
+    """Those equations that these outputs need, where some variables are given."""
+    wanted, needed = set(outputs).difference(given), []
+    for equation in reversed(equations):
+        if wanted.intersection(equation.outvars):
+            needed.append(equation)
+            wanted |= set(_variables(equation.invars)).difference(given)
+    return needed[::-1]
+
+
+def _value(known: Mapping[Any, Any], variable: Any) -> Any:
+    return variable.val if isinstance(variable, core.Literal) else known[variable]
+
+
+def _variables(inputs: Sequence[Any]) -> list[Any]:
+    return [variable for variable in inputs if not isinstance(variable, core.Literal)]
+
+
+def _bytes(shaped: Any) -> int:
+    size = 4 if jnp.issubdtype(shaped.dtype, jax.dtypes.extended) else shaped.dtype.itemsize
+    return shaped.size * size
