@@ -1,9 +1,11 @@
 """`vae-jax compare`: what it writes, results files, the test of their difference, and what it refuses."""
 
 import copy
+import io
 import json
 import math
 import os
+import pickle
 from dataclasses import replace
 
 import jax
@@ -407,6 +409,24 @@ def test_a_framework_that_fails_is_told(tmp_path):
             list(worker.run(0))
     finally:
         worker.close()
+
+
+@pytest.mark.parametrize("raised", ["EOFError()", "BrokenPipeError()", "SystemExit(0)", "KeyError('ghost')"])
+def test_what_a_users_file_raises_in_a_worker_is_shown(tmp_path, monkeypatch, raised):
+    from vae_jax import registry
+    from vae_jax.compare import worker
+
+    (tmp_path / "mine.py").write_text(f"def bound(key):\n    raise {raised}\n")
+    bound = registry.lookup({}, f"{tmp_path}/mine.py:bound", "objective.name", ("key",))
+    monkeypatch.setattr(worker, "_about", lambda job: {})
+    monkeypatch.setitem(worker.FRAMEWORKS, "vae_jax", lambda *_: bound(0))
+    job = worker.Job("vae_jax", load_config(), None, None)  # type: ignore[arg-type]
+    requests = io.BytesIO(pickle.dumps(job) + pickle.dumps(0))
+    answers = []
+    worker.serve(requests, lambda *answer: answers.append(answer))
+    (_, (kind, said)) = answers
+    assert kind == "error"
+    assert said.startswith(f"vae_jax: {tmp_path}/mine.py:2 in bound: raise {raised}: {raised.partition('(')[0]}")
 
 
 def test_a_quick_look_is_bounded():

@@ -221,10 +221,10 @@ def test_a_pipe_among_the_copies_does_not_make_one_wait(mine, tmp_path):
     (tmp_path / "mine.py").unlink()
     os.mkfifo(tmp_path / "mine.py")
     assert used(mine) == f"{mine}/code/mine.py:bound"
-    assert "is no file" in refused(registry.lookup, {}, used(mine), "objective.name", ("a",))
+    assert "expected a file; found a named pipe" in refused(registry.lookup, {}, used(mine), "objective.name", ("a",))
     (mine / "code" / "signature.json").unlink()
     os.mkfifo(mine / "code" / "signature.json")
-    assert "cannot be read" in refused(used, mine)
+    assert f"{mine}/code/signature.json: expected a file; found a named pipe" in refused(used, mine)
 
 
 # What is the user's word

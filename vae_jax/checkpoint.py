@@ -396,19 +396,19 @@ def _description(folder: Path) -> Description:
             if typed(epoch, Epoch, f"history[{number}]").epoch != number + 1:
                 raise UnfitError(f"history[{number}].epoch: expected {number + 1}; found {epoch['epoch']}")
         found = _paths(folder)
+        for name in sorted({*description.files, *found}):
+            if name not in found or name not in description.files:
+                what = "missing" if name not in found else "none of its files"
+                raise DamageError(f"damaged, {cut(name, PATH)} is {what}")
+        for name, path in sorted(found.items()):
+            if _file_sha256(path) != description.files[name]:
+                raise DamageError(f"damaged, {cut(name, PATH)} is not as it was saved")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamageError(f"damaged, {Path(error.filename).name} is missing") from error
     except OSError as error:  # too many open files, no permission, …: nothing that is wrong with the checkpoint
         raise UserError(f"{error.filename or folder}: cannot be read; {error.strerror or error}") from error
     except UnfitError as error:
         raise DamageError(f"damaged, {DESCRIPTION}: {error}") from error
-    for name in sorted({*description.files, *found}):
-        if name not in found or name not in description.files:
-            what = "missing" if name not in found else "none of its files"
-            raise DamageError(f"damaged, {cut(name, PATH)} is {what}")
-    for name, path in sorted(found.items()):
-        if _file_sha256(path) != description.files[name]:
-            raise DamageError(f"damaged, {cut(name, PATH)} is not as it was saved")
     return description
 
 

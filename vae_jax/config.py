@@ -767,7 +767,12 @@ def find(name: str | Path) -> Path:
 
 def add_options(parser: "ArgumentParser") -> None:
     """Adds every option of a configuration to a jsonargparse parser, with its help from the docstrings above."""
-    parser.add_argument("--config", action="config", metavar="FILE", help="a YAML file, or the name of a shipped one")
+    parser.add_argument(
+        "--config",
+        action="config",
+        metavar="FILE",
+        help="a YAML file, or the name of a shipped one; files of code that it names are run",
+    )
     parser.add_class_arguments(Config)
 
 

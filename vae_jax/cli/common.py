@@ -114,7 +114,7 @@ def folder_options(parser: Any, metavar: str, what: str) -> None:
     parser.add_argument("--out", type=str, default=None, metavar=metavar, help=f"the {what} folder to make")
     parser.add_argument("--resume", action="store_true", help=f"continue the {what} in it, if there is one")
     parser.add_argument("--overwrite", action="store_true", help=f"delete the {what} in it first, if there is one")
-    trust_option(parser, f"{what} to continue")
+    trust_option(parser, what)
 
 
 def folder_of(options: Any, expected: str, example: str) -> Path:

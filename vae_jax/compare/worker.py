@@ -125,11 +125,16 @@ def main() -> None:
         pickle.dump((kind, content), answers)
         answers.flush()
 
-    job: Job = pickle.load(sys.stdin.buffer)
+    serve(sys.stdin.buffer, send)
+
+
+def serve(requests: Any, send: Send) -> None:
+    """Answers the requests in a binary stream; what ends it but their end is an answer too."""
+    job: Job = pickle.load(requests)
     try:
         send("about", _about(job))
         before = _peak_memory(job.framework)
-        while (seed := pickle.load(sys.stdin.buffer)) is not None:
+        while (seed := pickle.load(requests)) is not None:
             FRAMEWORKS[job.framework](job, replace(job.config, seed=seed), send)
             peak = _peak_memory(job.framework)
             send("done", {name: value - before[name] for name, value in peak.items()})
