@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from vae_jax.models.convolution import Convolution
@@ -21,7 +22,7 @@ from vae_jax.platforms import current
 
 
 @jax.custom_jvp
-def leaky_relu(x: Array) -> Array:
+def leaky_relu(x: ArrayLike) -> Array:
     """PyTorch's LeakyReLU."""
     return jax.nn.leaky_relu(x, 0.01)
 
