@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
-from contextlib import closing
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,30 @@ def test_it_listens_where_it_was_told_and_nowhere_else():
         hosts = {host.removeprefix("::ffff:") for host, at in json.loads(out.splitlines()[-1]) if at == port}
         assert hosts, out
         assert hosts <= expected
+
+
+def test_ctrl_c_while_it_waits_for_the_others(tmp_path):
+    """It waits in C++, which no Ctrl-C reaches."""
+    port = free_port()
+    more = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", "0", "--wait=300"]
+    arguments = ["--out", str(tmp_path / "run"), "--config=digits", *more]
+    begin = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's jobs may ignore it
+    waiting = subprocess.Popen(
+        [sys.executable, "-c", f"{begin}; from vae_jax.__main__ import main; main()", "train", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 100
+    while waiting.poll() is None and time.monotonic() < deadline:
+        with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            break
+        time.sleep(0.1)
+    waiting.send_signal(signal.SIGINT)
+    said = waiting.communicate(timeout=100)[1]
+    assert waiting.returncode == 130
+    assert said.startswith("vae-jax: interrupted")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("shared", [False, True])

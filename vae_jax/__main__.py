@@ -3,9 +3,12 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 
-if not sys.flags.safe_path and sys.path[:1] == [os.getcwd()] and __name__ == "__main__":
-    del sys.path[0]  # `python -m` puts the working folder there, whose files would be taken for packages of their names
+if __name__ == "__main__" and not sys.flags.safe_path:
+    with suppress(OSError):  # a working folder that is gone holds no files
+        if sys.path[:1] == [os.getcwd()]:
+            del sys.path[0]  # `python -m` puts it there, and its files would be taken for packages of their names
 
 from vae_jax.interruption import end_at_once
 

@@ -256,11 +256,14 @@ def _over_images(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(cores, THREADS) if jax.default_backend() == "cpu" else 1
     parts = []
-    with ThreadPoolExecutor(threads) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         for part in pool.map(lambda each: [np.asarray(x, np.float64) for x in compiled(*each)], arguments()):
             parts.append(part)
             if on_progress:
                 on_progress(min(len(parts) * batch, count), count)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C a batch that is being computed may take minutes
     top, total = (np.concatenate(column)[:count] for column in zip(*parts, strict=True))
     return top, total
 

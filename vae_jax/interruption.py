@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 
 CODE = 128 + signal.SIGINT  # exit code, a shell's for it
+IMPORT = "<frozen importlib._bootstrap>"  # the file of what a module is imported with
 LINE = "vae-jax: interrupted"
 SAME = 0.5  # seconds in which another SIGINT is the same Ctrl-C: `timeout` and others send two at once
 
@@ -43,7 +44,8 @@ class Listener:
         """Prepares.
 
         Args:
-            end: ends the process, whatever it does; called for a second Ctrl-C. Without it that is raised.
+            end: ends the process, whatever it does; called for a second Ctrl-C, and for one while a module is being
+                imported. Without it these are raised as well.
         """
         self.pressed = False
         self._end, self._at = end, 0.0
@@ -87,8 +89,12 @@ class Listener:
                 return
             if self._end:
                 self._end()
+        importing = False
         while frame is not None and frame is not self._command:
+            importing = importing or frame.f_code.co_filename == IMPORT
             frame = frame.f_back
+        if importing and self._end:  # C++ code that makes a module crashes where an exception comes out of Python's
+            self._end()
         if frame is not None:  # otherwise the command has not begun, or is over
             raise self._exception()  # no variable here may hold it, since its traceback holds this
 
@@ -118,6 +124,8 @@ def end_at_once(*_: object) -> None:
 def end(line: str) -> None:
     """Ends this process as interrupted, with a line; safe wherever a signal finds it."""
     shown = "\x1b[?25h" if os.isatty(2) else ""  # the cursor, which a bar hides
+    with suppress(OSError, ValueError, RuntimeError):  # which is being written to as the signal comes
+        sys.stdout.flush()
     with suppress(OSError):
         os.write(2, f"{shown}{line}\n".encode())
     os._exit(CODE)

@@ -10,7 +10,6 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from vae_jax import interruption
@@ -55,8 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if ctrl_c.pressed:
             code = interruption.CODE
             if own_process:
-                with suppress(OSError, ValueError):
-                    sys.stdout.flush()
                 end()
             remove_unfinished()
             print(line, file=sys.stderr)
