@@ -46,6 +46,9 @@ test-newest: $(ALSO_BIN)/.installed
 torture: $(BIN)/.installed-test
 	$(BIN)/python tests/faults.py kills --count 100
 	$(BIN)/python tests/faults.py writes
+	$(BIN)/python tests/faults.py removed
+	$(BIN)/python tests/faults.py links
+	$(BIN)/python tests/faults.py raises
 	$(BIN)/python tests/faults.py presses --count 170
 	VAE_JAX_TORTURE=1 $(BIN)/python -m pytest --timeout 3600 tests/test_fuzz.py
 

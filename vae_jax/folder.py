@@ -16,7 +16,8 @@ from vae_jax.errors import UserError
 
 DATA = "data.json"  # in a run folder: what it was trained on
 LOCK = ".lock"  # held by the process that writes into a run folder
-LEFT_OVER = re.compile(r"\.lock|\..+\.[0-9a-f]{16}\.tmp")  # what a process may leave that died
+LEFT_OVER = re.compile(r"\.lock|\..+\.([0-9a-f]{16}|\d+)\.tmp|\.import\.\d+")  # what a process may leave that died
+PARTS = ("figures", "code")  # folders in a run's, beside its checkpoints
 NAME_LIMIT = 40  # characters of a file's name in the name of the file beside it, which file systems limit
 
 
@@ -162,8 +163,8 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder}: expected a folder that can be written; {reason}") from error
     try:
         _held[folder.absolute()] = _write_holder(path)
-        for left in (*folder.iterdir(), *_files_in(folder / "figures")):
-            if left.name != LOCK and LEFT_OVER.fullmatch(left.name):
+        for left in (path for place in (folder, *(folder / part for part in PARTS)) for path in _files_in(place)):
+            if left.name != LOCK and LEFT_OVER.fullmatch(left.name) and not _is_written(left):
                 remove(left)
         yield
     finally:
@@ -251,8 +252,32 @@ def make_inside(folder: Path) -> Path:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """What is in a folder; nothing where there is none, or a link."""
-    return list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+    """What is in a folder; nothing where there is none, or one of a run's is a link."""
+    return list(folder.iterdir()) if folder.is_dir() and not (folder.is_symlink() and folder.name in PARTS) else []
+
+
+def _claim(file: BinaryIO) -> bool:
+    """Marks an open file as one that a living process writes; False where another process does."""
+    try:
+        import fcntl  # Windows has none, and deletes no file that is open
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some file systems have no locks
+        return True
+    return True
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a living process writes a file that `replacing` made."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with suppress(OSError), path.open("rb") as file:
+        return not _claim(file)
+    return False
 
 
 def _kind(path: Path) -> str:
@@ -326,11 +351,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     try:
         _unfinished.add(temporary)
         with temporary.open("x+b") as file:
+            _claim(file)
             yield file
         check_held(path)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide why it could not be written
+            temporary.unlink(missing_ok=True)
         _unfinished.discard(temporary)
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from vae_jax.checked import read_json, shown
 from vae_jax.config import Config, expand
 from vae_jax.errors import UserError
-from vae_jax.folder import make_inside, replacing, write_text
+from vae_jax.folder import contents, make_inside, replacing, write_text
 from vae_jax.registry import EXTENSIBLE, Source, locate, pin, source_of
 from vae_jax.signature import NoSecretError, is_own, sign
 
@@ -102,6 +102,7 @@ def keep(files: Mapping[str, Source], names: Iterable[str], folder: Path) -> str
 
     Raises:
         OSError: if one cannot be written.
+        UserError: if the copies there are not what was loaded.
     """
     if not (names := list(names)):
         return ""
@@ -115,6 +116,10 @@ def keep(files: Mapping[str, Source], names: Iterable[str], folder: Path) -> str
         write_text(code / INDEX, json.dumps(index, indent=2) + "\n")  # last: where it is, the copies are whole
     index = read_index(folder)
     known = _known(names, index)
+    for name, (origin, _) in known.items():  # what is signed is what was loaded, not what lies there by now
+        loaded = files.get(_parts(name)[0])
+        if loaded and loaded.sha256 != index[origin].sha256:
+            raise UserError(f"{code}: expected {origin} there as it was loaded; it was changed while this run began")
     run = [f"{origin}:{entry}" for origin, entry in (known.get(name, _parts(name)) for name in names)]
     signed = _signed(folder, index)
     if isinstance(signed, Signed) and set(run).issubset(signed.names):
@@ -166,7 +171,7 @@ def strangers(folder: Path) -> list[Path]:
     if not (folder / CODE).is_dir():
         return [folder / CODE] if (folder / CODE).exists() else []
     own = {INDEX, SIGNATURE, *(known.copy for known in read_index(folder).values())}
-    return [path for path in sorted((folder / CODE).iterdir()) if path.name not in own]
+    return [path for path in contents(folder / CODE) if path.name not in own]
 
 
 def read_index(folder: Path) -> dict[str, Kept]:

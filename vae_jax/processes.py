@@ -124,7 +124,7 @@ def _detected(
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if None in (coordinator, processes, process):
-        with suppress(ImportError, AttributeError):
+        with suppress(ImportError, AttributeError, TypeError):
             from jax._src.clusters import ClusterEnv
 
             detect = ClusterEnv.auto_detect_unset_distributed_params

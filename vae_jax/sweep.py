@@ -632,14 +632,15 @@ def _delete_sweep(folder: Path) -> None:
     """Deletes a sweep's runs and tables, and nothing else that lies in its folder."""
     for member in members_of(read_sweep(folder)):
         if (folder / member.name).is_symlink():
-            (folder / member.name).unlink()
+            remove(folder / member.name)
         elif (folder / member.name / "config.yaml").is_file():
-            delete(folder / member.name)
-            (folder / member.name / "config.yaml").unlink()
+            with writing(folder / member.name):  # it may be going on by itself
+                delete(folder / member.name)
+                remove(folder / member.name / "config.yaml")
             if all(path.name == LOCK for path in (folder / member.name).iterdir()):  # nothing of the user's is there
                 remove(folder / member.name)
     for name in ("members.csv", "table.csv", "table.md"):
-        (folder / name).unlink(missing_ok=True)
+        remove(folder / name)
     remove(folder / "figures")
     own_parts.delete(folder)
 

@@ -247,11 +247,15 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
             told them does not know.
     """
     from vae_jax.data import load
+    from vae_jax.data.cache import is_cache
     from vae_jax.run import digest_of_all
     from vae_jax.train import check_labels
 
     given = {name: path for name in DATA_PATHS if (path := getattr(options.data, name)) is not None}
     config = replace(trained.config.data, **given)
+    if "cache_dir" not in given and config.cache_dir and not is_cache(expand(config.cache_dir)):
+        say(f"{config.cache_dir}, the run's data.cache_dir, is no cache here: --data.cache_dir names one")
+        config = replace(config, cache_dir=None)
     check_data_used(DataConfig(config.source, **given))
     data = load(config, report=say)
     noted = read_data(expand(options.run))

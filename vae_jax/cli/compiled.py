@@ -63,8 +63,10 @@ def _own_folder() -> Path | None:
         found = folder.stat()
         if found.st_uid != user:
             return None
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):  # what is there may be anybody's
             folder.chmod(0o700)
+            for path in folder.iterdir():
+                _delete(str(path))
     return folder if os.access(folder, os.W_OK | os.X_OK) else None
 
 
@@ -79,16 +81,17 @@ def _tidy(folder: Path, limit: int) -> set[str]:
         OSError: if the folder cannot be read.
     """
     files: list[tuple[float, int, str]] = []
+    own = folder.stat().st_uid
     os.listdir(folder)  # or raises, which os.walk does not
     for place, folders, names in os.walk(folder):
         for name in [*names, *(each for each in folders if each.endswith(ENTRY))]:
             path = os.path.join(place, name)
             with suppress(OSError):
                 found = os.lstat(path)
-                if stat.S_ISREG(found.st_mode) and found.st_size:
+                if stat.S_ISREG(found.st_mode) and found.st_size and found.st_uid == own:
                     # A file's time of access may be kept to the day, or not at all.
                     files.append((max(found.st_atime, found.st_mtime), found.st_size, path))
-                else:  # empty as the disk was full, or what jax would wait for, or write through
+                else:  # empty as the disk was full, what jax would wait for or write through, or another user's
                     _delete(path)
     over = sum(size for _, size, _ in files) - limit if limit >= 0 else 0
     kept = set()

@@ -7,7 +7,7 @@ from vae_jax.cli.common import Verb, absolute_paths, answer, check_code, say, se
 from vae_jax.cli.train import pictures
 from vae_jax.config import DataConfig, add_options, expand, from_namespace
 from vae_jax.errors import UserError, quoted
-from vae_jax.folder import check_folder, check_writable
+from vae_jax.folder import check_folder, check_no_link, check_writable
 
 
 def _export_options(parser: Any) -> None:
@@ -30,6 +30,7 @@ def _export(options: Any) -> None:
         raise UserError(f"{path}: expected a file, found a folder")
     if path.exists() and not options.overwrite:
         raise UserError(f"{path}: there is such a file already; --overwrite writes over it")
+    check_no_link(folder, path.parent)
     check_writable(path.parent)
     set_device("cpu")
     from vae_jax.interop.exchange import export_run

@@ -44,6 +44,11 @@ def cache_folder(config: DataConfig) -> Path | None:
     return expand(config.cache_dir) if config.cache_dir else user_cache()
 
 
+def is_cache(folder: Path) -> bool:
+    """Whether something is cached there already: what a run that is only used names may be anybody's choice."""
+    return any((folder / part).is_dir() for part in ("images", "downloads"))
+
+
 def cached(
     folder: Path | None,
     name: str,
