@@ -6,8 +6,11 @@ renamed when it is whole. Orbax's CheckpointManager is not used: it renames a ch
 for its files, and a checkpoint that it was deleting when the process died looks like a damaged one.
 """
 
+import asyncio
 import errno
+import gc
 import hashlib
+import inspect
 import json
 import logging
 import math
@@ -17,8 +20,10 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -41,6 +46,7 @@ DAMAGED = "damaged"  # where what cannot be used is moved to; it is never delete
 UNFINISHED, DELETED = ".tmp", ".deleted"  # how the names of folders end that a dead process may leave
 PLAIN = "/.,=+-_ ()~@'&!^;$"  # with letters and digits, what a path is made of that orbax takes as it stands
 OPEN_FOLDERS = Path("/proc/self/fd")  # where on Linux each has a path by its number
+PATIENCE = 10.0  # seconds in which what orbax has begun must end, where something else has failed
 SPACE = 1.2  # times the arrays' size is free before they are written
 Report = Callable[[str], None]
 
@@ -452,18 +458,50 @@ def _orbax() -> ocp.Checkpointer:
     )
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that lets its tasks end before it is closed.
+
+    Orbax closes its own under what still writes where something else has failed, and each of that tells a traceback.
+    """
+
+    def close(self) -> None:
+        if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
+            ended, _ = self.run_until_complete(asyncio.wait(tasks, timeout=PATIENCE))
+            for each in ended:
+                if not each.cancelled():
+                    each.exception()  # otherwise asyncio tells it
+        super().close()
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # of one that could not be made, since too many files are open
+            super().__del__()
+
+
 @contextmanager
 def _silenced() -> Iterator[None]:
-    """Within it errors are raised only: threads of orbax and of tensorstore tell their whole tracebacks as well."""
-    logger, hook = logging.getLogger("absl"), sys.excepthook
-    level = logger.level
+    """Within it errors are raised only: what orbax does at the same time tells whole tracebacks of its own as well."""
+    logger, hook, new_loop = logging.getLogger("absl"), sys.excepthook, asyncio.new_event_loop
+    level, threads = logger.level, set(threading.enumerate())
     logger.setLevel(logging.CRITICAL + 1)
     sys.excepthook = lambda *_: None
+    asyncio.new_event_loop = _Loop
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            try:
+                yield
+            except BaseException:  # what orbax has begun ends here, not later
+                for thread in set(threading.enumerate()) - threads:
+                    thread.join(PATIENCE)
+                for each in filter(inspect.iscoroutine, gc.get_objects()):
+                    waits = inspect.getcoroutinestate(each) == inspect.CORO_CREATED
+                    if waits and "orbax" in each.cr_code.co_filename:
+                        each.close()
+                raise
     finally:
         logger.setLevel(level)
         sys.excepthook = hook
+        asyncio.new_event_loop = new_loop
 
 
 @contextmanager

@@ -439,7 +439,7 @@ class TrainConfig:
     def __post_init__(self):
         _require(
             self,
-            epochs="[1, 1000000]",  # steps are counted in 32 bits
+            epochs="[1, 1000000]",
             batch_size="[1, 1000000]",
             learning_rate="(0, inf)",
             adam_b1="[0, 1)",
@@ -630,6 +630,17 @@ def _unused(sections: dict[str, Any]) -> Iterator[tuple[str, str, tuple[Any, ...
         found = getattr(sections[other], decides)
         if found not in choices and (by not in OURS or found in OURS[by]):
             yield option, by, choices, found
+
+
+def as_used(config: Config, *options: str) -> str:
+    """Those of these options that the configuration looks at, each with its value, in words."""
+    values = options_of(config)
+    ignored = {
+        option
+        for option, by, choices in MEANT_FOR
+        if values[by] not in choices and (by not in OURS or values[by] in OURS[by])
+    }
+    return ", ".join(f"{option} {as_text(values[option])}" for option in options if option not in ignored)
 
 
 @functools.cache

@@ -1,5 +1,8 @@
 """What is told a user: what they can put right, and that a training stopped as they asked."""
 
+import errno
+import os
+import signal
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,6 +11,16 @@ LISTED = 20  # of many things; the rest is counted
 QUOTED = 60  # characters of a value
 PATH = 4096  # characters of a path, or of a name that may be one
 BRIEF = 500  # characters of what another package says
+# How libraries say that memory is full: jax and XLA, C++, the system, its loader of libraries, Python's threads, numpy.
+MEMORY_IS_FULL = (
+    "resource_exhausted",
+    "out of memory",
+    "bad_alloc",
+    "cannot allocate memory",
+    "failed to map segment",
+    "can't start new thread",
+    "unable to allocate",
+)
 
 
 class UserError(ValueError):
@@ -35,6 +48,41 @@ def message_of(error: BaseException) -> str:
         return str(error)
     except (Exception, SystemExit):
         return ""
+
+
+def memory_is_full(error: BaseException) -> bool:
+    """Whether an error, or one that led to it, says that memory is full, in whose words ever."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, MemoryError) or getattr(link, "errno", None) == errno.ENOMEM:
+            return True
+        if any(sign in message_of(link).lower() for sign in MEMORY_IS_FULL):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
+
+
+_kept: list[object] = []  # what C code calls must not be collected
+
+
+def say_if_aborted(message: str, code: int, stream: int = 2) -> None:
+    """From now on this process, if code that is not Python's aborts it, ends with this message and this exit code.
+
+    What that code itself prints stands above it.
+    """
+    import ctypes  # here, since most commands do without it
+
+    line = f"vae-jax: error: {printable(message)}\n".encode()
+
+    @ctypes.CFUNCTYPE(None, ctypes.c_int)
+    def on_abort(_: int) -> None:
+        os.write(stream, line)
+        os._exit(code)
+
+    install = ctypes.CDLL(None).signal
+    install.argtypes, install.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
+    install(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
+    _kept.append(on_abort)
 
 
 def printable(text: str) -> str:

@@ -24,6 +24,7 @@ from vae_jax.config import Config
 from vae_jax.errors import UserError
 from vae_jax.keys import first_z_key, image_keys, move_key, sample_key
 from vae_jax.models import Variables
+from vae_jax.sizes import check_memory
 
 # A chunk holds as many samples of z as make about so many numbers of images, whatever the number of samples and of
 # images: 2 MB in float32 on a CPU, which stays in the cache, and 256 MB elsewhere. A chunk needs that a few times over,
@@ -67,7 +68,7 @@ def importance_nll(
         on_progress: called with the number of images done and of all images.
 
     Raises:
-        UserError: if k is below 1, or the model is an autoencoder, which has no p(x).
+        UserError: if k is below 1, the model is an autoencoder, which has no p(x), or memory does not suffice.
     """
     _require(config, samples=samples)
     rows = _rows(images)
@@ -95,7 +96,8 @@ def importance_nll(
         start = jnp.full(len(images), -jnp.inf), jnp.zeros(len(images))
         return lax.scan(add, start, jnp.arange(chunks * chunk).reshape(chunks, chunk))[0]
 
-    top, total = _over_images(estimate, variables, images, labels, key, rows // chunk, on_progress)
+    what = f"--nll-samples {samples}"
+    top, total = _over_images(what, estimate, variables, images, labels, key, rows // chunk, on_progress)
     return math.log(samples) - top - np.log(total)
 
 
@@ -138,7 +140,7 @@ def annealed_nll(
         on_progress: called with the number of images done and of all images.
 
     Raises:
-        UserError: if a number is below 1, or the model is an autoencoder, which has no p(x).
+        UserError: if a number is below 1, the model is an autoencoder, which has no p(x), or memory does not suffice.
     """
     _require(config, temperatures=temperatures, chains=chains, leapfrog=leapfrog)
     betas = _sigmoid_schedule(temperatures)
@@ -196,7 +198,8 @@ def annealed_nll(
         return _log_add((jnp.full(len(images), -jnp.inf), jnp.zeros(len(images))), log_w)
 
     batch = max(1, _rows(images) // max(chains, PILOTS))
-    top, total = _over_images(estimate, variables, images, labels, key, batch, on_progress, exact)
+    what = f"--ais-chains {chains}"
+    top, total = _over_images(what, estimate, variables, images, labels, key, batch, on_progress, exact)
     nll = math.log(chains) - top - np.log(total)
     return nll if exact is None else -nll
 
@@ -225,6 +228,7 @@ def _log_add(carry: tuple[Array, Array], log_w: Float[Array, "samples images"]) 
 
 
 def _over_images(
+    what: str,
     estimate: Callable[..., tuple[Array, Array]],
     variables: Variables,
     images: UInt8[np.ndarray, "images h w c"],
@@ -255,6 +259,8 @@ def _over_images(
     compiled = jax.jit(run).lower(*next(arguments())).compile()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(cores, THREADS) if jax.default_backend() == "cpu" else 1
+    needed: Any = compiled.memory_analysis()
+    check_memory(threads * needed.temp_size_in_bytes, f"{what}: the arrays of a batch of images")
     parts = []
     pool = ThreadPoolExecutor(threads)
     try:

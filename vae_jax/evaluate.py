@@ -15,7 +15,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vae_jax.composition import Composition
-from vae_jax.config import Config
+from vae_jax.config import Config, as_used
 from vae_jax.dependence import depends
 from vae_jax.devices import Devices
 from vae_jax.errors import UserError
@@ -26,10 +26,63 @@ from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Model as Bound
 from vae_jax.objectives import Objective, Terms
 from vae_jax.posteriors import Heads, Latents
+from vae_jax.sizes import check_memory, largest_operation, largest_product
 
+MANY = 10_000  # z drawn at once from which on memory is asked first
 BATCH = 250  # images at a time; no result depends on it but through the noise, which is drawn for each batch
 
-Evaluator = Callable[[Variables, Key[Array, ""]], Terms]
+
+class Evaluator:
+    """(variables, key) -> the objective's terms for each image, (images,) each."""
+
+    def __init__(self, config: Config, feed: Feed, evaluate: Any):
+        """Of the images in a feed.
+
+        Args:
+            config: of the run.
+            feed: brings them.
+            evaluate: compiled, see `make_terms`.
+        """
+        self._config, self._feed, self._evaluate = config, feed, evaluate
+        self._size = 0  # images of a call, known once a call has been lowered
+
+    def __call__(self, variables: Variables, key: Key[Array, ""]) -> Terms:
+        """The terms.
+
+        Raises:
+            NotEnough: if they do not fit into memory.
+        """
+        parts = []
+        for shard in self._feed.shards():
+            count = shard.last - shard.first
+            size = self._size = self._size or self._lower(variables, key, shard)
+            for first in range(0, count, size):
+                chosen = slice(first, min(first + size, len(shard.images)))
+                terms = self._evaluate(*self._arguments(variables, key, shard, chosen))
+                parts.append(jax.tree.map(lambda part, left=count - first: part[:left], terms))
+        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
+
+    def check(self, variables: Variables, key: Key[Array, ""]) -> None:
+        """Refuses what will not fit into memory, as a call does, and evaluates nothing."""
+        for shard in self._feed.shards():
+            self._size = self._size or self._lower(variables, key, shard)
+            break
+
+    def _lower(self, variables: Variables, key: Key[Array, ""], shard: Shard) -> int:
+        """How many images a call takes."""
+        every = slice(0, len(shard.images))
+        traced = self._evaluate.trace(*self._arguments(variables, key, shard, every))
+        samples = as_used(self._config, "objective.samples", "objective.groups")
+        what = samples or f"model.network {self._config.model.network}"
+        check_memory(largest_product(traced.jaxpr), f"{what}: evaluating {BATCH} images at a time")
+        return BATCH if is_slow_in_loops(traced.lower()) else every.stop
+
+    def _arguments(self, variables: Variables, key: Key[Array, ""], shard: Shard, chosen: slice) -> tuple[Any, ...]:
+        number = np.int32((shard.first + chosen.start) // BATCH)
+        images, labels = shard.images, shard.labels
+        if chosen != slice(0, len(images)):
+            images, labels = images[chosen], None if labels is None else labels[chosen]
+        return variables, images, labels, number, key
 
 
 def in_batches(function: Callable[..., Any], count: int, *arrays: Array | None, first: Int[Array, ""] | int = 0) -> Any:
@@ -76,31 +129,7 @@ def make_evaluator(
         )
     devices = devices or Devices()
     feed = Feed(images, config.train.shard_images, BATCH, labels, devices)
-    evaluate_images = jax.jit(make_terms(config, network, objective, latent, devices), **devices.outputs)
-    size = 0  # images of a call, known once a call has been lowered
-
-    def evaluate(variables: Variables, key: Key[Array, ""]) -> Terms:
-        nonlocal size
-        parts = []
-        for shard in feed.shards():
-            count = shard.last - shard.first
-
-            def arguments(chosen: slice, shard: Shard = shard) -> tuple[Any, ...]:
-                number = np.int32((shard.first + chosen.start) // BATCH)
-                images, labels = shard.images, shard.labels
-                if chosen != slice(0, len(images)):
-                    images, labels = images[chosen], None if labels is None else labels[chosen]
-                return variables, images, labels, number, key
-
-            if not size:
-                every = slice(0, len(shard.images))
-                size = BATCH if is_slow_in_loops(evaluate_images.lower(*arguments(every))) else every.stop
-            for first in range(0, count, size):
-                terms = evaluate_images(*arguments(slice(first, min(first + size, len(shard.images)))))
-                parts.append(jax.tree.map(lambda part, left=count - first: part[:left], terms))
-        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
-
-    return evaluate
+    return Evaluator(config, feed, jax.jit(make_terms(config, network, objective, latent, devices), **devices.outputs))
 
 
 def make_terms(
@@ -183,7 +212,8 @@ class Model(NamedTuple):
     """A trained model in use: pure, compiled functions of arrays.
 
     Where the model is told labels (`model.classes`), each function takes them too, (n,): `encode(images, labels)`.
-    Arrays of another shape or type than said here are refused with a UserError, and so are empty ones.
+    Arrays of another shape or type than said here are refused with a UserError, and so are empty ones, and so many that
+    the results do not fit into memory.
 
     Attributes:
         encode: uint8 images (n, height, width, channels) -> {"mu", and "log_var" for a VAE}, each (n, latent), and
@@ -192,6 +222,7 @@ class Model(NamedTuple):
         reconstruct: uint8 images -> pictures decoded from "mu".
         sample: (key, n) -> pictures decoded from the prior; None for an autoencoder, which has no prior.
         latent: dimensions of z.
+        draw: (key, n) -> the prior's z that `sample` decodes, (n, latent); None for an autoencoder.
     """
 
     encode: Callable[..., dict[str, Float[Array, "n _"]]]
@@ -199,6 +230,7 @@ class Model(NamedTuple):
     reconstruct: Callable[..., Float[Array, "n h w c"]]
     sample: Callable[..., Float[Array, "n h w c"]] | None
     latent: int
+    draw: Callable[..., Float[Array, "n latent"]] | None = None
 
 
 def make_model(network: Composition, objective: Objective, variables: Variables) -> Model:
@@ -260,6 +292,9 @@ def model_maker(network: Composition, objective: Objective) -> Callable[[Variabl
                 return of.concatenate([array, of.broadcast_to(array[-1:], (room - count, *array.shape[1:]))])
 
             results = function(variables, np.int32(number), *map(fill, batch))
+            if not parts:  # twice, since what is joined is held beside its parts
+                size = sum(leaf.nbytes for leaf in jax.tree.leaves(results)) / room
+                check_memory(int(2 * size * len(arrays[0])), f"{len(arrays[0]):,} results of the model")
             parts.append(results if room == count else jax.tree.map(lambda array, n=count: array[:n], results))
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
@@ -288,12 +323,23 @@ def model_maker(network: Composition, objective: Objective) -> Callable[[Variabl
         def reconstruct(images: Any, labels: Any = None) -> Array:
             return decode(encode(images, labels)["mu"], labels)
 
-        def sample(key: Key[Array, ""], n: int, labels: Any = None) -> Array:
+        def draw(key: Key[Array, ""], n: int) -> Array:
             if n < 1:
                 raise UserError(f"n: expected at least 1; found {n}")
-            return decode(network.sample_prior(variables, sampling_key(key), n), labels)
 
-        return Model(encode, decode, reconstruct, sample if objective.generative else None, network.latent)
+            def sample_prior(key: Key[Array, ""]) -> Array:
+                return network.sample_prior(variables, sampling_key(key), n)
+
+            if n > MANY:
+                check_memory(largest_operation(sample_prior, key), f"n {n}: drawing z from the prior")
+            return sample_prior(key)
+
+        def sample(key: Key[Array, ""], n: int, labels: Any = None) -> Array:
+            return decode(draw(key, n), labels)
+
+        if not objective.generative:
+            return Model(encode, decode, reconstruct, None, network.latent)
+        return Model(encode, decode, reconstruct, sample, network.latent, draw)
 
     return make
 

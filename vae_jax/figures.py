@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -14,13 +15,16 @@ import numpy as np
 from jaxtyping import Float, Int64
 from PIL import Image
 
-from vae_jax.errors import cut, listed
+from vae_jax.errors import UserError, cut, listed
 from vae_jax.folder import replacing
+from vae_jax.memory import check
 
 Pictures = Float[np.ndarray, "n height width channels"]
 
 LABEL = 100  # characters of a name in a picture
 GLYPH = re.compile(r"Glyph (\d+) .*missing from")  # what matplotlib says of a sign that its font does not have
+LINE, GAP = 2, 8  # pixels between the pictures of a sheet
+PIXELS = (1 << 31) - 1  # of a picture; Pillow counts in 32 bits
 # One colour for each class, up to ten told apart by colour-blind readers too (Tableau's).
 COLORMAPS = {10: "tab10", 20: "tab20"}
 
@@ -32,8 +36,63 @@ def _save(path: Path, write: Any) -> Path:
     return path
 
 
+class Sheet:
+    """A picture made of pictures, row by row, that come in blocks; small ones are enlarged by a whole factor."""
+
+    def __init__(self, count: int, shape: tuple[int, ...], columns: int, gap_after_rows: int = 0, what: str = ""):
+        """Looks at whether it can be drawn; nothing is allocated yet.
+
+        Args:
+            count: of the pictures.
+            shape: of each, (height, width, channels), grey or RGB.
+            columns: pictures in a row.
+            gap_after_rows: leaves a wider gap after so many rows; 0 for none.
+            what: asks for so many, for the message; it begins with the options to blame.
+
+        Raises:
+            UserError: if the picture is larger than a PNG is made here.
+            NotEnough: if it does not fit into memory.
+        """
+        self._height, self._width, self._channels = shape
+        self._columns, self._rows = columns, -(-count // columns)
+        self._scale = max(1, 768 // (columns * self._width))
+        self._gap_after_rows = gap_after_rows
+        self._canvas = None
+        height, width = self._size = (
+            self._top(self._rows - 1) + self._height * self._scale + LINE,
+            columns * (self._width * self._scale + LINE) + LINE,
+        )
+        what = what or f"a picture of {count:,} pictures"
+        if height * width > PIXELS:
+            raise UserError(
+                f"{what}: expected a picture of at most {PIXELS:,} pixels; found one of {width:,} x {height:,}"
+            )
+        each = 1 if self._channels == 1 else self._channels + 4  # of RGB Pillow takes a copy, with 4 bytes a pixel
+        check(height * width * each, f"{what}: {width:,} x {height:,} pixels")
+
+    def _top(self, row: int) -> int:
+        gaps = row // self._gap_after_rows * GAP if self._gap_after_rows else 0
+        return LINE + row * (self._height * self._scale + LINE) + gaps
+
+    def put(self, places: Sequence[int], pictures: Pictures) -> None:
+        """Draws pictures in [0, 1] at these places, which are counted row by row from 0."""
+        if self._canvas is None:
+            self._canvas = np.full((*self._size, self._channels), 255, np.uint8)
+        for place, levels in zip(places, np.rint(np.clip(pictures, 0, 1) * 255).astype(np.uint8), strict=True):
+            large = levels.repeat(self._scale, 0).repeat(self._scale, 1)
+            row, column = divmod(place, self._columns)
+            top, left = self._top(row), column * (self._width * self._scale + LINE) + LINE
+            self._canvas[top : top + large.shape[0], left : left + large.shape[1]] = large
+
+    def save(self, path: Path) -> Path:
+        """Saves it as a PNG; where nothing was put it is white."""
+        assert self._canvas is not None
+        image = Image.fromarray(self._canvas[..., 0] if self._channels == 1 else self._canvas)
+        return _save(path, lambda file: image.save(file, "PNG"))
+
+
 def grid(path: Path, pictures: Pictures, columns: int, gap_after_rows: int = 0) -> Path:
-    """Saves pictures in [0, 1] as a grid, row by row; small ones are enlarged by a whole factor.
+    """Saves pictures in [0, 1] as a grid, row by row, see `Sheet`.
 
     Args:
         path: of the PNG.
@@ -41,33 +100,39 @@ def grid(path: Path, pictures: Pictures, columns: int, gap_after_rows: int = 0) 
         columns: pictures in a row.
         gap_after_rows: leaves a wider gap after so many rows; 0 for none.
     """
-    count, height, width, channels = pictures.shape
-    rows = -(-count // columns)
-    scale = max(1, 768 // (columns * width))
-    line, gap = 2, 8
-    tops = [
-        row * (height * scale + line) + (row // gap_after_rows * gap if gap_after_rows else 0) for row in range(rows)
-    ]
-    canvas = np.full(
-        (tops[-1] + height * scale + 2 * line, columns * (width * scale + line) + line, channels), 255, np.uint8
-    )
-    levels = np.rint(np.clip(pictures, 0, 1) * 255).astype(np.uint8).repeat(scale, 1).repeat(scale, 2)
-    for i, picture in enumerate(levels):
-        top, left = tops[i // columns] + line, i % columns * (width * scale + line) + line
-        canvas[top : top + height * scale, left : left + width * scale] = picture
-    image = Image.fromarray(canvas[..., 0] if channels == 1 else canvas)
-    return _save(path, lambda file: image.save(file, "PNG"))
+    sheet = Sheet(len(pictures), pictures.shape[1:], columns, gap_after_rows)
+    sheet.put(range(len(pictures)), pictures)
+    return sheet.save(path)
+
+
+class Pairs:
+    """A picture of rows of originals, each row above the row of its reconstructions, that come in blocks."""
+
+    def __init__(self, count: int, shape: tuple[int, ...], columns: int = 16, what: str = ""):
+        """Looks at whether it can be drawn, see `Sheet`."""
+        self._columns = min(columns, count)
+        rows = 2 * -(-count // self._columns)
+        self._sheet = Sheet(rows * self._columns, shape, self._columns, gap_after_rows=2, what=what)
+
+    def put(self, first: int, above: Pictures, below: Pictures) -> None:
+        """Draws originals, the first of them with this number, and their reconstructions."""
+        numbers = np.arange(first, first + len(above))
+        places = numbers + numbers // self._columns * self._columns
+        # In the precision of the finer, as if they were one array.
+        dtype = np.result_type(above, below)
+        for pictures, further in ((above, 0), (below, self._columns)):
+            self._sheet.put((places + further).tolist(), pictures.astype(dtype, copy=False))
+
+    def save(self, path: Path) -> Path:
+        """Saves it as a PNG."""
+        return self._sheet.save(path)
 
 
 def pairs(path: Path, above: Pictures, below: Pictures, columns: int = 16) -> Path:
     """Saves rows of originals, each row above the row of its reconstructions."""
-    columns = min(columns, len(above))
-    rows = []
-    for start in range(0, len(above), columns):
-        for pictures in (above[start : start + columns], below[start : start + columns]):
-            missing = columns - len(pictures)
-            rows.append(np.pad(pictures, ((0, missing), (0, 0), (0, 0), (0, 0)), constant_values=1.0))
-    return grid(path, np.concatenate(rows), columns, gap_after_rows=2)
+    drawn = Pairs(len(above), above.shape[1:], columns)
+    drawn.put(0, above, below)
+    return drawn.save(path)
 
 
 def loss_curve(path: Path, history: list[dict[str, Any]], unit: str) -> Path:

@@ -3,7 +3,6 @@
 A process that is lost ends the others: none can go on without its part of a batch. They say so and exit with `LOST`.
 """
 
-import ctypes
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from contextlib import contextmanager, nullcontext, suppress
 import jax
 
 from vae_jax.coordinator import BIND, claimed
-from vae_jax.errors import UserError, printable
+from vae_jax.errors import UserError, printable, say_if_aborted
 
 HEARTBEAT = 20  # seconds after which a process that is silent counts as lost
 FAREWELL = 600  # seconds in which all processes must have ended, once one has
@@ -28,8 +27,6 @@ UNTOLD = (
     "--distributed: expected --coordinator HOST:PORT, --processes and --process, or an environment that tells them "
     "(Slurm, Kubernetes, Open MPI)"
 )
-
-_kept: list[object] = []  # what C code calls must not be collected
 
 
 def join(
@@ -80,7 +77,7 @@ def join(
         except RuntimeError as error:
             raise UserError(f"{unmet}; {error!s:.200}") from error
     aborted = "jax's runtime has ended this process, most likely since"  # lines of its own stand above
-    _abort_with(f"process {jax.process_index()}: {aborted} {MESSAGE}", LOST)
+    say_if_aborted(f"process {jax.process_index()}: {aborted} {MESSAGE}", LOST)
 
 
 def joined() -> bool:
@@ -161,7 +158,8 @@ def _one_line(message: str) -> Iterator[None]:
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         shown = os.dup(2)
-        _abort_with(message, 2, shown)
+        # A thread of the runtime aborts; it has a callback for it, which `jax.distributed` does not offer.
+        say_if_aborted(message, 2, shown)
         os.dup2(held.fileno(), 2)
         try:
             yield
@@ -172,21 +170,3 @@ def _one_line(message: str) -> Iterator[None]:
             os.close(shown)
         held.seek(0)
         os.write(2, held.read())
-
-
-def _abort_with(message: str, code: int, stream: int = 2) -> None:
-    """Where a thread of jax's runtime finds that the processes are not together, it aborts this one: with this message.
-
-    The runtime has a callback for it, which `jax.distributed` does not offer.
-    """
-    line = f"vae-jax: error: {printable(message)}\n".encode()
-
-    @ctypes.CFUNCTYPE(None, ctypes.c_int)
-    def on_abort(_: int) -> None:
-        os.write(stream, line)
-        os._exit(code)
-
-    install = ctypes.CDLL(None).signal
-    install.argtypes, install.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
-    install(signal.SIGABRT, ctypes.cast(on_abort, ctypes.c_void_p))
-    _kept.append(on_abort)

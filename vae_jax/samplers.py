@@ -30,6 +30,7 @@ OnProgress = Callable[[int, int], None]  # (done, total)
 
 COMPONENTS = 10  # of the mixture, as in Ghosh et al. 2020, section 4
 STEPS, BATCH, HIDDEN, LEARNING_RATE = 4000, 256, (128, 128), 3e-3  # of the second stage: well below a minute
+BLOCK = 1 << 28  # bytes that drawing takes at a time, whatever the number of z
 CALLS = 20  # in which it is trained, for progress to show
 
 
@@ -64,9 +65,12 @@ def gaussian_mixture(
     def sample(key: Key[Array, ""], count: int) -> Array:
         which, noise = jax.random.split(key)
         chosen = jax.random.categorical(which, logits, shape=(count,))
-        return middles[chosen] + jnp.einsum(
-            "nij,nj->ni", roots[chosen], jax.random.normal(noise, (count, latents.shape[1]))
-        )
+
+        def place(chosen: Array, normal: Array) -> Array:
+            return middles[chosen] + jnp.einsum("nij,nj->ni", roots[chosen], normal)
+
+        normal = jax.random.normal(noise, (count, latents.shape[1]))
+        return _in_blocks(place, roots[0].nbytes, chosen, normal)
 
     return sample
 
@@ -134,11 +138,22 @@ def second_stage(
     def sample(key: Key[Array, ""], count: int) -> Array:
         u_key, noise_key = jax.random.split(key)
         shape = (count, latent)
-        z = _mlp(trained["decoder"], jax.random.normal(u_key, shape))
-        z = z + jnp.exp(trained["log_scale"]) * jax.random.normal(noise_key, shape)
-        return jnp.broadcast_to(middle, shape) + jnp.broadcast_to(scale, shape) * z
+
+        def decode(u: Array, noise: Array) -> Array:
+            z = _mlp(trained["decoder"], u) + jnp.exp(trained["log_scale"]) * noise
+            return jnp.broadcast_to(middle, z.shape) + jnp.broadcast_to(scale, z.shape) * z
+
+        normals = jax.random.normal(u_key, shape), jax.random.normal(noise_key, shape)
+        return _in_blocks(decode, 4 * (sum(HIDDEN) + 4 * latent), *normals)
 
     return sample
+
+
+def _in_blocks(function: Callable[..., Array], size: int, *arrays: Array) -> Array:
+    """The function of rows of arrays, of which each takes so many bytes, block by block."""
+    rows = max(1, BLOCK // size)
+    parts = [function(*(each[i : i + rows] for each in arrays)) for i in range(0, len(arrays[0]), rows)]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
 # Each: (latents, key, on_progress=None) -> Sampler.

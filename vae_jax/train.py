@@ -21,12 +21,12 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from vae_jax import memory, models, optimizer, staging
 from vae_jax.composition import Composition, build
-from vae_jax.config import Config
+from vae_jax.config import Config, as_used
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.shape import settled
 from vae_jax.devices import Devices
 from vae_jax.errors import Diverged, UserError
-from vae_jax.evaluate import make_evaluator, means
+from vae_jax.evaluate import BATCH, make_evaluator, means
 from vae_jax.feed import Feed
 from vae_jax.keys import epoch_key, make_keys, step_key, step_keys
 from vae_jax.models import Variables
@@ -36,8 +36,10 @@ from vae_jax.optimizer import Elementwise
 from vae_jax.packing import pack, pack_like, unpack
 from vae_jax.platforms import Platform, built_for, current
 from vae_jax.registry import lookup
+from vae_jax.sizes import check_memory
 
 REDUCTIONS = {"sum": jnp.sum, "mean": jnp.mean}
+STEPS = 2**31 - 1  # of a run, counted in 32 bits
 FIRST_CHUNK = 8  # steps of a run's first call; from then on a call takes about a second
 
 
@@ -378,12 +380,20 @@ def check_jax() -> None:
 
 
 def check_batches(config: Config, images: int, network: Composition) -> None:
-    """Refuses a batch of one image for a network in which the images of a batch depend on one another.
+    """Refuses more steps than are counted, and a batch of one image for a network in which a batch's depend on one
+    another.
 
     Raises:
-        UserError: if a batch of the epoch would hold one image only, which BatchNorm cannot normalise.
+        UserError: if a step's number would not fit 32 bits, or a batch of the epoch would hold one image only, which
+            BatchNorm cannot normalise.
     """
     size = config.train.batch_size
+    steps = -(-images // size)
+    if steps * config.train.epochs > STEPS:
+        raise UserError(
+            f"train.epochs: expected at most {STEPS // steps:,}, since an epoch has {steps:,} steps and at most "
+            f"{STEPS:,} are counted; found {config.train.epochs}"
+        )
     if (size > 1 and images % size != 1) or not network.ties().couples:
         return
     found = "a batch of one image" if size == 1 else f"a last batch of one image ({images} images in batches of {size})"
@@ -405,9 +415,10 @@ def check_parameters(config: Config, network: Composition) -> None:
     check_memory(4 * size, f"model: training its {models.count_parameters(shapes.params):,} parameters")
 
 
-def check_memory(needed: int, what: str) -> None:
-    if jax.default_backend() == "cpu":  # where too much ends the process without a word; elsewhere jax tells
-        memory.check(needed, what)
+def blamed(config: Config, size: int) -> str:
+    """The options that make a step of so many images take as much memory as it does, for messages."""
+    samples = as_used(config, "objective.samples", "objective.groups")
+    return f"train.batch_size {size}" + f", {samples}" * bool(samples)
 
 
 def told(config: Config, split: Split) -> np.ndarray | None:
@@ -555,7 +566,10 @@ def fit(
     ]
     compile_seconds = time.perf_counter() - began
     for _, size, loop in parts:
-        check_memory(loop.memory, f"train.batch_size {size}: the arrays of a step")
+        check_memory(loop.memory, f"{blamed(config, size)}: the arrays of a step")
+    if max(loop.memory / size for _, size, loop in parts) * BATCH > memory.available():  # or it surely fits
+        for evaluate in evaluators.values():
+            evaluate.check(state.variables, evaluation_key)
     if on_start:
         on_start()
 

@@ -17,7 +17,7 @@ from vae_jax.cli import compare, exchange, sweep, train, use
 from vae_jax.cli.common import Verb, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
 from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
-from vae_jax.errors import UserError, cut, printable
+from vae_jax.errors import UserError, cut, memory_is_full, message_of, printable, say_if_aborted
 from vae_jax.folder import check_folder, read_config, remove_unfinished
 from vae_jax.interruption import Listener
 from vae_jax.registry import lookup, users_line
@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except Exception as error:
             if not ctrl_c.pressed:  # otherwise it is what became of that
                 code = _refused(error)
+        if ctrl_c.pressed and own_process and _is_used_up():
+            remove_unfinished()
+            say("vae-jax: error: not enough memory for another thread, most likely")
+            os._exit(2)
         if ctrl_c.pressed:
             code = interruption.CODE
             if own_process:
@@ -78,6 +82,7 @@ def _run(arguments: list[str], own_process: bool) -> int:
     if own_process:
         keep_compiled()
         _leave_out()
+        _check_memory()
     return _shown_by_line(verb, options)
 
 
@@ -92,14 +97,12 @@ def _refused(error: Exception) -> int:
         case BrokenPipeError():  # as in `vae-jax … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        case MemoryError():
-            said = f"not enough memory: {error}"
-        case OSError():  # a full disk, a folder that may not be read, …
-            said = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         case RuntimeError() | ValueError() if processes and processes.is_lost(error):
             said, code = processes.complaint(error), processes.LOST
-        case RuntimeError() | ValueError() if "RESOURCE_EXHAUSTED" in str(error):  # jax's word for a device's memory
-            said = f"not enough memory on the device: {_line(str(error))[:300]}"
+        case _ if memory_is_full(error):
+            said = _about_memory(error)
+        case OSError():  # a full disk, a folder that may not be read, …
+            said = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
         case _ if processes:  # they must be left
             traceback.print_exception(error)
             return 1
@@ -136,6 +139,13 @@ def _nobody_reads() -> bool:
     return False
 
 
+def _about_memory(error: BaseException) -> str:
+    """Words for an error that says that memory is full."""
+    text = message_of(error)
+    where = "not enough memory" + " on the device" * ("RESOURCE_EXHAUSTED" in text)  # jax's word
+    return f"{where}: {_line(text)[:300]}" if text else where
+
+
 def _line(text: str) -> str:
     """One line that says what the text says, wherever its words come from."""
     return printable(" ".join(text.split()))
@@ -159,6 +169,26 @@ def _leave_out() -> None:
     ):
         if os.environ.get(name, harmless[0]).lower() not in harmless:
             say(f"vae-jax: {name}={os.environ.pop(name)} is left out, since {why}")
+
+
+def _check_memory() -> None:
+    """Refuses to begin with too little memory; where it is limited, and may end at any moment, an abort is explained.
+
+    Raises:
+        UserError: naming the limit.
+    """
+    from vae_jax import memory
+
+    memory.check_start()
+    if limits := memory.limits():
+        say_if_aborted(f"not enough memory, most likely: a library has ended this process ({', '.join(limits)})", 2)
+
+
+def _is_used_up() -> bool:
+    """Whether memory is: OpenBLAS interrupts its own process where it cannot start its threads."""
+    from vae_jax import memory
+
+    return memory.is_used_up()
 
 
 def _overview(arguments: Sequence[str]) -> None:

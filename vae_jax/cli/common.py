@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vae_jax import coordinator, own_parts
 from vae_jax.config import DataConfig, check_data_used, expand
-from vae_jax.errors import UserError, brief, listed, on_terminal, printable, quoted
+from vae_jax.errors import UserError, brief, listed, memory_is_full, on_terminal, printable, quoted
 from vae_jax.folder import check_no_link, check_writable, read_config, read_data
 
 if TYPE_CHECKING:
@@ -209,6 +209,8 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
         raise
     except (RuntimeError, AssertionError) as error:  # jax asserts that a plugin for cuda is there
         absent = "Unable to initialize backend" in str(error) and "coordination service" not in str(error)
+        if memory_is_full(error):
+            raise
         if not absent and (processes := sys.modules.get("vae_jax.processes")) and processes.is_lost(error):
             raise
         reason = (str(error) or "no support for it is installed").splitlines()[0]

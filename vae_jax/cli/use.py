@@ -1,6 +1,8 @@
 """The commands that use a trained model: evaluate, reconstruct, sample, encode, interpolate, traverse."""
 
+import math
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,8 @@ from vae_jax.errors import UserError, listed, quoted
 from vae_jax.folder import read_config, read_data, replacing
 
 if TYPE_CHECKING:
+    from vae_jax.evaluate import Model
+    from vae_jax.figures import Sheet
     from vae_jax.train import Trained
 
 NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
@@ -69,6 +73,56 @@ def _save_arrays(path: Path, **arrays: Any) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
+def _save_pictures(path: Path, count: int, blocks: Iterator[tuple[range, Any]]) -> None:
+    """Writes so many pictures, which come in blocks, as `_save_arrays(path, images=…)` would."""
+    import zipfile
+
+    import numpy as np
+
+    with (
+        replacing(path) as file,
+        zipfile.ZipFile(file, "w") as made,
+        made.open("images.npy", "w", force_zip64=True) as images,
+    ):
+        for numbers, pictures in blocks:
+            if not numbers.start:
+                header = np.lib.format.header_data_from_array_1_0(pictures)
+                np.lib.format.write_array_header_1_0(images, {**header, "shape": (count, *pictures.shape[1:])})
+            images.write(pictures.tobytes())
+
+
+BLOCK = 1 << 26  # bytes of pictures that are decoded at a time
+
+
+def _decoded(
+    model: "Model", shape: tuple[int, ...], count: int, given: Callable[[range], tuple[Any, Any]]
+) -> Iterator[tuple[range, Any]]:
+    """Pictures decoded block by block, which memory holds however many they are, and their numbers.
+
+    The blocks are whole batches, so that each picture is as if all were decoded at once.
+
+    Args:
+        model: decodes.
+        shape: of a picture.
+        count: of the pictures.
+        given: numbers of pictures -> their z and their labels.
+    """
+    import numpy as np
+
+    from vae_jax.evaluate import BATCH
+
+    size = max(1, BLOCK // (4 * math.prod(shape) * BATCH)) * BATCH
+    for first in range(0, count, size):
+        numbers = range(first, min(first + size, count))
+        yield numbers, np.asarray(model.decode(*given(numbers)))
+
+
+def _drawn(sheet: "Sheet", blocks: Iterator[tuple[range, Any]], path: Path) -> None:
+    for numbers, pictures in blocks:
+        sheet.put(numbers, pictures)
+    answer(str(sheet.save(path)))
+
+
 def _reconstruct_options(parser: Any) -> None:
     run_options(parser)
     parser.add_argument("images", metavar="IMAGES", type=str, nargs="*", help="image files; without any, test images")
@@ -100,7 +154,15 @@ def _reconstruct(options: Any) -> None:
     else:
         test = load_data(options, trained).test.spread(count)
         images, labels = test.images, told(trained.config, test)
-    answer(str(figures.pairs(path, images / 255, np.asarray(model.reconstruct(images, labels)))))
+    drawn = figures.Pairs(len(images), images.shape[1:], what="IMAGES" if options.images else f"-n {count}")
+    mu = np.asarray(model.encode(images, labels)["mu"])
+
+    def given(numbers: range) -> tuple[Any, Any]:
+        return mu[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
+
+    for numbers, pictures in _decoded(model, images.shape[1:], len(images), given):
+        drawn.put(numbers.start, images[numbers.start : numbers.stop] / 255, pictures)
+    answer(str(drawn.save(path)))
 
 
 def _sample_options(parser: Any) -> None:
@@ -138,25 +200,32 @@ def _sample(options: Any) -> None:
     from vae_jax import figures
     from vae_jax.keys import sampling_key
 
-    classes, labels = trained.config.model.classes, None
+    classes, labels, shape = trained.config.model.classes, None, trained.image_shape
+    what, sheet = f"-n {count}", None
+    if path.suffix != ".npz":
+        sheet = figures.Sheet(count, shape, columns=max(1, int(count**0.5)), what=what)
     if classes:
         labels = np.arange(count) % classes if label is None else np.full(count, label)
     key = jax.random.key(seed)
     if source != "prior":
-        pictures = model.decode(_fitted(options, trained, source)(sampling_key(key), count), labels)
-    elif model.sample is None:
+        z = _fitted(options, trained, source)(sampling_key(key), count)
+    elif model.draw is None:
         raise UserError(
             f"--from: expected gmm or second_stage for objective {trained.config.objective.name}, which has no prior "
             f"to sample from; found prior"
         )
     else:
-        pictures = model.sample(key, count, labels)
-    pictures = np.asarray(pictures)
-    if path.suffix == ".npz":
-        _save_arrays(path, images=pictures)
-        answer(str(path))
+        z = model.draw(key, count)
+
+    def given(numbers: range) -> tuple[Any, Any]:
+        return z[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
+
+    blocks = _decoded(model, shape, count, given)
+    if sheet:
+        _drawn(sheet, blocks, path)
     else:
-        answer(str(figures.grid(path, pictures, columns=max(1, int(count**0.5)))))
+        _save_pictures(path, count, blocks)
+        answer(str(path))
 
 
 def _fitted(options: Any, trained: "Trained", source: str) -> Any:
@@ -212,20 +281,29 @@ def _interpolate(options: Any) -> None:
     path = target(options, "figures/interpolation.png")
     rows, steps, seed = positive(options.n, "-n"), positive(options.steps, "--steps"), seed_of(options)
     trained, model = open_run(options)
-    from vae_jax import figures
+    from vae_jax import figures, memory
     from vae_jax.train import told
 
+    what = f"-n {rows}, --steps {steps}"
+    sheet = figures.Sheet(rows * steps, trained.image_shape, columns=steps, what=what)
     test = load_data(options, trained).test
+    memory.check(2 * rows * test.images[0].nbytes, f"{what}: {2 * rows:,} images to begin and to end with")
     chosen = np.random.RandomState(seed).choice(len(test), 2 * rows, replace=2 * rows > len(test))
     labels = told(trained.config, test)
     labels = None if labels is None else labels[chosen]
-    ends = np.asarray(model.encode(test.images[chosen], labels)["mu"]).reshape(2, rows, 1, -1)
-    weights = np.linspace(0, 1, steps)[None, :, None]
-    z = (1 - weights) * ends[0] + weights * ends[1]
-    if labels is not None:  # there is nothing between two labels: each half of a row has the one of its end
-        labels = np.where(weights[:, :, 0] <= 0.5, *labels.reshape(2, rows, 1)).reshape(-1)
-    pictures = np.asarray(model.decode(z.reshape(rows * steps, -1), labels))
-    answer(str(figures.grid(path, pictures, columns=steps)))
+    ends = np.asarray(model.encode(test.images[chosen], labels)["mu"]).reshape(2, rows, -1)
+    weights = np.linspace(0, 1, steps)
+
+    def given(numbers: range) -> tuple[Any, Any]:
+        row, column = np.divmod(np.arange(numbers.start, numbers.stop), steps)
+        weight = weights[column]
+        z = (1 - weight)[:, None] * ends[0, row] + weight[:, None] * ends[1, row]
+        if labels is None:
+            return z, None
+        # There is nothing between two labels: each half of a row has the one of its end.
+        return z, np.where(weight <= 0.5, labels[row], labels[rows + row])
+
+    _drawn(sheet, _decoded(model, trained.image_shape, rows * steps, given), path)
 
 
 def _traverse_options(parser: Any) -> None:
@@ -247,18 +325,22 @@ def _traverse(options: Any) -> None:
     from vae_jax import figures
     from vae_jax.train import told
 
+    sheet = figures.Sheet(model.latent * steps, trained.image_shape, columns=steps, what=f"--steps {steps}")
     test = load_data(options, trained).test
     if not 0 <= options.image < len(test):
         raise UserError(f"--image: expected a number from 0 to {len(test) - 1}; found {options.image}")
     labels = told(trained.config, test)
     labels = None if labels is None else labels[options.image : options.image + 1]
-    z = np.asarray(model.encode(test.images[options.image : options.image + 1], labels)["mu"])
-    z = z.repeat(model.latent * steps, 0).reshape(model.latent, steps, model.latent)
-    for dimension in range(model.latent):
-        z[dimension, :, dimension] = np.linspace(-options.extent, options.extent, steps)
-    labels = None if labels is None else labels.repeat(model.latent * steps)
-    pictures = np.asarray(model.decode(z.reshape(-1, model.latent), labels))
-    answer(str(figures.grid(path, pictures, columns=steps)))
+    start = np.asarray(model.encode(test.images[options.image : options.image + 1], labels)["mu"])
+    values = np.linspace(-options.extent, options.extent, steps)
+
+    def given(numbers: range) -> tuple[Any, Any]:
+        dimension, step = np.divmod(np.arange(numbers.start, numbers.stop), steps)
+        z = start.repeat(len(numbers), 0)
+        z[np.arange(len(numbers)), dimension] = values[step]
+        return z, None if labels is None else labels.repeat(len(numbers))
+
+    _drawn(sheet, _decoded(model, trained.image_shape, model.latent * steps, given), path)
 
 
 VERBS = {

@@ -167,7 +167,7 @@ def _normalize(x, scale, offset, epsilon, shift):
 def _normalize_bwd(epsilon, residuals, cotangents):
     x, mean, inverse, scale, shift = residuals
     dtype, x, dy = x.dtype, _single(x), _single(cotangents[0])
-    count = x.size // x.shape[1]
+    count = float(x.size // x.shape[1])  # a whole number would have to fit 32 bits
     normal = (x - _columns(mean)) * _columns(inverse)
     doffset = dy.sum(BATCH_AXES)
     dscale = (dy * normal).sum(BATCH_AXES)

@@ -1,0 +1,50 @@
+"""How large the arrays of a function are, read off the traced program: nothing is computed; and whether they fit."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from vae_jax import memory
+from vae_jax.models.convolution import COMPUTED_BY
+
+# What results stand in memory, whatever a compiler fuses: of matrix products and convolutions, also of our own.
+PRODUCTS = {"dot_general", "conv_general_dilated", *(primitive.name for primitive in COMPUTED_BY)}
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Refuses what does not fit, see `vae_jax.memory.check`, on a CPU: there too much ends the process without a word,
+    elsewhere jax tells."""
+    if jax.default_backend() == "cpu":
+        memory.check(needed, what)
+
+
+def largest_operation(function: Callable[..., Any], *arguments: Any) -> int:
+    """Bytes of the arguments and results of the largest operation of a function that is not compiled.
+
+    Args:
+        function: to be traced.
+        arguments: arrays, or their shapes and types.
+    """
+    traced = jax.make_jaxpr(function)(*arguments)
+    return max((_bytes(each.invars) + _bytes(each.outvars) for each in traced.jaxpr.eqns), default=0)
+
+
+def largest_product(jaxpr: Any) -> int:
+    """Bytes of the largest result of a matrix product or convolution in a traced program: it takes at least these."""
+    return max((_bytes(each.outvars) for each in _equations(jaxpr) if each.primitive.name in PRODUCTS), default=0)
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """The equations of a traced program, with those of the programs in it."""
+    for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
+                    yield from _equations(inner)
+
+
+def _bytes(variables: Any) -> int:
+    avals = [each.aval for each in variables]
+    return sum(aval.size * aval.dtype.itemsize for aval in avals if hasattr(aval, "dtype"))
