@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import re
 from dataclasses import replace
 
 import jax
@@ -16,6 +17,7 @@ from run_fixtures import TINY, compiled_once, flags, snapshot
 from vae_jax import compare
 from vae_jax.cli import main
 from vae_jax.compare import results
+from vae_jax.compare.result import sentence
 from vae_jax.config import load_config
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import UserError
@@ -327,6 +329,24 @@ def test_a_diverging_framework_is_told(tmp_path, command):
 def test_what_is_not_finite_is_null(tmp_path):
     compare.report.write_json(tmp_path / "a.json", {"a": [1.5, math.nan, {"b": -math.inf}], "c": (1,)})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1.5, None, {"b": None}], "c": [1]}
+
+
+def test_names_of_other_frameworks_are_text_in_the_report():
+    """They end no cell, are no HTML and begin no line of their own."""
+    harmful = "a|b <script> `x` [y](http://z)"
+    other = made_up(harmful, framework_version="1|2", device="<b>", notes="- ![x](http://y)")
+    found = [made_up("vae_jax"), other]
+    tests = [results.compare(*found)]
+    details = {"results": found, "tests": tests, "test": results.TEST}
+    level = {"verdict": "no difference", "summary": sentence(tests[0]), "details": details}
+    content = {"data": "x\n# y", "device": "cpu", "versions": {}, "levels": {"result": level}}
+    text = compare.report.markdown(content)
+    assert "Data: x\\\\n# y." in text
+    for mark in ("a|b", "1|2", " <", " `", "](", "\n# y"):
+        assert mark not in text
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    columns = [len(re.findall(r"(?<!\\)\|", line)) for line in tables]
+    assert {count: columns.count(count) for count in columns} == {4: 7, 10: 4}  # of 3 columns and of 9
 
 
 def test_our_runs_are_those_of_train(command, tmp_path):

@@ -125,6 +125,27 @@ def test_npz_names_that_cannot_be_understood(config):
     assert any(line.endswith("ignoring labels_val, more_train_images") for line in lines)
 
 
+def test_of_very_many_arrays_the_first_are_named(config):
+    def write(*images):
+        with zipfile.ZipFile(config().path, "w") as archive:
+            for name in (*(f"{number:07}" for number in range(2000)), "x" * 60_000):
+                archive.writestr(f"{name}.npy", b"")
+            for name in images:
+                with archive.open(f"{name}.npy", "w") as file:
+                    np.save(file, IMAGES)
+
+    write()
+    message = refused(config())
+    assert "found 0000000, 0000001, " in message
+    assert message.endswith(", and 1,981 more")
+    write("images")
+    lines = []
+    load(config(), report=lines.append)
+    (line,) = [line for line in lines if "ignoring" in line]
+    assert line.endswith(", 0000018, and 1,981 more")
+    assert len(line) < 10_000
+
+
 def test_a_validation_split_is_not_held_out_once_more(config):
     np.savez(config().path, train=IMAGES, val=IMAGES[:4])
     assert "data.validation: expected 0, since data has a validation split of its own" in refused(

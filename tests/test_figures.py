@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from itertools import product
 
 import numpy as np
@@ -173,6 +174,51 @@ def test_the_latent_planes_classes_have_their_names(tmp_path, drawn, classes, na
     assert shown == ([name.replace("$", r"\$") for name in names] if named else [str(n) for n in range(classes)])
     colours = panels(drawn[0])["test images"].collections[0].to_rgba(labels)
     assert len(np.unique(colours, axis=0)) == classes
+
+
+HARMFUL = ("$\\frac{", "$a$", r"\$", "a\nb\r", "\x1b[31m\u202e", "_hidden", "%s {0}", "x" * 1_000_000)
+
+
+def test_names_in_pictures_are_text(tmp_path, drawn):
+    """Not mathematics, which may be wrong, nor so long that nothing else is seen; each is there."""
+    names = tuple(HARMFUL)
+    expected = [
+        r"$\frac{",
+        "$a$",
+        r"\$",
+        r"a\nb\r",
+        r"\x1b[31m\u202e",
+        " _hidden",
+        "%s {0}",
+        "x" * figures.LABEL + " …",
+    ]
+    labels = np.arange(len(names))
+    figures.latent_plane(tmp_path / "a.png", np.zeros((len(names), 2)), labels, np.zeros((1, 2, 2, 1)), 3.0, names)
+    curves = {name: {"loss": np.ones((2, 3)), "$k$": np.ones((2, 3))} for name in names}
+    figures.sweep_curves(tmp_path / "b.png", curves, "$u", "$t")
+    cells = {(("$o", name), ("p", "1")): {"$f$": [1.0]} for name in names}
+    figures.sweep_grid(tmp_path / "c.png", {"$o": list(names), "p": ["1"]}, cells, "$u", "$t")
+    runs = {name: np.ones((2, 3)) for name in names}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a legend that leaves no room for the axes
+        figures.comparison(tmp_path / "d.png", runs, {}, {}, "$u")
+    (classes,) = [axes for axes in drawn[0].axes if axes.get_ylabel() == "class"]
+    bar, legend, ticks, other = (
+        classes.get_yticklabels(),
+        drawn[1].axes[-1].get_legend().get_texts(),
+        drawn[2].axes[0].get_yticklabels(),
+        drawn[3].axes[0].get_legend().get_texts(),
+    )
+    for texts in (bar, legend, ticks):
+        assert [text._preprocess_math(text.get_text()) for text in texts] == [(name, False) for name in expected]
+    assert len(other) == len(names)
+
+
+def test_signs_that_the_font_does_not_have_are_told_in_one_line(tmp_path):
+    with pytest.warns(UserWarning, match="boxes stand for what the font does not have: 日, 本$") as told:
+        figures.sweep_curves(tmp_path / "a.png", {"日本": {"loss": np.ones((2, 3))}}, "日", "")
+    assert len(told) == 1
+    assert read(tmp_path / "a.png").ndim == 3
 
 
 def test_the_decoded_plane_has_z2_upwards_and_z1_to_the_right(tmp_path, drawn):

@@ -20,6 +20,7 @@ from vae_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainC
 from vae_jax.data import Dataset, Split, load
 from vae_jax.errors import Stopped, UserError
 from vae_jax.evaluate import make_evaluator, means
+from vae_jax.folder import read_data
 from vae_jax.keys import make_keys, step_key, step_keys
 from vae_jax.objectives import OBJECTIVES, Objective
 from vae_jax.train import build
@@ -164,6 +165,45 @@ def test_a_run_notes_its_data_and_their_classes(whole, data):
     assert noted == {"name": "digits", "digest": run.digest_of_all(CONFIG, data), "class_names": list("0123456789")}
     assert summary(folder)["class_names"] == list("0123456789")
     assert trained.class_names == run.load(folder).class_names == tuple("0123456789")
+
+
+# What the files of a run may say wrongly, and what is told of it.
+MISWRITTEN = [
+    ("data.json", "[" * 100_000, "expected JSON without deep nesting; found hundreds of brackets in one another"),
+    ("data.json", "[]", "expected an object; found a list of 0"),
+    ("data.json", '{"name": 1e999, "digest": "0", "class_names": null}', "name: expected text; found Infinity"),
+    ("data.json", '{"name": "a", "digest": [1], "class_names": null}', "digest: expected text; found a list of 1"),
+    ("data.json", '{"name": "a", "digest": "0", "class_names": "abc"}', "class_names: expected a list or null; found"),
+    ("data.json", '{"name": "a", "digest": "0"}', "class_names: expected a list or null; found nothing"),
+    ("data.json", '{"name": "a", "dig', "expected JSON; Unterminated string starting at: line 1 column 15 (char 14)"),
+    ("data.json", '{"name": ' + "9" * 5000 + "}", "expected whole numbers of at most 1000 digits; found one of 5,000"),
+    ("data.json", f"[{'[],' * (1 << 22)}[]]", "expected JSON of at most 4,194,304 values; found 8,388,610"),
+    ("imported.json", '{"counters": {"BN1": 1e999}}', "counters.BN1: expected a whole number; found Infinity"),
+    ("imported.json", '{"counters": {"BN1": -5}}', "counters.BN1: expected a whole number in [0, 900719925474099"),
+    ("imported.json", '{"counters": {"BN1": 9007199254740993}}', "counters.BN1: expected a whole number of at most"),
+    ("imported.json", '{"counters": []}', "counters: expected an object; found a list of 0"),
+    ("metrics.jsonl", '{"epoch": 1}\n{"epoch": [', "line 2: expected JSON; Expecting value"),
+    ("metrics.jsonl", '{"epoch": 1}\n[' + "[" * 5000, "line 2: expected JSON without deep nesting"),
+    ("metrics.jsonl", '{"epoch": "1"}', "line 1: epoch: expected a whole number; found '1'"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), MISWRITTEN, ids=lambda value: value[:30])
+def test_what_a_run_tells_is_of_the_types_that_are_declared(name, content, said, tmp_path):
+    readers = {"data.json": read_data, "imported.json": run.origin, "metrics.jsonl": run._epochs}
+    (tmp_path / name).write_bytes(content.encode(errors="surrogatepass"))
+    message = refused(readers[name], tmp_path)
+    assert message.startswith(f"{tmp_path / name}: {said}")
+    assert len(message) < 500
+
+
+def test_a_run_without_validation_images_does_not_go_on_with_some(data, copied):
+    """As where a folder of images has got one of them since; the training images are the same."""
+    with_some = replace(data, validation=data.test)
+    message = refused(run.train, with_train(epochs=4), with_some, copied, resume=True)
+    assert message == (
+        f"{copied}: the run was trained without validation images, found 40; a run continues on the same data only"
+    )
 
 
 def test_digests_tell_data_apart(data):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 import time
@@ -585,6 +586,75 @@ def test_what_does_not_fit_the_data_leaves_an_earlier_sweep_alone(base, images, 
     assert snapshot(tmp_path / "sweep") == before
     sweep.run(sweep.make_sweep(base, 1, ["objective.beta=2"]), images, tmp_path / "sweep", overwrite=True)
     assert {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()} == {"beta=2,seed=0", "figures"}
+
+
+WRITTEN = {"config": {"train.epochs": 2}, "seeds": 2, "set": {"objective.beta": ["0.5", "1"]}}
+# What sweep.json may say wrongly, and what is told of it.
+MISWRITTEN = {
+    "--seeds, --set: expected 1 to 10,000 members; found 1,000,000,000 seeds × 2 values": {"seeds": 10**9},
+    "--seeds, --set: expected 1 to 10,000 members; found -1 seeds × 2 values": {"seeds": -1},
+    "--seeds, --set: expected 1 to 10,000 members; found 2 seeds × 5,001 values": {
+        "set": {"model.latent": [str(number) for number in range(5001)]}
+    },
+    "seeds: expected a whole number of at most 9,007,199,254,740,992; found 99": {"seeds": 10**300 - 1},
+    "seeds: expected a whole number; found Infinity": {"seeds": math.inf},
+    "seeds: expected a whole number; found nothing": {"seeds": None},
+    "--seeds: expected seeds below 4,294,967,296; found 2 from 4294967295 on": {"config": {"seed": 4294967295}},
+    "config: expected options of a configuration; found name": {"config": {"name": "/etc/passwd"}},
+    "config: expected options of a configuration; found train": {"config": {"train": "{epochs: 2}"}},
+    "config: expected an object; found a list of 1": {"config": [1]},
+    "config.train.epochs: expected a whole number or a number or text or": {"config": {"train.epochs": {}}},
+    "train.epochs: expected a whole number; found inf": {"config": {"train.epochs": math.inf}},
+    "train.epochs: expected a number in [1, 1000000]; found 1000000000": {"config": {"train.epochs": 10**9}},
+    "--set: --seeds sweeps seeds; found seed": {"set": {"seed": ["1"]}},
+    "--set: expected an option of data.treatment, model., ": {"set": {"output.figure_every": ["1"]}},
+    "--objective.betta: expected an option of a configuration": {"set": {"objective.betta": ["1"]}},
+    "--set objective.beta: expected values; found none": {"set": {"objective.beta": []}},
+    "--set objective.beta: expected each value once; found 1,1": {"set": {"objective.beta": ["1", "1"]}},
+    "objective.beta: expected a number; found x": {"set": {"objective.beta": ["1", "x"]}},
+    "objective.name: expected at most 4,096 characters; found 5,000": {"set": {"objective.name": ["x" * 5000]}},
+    "set.objective.beta: expected a list; found '12'": {"set": {"objective.beta": "12"}},
+    "set.objective.beta[0]: expected text; found 1": {"set": {"objective.beta": [1]}},
+    "set: expected an object; found a list of 0": {"set": []},
+}
+
+
+@pytest.mark.parametrize("said", MISWRITTEN)
+def test_what_a_folder_says_is_swept_is_bounded_as_on_the_command_line(said, tmp_path, capsys):
+    content = {name: value for name, value in (WRITTEN | MISWRITTEN[said]).items() if value is not None}
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    before = snapshot(tmp_path)
+    assert main(["sweep", "--out", str(tmp_path), "--resume"]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith(f"vae-jax: error: {tmp_path}/sweep.json: {said}")
+    assert len(line) < 500
+    assert snapshot(tmp_path) == before
+
+
+def test_what_a_sweep_has_written_is_what_is_read(tmp_path):
+    plan = sweep.make_sweep(PLAIN, 3, ["objective.beta=0.5,1", "model.layers=[5],[6, 7]", "train.gradient_clip=null,2"])
+    (tmp_path / "sweep.json").write_text(sweep._specification(plan))
+    assert sweep.read_sweep(tmp_path) == plan
+
+
+def test_why_a_member_diverged_is_text(whole, images, tmp_path):
+    plan, folder, name = whole[1], shutil.copytree(whole[0], tmp_path / "sweep"), "beta=0.5,latent=2,seed=0"
+    for content, said in (
+        (b"\xff\x00", "expected text in UTF-8; found the byte 0xff in it"),
+        (b"", "expected why the run diverged; found nothing"),
+        (b"x" * (1 << 17), "expected at most 65,536 bytes; found a longer one"),
+    ):
+        (folder / name / "diverged.txt").write_bytes(content)
+        with pytest.raises(UserError) as refused:
+            sweep.run(plan, images, folder, resume=True)
+        assert str(refused.value) == f"{folder / name}/diverged.txt: {said}"
+    (folder / name / "diverged.txt").write_text('=HYPERLINK("http://x")\n\x1b[31m|<b>`\n')
+    ended, *_ = sweep.run(plan, images, folder, resume=True)
+    assert ended.failure == '=HYPERLINK("http://x")\\n\\x1b[31m|<b>`'
+    with (folder / "members.csv").open() as file:
+        row, *_ = csv.DictReader(file)
+    assert (row["diverged"], row["folder"]) == (f"'{ended.failure}", name)
+    assert float(row["train_loss"]) == ended.history[-1]["train_loss"]
 
 
 def test_a_folder_of_something_else_is_left_alone(base, images, tmp_path):

@@ -82,9 +82,7 @@ def read_text(path: Path, limit: int = SIZE_LIMIT) -> str:
     try:
         return read_bytes(path, limit).decode()
     except UnicodeDecodeError as error:
-        raise UnfitError(
-            f"expected text in UTF-8; found {error.object[error.start : error.start + 1]!r} in it"
-        ) from error
+        raise UnfitError(f"expected text in UTF-8; found the byte {error.object[error.start]:#04x} in it") from error
 
 
 def read_json(path: Path, kind: Any, limit: int = SIZE_LIMIT) -> Any:

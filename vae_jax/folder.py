@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from vae_jax.checked import read_json
+from vae_jax.checked import UnfitError, read_json, read_text
 from vae_jax.config import Config, read_file, without_unused
 from vae_jax.errors import UserError
 
@@ -155,8 +155,7 @@ def writing(folder: Path) -> Iterator[None]:
         lock = FileLock(path)
         lock.acquire(timeout=0)
     except Timeout as error:
-        holder = path.read_text(encoding="utf-8", errors="replace").strip()
-        who = f"process {holder}" if holder.isdigit() else "another process"
+        who = f"process {holder}" if (holder := _read_holder(path)) else "another process"
         raise UserError(f"{folder}: {who} is writing into it; wait until it ends, or stop it") from error
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -192,6 +191,14 @@ def _write_holder(path: Path) -> tuple[int, int]:
         return file.st_dev, file.st_ino
     finally:
         os.close(number)
+
+
+def _read_holder(path: Path) -> str:
+    """The number of the process that holds the lock with this file; empty where it does not tell."""
+    with suppress(OSError, UnfitError):
+        if (found := read_text(path, limit=64).strip()).isdecimal():
+            return found
+    return ""
 
 
 def check_held(path: Path) -> None:

@@ -36,7 +36,7 @@ from vae_jax.config import (
     with_options,
 )
 from vae_jax.data import Dataset, settled
-from vae_jax.errors import PATH, Diverged, Stopped, UserError, cut, first, listed
+from vae_jax.errors import PATH, Diverged, Stopped, UserError, cut, listed
 from vae_jax.folder import (
     LOCK,
     check_no_link,
@@ -209,7 +209,7 @@ def _checked(sweep: Sweep) -> Sweep:
             raise UserError(f"--set {option}: expected each value once; found {cut(','.join(values))}")
     seeds, counts = sweep.seeds, [len(values) for values in sweep.settings.values()]
     if not 1 <= seeds <= MOST or seeds * math.prod(counts) > MOST:
-        found = " × ".join([f"{seeds:,} seeds", *(f"{count:,} values" for count in first(counts))])
+        found = listed([f"{seeds:,} seeds", *(f"{count:,} values" for count in counts)], between=" × ")
         raise UserError(f"--seeds, --set: expected 1 to {MOST:,} members; found {found}")
     if sweep.config.seed + seeds > 1 << 32:
         raise UserError(f"--seeds: expected seeds below {1 << 32:,}; found {seeds} from {sweep.config.seed} on")

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if own_process:
                 end()
             remove_unfinished()
-            print(line, file=sys.stderr)
+            say(line)
     if processes := sys.modules.get("vae_jax.processes"):  # this may be one of several
         processes.leave(code)
     return code
@@ -108,7 +108,7 @@ def _refused(error: Exception) -> int:
             return 1
         case _:
             raise error
-    print(f"vae-jax: error: {_line(said)}", file=sys.stderr)
+    say(f"vae-jax: error: {_line(said)}")
     return code
 
 
