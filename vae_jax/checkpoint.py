@@ -34,7 +34,7 @@ import orbax.checkpoint as ocp
 
 from vae_jax.checked import HISTORY_LIMIT, UnfitError, parse, read_bytes, typed
 from vae_jax.config import Option
-from vae_jax.errors import PATH, UserError, brief, cut
+from vae_jax.errors import PATH, UserError, brief, cut, in_words
 from vae_jax.folder import check_held, is_folder, make_inside, remove, replacing_folder, write_text
 from vae_jax.interruption import uninterrupted
 from vae_jax.models import Variables
@@ -48,6 +48,7 @@ PLAIN = "/.,=+-_ ()~@'&!^;$"  # with letters and digits, what a path is made of 
 OPEN_FOLDERS = Path("/proc/self/fd")  # where on Linux each has a path by its number
 PATIENCE = 10.0  # seconds in which what orbax has begun must end, where something else has failed
 SPACE = 1.2  # times the arrays' size is free before they are written
+FILES = 16  # files and folders that a checkpoint has at least
 Report = Callable[[str], None]
 
 
@@ -166,6 +167,8 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
             needed, free = SPACE * sum(array.nbytes for array in arrays.values()), shutil.disk_usage(making).free
             if free < needed:
                 raise OSError(f"no space left on the disk: {free / 1e6:,.1f} MB, of {needed / 1e6:,.1f} MB needed")
+            if (left := _files_left(making)) < FILES:
+                raise OSError(f"no room for files left on the disk: {left:,.0f} (inodes), of {FILES} needed")
             # By its number: orbax would make the folder again, if it was removed meanwhile.
             with _plain(making, by_number=True) as plain, _silenced():
                 _orbax().save(plain / "state", args=ocp.args.StandardSave(_stored(state)))
@@ -446,6 +449,14 @@ def _is_step(path: Path) -> bool:
     return path.name.isascii() and path.name.isdigit() and is_folder(path)
 
 
+def _files_left(folder: Path) -> float:
+    """How many files a file system has room for, whatever their size."""
+    if not hasattr(os, "statvfs"):  # Windows
+        return math.inf
+    found = os.statvfs(folder)
+    return float(found.f_favail) if found.f_files else math.inf  # some do not count
+
+
 def _orbax() -> ocp.Checkpointer:
     # In the foreground: an asynchronous save reports its failure only at the next call, with little to wait for.
     # And in this process alone: of several, orbax would wait for the others.
@@ -590,5 +601,7 @@ def _of_the_system(error: Exception) -> bool:
 
 def _reason(error: Exception) -> str:
     if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's words for it are hundreds
-        return os.strerror(int(code[1]))
+        return in_words(OSError(int(code[1]), os.strerror(int(code[1]))))
+    if isinstance(error, OSError) and error.errno:
+        return in_words(error)
     return brief(error, 200) or type(error).__name__

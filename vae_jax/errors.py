@@ -62,6 +62,21 @@ def memory_is_full(error: BaseException) -> bool:
     return False
 
 
+def in_words(error: OSError) -> str:
+    """What the system says, with the limit that was met, where it is this process's own."""
+    said = error.strerror or message_of(error)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return said
+    names = {errno.EFBIG: ("RLIMIT_FSIZE", "-f", " bytes"), errno.EMFILE: ("RLIMIT_NOFILE", "-n", "")}
+    if error.errno not in names:
+        return said
+    name, option, unit = names[error.errno]
+    limit = resource.getrlimit(getattr(resource, name))[0]
+    return said if limit == resource.RLIM_INFINITY else f"{said} (ulimit {option}: {limit:,}{unit})"
+
+
 _kept: list[object] = []  # what C code calls must not be collected
 
 

@@ -161,7 +161,10 @@ def writing(folder: Path) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{folder}: expected a folder that can be written; {reason}") from error
     try:
-        _held[folder.absolute()] = _write_holder(path)
+        try:
+            _held[folder.absolute()] = _write_holder(path)
+        except OSError as error:  # a full disk
+            raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
         for left in (path for place in (folder, *(folder / part for part in PARTS)) for path in _files_in(place)):
             if left.name != LOCK and LEFT_OVER.fullmatch(left.name) and not _is_written(left):
                 remove(left)
@@ -362,6 +365,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
         check_held(path)
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None or Path(error.filename) == temporary:  # whoever asked knows the path alone
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
         with suppress(OSError):  # which would hide why it could not be written
             temporary.unlink(missing_ok=True)

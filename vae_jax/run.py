@@ -36,7 +36,7 @@ from vae_jax.composition import build
 from vae_jax.config import Config, check_used, options_of, to_yaml
 from vae_jax.data import Dataset, resolve, settled
 from vae_jax.devices import Devices
-from vae_jax.errors import PATH, Diverged, Stopped, UserError, cut, listed, printable
+from vae_jax.errors import PATH, Diverged, Stopped, UserError, cut, in_words, listed, printable
 from vae_jax.evaluate import Model, make_model, model_maker
 from vae_jax.folder import (
     DATA,
@@ -623,7 +623,7 @@ class Recorder:
             for ended in ("summary.json", DIVERGED):  # of a run that is over
                 remove(folder / ended)
         except OSError as error:
-            raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
+            raise UserError(f"{folder}: expected a folder that can be written; {in_words(error)}") from error
         if earlier is None:
             return
         self.saved_step = newest

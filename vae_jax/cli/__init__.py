@@ -17,7 +17,7 @@ from vae_jax.cli import compare, exchange, sweep, train, use
 from vae_jax.cli.common import Verb, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
 from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
-from vae_jax.errors import UserError, cut, memory_is_full, message_of, printable, say_if_aborted
+from vae_jax.errors import UserError, cut, in_words, memory_is_full, message_of, printable, say_if_aborted
 from vae_jax.folder import check_folder, read_config, remove_unfinished
 from vae_jax.interruption import Listener
 from vae_jax.registry import lookup, users_line
@@ -102,7 +102,7 @@ def _refused(error: Exception) -> int:
         case _ if memory_is_full(error):
             said = _about_memory(error)
         case OSError():  # a full disk, a folder that may not be read, …
-            said = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+            said = ": ".join(str(part) for part in (error.filename, in_words(error)) if part)
         case _ if processes:  # they must be left
             traceback.print_exception(error)
             return 1
