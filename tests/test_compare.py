@@ -232,7 +232,7 @@ def test_all_levels(command, tmp_path):
         assert results.cost(found)["peak_memory_mb"] > 1
     text = (folder / "comparison.md").read_text()
     assert "| conv1.weight | gradient |" in text
-    assert r"Keras $\beta_{$ \| x (2 runs)" in text
+    assert r"Keras $\\beta_{$ \| x (2 runs)" in text
     assert "PyTorch (2) (2 runs)" not in text  # of another unit
     assert "against PyTorch (2) after epoch 2: not tested (unit squared error per image, not nats" in text
     assert "PyTorch (2 runs)" in text
