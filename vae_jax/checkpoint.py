@@ -485,7 +485,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
     def __del__(self) -> None:
         with suppress(AttributeError):  # of one that could not be made, since too many files are open
-            super().__del__()
+            self.close()
 
 
 @contextmanager

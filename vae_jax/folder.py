@@ -366,7 +366,9 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         check_held(path)
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None or Path(error.filename) == temporary:  # whoever asked knows the path alone
+        if error.errno and (
+            error.filename is None or Path(error.filename) == temporary
+        ):  # whoever asked knows the path alone
             error.filename, error.filename2 = str(path), None
         raise
     finally:

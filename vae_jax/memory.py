@@ -33,7 +33,7 @@ def available(groups: Path = GROUPS) -> int:
     """Bytes of memory that this process can have without swapping: of the machine, in its control groups (as of a
     container), and within its own limits (`ulimit -v`, `ulimit -d`)."""
     own = (free - RESERVE for free in limits().values())
-    return max(0, min(psutil.virtual_memory().available, *_in_groups(groups), *own))
+    return max(0, min([psutil.virtual_memory().available, *_in_groups(groups), *own]))
 
 
 def _in_groups(groups: Path) -> Iterator[int]:
