@@ -293,7 +293,7 @@ def test_memory_does_not_grow_with_the_number_of_samples_or_images(monkeypatch):
     config, network, _ = model_of()
     needed = []
 
-    def measure(estimate, variables, images, labels, key, batch, on_progress, exact=None):
+    def measure(what, estimate, variables, images, labels, key, batch, on_progress, exact=None):
         count = min(batch, len(images))
         keys = jax.vmap(image_keys, (None, 0))(key, np.arange(count))
         memory = jax.jit(estimate).lower(variables, images[:count], labels, keys, None).compile().memory_analysis()
