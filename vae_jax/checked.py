@@ -192,10 +192,9 @@ def typed(value: Any, kind: Any, place: str = "") -> Any:
             raise _unfit(place, f"{_words(inside[0])} {bounds}", shown(value))
         return found
     if origin in (Union, UnionType):
-        kind = next((each for each in inside if _may_be(value, each)), None)
-        if kind is None and value is not None:
-            raise _unfit(place, " or ".join(map(_words, inside)), shown(value))
-        return typed(value, kind, place)
+        if not (fitting := [each for each in inside if _may_be(value, each)]):
+            raise _unfit(place, _words(kind), shown(value))
+        return typed(value, fitting[0], place)
     if not _may_be(value, kind):
         raise _unfit(place, _words(kind), shown(value))
     if origin is list or origin is tuple:
@@ -248,7 +247,7 @@ def _may_be(value: Any, kind: Any) -> bool:
 def _words(kind: Any) -> str:
     if get_origin(kind) in (Union, UnionType):
         return " or ".join(map(_words, get_args(kind)))
-    return KINDS[_plain(kind)]
+    return KINDS.get(_plain(kind), "a value")
 
 
 def _below(place: str, name: str) -> str:

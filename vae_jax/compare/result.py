@@ -108,7 +108,11 @@ class Worker:
             stderr=self.errors,
             env={**os.environ, "JAX_COMPILATION_CACHE_DIR": self.cache.name},
         )
-        self._send(job)
+        try:
+            self._send(job)
+        except BaseException:  # Ctrl-C too: whoever makes this has nothing to close yet
+            self.close()
+            raise
 
     def _send(self, content: Any) -> None:
         assert self.process.stdin is not None
