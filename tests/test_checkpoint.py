@@ -250,6 +250,19 @@ def test_a_full_disk_fails_loudly_and_keeps_what_is_there(folder, size, capfd, c
     assert steps(folder) == [2]
 
 
+def test_what_other_packages_hold_does_not_hide_why_a_save_fails(folder):
+    """PyTorch holds an object that warns when it is asked for its class, and here warnings are errors."""
+
+    class Deprecated:
+        @property
+        def __class__(self):
+            raise FutureWarning("deprecated")
+
+    keeping, _held = keeper(folder), Deprecated()
+    with file_size_limit(50), pytest.raises(UserError, match=r"cannot be saved; .*File too large"):
+        keeping.save(saved(1), 1.0)
+
+
 def test_space_is_asked_for_first(folder, monkeypatch):
     keeping = keeper(folder)
     keeping.save(saved(1), 1.0)

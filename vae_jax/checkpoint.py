@@ -25,6 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import CoroutineType
 from typing import Annotated, Any, NamedTuple
 
 import jax
@@ -504,7 +505,8 @@ def _silenced() -> Iterator[None]:
             except BaseException:  # what orbax has begun ends here, not later
                 for thread in set(threading.enumerate()) - threads:
                     thread.join(PATIENCE)
-                for each in filter(inspect.iscoroutine, gc.get_objects()):
+                # By `type`: to ask an object of another package for its `__class__` may run code, and raise.
+                for each in [each for each in gc.get_objects() if type(each) is CoroutineType]:
                     waits = inspect.getcoroutinestate(each) == inspect.CORO_CREATED
                     if waits and "orbax" in each.cr_code.co_filename:
                         each.close()
