@@ -200,3 +200,30 @@ def test_numbers_that_are_rounded_and_moved_are_rounded_as_often():
     expected = jax.jit(lambda carried: jax.lax.fori_loop(0, 3, turn, carried))(start)
     found = jax.jit(lambda carried: staging.loop(3, turn, carried))(start)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
+
+
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda x: jax.lax.slice(x, (1, 0, 2), (4, 3, 5)),
+        lambda x: jax.lax.slice(x, (0, 1, 0), (4, 3, 5), (2, 1, 3)),
+        lambda x: jax.lax.split(x, (1, 3, 1), 2),
+        lambda x: x.reshape(5, 12),
+        lambda x: jax.lax.squeeze(x[:1], (0,)),
+        lambda x: x.transpose(2, 0, 1),
+        lambda x: jax.lax.rev(x, (0, 2)),
+        lambda x: jax.lax.pad(x, jnp.int32(-1), ((1, 2, 0), (0, 0, 2), (0, 1, 1))),
+        lambda x: jax.lax.pad(x, jnp.int32(-1), ((-1, 2, 0), (1, -2, 1), (-2, -1, 0))),
+        lambda x: jax.lax.broadcast_in_dim(x, (4, 1, 3, 5), (0, 2, 3)),
+        lambda x: x.astype(jnp.float32),
+    ],
+    ids=[*["slice"] * 2, "split", "reshape", "squeeze", "transpose", "rev", *["pad"] * 2, "broadcast", "convert"],
+)
+def test_places_move_as_jax_moves_numbers(move):
+    places = np.arange(60, dtype=np.int32).reshape(4, 3, 5)
+    equation = jax.make_jaxpr(move)(places).eqns[-1]
+    assert equation.primitive.name in staging.MOVING
+    given = places[:1] if equation.primitive.name == "squeeze" else places
+    found, expected = staging._moved(equation, given), jax.tree.leaves(move(jnp.asarray(places)))
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)

@@ -148,9 +148,8 @@ def _moves(equations: Sequence[Any], state: Sequence[Any]) -> dict[Any, Move]:
             filling = equation.invars[1:]
             none = all(value in zeros if value in inputs else value.val == 0 for value in filling)
             if none and (name == "pad" or (not filling and sizes <= places.size)):
-                with jax.ensure_compile_time_eval():
-                    results = _moved(equation, places)
-                moves |= {out: Move(vector, each) for out, each in zip(equation.outvars, results, strict=True)}
+                results = zip(equation.outvars, _moved(equation, places), strict=True)
+                moves |= {out: Move(vector, each) for out, each in results}
                 continue
         looked_at |= {variable: moves[variable] for variable in inputs if variable in moves}
     return {
@@ -168,13 +167,35 @@ def _keeps_numbers(equation: Any, move: Move) -> bool:
     return before == after or (before == move.vector.aval.dtype and jnp.issubdtype(after, jnp.floating))
 
 
-def _moved(equation: Any, places: np.ndarray) -> list[np.ndarray]:
-    name, params = equation.primitive.name, equation.params
-    if name == "convert_element_type":
-        return [places]
-    filling = [jnp.int32(-1)] if name == "pad" else []
-    results = equation.primitive.bind(jnp.asarray(places), *filling, **params)
-    return [np.asarray(result) for result in (results if equation.primitive.multiple_results else [results])]
+def _moved(equation: Any, places: np.ndarray) -> Sequence[np.ndarray]:
+    """What a primitive of MOVING makes of places; in numpy, since jax would compile a program for each."""
+    params = equation.params
+    match equation.primitive.name:
+        case "slice":
+            bounds = zip(params["start_indices"], params["limit_indices"], strict=True)
+            steps = params["strides"] or (1,) * places.ndim
+            return [places[tuple(slice(*bound, step) for bound, step in zip(bounds, steps, strict=True))]]
+        case "split":
+            return np.split(places, np.cumsum(params["sizes"])[:-1], params["axis"])
+        case "transpose":
+            return [places.transpose(params["permutation"])]
+        case "rev":
+            return [np.flip(places, params["dimensions"])]
+        case "pad":
+            return [_padded(places, params["padding_config"])]
+    return [places.reshape(equation.outvars[0].aval.shape)]  # the others leave the order as it is
+
+
+def _padded(places: np.ndarray, config: Any) -> np.ndarray:
+    """With so many zeros before, after and between on each axis; fewer than none cut off what is there."""
+    for axis, (low, high, inner) in enumerate(config):
+        along = np.moveaxis(places, axis, 0)
+        spread = np.full((max(0, len(along) + (len(along) - 1) * inner), *along.shape[1:]), -1, places.dtype)
+        spread[:: inner + 1] = along
+        spread = spread[max(0, -low) : len(spread) - max(0, -high)]
+        sides = [(max(0, low), max(0, high)), *[(0, 0)] * (places.ndim - 1)]
+        places = np.moveaxis(np.pad(spread, sides, constant_values=-1), 0, axis)
+    return places
 
 
 def _gathered(moves: Mapping[Any, Move], known: Mapping[Any, Any]) -> dict[Any, Any]:
