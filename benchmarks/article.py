@@ -1,50 +1,123 @@
-"""The article in full: wall-clock of `vae-jax train --config article`, from the command to the last picture.
+"""The article in full: where the time of `vae-jax train --config article` goes, from the command to the last picture.
 
-    .venv/bin/python benchmarks/article.py --data.manual_dir DIR [options of `vae-jax train`]
+    .venv/bin/python benchmarks/article.py --data.manual_dir DIR [--rounds 3] [options of `vae-jax train`]
 
-Twice with a cache of compiled programs of its own: cold, then warm. The data are cached before.
+Each round trains twice with a cache of compiled programs of its own: cold, then warm. The data are cached before. What
+is done beside the training, in another thread, is in the total only as far as it was waited for.
 """
 
+import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import wraps
 from pathlib import Path
 
-from vae_jax.folder import user_cache
+STAGES = (
+    "imports",
+    "data",
+    "tracing",
+    "compiling",
+    "training",
+    "evaluation",
+    "checkpoints",
+    "pictures",
+    "rest",
+    "total",
+)
 
 
-def train(cache: Path, arguments: list[str]) -> tuple[float, dict]:
-    """One run: its seconds and its last epoch's figures."""
+def inner(began: float, arguments: list[str]) -> None:
+    """`vae-jax train` that ends by printing the seconds of every stage."""
+    from vae_jax import cli
+    from vae_jax.cli.compiled import keep_compiled
+
+    keep_compiled()  # as the command does, before jax is imported
+    from vae_jax import checkpoint, data, evaluate, figures, run, train
+
+    seconds = dict.fromkeys(STAGES, 0.0)
+    seconds["imports"] = time.time() - began
+    running: list[str] = []
+
+    def timed(owner, name: str, stage: str) -> None:
+        """Has the function's time counted for the stage, but what an inner stage of it takes."""
+        function = getattr(owner, name)
+
+        @wraps(function)
+        def measured(*args, **options):
+            start = time.perf_counter()
+            running.append(stage)
+            try:
+                return function(*args, **options)
+            finally:
+                running.pop()
+                took = time.perf_counter() - start
+                seconds[stage] += took
+                if running:
+                    seconds[running[-1]] -= took
+
+        setattr(owner, name, measured)
+
+    timed(data, "load", "data")
+    timed(train, "lower_loop", "tracing")
+    timed(evaluate.Evaluator, "__call__", "evaluation")
+    timed(checkpoint, "save", "checkpoints")
+    timed(checkpoint.Keeper, "__init__", "checkpoints")
+    timed(run.Recorder, "epoch", "pictures")  # and, as an inner stage, the checkpoint
+    timed(run.Recorder, "finish", "pictures")
+    for name in ("pairs", "grid", "loss_curve"):
+        timed(figures, name, "pictures")
+    sys.argv = ["vae-jax", "train", *arguments]
+    code = cli.main()
+    out = Path(arguments[arguments.index("--out") + 1])
+    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    seconds["training"] = sum(epoch["train_seconds"] for epoch in history)
+    print(json.dumps({"seconds": seconds, "last": history[-1]}))
+    sys.exit(code)
+
+
+def measure(cache: Path, arguments: list[str]) -> tuple[dict[str, float], dict]:
+    """One run: seconds of its stages, and its last epoch's figures."""
+    from vae_jax.folder import user_cache
+
     with tempfile.TemporaryDirectory() as out:
-        command = [sys.executable, "-m", "vae_jax", "train", "--config", "article", "--out", f"{out}/run"]
-        command += ["--data.cache_dir", str(user_cache()), *arguments]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
         environment["XDG_CACHE_HOME"] = str(cache)
-        began = time.perf_counter()
+        began = time.time()
+        command = [sys.executable, __file__, "--inner", str(began), "--config", "article", "--out", f"{out}/run"]
+        command += ["--data.cache_dir", str(user_cache()), *arguments]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - began
         if done.returncode:
             sys.exit(done.stderr)
-        return seconds, json.loads(Path(out, "run", "metrics.jsonl").read_text().splitlines()[-1])
+        total = time.time() - began
+    found = json.loads(done.stdout.splitlines()[-1])
+    seconds = found["seconds"]
+    seconds["rest"] = total - sum(seconds.values())
+    return seconds | {"total": total}, found["last"]
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    if not arguments or {"-h", "--help"} & set(arguments):
-        print(__doc__)
-        return
+    if sys.argv[1:2] == ["--inner"]:
+        inner(float(sys.argv[2]), sys.argv[3:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1, help="how often each is measured")
+    options, arguments = parser.parse_known_args()
+    found: dict[str, list] = {"cold": [], "warm": []}
     with tempfile.TemporaryDirectory() as folder:
-        train(Path(folder) / "unused", [*arguments, "--train.epochs=1"])  # reads the data
-        for kind in ("cold", "warm"):
-            seconds, epoch = train(Path(folder) / "compiled", arguments)
-            print(
-                f"{kind}: {seconds:.1f} s for {epoch['epoch']} epochs; test {epoch['test_loss']:.2f} nats per image; "
-                f"compilation {epoch['compile_seconds']:.1f} s, last epoch {epoch['train_seconds']:.2f} s "
-                f"({epoch['images_per_second']:,.0f} images/s)"
-            )
+        measure(Path(folder) / "unused", [*arguments, "--train.epochs=1"])  # reads the data
+        for i in range(options.rounds):
+            for kind in found:
+                found[kind].append(measure(Path(folder) / str(i), arguments))
+    print(f"| seconds | {' | '.join(STAGES)} | nats per image |")
+    print(f"|---|{'---:|' * (len(STAGES) + 1)}")
+    for kind, rows in found.items():
+        medians = [statistics.median(seconds[stage] for seconds, _ in rows) for stage in STAGES]
+        shown = " | ".join(f"{each:.2f}" for each in medians)
+        print(f"| {kind} | {shown} | {rows[-1][1]['test_loss']:.2f} |")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Batches are split over the devices and everything else is the same on each; XLA 
 the program sums over images (the gradient, BatchNorm's mean and variance), so the arithmetic is that of one device.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,11 @@ from jaxtyping import Array, Int, PyTree
 from vae_jax.errors import UserError
 
 AXIS = "images"
+
+
+def cores() -> int:
+    """The CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Devices:

@@ -5,6 +5,7 @@ dropout is off.
 """
 
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +45,8 @@ class Evaluator:
             evaluate: compiled, see `make_terms`.
         """
         self._config, self._feed, self._evaluate = config, feed, evaluate
-        self._size = 0  # images of a call, known once a call has been lowered
+        self._size = self._product = 0  # images of a call and its largest array, known once it has been lowered
+        self._ready: Future | None = None  # a program that a call needs, see `prepare`
 
     def __call__(self, variables: Variables, key: Key[Array, ""]) -> Terms:
         """The terms.
@@ -52,30 +54,47 @@ class Evaluator:
         Raises:
             NotEnough: if they do not fit into memory.
         """
+        if self._ready:
+            self._ready.result()
+        elif not self._size:
+            self._lower(variables, key)
+            self.check()
         parts = []
         for shard in self._feed.shards():
             count = shard.last - shard.first
-            size = self._size = self._size or self._lower(variables, key, shard)
-            for first in range(0, count, size):
-                chosen = slice(first, min(first + size, len(shard.images)))
+            for first in range(0, count, self._size):
+                chosen = slice(first, min(first + self._size, len(shard.images)))
                 terms = self._evaluate(*self._arguments(variables, key, shard, chosen))
                 parts.append(jax.tree.map(lambda part, left=count - first: part[:left], terms))
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
 
-    def check(self, variables: Variables, key: Key[Array, ""]) -> None:
-        """Refuses what will not fit into memory, as a call does, and evaluates nothing."""
-        for shard in self._feed.shards():
-            self._size = self._size or self._lower(variables, key, shard)
-            break
+    def prepare(self, variables: Variables, key: Key[Array, ""], pool: Executor) -> None:
+        """Begins to compile what a call with such variables needs; the call waits for it."""
+        self._ready = pool.submit(self._lower(variables, key).compile)
 
-    def _lower(self, variables: Variables, key: Key[Array, ""], shard: Shard) -> int:
-        """How many images a call takes."""
-        every = slice(0, len(shard.images))
-        traced = self._evaluate.trace(*self._arguments(variables, key, shard, every))
+    def check(self) -> None:
+        """Refuses what will not fit into memory, once it has been prepared.
+
+        Raises:
+            NotEnough: as a call.
+        """
         samples = as_used(self._config, "objective.samples", "objective.groups")
         what = samples or f"model.network {self._config.model.network}"
-        check_memory(largest_product(traced.jaxpr), f"{what}: evaluating {BATCH} images at a time")
-        return BATCH if is_slow_in_loops(traced.lower()) else every.stop
+        check_memory(self._product, f"{what}: evaluating {BATCH} images at a time")
+
+    def _lower(self, variables: Variables, key: Key[Array, ""]) -> jax.stages.Lowered:
+        """What a call is to be compiled of, once it is known how many images it takes."""
+        images, labels = self._feed.shapes
+        arguments = variables, images, labels if self._config.model.classes else None, np.int32(0), key
+        traced = self._evaluate.trace(*arguments)
+        self._product = largest_product(traced.jaxpr)
+        lowered = traced.lower()
+        count = images.shape[0]
+        self._size = min(BATCH, count) if is_slow_in_loops(lowered) else count
+        if self._size == count:
+            return lowered
+        first = [each if each is None else _shortened(each, self._size) for each in arguments[1:3]]
+        return self._evaluate.lower(variables, *first, *arguments[3:])
 
     def _arguments(self, variables: Variables, key: Key[Array, ""], shard: Shard, chosen: slice) -> tuple[Any, ...]:
         number = np.int32((shard.first + chosen.start) // BATCH)
@@ -83,6 +102,10 @@ class Evaluator:
         if chosen != slice(0, len(images)):
             images, labels = images[chosen], None if labels is None else labels[chosen]
         return variables, images, labels, number, key
+
+
+def _shortened(shape: jax.ShapeDtypeStruct, count: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((count, *shape.shape[1:]), shape.dtype)
 
 
 def in_batches(function: Callable[..., Any], count: int, *arrays: Array | None, first: Int[Array, ""] | int = 0) -> Any:
@@ -235,11 +258,23 @@ class Model(NamedTuple):
 
 def make_model(network: Composition, objective: Objective, variables: Variables) -> Model:
     """The model with these variables, ready for use."""
-    return model_maker(network, objective)(variables)
+    return model_maker(network, objective).make(variables)
 
 
-def model_maker(network: Composition, objective: Objective) -> Callable[[Variables], Model]:
-    """variables -> the model with them, ready for use; its functions are compiled once for all variables."""
+class ModelMaker(NamedTuple):
+    """Makes models, whose functions are compiled once for all variables.
+
+    Attributes:
+        make: variables -> the model with them, ready for use.
+        lower: (variables, n) -> what `reconstruct` and `sample` of n pictures are to be compiled of.
+    """
+
+    make: Callable[[Variables], Model]
+    lower: Callable[[Variables, int], list[jax.stages.Lowered]]
+
+
+def model_maker(network: Composition, objective: Objective) -> ModelMaker:
+    """For this network and objective."""
 
     def check(count: int, labels: Any) -> Any:
         if labels is None or isinstance(labels, Tracer):  # a model that is told labels refuses none itself
@@ -273,6 +308,9 @@ def model_maker(network: Composition, objective: Objective) -> Callable[[Variabl
             raise UserError(f"z: expected shape (n, {network.latent}) with n at least 1; found {z.shape}{one}")
         return z if jnp.issubdtype(z.dtype, jnp.floating) else z.astype(float)
 
+    def room_for(count: int) -> int:
+        return min(1 << (count - 1).bit_length(), BATCH)
+
     def in_turns(function: Callable[..., Any], variables: Variables, *arrays: Any) -> Any:
         """`function(variables, number, *batch)` over batches of the arrays' first axis, joined again.
 
@@ -283,7 +321,7 @@ def model_maker(network: Composition, objective: Objective) -> Callable[[Variabl
         for number, first in enumerate(range(0, len(arrays[0]), BATCH)):
             batch = [None if array is None else array[first : first + BATCH] for array in arrays]
             count = min(BATCH, len(arrays[0]) - first)
-            room = min(1 << (count - 1).bit_length(), BATCH)
+            room = room_for(count)
 
             def fill(array: Any, count: int = count, room: int = room) -> Any:
                 if array is None or room == count:
@@ -341,7 +379,16 @@ def model_maker(network: Composition, objective: Objective) -> Callable[[Variabl
             return Model(encode, decode, reconstruct, None, network.latent)
         return Model(encode, decode, reconstruct, sample, network.latent, draw)
 
-    return make
+    def lower(variables: Variables, n: int) -> list[jax.stages.Lowered]:
+        room, number = room_for(n), np.int32(0)
+        variables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+        images = jax.ShapeDtypeStruct((room, *network.image_shape), jnp.uint8)
+        labels = jax.ShapeDtypeStruct((room,), jnp.int32) if network.classes else None
+        encoded = encode_batch.trace(variables, number, images, labels)
+        z = jax.ShapeDtypeStruct((room, network.latent), encoded.out_info["mu"].dtype)
+        return [encoded.lower(), decode_batch.lower(variables, number, z, labels)]
+
+    return ModelMaker(make, lower)
 
 
 class Posteriors(NamedTuple):

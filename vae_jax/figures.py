@@ -387,13 +387,20 @@ def _save_figure(path: Path, figure: Any) -> Path:
 
 def _figure(width: float, height: float) -> Any:
     """A matplotlib figure outside pyplot's global state, so no display is needed and nothing is left open."""
-    _load_matplotlib()
+    load()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure((width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def load() -> None:
+    """Imports what draws curves, which takes a second."""
+    _load_matplotlib()
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure  # noqa: F401
 
 
 def _load_matplotlib() -> None:

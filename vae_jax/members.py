@@ -31,20 +31,21 @@ from vae_jax.train import (
     Loop,
     TrainState,
     all_finite,
+    begin_loop,
     check_batches,
     check_finite,
     check_jax,
     check_labels,
     check_parameters,
-    compile_side_by_side,
+    compiling,
     diverged,
     epoch_order,
     lengths,
-    loop_of,
     make_calls,
     make_packing,
     make_step,
     make_steps,
+    needs_of,
     rounded,
     split_figures,
     start_from,
@@ -194,38 +195,36 @@ class Program:
             self.pack, self.unpack = jax.jit(jax.vmap(self.pack)), jax.jit(jax.vmap(self.unpack))
 
         seeds, values = self.arguments([self.config] * size)
-        self.shuffle = jax.jit(jax.vmap(self._shuffle, (0, None))).lower(seeds, jnp.int32(0)).compile()
         states = jax.eval_shape(self.start, seeds, values)
         orders, flags, zero = jax.ShapeDtypeStruct((size, self.count), jnp.int32), np.ones(size, bool), np.int32(0)
         arguments = (jax.eval_shape(self.pack, states), flags, orders, seeds, values, *self._images, zero)
-        # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled).
         full, remainder = divmod(self.count, batch_size)
-        self.parts, self.slow, programs = [], False, []
-        for end, batch, steps in ((full, batch_size, full), (self.steps, remainder, 1)):
-            if not (batch and steps):
-                continue
-            lowered = {
-                length: jax.jit(
-                    partial(self._train, batch, length), donate_argnums=0, compiler_options=dict(platform.options)
-                ).lower(*arguments, *([zero] if length is None else []))
-                for length in lengths(platform, steps)
-            }
-            self.slow = self.slow or any(map(is_slow_in_loops, lowered.values()))
-            compiled = compile_side_by_side(lowered)
-            programs += compiled.values()
-            self.parts.append((end, batch, loop_of(compiled)))
-        self._evaluators = {}
-        for split in self.splits:
-            shown = images.of(split, self.config)
-            compiled = jax.jit(self._terms).lower(states.variables, seeds, values, *shown).compile()
-            self._evaluators[split] = compiled, shown
+        self.slow, begun, looks = False, [], {}
+        with compiling() as pool:
+            for end, batch, steps in ((full, batch_size, full), (self.steps, remainder, 1)):
+                if not (batch and steps):
+                    continue
+                lowered = {
+                    length: jax.jit(
+                        partial(self._train, batch, length), donate_argnums=0, compiler_options=dict(platform.options)
+                    ).lower(*arguments, *([zero] if length is None else []))
+                    for length in lengths(platform, steps)
+                }
+                self.slow = self.slow or any(map(is_slow_in_loops, lowered.values()))
+                begun.append((end, batch, begin_loop(lowered, pool)))
+            for split in self.splits:
+                shown = images.of(split, self.config)
+                lowered = jax.jit(self._terms).lower(states.variables, seeds, values, *shown)
+                looks[split] = pool.submit(lowered.compile), shown
+            shuffle = jax.jit(jax.vmap(self._shuffle, (0, None))).lower(seeds, jnp.int32(0))
+            self.shuffle = pool.submit(shuffle.compile).result()
+            # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled).
+            self.parts = [(end, batch, loop()) for end, batch, loop in begun]
+            self._evaluators = {split: (program.result(), shown) for split, (program, shown) in looks.items()}
         self.compile_seconds = time.perf_counter() - began
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((states, orders)))
-        compiled = [self.shuffle, *programs, *(each for each, _ in self._evaluators.values())]
-        analyses: list[Any] = [each.memory_analysis() for each in compiled]
-        self.needs = held + max(
-            each.temp_size_in_bytes + each.output_size_in_bytes - each.alias_size_in_bytes for each in analyses
-        )
+        programs = [self.shuffle, *(each for each, _ in self._evaluators.values())]
+        self.needs = held + max(*map(needs_of, programs), *(loop.needs for _, _, loop in self.parts))
 
     def arguments(self, configs: Sequence[Config]) -> tuple[Array, Values]:
         """What tells the members apart: their seeds and the values of the options in which they differ."""

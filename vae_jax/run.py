@@ -20,6 +20,7 @@ import platform
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from importlib.metadata import version
@@ -35,7 +36,7 @@ from vae_jax import checked, figures, models, optimizer, own_parts
 from vae_jax.composition import build
 from vae_jax.config import Config, check_used, options_of, to_yaml
 from vae_jax.data import Dataset, resolve, settled
-from vae_jax.devices import Devices
+from vae_jax.devices import Devices, cores
 from vae_jax.errors import PATH, Diverged, Stopped, UserError, cut, in_words, listed, printable
 from vae_jax.evaluate import Model, make_model, model_maker
 from vae_jax.folder import (
@@ -58,6 +59,7 @@ from vae_jax.train import (
     Progress,
     Trained,
     TrainState,
+    compiling,
     fit,
     start,
     start_from,
@@ -590,13 +592,14 @@ class Recorder:
         self.made_with, self.saved_step = environment(devices), 0
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
+        self.drawing: list[Future] | None = None  # programs that the pictures need, once they are being compiled
         if like:
-            self.objective, self.make, self.digest, self.noted = like.objective, like.make, like.digest, like.noted
+            self.objective, self.models, self.digest, self.noted = like.objective, like.models, like.digest, like.noted
             self.sources = like.sources
         else:
             network, self.objective = build(config, data.image_shape)
             self.sources = own_parts.sources(own_parts.names_in(config))  # as they have been loaded by now
-            self.make, self.digest = model_maker(network, self.objective), digest_of(config, data)
+            self.models, self.digest = model_maker(network, self.objective), digest_of(config, data)
             self.noted = Data(data.name, digest_of_all(config, data, self.digest), data.class_names)
         self.best_by = "test_loss" if data.validation is None else "validation_loss"
 
@@ -645,13 +648,25 @@ class Recorder:
         if stop:
             self.devices.wait()  # until the first process has saved, or the others would be lost to it
             raise Stopped(f"stopped in epoch {len(history) + 1} and saved after step {int(state.step)}")
+        if self.drawing is None:
+            self.prepare(state)
+
+    def prepare(self, state: TrainState) -> None:
+        """Begins to load and to compile what the pictures need, beside the training."""
+        with compiling() as pool:
+            pool.submit(figures.load)
+            count = min(self.config.output.figure_images, len(self.data.test))
+            lowered = self.models.lower(state.variables, count)
+            self.drawing = [pool.submit(program.compile) for program in lowered]
 
     def epoch(self, epoch: dict[str, Any], state: TrainState) -> None:
         number, output = epoch["epoch"], self.config.output
         # Before the checkpoint: a run that goes on from there does not come by here again.
         if number % output.figure_every == 0 or number == self.config.train.epochs:
+            for program in self.drawing or []:
+                program.result()
             shown = self.data.test.spread(output.figure_images)
-            below = np.asarray(self.make(state.variables).reconstruct(shown.images, told(self.config, shown)))
+            below = np.asarray(self.models.make(state.variables).reconstruct(shown.images, told(self.config, shown)))
             path = self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png"
             figures.pairs(path, shown.images / 255, below)
         self.history.append(epoch)
@@ -679,7 +694,7 @@ class Recorder:
 
     def finish(self, trained: Trained, seconds: float) -> None:
         config, history = trained.config, trained.history
-        use = self.make(trained.state.variables)
+        use = self.models.make(trained.state.variables)
         folder = self.folder / "figures"
         figures.loss_curve(folder / "loss.png", history, self.objective.unit)
         if use.sample:
@@ -726,6 +741,9 @@ class Follower(Recorder):
     def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
         self.saved_step = int(earlier.state.step) if earlier else 0
 
+    def prepare(self, state: TrainState) -> None:
+        pass
+
     def epoch(self, epoch: dict[str, Any], state: TrainState) -> None:
         pass
 
@@ -746,11 +764,6 @@ def _draw_samples(folder: Path, config: Config, model: Model) -> None:
     labels = jnp.arange(count) % config.model.classes if config.model.classes else None
     pictures = np.asarray(model.sample(make_keys(config.seed).samples, count, labels))
     figures.grid(folder / "figures" / "samples.png", pictures, columns=max(1, int(count**0.5)))
-
-
-def cores() -> int:
-    """The CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def draw_latent_plane(path: Path, use: Model, data: Dataset, side: int = 20) -> Path:

@@ -7,9 +7,10 @@ has its own place in the state and every step's key is folded from the step's nu
 
 import math
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Annotated, Any, NamedTuple, cast
 
 import jax
@@ -19,14 +20,14 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
-from vae_jax import memory, models, optimizer, staging
+from vae_jax import models, optimizer, staging
 from vae_jax.composition import Composition, build
 from vae_jax.config import Config, as_used
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.shape import settled
-from vae_jax.devices import Devices
+from vae_jax.devices import Devices, cores
 from vae_jax.errors import Diverged, UserError
-from vae_jax.evaluate import BATCH, make_evaluator, means
+from vae_jax.evaluate import make_evaluator, means
 from vae_jax.feed import Feed
 from vae_jax.keys import epoch_key, make_keys, step_key, step_keys
 from vae_jax.models import Variables
@@ -191,12 +192,20 @@ class Loop(NamedTuple):
         run: (state, images, labels, order, start, key, first, last) -> state, see `make_steps`; it takes the state's
             buffers over.
         memory: bytes of the arrays of a step.
+        needs: bytes that a call needs beside its arguments.
         length: of how many steps a call should be a multiple.
     """
 
     run: Callable[..., TrainState]
     memory: int
+    needs: int
     length: int = 1
+
+
+def needs_of(program: Any) -> int:
+    """Bytes that a compiled program needs beside its arguments."""
+    found = program.memory_analysis()
+    return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
 
 
 def make_loop(step: Callable[..., Any], stride: int, size: int, devices: Devices | None = None) -> Any:
@@ -249,7 +258,44 @@ def compile_loop(
 ) -> Loop:
     """`lower_loop`, compiled."""
     lowered = lower_loop(step, stride, size, devices, arguments, platform or current(), steps)
-    return loop_of(compile_side_by_side(lowered))
+    with compiling() as pool:
+        return begin_loop(lowered, pool)()
+
+
+@contextmanager
+def compiling() -> Iterator[Executor]:
+    """Within it programs begin to be compiled, by `pool.submit(lowered.compile)`, as many at once as there are cores.
+
+    They end after it, in the order in which they began; where an error leaves it, those that wait are given up. Who
+    needs a program waits for it: to call it meanwhile would compile it twice.
+    """
+    pool = ThreadPoolExecutor(cores())
+    try:
+        yield pool
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
+    pool.shutdown(wait=False)
+
+
+class Part(NamedTuple):
+    """Of an epoch: its full batches, or its last, smaller one.
+
+    Attributes:
+        end: the step after its last.
+        size: images in a batch.
+        loop: gives its loop, once it is compiled.
+    """
+
+    end: int
+    size: int
+    loop: Callable[[], Loop]
+
+
+def begin_loop(lowered: dict[int | None, jax.stages.Lowered], pool: Executor) -> Callable[[], Loop]:
+    """Begins to compile the programs of `lower_loop`; what it gives waits for them."""
+    begun = {length: pool.submit(program.compile) for length, program in lowered.items()}
+    return cache(lambda: loop_of({length: program.result() for length, program in begun.items()}))
 
 
 def lengths(platform: Platform, steps: int) -> Sequence[int | None]:
@@ -257,18 +303,13 @@ def lengths(platform: Platform, steps: int) -> Sequence[int | None]:
     return [None] if platform.length is None else sorted({min(steps, platform.length), 1})
 
 
-def compile_side_by_side(lowered: dict[int | None, jax.stages.Lowered]) -> dict[int | None, Any]:
-    """These programs, compiled."""
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(lowered, pool.map(jax.stages.Lowered.compile, lowered.values()), strict=True))
-
-
 def loop_of(programs: dict[int | None, Any]) -> Loop:
     """A loop out of compiled programs, which are known by the steps of a call: one of a single step is among them, or
     one, None, of any number."""
     memory = max(program.memory_analysis().temp_size_in_bytes for program in programs.values())
+    needs = max(map(needs_of, programs.values()))
     if None in programs:
-        return Loop(programs[None], memory)
+        return Loop(programs[None], memory, needs)
     known = sorted(filter(None, programs), reverse=True)
 
     def run(state: TrainState, *arguments: Any) -> TrainState:
@@ -279,7 +320,7 @@ def loop_of(programs: dict[int | None, Any]) -> Loop:
             first += length
         return state
 
-    return Loop(run, memory, known[0])
+    return Loop(run, memory, needs, known[0])
 
 
 def rounded(steps: float, loop: Loop) -> int:
@@ -459,8 +500,14 @@ def start(config: Config, image_shape: tuple[int, int, int], images: int) -> Tra
 def start_from(config: Config, variables: Variables, images: int) -> TrainState:
     """The same with these variables, with the optimiser's state fresh."""
     steps = max(1, -(-images // config.train.batch_size))
-    opt_state = optimizer.build(config.train, steps).init(variables.params)
-    return TrainState(jnp.zeros((), jnp.int32), variables, opt_state, jnp.zeros((steps, 3)))
+
+    # As one program: one by one, jax would compile a program for each shape of array.
+    def fresh(params: PyTree) -> tuple[Array, PyTree, Array]:
+        opt_state = optimizer.build(config.train, steps).init(params)
+        return jnp.zeros((), jnp.int32), opt_state, jnp.zeros((steps, 3))
+
+    step, opt_state, sums = jax.jit(fresh)(variables.params)
+    return TrainState(step, variables, opt_state, sums)
 
 
 class Epoch(NamedTuple):
@@ -538,11 +585,11 @@ def fit(
 
     state, history = resume or (start(config, data.image_shape, count), [])
     # Copied, since the loop takes its argument's buffers over: the caller's state survives, and so does his list.
-    state, history = devices.whole(jax.tree.map(jnp.copy, state)), list(history)
+    state, history = devices.whole(jax.jit(partial(jax.tree.map, jnp.copy))(state)), list(history)
     pack_state, unpack_state = make_packing(network.platform, transformation)
     if network.platform.packed:
         pack_state, unpack_state = (jax.jit(each, **devices.outputs) for each in (pack_state, unpack_state))
-    state = pack_state(state)
+    variables, state = state.variables, pack_state(state)
     check_labels(config, data)
     data.warn_of_darkness()
     feed = Feed(data.train.images, config.train.shard_images, batch_size, told(config, data.train), devices)
@@ -558,18 +605,24 @@ def fit(
     zero, steps_key, evaluation_key = np.int32(0), *devices.whole((keys.steps, keys.evaluate))
     images, numbers = feed.shapes
     arguments = (state, images, numbers if config.model.classes else None, numbers, zero, steps_key, zero, zero)
-    # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled loop).
-    parts = [
-        (end, size, compile_loop(step, batch_size, size, devices, arguments, network.platform, count))
-        for end, size, count in ((full, batch_size, full), (steps, remainder, 1))
-        if size and count
-    ]
-    compile_seconds = time.perf_counter() - began
-    for _, size, loop in parts:
-        check_memory(loop.memory, f"{blamed(config, size)}: the arrays of a step")
-    if max(loop.memory / size for _, size, loop in parts) * BATCH > memory.available():  # or it surely fits
+    with compiling() as pool:
+        parts: list[Part] = []
+        for end, size, times in ((full, batch_size, full), (steps, remainder, 1)):
+            if size and times:
+                lowered = lower_loop(step, batch_size, size, devices, arguments, network.platform, times)
+                parts.append(Part(end, size, begin_loop(lowered, pool)))
+        small = [shuffle.lower(keys.shuffle, zero), finite.lower(watched(state.variables, state.opt_state))]
+        small = [pool.submit(program.compile) for program in small]
         for evaluate in evaluators.values():
-            evaluate.check(state.variables, evaluation_key)
+            evaluate.prepare(variables, evaluation_key, pool)
+        memory = parts[0].loop().memory  # the last batch has fewer images, and may still be compiled when it is needed
+        for program in small:
+            program.result()
+    del variables  # where the state is packed, a copy of it
+    compile_seconds = time.perf_counter() - began
+    check_memory(memory, f"{blamed(config, parts[0].size)}: the arrays of a step")
+    for evaluate in evaluators.values():
+        evaluate.check()
     if on_start:
         on_start()
 
@@ -586,11 +639,11 @@ def fit(
                     length = min(chunk, min(end, shard_end) - done)
                     bounds = np.int32(done), np.int32(done + length)
                     place = shard.images, shard.labels, shard.order, np.int32(shard.first)
-                    state = loop.run(state, *place, steps_key, *bounds)
+                    state = loop().run(state, *place, steps_key, *bounds)
                     jax.block_until_ready(state)
                     elapsed = time.perf_counter() - began
                     if not config.train.chunk_steps and length == chunk and size == batch_size:
-                        chunk = int(devices.agree(rounded(length / elapsed, loop)))
+                        chunk = int(devices.agree(rounded(length / elapsed, loop())))
                     done, seconds = done + length, seconds + elapsed
                     sums = np.asarray(state.sums, np.float64)
                     # A gradient that is not finite shows in the next step's loss, or in what it left behind.

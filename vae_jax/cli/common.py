@@ -218,7 +218,7 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
         raise UserError(
             f"{asked}: jax finds no such device here ({reason}); the extras cuda and tpu bring jax's support for them"
         ) from error
-    from vae_jax.run import cores
+    from vae_jax.devices import cores
 
     return f"{device.platform} ({device.device_kind}{f', {cores()} cores' if device.platform == 'cpu' else ''})"
 

@@ -72,12 +72,13 @@ def _about(job: Job) -> dict[str, Any]:
     """The framework's name, version and device; and its libraries and its device are ready then."""
     import jax
 
-    from vae_jax import __version__, run
+    from vae_jax import __version__
+    from vae_jax.devices import cores
 
     if job.platforms:
         jax.config.update("jax_platforms", job.platforms)
     device = jax.devices()[0]
-    kind = f"{run.cores()} cores" if device.platform == "cpu" else device.device_kind
+    kind = f"{cores()} cores" if device.platform == "cpu" else device.device_kind
     described = f"{device.platform} ({kind})"
     if job.framework == "vae_jax":
         return {
@@ -89,9 +90,10 @@ def _about(job: Job) -> dict[str, Any]:
 
     import vae_jax.interop.torch_training  # noqa: F401
     from vae_jax.compare.pair import torch_device
+    from vae_jax.devices import cores
 
     torch.zeros(1, device=torch_device())
-    theirs = f"gpu ({torch.cuda.get_device_name()})" if torch_device() == "cuda" else f"cpu ({run.cores()} cores)"
+    theirs = f"gpu ({torch.cuda.get_device_name()})" if torch_device() == "cuda" else f"cpu ({cores()} cores)"
     return {"framework": "PyTorch", "framework_version": torch.__version__, "device": theirs}
 
 
