@@ -264,12 +264,12 @@ def compile_loop(
 
 @contextmanager
 def compiling() -> Iterator[Executor]:
-    """Within it programs begin to be compiled, by `pool.submit(lowered.compile)`, as many at once as there are cores.
+    """Within it programs begin to be compiled, by `pool.submit(lowered.compile)`, with two cores for each at a time.
 
     They end after it, in the order in which they began; where an error leaves it, those that wait are given up. Who
     needs a program waits for it: to call it meanwhile would compile it twice.
     """
-    pool = ThreadPoolExecutor(cores())
+    pool = ThreadPoolExecutor(max(1, cores() // 2))  # XLA keeps two busy with one program
     try:
         yield pool
     except BaseException:
@@ -612,6 +612,8 @@ def fit(
                 lowered = lower_loop(step, batch_size, size, devices, arguments, network.platform, times)
                 parts.append(Part(end, size, begin_loop(lowered, pool)))
         small = [shuffle.lower(keys.shuffle, zero), finite.lower(watched(state.variables, state.opt_state))]
+        if network.platform.packed:
+            small.append(cast(Any, unpack_state).lower(state))
         small = [pool.submit(program.compile) for program in small]
         for evaluate in evaluators.values():
             evaluate.prepare(variables, evaluation_key, pool)
