@@ -14,6 +14,7 @@ from vae_jax.data import Dataset, Split
 # With pytest-xdist's --no-loadscope-reorder the files that take longest begin first, and no worker waits for another.
 LONGEST = (
     "test_composition",
+    "test_faults",
     "test_sweep",
     "test_torch",
     "test_train",

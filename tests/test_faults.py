@@ -27,7 +27,7 @@ FAULTS = Path(__file__).parent / "faults.py"
 
 @pytest.mark.parametrize(
     ("what", "count", "runs"),
-    [("writes", 5, 10), ("kills", 2, 2), ("removed", 4, 4), ("links", 3, 21), ("raises", 9, 10)],
+    [("writes", 3, 6), ("kills", 2, 2), ("removed", 3, 3), ("links", 2, 14), ("raises", 5, 6)],
 )
 def test_faults(what, count, runs):
     command = [sys.executable, FAULTS, what, "--count", str(count), "--tiny"]
