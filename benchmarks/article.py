@@ -64,6 +64,7 @@ def inner(began: float, arguments: list[str]) -> None:
 
     timed(data, "load", "data")
     timed(train, "lower_loop", "tracing")
+    timed(evaluate.Evaluator, "_lower", "tracing")
     timed(evaluate.Evaluator, "__call__", "evaluation")
     timed(checkpoint, "save", "checkpoints")
     timed(checkpoint.Keeper, "__init__", "checkpoints")
@@ -76,6 +77,7 @@ def inner(began: float, arguments: list[str]) -> None:
     out = Path(arguments[arguments.index("--out") + 1])
     history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     seconds["training"] = sum(epoch["train_seconds"] for epoch in history)
+    seconds["compiling"] = history[0]["compile_seconds"] - seconds["tracing"]  # what was waited for
     print(json.dumps({"seconds": seconds, "last": history[-1]}))
     sys.exit(code)
 

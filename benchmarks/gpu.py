@@ -7,10 +7,11 @@ measures, alone on the device. Each result is a line of FOLDER/results.jsonl as 
 where the run is cut off, and at the end the results become one table, FOLDER/table.md, which is printed. What does not
 fit into the seconds is left out, and so said.
 
-- speed: the article's network at batch 64, 1024 and 8192 in each precision: vae_jax, PyTorch eager, PyTorch fused with
-  CUDA graphs, Flax's loop; vae_jax with Triton's products and with `--xla_gpu_deterministic_ops`; Burda's MLP;
-- article: `vae-jax train --config article` in full, from the command to the last picture: cold, warm, and warm with
-  deterministic kernels; and `vae-jax sweep` with ten seeds of it;
+- speed: the article's network at batch 64, 1024 and 8192 in each precision: vae_jax, PyTorch eager, PyTorch's fused
+  Adam with a loss compiled into CUDA graphs or with the whole step in one, Flax's loop; vae_jax with Triton's products
+  and with `--xla_gpu_deterministic_ops`; Burda's MLP;
+- article: `vae-jax train --config article` in full, from the command to the last picture, its images cached before:
+  cold, warm, and warm with deterministic kernels; and `vae-jax sweep` with ten seeds of it;
 - members: 1, 8, 32 and 128 members of the digits in one program.
 
 `--small` does the same in small on any machine, to see that it works: its figures mean nothing.
@@ -19,6 +20,7 @@ fit into the seconds is left out, and so said.
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 TURNS = 3  # of which the median counts
+READY = 150  # seconds in which a process must be ready to measure, or the others go on without it
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
 
 
@@ -142,7 +145,8 @@ def prepare_command(arguments: list[str], sweep: bool, cache: str) -> Any:
     def measure() -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "vae_jax", *arguments, "--out", f"{folder}/made"]
-            environment = {**os.environ, "XDG_CACHE_HOME": cache}
+            environment = {name: value for name, value in os.environ.items() if "COMPILATION_CACHE" not in name}
+            environment["XDG_CACHE_HOME"] = cache
             began = time.perf_counter()
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             seconds = time.perf_counter() - began
@@ -173,21 +177,21 @@ MEASURES = {
 def speed_jobs(batch: int, small: bool) -> list[Job]:
     """Of one batch size: every contender in every precision."""
     jobs: list[Job] = []
-    steps, seconds = (4, 0.1) if small else (max(64, 12800 // batch), 1.5)
-    graphs = ["fused"] if small else ["fused", "cuda_graphs"]
+    steps, seconds = (4, 0.1) if small else (max(64, 12800 // batch // 32 * 32), 1.5)
+    ours, eager, best, flax = "vae_jax", "PyTorch eager", "PyTorch best", "Flax loop"
+    fast = [["fused"]] if small else [["fused", "cuda_graphs"], ["fused", "step_graph"]]
     ways: list[tuple[str, str, list[str], bool, str]] = []
     for precision in ("float32",) if small else ("float32", "tensorfloat32", "bfloat16"):
-        ways.append((precision, "vae_jax", [], False, ""))
-        ways.append((precision, "PyTorch eager", [], False, ""))
-        ways.append((precision, "PyTorch best", graphs, False, ""))
-        ways.append((precision, "Flax loop", [], False, ""))
-    ways.append(("float32", "vae_jax", [], True, ""))
+        ways += [(precision, ours, [], False, ""), (precision, eager, [], False, "")]
+        ways += [(precision, best, variant, False, "") for variant in fast]
+        ways.append((precision, flax, [], False, ""))
+    ways.append(("float32", ours, [], True, ""))
     if batch <= 64:
-        ways.append(("float32", "vae_jax", [], False, DETERMINISTIC))
-    ways += [("torch", "PyTorch eager", [], False, ""), ("torch", "PyTorch best", graphs, False, "")]
+        ways.append(("float32", ours, [], False, DETERMINISTIC))
+    ways += [("torch", eager, [], False, ""), *(("torch", best, variant, False, "") for variant in fast)]
     for precision, contender, variant, triton, flags in ways:
         more = [*variant, *(["Triton's products"] if triton else []), *(["deterministic"] if flags else [])]
-        name = f"{contender} ({' '.join(more)})" if more else contender
+        name = contender.removesuffix(" best") + f" ({' '.join(more)})" * bool(more)
         options = {"contender": contender, "batch": batch, "precision": precision, "variant": variant}
         options |= {"triton": triton, "steps": steps, "seconds": seconds}
         jobs.append(Job(f"batch {batch}", f"{precision}: {name}", "speed", options, flags))
@@ -199,7 +203,7 @@ def article_jobs(mnist: str | None, small: bool, cache: str) -> list[Job]:
     if mnist is None or small:
         data = ["--config", "digits", "--train.epochs=2", "--output.figure_every=1000"]
     else:
-        data = ["--config", "article", f"--data.manual_dir={mnist}"]
+        data = ["--config", "article", f"--data.manual_dir={mnist}", f"--data.cache_dir={cache}/data"]
     train, sweep = {"arguments": ["train", *data], "sweep": False}, ["sweep", *data, f"--seeds={2 if small else 10}"]
     cold, warm = f"{cache}/cold", f"{cache}/warm"
     return [
@@ -238,7 +242,13 @@ class Process:
             environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} {job.flags}".strip()
         command = [sys.executable, __file__, "--job", json.dumps(job)]
         self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,  # so that it ends with the commands that it runs
         )
         self.arrived = threading.Condition()
         threading.Thread(target=self._read, daemon=True).start()
@@ -274,8 +284,9 @@ class Process:
         return self.line(until)
 
     def end(self) -> None:
-        """Ends it."""
-        self.process.kill()
+        """Ends it, and what it runs."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
 
@@ -318,9 +329,9 @@ def run(jobs: list[Job], out: Path, seconds: float, at_once: int) -> list[dict[s
                 started = [Process(job, log) for job in own[first : first + size] if time.monotonic() < deadline]
                 for job in own[first + len(started) : first + size]:
                     note(job, {"failed": "out of time"})
-                ready = []
+                ready, until = [], min(deadline, time.monotonic() + READY)
                 for process in started:
-                    found = process.line(deadline)
+                    found = process.line(until)
                     if "failed" in found:
                         note(process.job, found)
                     else:
@@ -381,13 +392,26 @@ def device() -> str:
     return f"{name}; {', '.join(versions)}"
 
 
+def read_images(mnist: str, folder: str) -> None:
+    """Has the article's images read, resized and cached in a folder."""
+    code = (
+        "import sys, vae_jax\n"
+        "options = {'data.manual_dir': sys.argv[1], 'data.cache_dir': sys.argv[2]}\n"
+        "vae_jax.load_data(vae_jax.load_config('article', **options).data)"
+    )
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", code, mnist, folder], env=environment, check=True)
+
+
 def main() -> None:
     """Runs all jobs and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("gpu-results"), help="folder of the results")
     parser.add_argument("--mnist", help="folder of MNIST's four files; without it the article's commands train digits")
-    parser.add_argument("--seconds", type=float, default=460, help="after which nothing begins any more")
-    parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="processes that compile side by side")
+    parser.add_argument("--seconds", type=float, default=460, help="after which what still runs is ended")
+    parser.add_argument(
+        "--at-once", type=int, default=len(os.sched_getaffinity(0)), help="processes that compile side by side"
+    )
     parser.add_argument("--only", nargs="+", metavar="GROUP", help="such as 'batch 64', article, members, large")
     parser.add_argument("--small", action="store_true", help="the same in small, to see that it works")
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -397,6 +421,8 @@ def main() -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as cache:
+        if options.mnist and not options.small:
+            read_images(options.mnist, f"{cache}/data")
         jobs = all_jobs(options.mnist and os.path.abspath(options.mnist), options.small, cache)
         jobs = [job for job in jobs if not options.only or job.group in options.only]
         results = run(jobs, options.out, options.seconds, options.at_once)

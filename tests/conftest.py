@@ -1,5 +1,6 @@
 """What every test shares: strict settings of jax, small data, and MNIST where it is at hand."""
 
+import gc
 import os
 from contextlib import nullcontext
 from pathlib import Path
@@ -37,6 +38,7 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: ranks.get(item.path.stem, len(LONGEST)))
 
 
+gc.set_threshold(100_000, 50, 100)  # as commands have it, see vae_jax/__main__.py
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 # Most of the suite's time goes into compiling small programs; without optimisations it takes two thirds of it.

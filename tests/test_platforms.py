@@ -209,15 +209,31 @@ def test_numbers_that_are_rounded_and_moved_are_rounded_as_often():
         lambda x: jax.lax.slice(x, (0, 1, 0), (4, 3, 5), (2, 1, 3)),
         lambda x: jax.lax.split(x, (1, 3, 1), 2),
         lambda x: x.reshape(5, 12),
+        lambda x: jax.lax.reshape(x, (12, 5), (2, 1, 0)),
         lambda x: jax.lax.squeeze(x[:1], (0,)),
         lambda x: x.transpose(2, 0, 1),
         lambda x: jax.lax.rev(x, (0, 2)),
         lambda x: jax.lax.pad(x, jnp.int32(-1), ((1, 2, 0), (0, 0, 2), (0, 1, 1))),
         lambda x: jax.lax.pad(x, jnp.int32(-1), ((-1, 2, 0), (1, -2, 1), (-2, -1, 0))),
+        lambda x: jax.lax.pad(x, jnp.int32(-1), ((6, -5, 0), (-4, 9, 0), (-1, 0, 0))),
         lambda x: jax.lax.broadcast_in_dim(x, (4, 1, 3, 5), (0, 2, 3)),
         lambda x: x.astype(jnp.float32),
     ],
-    ids=[*["slice"] * 2, "split", "reshape", "squeeze", "transpose", "rev", *["pad"] * 2, "broadcast", "convert"],
+    ids=[
+        "slice",
+        "strides",
+        "split",
+        "reshape",
+        "columns",
+        "squeeze",
+        "transpose",
+        "rev",
+        "pad",
+        "cut",
+        "far",
+        "broadcast",
+        "convert",
+    ],
 )
 def test_places_move_as_jax_moves_numbers(move):
     places = np.arange(60, dtype=np.int32).reshape(4, 3, 5)
@@ -227,3 +243,69 @@ def test_places_move_as_jax_moves_numbers(move):
     found, expected = staging._moved(equation, given), jax.tree.leaves(move(jnp.asarray(places)))
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def both_loops(turn, carried, length=4):
+    """What the turns give in our loop and in jax's."""
+    loops = (
+        (lambda carried: staging.loop(length, turn, carried)),
+        lambda carried: jax.lax.fori_loop(0, length, turn, carried),
+    )
+    return [jax.jit(loop)(carried) for loop in loops]
+
+
+def test_a_kernel_read_by_columns_is_moved_as_jax_does():
+    def turn(i, carried):
+        vector, total = carried
+        kernel = jnp.reshape(vector, (8, 12), order="F")
+        return vector + 1, total + jnp.arange(12.0) @ kernel.T @ jnp.arange(8.0) + kernel[::-1].ravel("F")[3]
+
+    ours, jaxs = both_loops(turn, (jnp.arange(96.0), jnp.float32(0)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, jaxs)
+
+
+def test_what_a_turn_prints_is_printed(capfd):
+    def turn(i, x):
+        jax.debug.print("turn {i}", i=i)
+        return x * 2
+
+    both_loops(turn, jnp.float32(1))
+    jax.effects_barrier()
+    assert capfd.readouterr().out.splitlines() == 2 * [f"turn {i}" for i in range(4)]
+
+
+@pytest.mark.parametrize("kind", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_draws_are_those_of_single_turns_whatever_the_keys(kind):
+    key = jax.random.key(0, impl=kind)
+
+    def turn(i, x):
+        own = jax.random.fold_in(key, i)
+        return x + jax.random.normal(own, (5,)) * jax.random.bernoulli(jax.random.fold_in(own, 1), 0.5, (5,))
+
+    ours, jaxs = both_loops(turn, jnp.zeros(5))
+    np.testing.assert_allclose(ours, jaxs, rtol=1e-6)
+
+
+def test_what_has_no_rule_for_many_turns_at_once_runs_as_elsewhere():
+    shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+
+    def turn(i, x):
+        return x + jax.pure_callback(lambda i: np.full(3, i, np.float32), shape, i)
+
+    ours, jaxs = both_loops(turn, jnp.zeros(3))
+    np.testing.assert_array_equal(ours, jaxs)
+
+
+def test_keys_that_are_carried_are_left_where_they_are():
+    def turn(i, carried):
+        keys, total = carried
+        return keys[::-1], total + jax.random.uniform(keys.reshape(8, 8).T[1, 2])
+
+    with jax.debug_key_reuse(False):
+        ours, jaxs = both_loops(turn, (jax.random.split(jax.random.key(0), 64), jnp.float32(0)))
+    np.testing.assert_allclose(ours[1], jaxs[1], rtol=1e-6)
+
+
+def test_plain_numbers_are_packed_as_arrays():
+    packed = pack({"a": 1.0, "b": jnp.arange(3.0), "c": 2})
+    jax.tree.map(np.testing.assert_array_equal, unpack(packed), {"a": 1.0, "b": np.arange(3.0), "c": 2})

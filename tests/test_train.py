@@ -457,3 +457,18 @@ def test_training_warns_where_levels_stay_dark(small_data, tmp_path):
 def test_a_dataset_without_labels_or_validation(small_data):
     data = Dataset("plain", Split(small_data.train.images), Split(small_data.test.images))
     assert "validation_loss" not in train.fit(with_train(PLAIN, epochs=1), data).history[0]
+
+
+def test_nothing_begins_before_all_is_compiled(small_data, monkeypatch):
+    """A last, smaller batch's program that cannot be compiled is refused before an earlier run is deleted."""
+
+    def begin(lowered, pool):
+        begun.append(real(lowered, pool))
+        return begun[-1] if len(begun) == 1 else lambda: 1 / 0
+
+    begun, real, started = [], train.begin_loop, []
+    monkeypatch.setattr(train, "begin_loop", begin)
+    with pytest.raises(ZeroDivisionError):
+        train.fit(CONFIG, small_data, on_start=lambda: started.append(True))
+    assert len(begun) == 2
+    assert not started

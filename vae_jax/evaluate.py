@@ -70,7 +70,9 @@ class Evaluator:
 
     def prepare(self, variables: Variables, key: Key[Array, ""], pool: Executor) -> None:
         """Begins to compile what a call with such variables needs; the call waits for it."""
-        self._ready = pool.submit(self._lower(variables, key).compile)
+        lowered, (images, _) = self._lower(variables, key), self._feed.shapes
+        if self._size == images.shape[0] or images.sharding is None:  # parts of what is spread lie as jax sees fit
+            self._ready = pool.submit(lowered.compile)
 
     def check(self) -> None:
         """Refuses what will not fit into memory, once it has been prepared.

@@ -72,6 +72,7 @@ class Packed:
 def pack(tree: PyTree) -> Packed:
     """The tree as vectors."""
     leaves, structure = jax.tree.flatten(tree)
+    leaves = [leaf if hasattr(leaf, "dtype") else jnp.asarray(leaf) for leaf in leaves]  # a user's may be plain numbers
     of_type: dict[str, list[int]] = {}
     for i, leaf in enumerate(leaves):
         of_type.setdefault(f"{leaf.dtype} {i if _is_key(leaf.dtype) else ''}", []).append(i)

@@ -32,17 +32,22 @@ def largest_operation(function: Callable[..., Any], *arguments: Any) -> int:
 
 def largest_product(jaxpr: Any) -> int:
     """Bytes of the largest result of a matrix product or convolution in a traced program: it takes at least these."""
-    return max((_bytes(each.outvars) for each in _equations(jaxpr) if each.primitive.name in PRODUCTS), default=0)
+    return max((_bytes(each.outvars) for each in equations(jaxpr) if each.primitive.name in PRODUCTS), default=0)
 
 
-def _equations(jaxpr: Any) -> Iterator[Any]:
+def equations(jaxpr: Any) -> Iterator[Any]:
     """The equations of a traced program, with those of the programs in it."""
     for equation in getattr(jaxpr, "jaxpr", jaxpr).eqns:
-        yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
-                    yield from _equations(inner)
+        yield from equations_in(equation)
+
+
+def equations_in(equation: Any) -> Iterator[Any]:
+    """The equation, with those of the programs in it."""
+    yield equation
+    for value in equation.params.values():
+        for inner in value if isinstance(value, tuple | list) else (value,):
+            if hasattr(getattr(inner, "jaxpr", inner), "eqns"):
+                yield from equations(inner)
 
 
 def _bytes(variables: Any) -> int:

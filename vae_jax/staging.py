@@ -21,6 +21,7 @@ from jaxtyping import Array, Int, PyTree
 
 from vae_jax.models.convolution import COMPUTED_BY
 from vae_jax.packing import ALIGNMENT
+from vae_jax.sizes import equations_in
 
 # Of an array that is computed before the loop, for a turn: larger ones take their time wherever they are computed.
 MOST_BYTES = 2**18
@@ -30,6 +31,8 @@ CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_j
 # Primitives that move numbers, or round them, and compute nothing.
 MOVING = ("slice", "split", "reshape", "squeeze", "transpose", "rev", "pad", "convert_element_type", "broadcast_in_dim")
 MOST_MOVED = 2**20  # numbers of a vector whose places are worth keeping as a constant of the program
+
+THREEFRY = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype
 
 FREE, EARLY, LATE = range(3)  # depends on nothing that changes, on the number of the turn, on what is carried
 
@@ -50,7 +53,7 @@ def loop(length: int, function: Callable[[Int[Array, ""], PyTree], PyTree], carr
     for equation in jaxpr.eqns:
         kind = max((when.get(variable, FREE) for variable in _variables(equation.invars)), default=FREE)
         large = sum(_bytes(variable.aval) for variable in equation.outvars) > MOST_BYTES
-        if equation.effects or (kind == EARLY and large):
+        if equation.effects or (kind == EARLY and (large or _draws_otherwise(equation))):
             kind = LATE
         when |= dict.fromkeys(equation.outvars, kind)
         equations[kind].append(equation)
@@ -75,7 +78,7 @@ def loop(length: int, function: Callable[[Int[Array, ""], PyTree], PyTree], carr
         return [_value(known, variable) for variable in jaxpr.outvars], None
 
     numbers = jnp.arange(length, dtype=jnp.int32)
-    leaves, _ = lax.scan(turn, leaves, (numbers, jax.vmap(prepare)(numbers)))
+    leaves, _ = lax.scan(turn, leaves, (numbers, _for_all(prepare, numbers)))
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -112,6 +115,27 @@ def _run(equations: Sequence[Any], known: Mapping[Any, Any]) -> dict[Any, Any]:
     return known
 
 
+def _draws_otherwise(equation: Any) -> bool:
+    """Whether jax would draw other numbers for many turns at once than for one, as it does of keys but Threefry's."""
+    return any(
+        each.primitive.name == "rng_bit_generator"
+        or any(_is_key(variable) and variable.aval.dtype != THREEFRY for variable in _variables(each.invars))
+        for each in equations_in(equation)
+    )
+
+
+def _for_all(function: Callable[[Any], Any], numbers: Array) -> Any:
+    """`vmap`, or one number after the other where something in the function has no rule for many, as a callback."""
+    try:
+        return jax.vmap(function)(numbers)
+    except NotImplementedError:
+        return lax.map(function, numbers)
+
+
+def _is_key(variable: Any) -> bool:
+    return jnp.issubdtype(variable.aval.dtype, jax.dtypes.prng_key)
+
+
 class Move(NamedTuple):
     """What is a carried vector's numbers in another order.
 
@@ -129,7 +153,7 @@ def _moves(equations: Sequence[Any], state: Sequence[Any]) -> dict[Any, Move]:
     moves = {
         variable: Move(variable, np.arange(variable.aval.size, dtype=np.int32))
         for variable in state
-        if variable.aval.ndim == 1 and ALIGNMENT <= variable.aval.size <= MOST_MOVED
+        if variable.aval.ndim == 1 and ALIGNMENT <= variable.aval.size <= MOST_MOVED and not _is_key(variable)
     }
     zeros, looked_at = set(), {}
     for equation in equations:
@@ -175,6 +199,8 @@ def _moved(equation: Any, places: np.ndarray) -> Sequence[np.ndarray]:
             bounds = zip(params["start_indices"], params["limit_indices"], strict=True)
             steps = params["strides"] or (1,) * places.ndim
             return [places[tuple(slice(*bound, step) for bound, step in zip(bounds, steps, strict=True))]]
+        case "reshape" if params["dimensions"] is not None:
+            return [places.transpose(params["dimensions"]).reshape(params["new_sizes"])]
         case "split":
             return np.split(places, np.cumsum(params["sizes"])[:-1], params["axis"])
         case "transpose":
@@ -192,9 +218,10 @@ def _padded(places: np.ndarray, config: Any) -> np.ndarray:
         along = np.moveaxis(places, axis, 0)
         spread = np.full((max(0, len(along) + (len(along) - 1) * inner), *along.shape[1:]), -1, places.dtype)
         spread[:: inner + 1] = along
-        spread = spread[max(0, -low) : len(spread) - max(0, -high)]
         sides = [(max(0, low), max(0, high)), *[(0, 0)] * (places.ndim - 1)]
-        places = np.moveaxis(np.pad(spread, sides, constant_values=-1), 0, axis)
+        spread = np.pad(spread, sides, constant_values=-1)
+        spread = spread[max(0, -low) : max(0, len(spread) - max(0, -high))]
+        places = np.moveaxis(spread, 0, axis)
     return places
 
 
@@ -223,7 +250,7 @@ def _needed(equations: Sequence[Any], outputs: Sequence[Any], given: Collection[
     """Those equations that these outputs need, where some variables are given."""
     wanted, needed = set(outputs).difference(given), []
     for equation in reversed(equations):
-        if wanted.intersection(equation.outvars):
+        if equation.effects or wanted.intersection(equation.outvars):  # what is printed is wanted as well
             needed.append(equation)
             wanted |= set(_variables(equation.invars)).difference(given)
     return needed[::-1]

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from typing import Annotated, Any, NamedTuple, cast
 
 import jax
@@ -135,7 +135,7 @@ def make_step(
             return reduce(result.loss), (updated, result)
 
         gradient, (updated, result) = jax.grad(loss, has_aux=True)(variables.params)
-        sums = jnp.stack([part.sum() for part in result])
+        sums = batch_sums(result, network.platform)
         change, opt_state_then = transformation.update(gradient, opt_state, variables.params)
         params = optax.apply_updates(variables.params, change)
         then = Variables(params, *pack_like(variables[1:], updated[1:])), opt_state_then
@@ -146,6 +146,15 @@ def make_step(
         return then[0], then[1], sums
 
     return step
+
+
+def batch_sums(terms: Terms, platform: Platform) -> Float[Array, "3"]:
+    """The sums over a batch of each image's loss and its parts."""
+    if not platform.packed:
+        return jnp.stack([part.sum() for part in terms])
+    # Where a kernel costs more than what it computes, the three are one; the barrier keeps XLA from adding up all
+    # pixels once for each image and once more for all.
+    return lax.optimization_barrier(jnp.stack(terms)).sum(1)
 
 
 def watched(variables: Variables, opt_state: PyTree) -> PyTree:
@@ -266,8 +275,8 @@ def compile_loop(
 def compiling() -> Iterator[Executor]:
     """Within it programs begin to be compiled, by `pool.submit(lowered.compile)`, with two cores for each at a time.
 
-    They end after it, in the order in which they began; where an error leaves it, those that wait are given up. Who
-    needs a program waits for it: to call it meanwhile would compile it twice.
+    They begin in the order in which they were submitted, and may end after it; where an error leaves it, those that
+    wait are given up. Who needs a program waits for it: to call it meanwhile would compile it twice.
     """
     pool = ThreadPoolExecutor(max(1, cores() // 2))  # XLA keeps two busy with one program
     try:
@@ -278,24 +287,10 @@ def compiling() -> Iterator[Executor]:
     pool.shutdown(wait=False)
 
 
-class Part(NamedTuple):
-    """Of an epoch: its full batches, or its last, smaller one.
-
-    Attributes:
-        end: the step after its last.
-        size: images in a batch.
-        loop: gives its loop, once it is compiled.
-    """
-
-    end: int
-    size: int
-    loop: Callable[[], Loop]
-
-
 def begin_loop(lowered: dict[int | None, jax.stages.Lowered], pool: Executor) -> Callable[[], Loop]:
     """Begins to compile the programs of `lower_loop`; what it gives waits for them."""
     begun = {length: pool.submit(program.compile) for length, program in lowered.items()}
-    return cache(lambda: loop_of({length: program.result() for length, program in begun.items()}))
+    return lambda: loop_of({length: program.result() for length, program in begun.items()})
 
 
 def lengths(platform: Platform, steps: int) -> Sequence[int | None]:
@@ -606,23 +601,25 @@ def fit(
     images, numbers = feed.shapes
     arguments = (state, images, numbers if config.model.classes else None, numbers, zero, steps_key, zero, zero)
     with compiling() as pool:
-        parts: list[Part] = []
+        # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled loop).
+        loops = []
         for end, size, times in ((full, batch_size, full), (steps, remainder, 1)):
             if size and times:
                 lowered = lower_loop(step, batch_size, size, devices, arguments, network.platform, times)
-                parts.append(Part(end, size, begin_loop(lowered, pool)))
+                loops.append((end, size, begin_loop(lowered, pool)))
         small = [shuffle.lower(keys.shuffle, zero), finite.lower(watched(state.variables, state.opt_state))]
         if network.platform.packed:
             small.append(cast(Any, unpack_state).lower(state))
         small = [pool.submit(program.compile) for program in small]
         for evaluate in evaluators.values():
             evaluate.prepare(variables, evaluation_key, pool)
-        memory = parts[0].loop().memory  # the last batch has fewer images, and may still be compiled when it is needed
+        parts = [(end, size, loop()) for end, size, loop in loops]
         for program in small:
             program.result()
     del variables  # where the state is packed, a copy of it
     compile_seconds = time.perf_counter() - began
-    check_memory(memory, f"{blamed(config, parts[0].size)}: the arrays of a step")
+    for _, size, loop in parts:
+        check_memory(loop.memory, f"{blamed(config, size)}: the arrays of a step")
     for evaluate in evaluators.values():
         evaluate.check()
     if on_start:
@@ -641,11 +638,11 @@ def fit(
                     length = min(chunk, min(end, shard_end) - done)
                     bounds = np.int32(done), np.int32(done + length)
                     place = shard.images, shard.labels, shard.order, np.int32(shard.first)
-                    state = loop().run(state, *place, steps_key, *bounds)
+                    state = loop.run(state, *place, steps_key, *bounds)
                     jax.block_until_ready(state)
                     elapsed = time.perf_counter() - began
                     if not config.train.chunk_steps and length == chunk and size == batch_size:
-                        chunk = int(devices.agree(rounded(length / elapsed, loop())))
+                        chunk = int(devices.agree(rounded(length / elapsed, loop)))
                     done, seconds = done + length, seconds + elapsed
                     sums = np.asarray(state.sums, np.float64)
                     # A gradient that is not finite shows in the next step's loss, or in what it left behind.

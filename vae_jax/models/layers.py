@@ -149,6 +149,16 @@ def _single(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def _count(x):
+    return float(x.size // x.shape[1])  # a whole number would have to fit 32 bits
+
+
+def _sums(*arrays):
+    """Their sums over the batch in one pass, which XLA would make of none that look at one another's arrays."""
+    zeros = tuple(jnp.zeros((), each.dtype) for each in arrays)
+    return lax.reduce(arrays, zeros, lambda one, other: tuple(map(jnp.add, one, other)), BATCH_AXES)
+
+
 def _normalize(x, scale, offset, epsilon, shift):
     dtype, x = x.dtype, _single(x)
     if shift is None:
@@ -156,9 +166,9 @@ def _normalize(x, scale, offset, epsilon, shift):
         variance = jnp.square(x - _columns(mean)).mean(BATCH_AXES)
     else:
         distance = x - _columns(shift)
-        missed = distance.mean(BATCH_AXES)
+        missed, squared = (each / _count(x) for each in _sums(distance, jnp.square(distance)))
         mean = shift + missed
-        variance = jnp.maximum(jnp.square(distance).mean(BATCH_AXES) - jnp.square(missed), 0)
+        variance = jnp.maximum(squared - jnp.square(missed), 0)
     inverse = lax.rsqrt(variance + epsilon)
     y = (x - _columns(mean)) * _columns(inverse * scale) + _columns(offset)
     return (y.astype(dtype), mean, variance), (x.astype(dtype), mean, inverse, scale, shift)
@@ -167,10 +177,14 @@ def _normalize(x, scale, offset, epsilon, shift):
 def _normalize_bwd(epsilon, residuals, cotangents):
     x, mean, inverse, scale, shift = residuals
     dtype, x, dy = x.dtype, _single(x), _single(cotangents[0])
-    count = float(x.size // x.shape[1])  # a whole number would have to fit 32 bits
+    count = _count(x)
     normal = (x - _columns(mean)) * _columns(inverse)
-    doffset = dy.sum(BATCH_AXES)
-    dscale = (dy * normal).sum(BATCH_AXES)
+    if shift is None:
+        doffset, dscale = dy.sum(BATCH_AXES), (dy * normal).sum(BATCH_AXES)
+    else:
+        doffset, dscale = _sums(dy, dy * normal)
+        x = lax.optimization_barrier(x)  # so that XLA computes this anew, in the kernel below, and keeps no array of it
+        normal = (x - _columns(mean)) * _columns(inverse)
     dx = _columns(scale * inverse) * (dy - _columns(doffset / count) - normal * _columns(dscale / count))
     return dx.astype(dtype), dscale, doffset, jax.tree.map(jnp.zeros_like, shift)
 
