@@ -296,6 +296,26 @@ def test_what_has_no_rule_for_many_turns_at_once_runs_as_elsewhere():
     np.testing.assert_array_equal(ours, jaxs)
 
 
+def test_numbers_that_depend_on_themselves_alone_are_known_before_the_loop():
+    """A count that stops, what is computed of it, one that the turn's number moves, and one that another is made of."""
+
+    def turn(i, carried):
+        count, moved, other, same, x, total = carried
+        rate = jnp.sin(1 / (1.0 + count)) * moved + same
+        then = jnp.where(count < 2, count + 1, count), moved * 2 + i, other + count, same
+        return *then, x * rate, total + x.sum() * other
+
+    start = jnp.int32(0), jnp.float32(1), jnp.int32(5), jnp.float32(0.5), jnp.arange(4.0), jnp.float32(0)
+    ours, jaxs = both_loops(turn, start)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, jaxs)
+    program = jax.make_jaxpr(lambda carried: staging.loop(4, turn, carried))(start)
+    *_, last = (equation for equation in program.eqns if equation.primitive.name == "scan")
+    assert {equation.primitive.name for equation in last.params["jaxpr"].eqns} == {"mul", "reduce_sum", "add"} | (
+        {"broadcast_in_dim", "convert_element_type"}
+        & {equation.primitive.name for equation in last.params["jaxpr"].eqns}
+    )
+
+
 def test_keys_that_are_carried_are_left_where_they_are():
     def turn(i, carried):
         keys, total = carried

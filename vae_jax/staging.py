@@ -2,7 +2,8 @@
 
 A GPU takes about as long for a small array as for none, so a small model's step is as long as it has kernels. What
 depends on the number of a turn only (the step's keys and all that is drawn with them, the batch's places and images) is
-computed for all turns at once, before the loop. And whatever only moves numbers of a vector that is carried (a kernel
+computed for all turns at once, before the loop; so is what depends on carried single numbers that only depend on
+themselves, as an optimiser's count of its steps. And whatever only moves numbers of a vector that is carried (a kernel
 in the order in which a product takes it) is one gathering a turn. The body that a user writes, or a layer, need not
 know of it.
 """
@@ -48,7 +49,10 @@ def loop(length: int, function: Callable[[Int[Array, ""], PyTree], PyTree], carr
     jaxpr = program.jaxpr
     consts = dict(zip(jaxpr.constvars, program.consts, strict=True))
     number, *state = jaxpr.invars
-    when = {number: EARLY, **dict.fromkeys(state, LATE)}
+    after = dict(zip(state, jaxpr.outvars, strict=True))
+    own = _foreseen(jaxpr.eqns, after)
+    changing = [variable for variable in state if variable not in own]
+    when = {number: EARLY, **dict.fromkeys(own, EARLY), **dict.fromkeys(changing, LATE)}
     equations: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
     for equation in jaxpr.eqns:
         kind = max((when.get(variable, FREE) for variable in _variables(equation.invars)), default=FREE)
@@ -57,29 +61,61 @@ def loop(length: int, function: Callable[[Int[Array, ""], PyTree], PyTree], carr
             kind = LATE
         when |= dict.fromkeys(equation.outvars, kind)
         equations[kind].append(equation)
+    results = _variables([after[variable] for variable in changing])
     used = [variable for equation in equations[LATE] for variable in _variables(equation.invars)]
-    used += _variables(jaxpr.outvars)
-    wanted = [variable for variable in dict.fromkeys(used) if when.get(variable) == EARLY and variable is not number]
+    wanted = [variable for variable in dict.fromkeys([*used, *results]) if when.get(variable) == EARLY]
 
+    ahead = _needed(jaxpr.eqns, _variables([after[variable] for variable in own]))
     before = _needed(equations[FREE] + equations[EARLY], wanted)
-    moves = _moves(equations[FREE] + equations[LATE], state)
-    inside = _needed(equations[FREE] + equations[LATE], _variables(jaxpr.outvars), moves)
+    moves = _moves(equations[FREE] + equations[LATE], changing)
+    inside = _needed(equations[FREE] + equations[LATE], results, moves, effects=True)
 
-    def prepare(i: Int[Array, ""]) -> list[Array]:
-        known = _run(before, {**consts, number: i})
+    def advance(values: list[Array], i: Int[Array, ""]) -> tuple[list[Array], list[Array]]:
+        known = _run(ahead, {**consts, number: i, **dict(zip(own, values, strict=True))})
+        return [_value(known, after[variable]) for variable in own], values
+
+    def prepare(now: tuple[Int[Array, ""], list[Array]]) -> list[Array]:
+        i, values = now
+        known = _run(before, {**consts, number: i, **dict(zip(own, values, strict=True))})
         return [known[variable] for variable in wanted]
 
-    def turn(state_now: list[Array], now: tuple[Int[Array, ""], list[Array]]) -> tuple[list[Array], None]:
-        i, values = now
-        known = {**consts, number: i}
-        known |= dict(zip(state, state_now, strict=True)) | dict(zip(wanted, values, strict=True))
+    def turn(state_now: list[Array], values: list[Array]) -> tuple[list[Array], None]:
+        known = {**consts, **dict(zip(changing, state_now, strict=True)), **dict(zip(wanted, values, strict=True))}
         known |= _gathered(moves, known)
         known = _run(inside, known)
-        return [_value(known, variable) for variable in jaxpr.outvars], None
+        return [_value(known, after[variable]) for variable in changing], None
 
     numbers = jnp.arange(length, dtype=jnp.int32)
-    leaves, _ = lax.scan(turn, leaves, (numbers, _for_all(prepare, numbers)))
-    return jax.tree.unflatten(structure, leaves)
+    given = dict(zip(state, leaves, strict=True))
+    last, foreseen = [], []
+    if own:  # unrolled: a few numbers, whose turns are one kernel then
+        last, foreseen = lax.scan(advance, [given[variable] for variable in own], numbers, unroll=True)
+    prepared = _for_all(prepare, (numbers, foreseen))
+    rest, _ = lax.scan(turn, [given[variable] for variable in changing], prepared, length)
+    final = {**dict(zip(own, last, strict=True)), **dict(zip(changing, rest, strict=True))}
+    return jax.tree.unflatten(structure, [final[variable] for variable in state])
+
+
+def _foreseen(equations: Sequence[Any], after: Mapping[Any, Any]) -> list[Any]:
+    """Of the carried single numbers those that depend on nothing but themselves and the turn, as an optimiser's count
+    of its steps: they are known before the loop, and so is what is computed of them.
+
+    Args:
+        equations: of the body.
+        after: of each carried variable, what a turn makes of it.
+    """
+    seen: dict[Any, set[Any]] = {variable: {variable} for variable in after}
+    for equation in equations:
+        inputs = [seen.get(variable, set()) for variable in _variables(equation.invars)]
+        # What draws is left where it is, and what has an effect must not have it twice.
+        looks = set(after) if equation.effects or _draws_otherwise(equation) else set().union(*inputs)
+        seen |= dict.fromkeys(equation.outvars, looks)
+    own = [variable for variable in after if not variable.aval.shape and not _is_key(variable)]
+    while True:
+        kept = [each for each in own if set().union(*(seen.get(v, set()) for v in _variables([after[each]]))) <= {*own}]
+        if len(kept) == len(own):
+            return own
+        own = kept
 
 
 def _flat(function: Callable[..., Any], *arguments: Array) -> core.ClosedJaxpr:
@@ -124,7 +160,7 @@ def _draws_otherwise(equation: Any) -> bool:
     )
 
 
-def _for_all(function: Callable[[Any], Any], numbers: Array) -> Any:
+def _for_all(function: Callable[[Any], Any], numbers: PyTree) -> Any:
     """`vmap`, or one number after the other where something in the function has no rule for many, as a callback."""
     try:
         return jax.vmap(function)(numbers)
@@ -246,11 +282,13 @@ def _gathered(moves: Mapping[Any, Move], known: Mapping[Any, Any]) -> dict[Any, 
     return results
 
 
-def _needed(equations: Sequence[Any], outputs: Sequence[Any], given: Collection[Any] = ()) -> list[Any]:
-    """Those equations that these outputs need, where some variables are given."""
+def _needed(
+    equations: Sequence[Any], outputs: Sequence[Any], given: Collection[Any] = (), effects: bool = False
+) -> list[Any]:
+    """Those equations that these outputs need, where some variables are given; with those that print, if asked to."""
     wanted, needed = set(outputs).difference(given), []
     for equation in reversed(equations):
-        if equation.effects or wanted.intersection(equation.outvars):  # what is printed is wanted as well
+        if (effects and equation.effects) or wanted.intersection(equation.outvars):
             needed.append(equation)
             wanted |= set(_variables(equation.invars)).difference(given)
     return needed[::-1]
