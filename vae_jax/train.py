@@ -74,7 +74,8 @@ class Progress(NamedTuple):
         step: steps taken in it.
         steps: steps an epoch has.
         loss: mean loss per image over the epoch so far, skipped steps left out.
-        images_per_second: of training in this epoch, compilation and evaluation excluded.
+        images_per_second: of training in this epoch, compilation and evaluation excluded (in the first epoch it shares
+            the cores with what is compiled for the evaluation).
     """
 
     epoch: int
