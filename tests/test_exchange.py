@@ -660,7 +660,7 @@ class TestArticle:
         initial = network.init(jax.random.key(0))
         # As after some training: moved statistics, and a last layer that makes light and dark.
         initial.params["decoder"]["dec4"]["kernel"] *= 10
-        variables = initial._replace(batch_stats=variables_of(config).batch_stats)
+        variables = initial._replace(state=variables_of(config).state)
         path = tmp_path / "model.safetensors"
         weights_file.write(path, to_state_dict(variables, 938))
         model = ArticleVAE()

@@ -93,7 +93,7 @@ def test_everything_is_switchable(changes):
     assert logits.shape == (2, 32, 32, 1)
     assert heads["mu"].shape == (2, config.latent)
     assert np.isfinite(logits).all()
-    assert bool(variables.batch_stats) == config.batch_norm
+    assert bool(variables.state) == config.batch_norm
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_a_residual_networks_layers(blocks, batch_norm):
     decoder = dense(3, 3 * 2 * 2) + stages + conv(4, 3, 2) + 2 + conv(4, 2, 2) + 2
     assert count_parameters(variables.params["encoder"]) == encoder
     assert count_parameters(variables.params["decoder"]) == decoder
-    assert bool(variables.batch_stats) == batch_norm
+    assert bool(variables.state) == batch_norm
     assert {"fc_mu", "fc_log_var"} < set(variables.params["encoder"])
 
 
@@ -285,7 +285,7 @@ def test_a_residual_block_adds_to_what_it_is_given():
 
     variables = variables._replace(params=jax.tree.map_with_path(silent, variables.params))
     found = jax.jit(partial(with_blocks.apply, function=both))(variables)[0]
-    variables = Variables(bare(variables.params), bare(variables.batch_stats))
+    variables = Variables(bare(variables.params), bare(variables.state))
     expected = jax.jit(partial(without.apply, function=both))(variables)[0]
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
@@ -348,7 +348,7 @@ def test_dropout_and_batch_norm_are_off_in_evaluation_and_on_in_training():
     assert not np.array_equal(trained[0][1]["mu"], trained[1][1]["mu"])
     dropped = np.mean(np.asarray(trained[0][1]["mu"]) == 0)
     assert dropped == pytest.approx(0.2, abs=5 * (0.2 * 0.8 / 4000) ** 0.5)
-    before, after = (state.batch_stats["encoder"]["BN1"] for state in (trained[0][0], trained[0][3]))
+    before, after = (state.state["batch_stats"]["encoder"]["BN1"] for state in (trained[0][0], trained[0][3]))
     assert not np.array_equal(before["mean"], after["mean"])
     assert not np.array_equal(before["var"], after["var"])
 
@@ -365,7 +365,7 @@ def test_running_statistics(unbiased):
     padded = np.pad(images[..., 0], ((0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (4, 4), (1, 2))[:, ::2, ::2]
     out = np.einsum("nhwij,ijo->onhw", windows, layer["kernel"][:, :, 0]).reshape(8, -1) + layer["bias"][:, None]
-    found = updated.batch_stats["encoder"]["BN1"]
+    found = updated.state["batch_stats"]["encoder"]["BN1"]
     np.testing.assert_allclose(found["mean"], 0.25 * out.mean(1), rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(found["var"], 0.75 + 0.25 * out.var(1, ddof=int(unbiased)), rtol=1e-5)
 
@@ -392,7 +392,7 @@ def test_bfloat16_is_near_float32_and_keeps_its_state_in_float32(train):
             replace(config, precision=precision), (32, 32, 1), batch=16, train=train, key=jax.random.key(2)
         )
         assert {array.dtype.name for array in jax.tree.leaves((heads, logits, updated))} == {"float32"}
-        results[precision] = logits, updated.batch_stats["encoder"]["BN2"]["var"]
+        results[precision] = logits, updated.state["batch_stats"]["encoder"]["BN2"]["var"]
     for exact, rounded in zip(results["float32"], results["bfloat16"], strict=True):
         error = np.abs(np.asarray(exact - rounded)).max() / np.abs(np.asarray(exact)).max()
         assert error < 0.05  # 8 bits of mantissa through eight layers
@@ -409,14 +409,14 @@ def test_every_product_forward_and_backward_has_the_configured_precision(convolu
         network = build(config, (32, 32, 1), HEADS)
         variables = jax.eval_shape(network.init, jax.random.key(0))
 
-        def loss(params, batch_stats, images):
+        def loss(params, state, images):
             def both(autoencoder):
                 return autoencoder.decode(autoencoder.encode(images)["mu"]).sum()
 
-            return network.apply(Variables(params, batch_stats), both, jax.random.key(1), train=True)[0]
+            return network.apply(Variables(params, state), both, jax.random.key(1), train=True)[0]
 
         images = jax.ShapeDtypeStruct((4, 32, 32, 1), jnp.float32)
-        program = jax.jit(jax.grad(loss)).lower(variables.params, variables.batch_stats, images).as_text()
+        program = jax.jit(jax.grad(loss)).lower(variables.params, variables.state, images).as_text()
         products = re.findall(r".*stablehlo\.(?:dot_general|convolution)\b.*", program)
         assert len(products) >= 30
         return ["HIGHEST" in product for product in products], ["bf16" in product for product in products]

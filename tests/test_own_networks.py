@@ -54,7 +54,7 @@ def test_an_own_network_trains_and_is_saved(name, tmp_path):
     for path, leaf in leaves(trained.state.variables.params).items():
         assert (leaf != before[path]).any(), path
     if name == "initialised":  # a collection of its own is kept and updated, step by step
-        assert trained.state.variables.collections == {"steps": {"count": 4}}
+        assert trained.state.variables.state == {"steps": {"count": 4}}
     checkpoint.save(tmp_path, checkpoint.Saved(trained.state, trained.history, 32))
     saved = checkpoint.restore(tmp_path, "latest", lambda images: trained.state, print)
     assert saved is not None
@@ -209,7 +209,7 @@ def test_what_calls_only_add_to_a_collection_is_left_out(own):
             return super().encode(images, train)
 
     variables = composition.build(config_of(own(Sowing)), SHAPE)[0].init(jax.random.key(0))
-    assert variables.collections == {}
+    assert variables.state == {}
 
 
 class Counting(Plain):

@@ -125,7 +125,7 @@ def test_an_optimiser_that_looks_at_shapes_keeps_its_trees():
     packed = train.make_packing(PLATFORMS["gpu"], transformation).pack(state)
     assert packed.variables.params is state.variables.params
     assert packed.opt_state is state.opt_state
-    assert is_packed(packed.variables.batch_stats)
+    assert is_packed(packed.variables.state["batch_stats"])
 
 
 def test_what_is_packed_comes_back():

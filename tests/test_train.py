@@ -353,7 +353,7 @@ def test_a_skipped_step_leaves_the_running_statistics(one_bad_image):
     step = jax.jit(step)
     for first, skipped in ((0, True), (16, False)):
         variables, _, _ = step(state.variables, state.opt_state, images[first : first + 16], jax.random.key(0))
-        pairs = zip(*map(jax.tree.leaves, (variables.batch_stats, state.variables.batch_stats)), strict=True)
+        pairs = zip(*map(jax.tree.leaves, (variables.state, state.variables.state)), strict=True)
         assert [bool((now == then).all()) for now, then in pairs] == [skipped] * 6  # mean and variance of three
 
 

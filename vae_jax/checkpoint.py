@@ -7,7 +7,6 @@ for its files, and a checkpoint that it was deleting when the process died looks
 """
 
 import asyncio
-import errno
 import gc
 import hashlib
 import inspect
@@ -41,7 +40,7 @@ from vae_jax.interruption import uninterrupted
 from vae_jax.models import Variables
 from vae_jax.train import Epoch, TrainState
 
-FORMAT = 2  # counted up when older versions could not read what is written; `_read_format_1` tells what came before
+FORMAT = 3  # counted up when older versions could not read what is written; the first that is promised to be read
 DESCRIPTION = "checkpoint.json"
 DAMAGED = "damaged"  # where what cannot be used is moved to; it is never deleted
 UNFINISHED, DELETED = ".tmp", ".deleted"  # how the names of folders end that a dead process may leave
@@ -61,9 +60,9 @@ class Saved(NamedTuple):
         history: figures of the epochs finished before it.
         images: training images of the run; 0 for weights that have seen none of a run's yet.
         digest: of these images.
-        made_with: versions, device and cores, see `vae_jax.run.environment`; empty where an older version did not say.
-        options: it was trained with, each by its dotted name; empty where an older version did not say.
-        run: the digest of the run that it is of, see `vae_jax.folder.Data`; empty where an older version did not say.
+        made_with: versions, device and cores, see `vae_jax.run.environment`; empty where that is not known.
+        options: it was trained with, each by its dotted name; empty where that is not known.
+        run: the digest of the run that it is of, see `vae_jax.folder.Data`; empty where that is not known.
     """
 
     state: TrainState
@@ -80,11 +79,11 @@ class Array(NamedTuple):
 
     Attributes:
         type: of its numbers, with its shape, see `_type`.
-        sha256: of its bytes; empty where an older version did not say.
+        sha256: of its bytes.
     """
 
     type: str
-    sha256: str = ""
+    sha256: str
 
 
 class Description(NamedTuple):
@@ -95,7 +94,6 @@ class Description(NamedTuple):
         loss: ranks it; None leaves it unranked.
         arrays: by their names.
         files: the SHA-256 of each, by its path in the checkpoint's folder.
-        verified: whether the SHA-256 were noted when it was saved.
     """
 
     format: int
@@ -108,7 +106,6 @@ class Description(NamedTuple):
     made_with: dict[str, str] = {}  # noqa: RUF012
     options: dict[str, Option] = {}  # noqa: RUF012
     run: str = ""
-    verified: bool = True
 
 
 class _Format(NamedTuple):
@@ -122,21 +119,6 @@ class _Sealed(NamedTuple):
 
     sha256: str
     checkpoint: dict[str, Any]
-
-
-class _Run1(NamedTuple):
-    """What a checkpoint of format 1 tells of its run."""
-
-    history: list[dict[str, Any]]
-    images: Annotated[int, "[0, 2147483647]"]
-    digest: str
-    shapes: dict[str, str]
-
-
-class _Metrics1(NamedTuple):
-    """What a checkpoint of format 1 is ranked by."""
-
-    loss: float | None
 
 
 class DamageError(Exception):
@@ -172,7 +154,7 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
                 raise OSError(f"no room for files left on the disk: {left:,.0f} (inodes), of {FILES} needed")
             # By its number: orbax would make the folder again, if it was removed meanwhile.
             with _plain(making, by_number=True) as plain, _silenced():
-                _orbax().save(plain / "state", args=ocp.args.StandardSave(_stored(state)))
+                _orbax().save(plain / "state", args=ocp.args.StandardSave(_as_dicts(state)))
             description = {
                 "format": FORMAT,
                 "loss": loss,
@@ -312,11 +294,11 @@ def _read(folder: Path, template: Callable[[int], TrainState], check: Callable[[
     except (DamageError, UserError, MemoryError):
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds
-        if is_folder(folder) and (description.verified or _of_the_system(error)):
-            raise UserError(
-                f"{folder}: cannot be read here, though its files are as they were saved; {_reason(error)}"
-            ) from error
-        raise DamageError(f"damaged, {_reason(error)}") from error
+        if not is_folder(folder):
+            raise DamageError(f"damaged, {_reason(error)}") from error
+        raise UserError(
+            f"{folder}: cannot be read here, though its files are as they were saved; {_reason(error)}"
+        ) from error
     _check_step(int(folder.name), int(state.step), description)
     known = {name: getattr(description, name) for name in Saved._fields[1:]}
     return Saved(jax.tree.map(jnp.asarray, state), **known)
@@ -345,21 +327,18 @@ def _arrays(folder: Path, description: Description, like: TrainState) -> TrainSt
     """
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
     with _plain(folder) as plain, _silenced():
-        state = _orbax().restore(plain / "state", args=ocp.args.StandardRestore(_stored(like)))
+        state = _orbax().restore(plain / "state", args=ocp.args.StandardRestore(_as_dicts(like)))
     state = state._replace(variables=Variables(**state.variables))
     for name, array in _named(state).items():
         sha256 = description.arrays[name].sha256
-        if sha256 and _sha256(array.tobytes()) != sha256:
+        if _sha256(array.tobytes()) != sha256:
             raise DamageError(f"damaged, {name} is not as it was saved")
     return state
 
 
-def _stored(state: TrainState) -> TrainState:
-    """The state as orbax gets it: of a network without collections of its own it is as checkpoints always were."""
-    variables = state.variables._asdict()
-    if not state.variables.collections:
-        del variables["collections"]
-    return state._replace(variables=variables)  # type: ignore[arg-type]
+def _as_dicts(state: TrainState) -> TrainState:
+    """The state as orbax gets it, which would take the fields of nested tuples by their places."""
+    return state._replace(variables=state.variables._asdict())  # type: ignore[arg-type]
 
 
 def _check_types(folder: Path, expected: dict[str, Any], found: dict[str, Array]) -> None:
@@ -390,16 +369,13 @@ def _description(folder: Path) -> Description:
     """
     try:
         if not (folder / DESCRIPTION).exists() and (folder / "run").exists():
-            content = _read_format_1(folder)
-        else:
-            sealed = _read_json(folder / DESCRIPTION, _Sealed)
-            content = sealed.checkpoint
-            if sealed.sha256 != _sha256(_canonical(content)):
-                raise DamageError(f"damaged, {DESCRIPTION} is not as it was saved")
-        if (made := typed(content, _Format).format) > FORMAT:
-            raise UserError(
-                f"{folder}: expected a checkpoint of format {FORMAT} or older, found {made}; update vae_jax"
-            )
+            raise _other_format(folder, 1)
+        sealed = parse(read_bytes(folder / DESCRIPTION, HISTORY_LIMIT), _Sealed, HISTORY_LIMIT)
+        content = sealed.checkpoint
+        if sealed.sha256 != _sha256(_canonical(content)):
+            raise DamageError(f"damaged, {DESCRIPTION} is not as it was saved")
+        if (made := typed(content, _Format).format) != FORMAT:
+            raise _other_format(folder, made)
         # What it says is looked at after its hash: whoever can write it can hash it too.
         description = typed(content, Description)
         for number, epoch in enumerate(description.history):
@@ -422,23 +398,13 @@ def _description(folder: Path) -> Description:
     return description
 
 
-def _read_json(path: Path, kind: Any) -> Any:
-    return parse(read_bytes(path, HISTORY_LIMIT), kind, HISTORY_LIMIT)
-
-
-def _read_format_1(folder: Path) -> dict[str, Any]:
-    """A checkpoint of vae_jax 0.1.0 as it was before it had a format: orbax's CheckpointManager wrote it, and the
-    checksums of its files came after it, or not at all where the process died between."""
-    run, metrics = _read_json(folder / "run/metadata", _Run1), _read_json(folder / "metrics/metrics", _Metrics1)
-    checksums = folder / "sha256.json"
-    return {
-        "format": 1,
-        "loss": metrics.loss,
-        **{name: value for name, value in run._asdict().items() if name != "shapes"},
-        "arrays": {name: {"type": type_} for name, type_ in run.shapes.items()},
-        "files": _read_json(checksums, dict[str, str]) if checksums.exists() else _files(folder),
-        "verified": checksums.exists(),
-    }
+def _other_format(folder: Path, made: int) -> UserError:
+    if made > FORMAT:
+        return UserError(f"{folder}: expected a checkpoint of format {FORMAT}, found {made}; update vae_jax")
+    return UserError(
+        f"{folder}: expected a checkpoint of format {FORMAT}, found {made}, of a version before the first release; "
+        f"train the run anew"
+    )
 
 
 def _rank(loss: float | None) -> float:
@@ -586,19 +552,12 @@ def _paths(folder: Path) -> dict[str, Path]:
     paths = [Path(place) / name for place, _, files in os.walk(folder, onerror=refuse) for name in files]
     files = (path for path in sorted(paths) if stat.S_ISREG(path.stat().st_mode))
     names = {path.relative_to(folder).as_posix(): path for path in files}
-    return {name: path for name, path in names.items() if name not in (DESCRIPTION, "sha256.json")}
+    return {name: path for name, path in names.items() if name != DESCRIPTION}
 
 
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _of_the_system(error: Exception) -> bool:
-    """Whether the operating system has refused something that is there, as an open file too many."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    number = int(code[1]) if code else getattr(error, "errno", None)
-    return number not in (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def _reason(error: Exception) -> str:

@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from vae_jax import models, optimizer, staging
-from vae_jax.composition import Composition, build
+from vae_jax.composition import PARTS, Composition, build
 from vae_jax.config import Config, as_used
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.shape import settled
@@ -30,7 +30,7 @@ from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import make_evaluator, means
 from vae_jax.feed import Feed
 from vae_jax.keys import epoch_key, make_keys, step_key, step_keys
-from vae_jax.models import Variables
+from vae_jax.models import BATCH_STATS, Variables
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Model, Objective, Terms
 from vae_jax.optimizer import Elementwise
@@ -139,7 +139,7 @@ def make_step(
         sums = batch_sums(result, network.platform)
         change, opt_state_then = transformation.update(gradient, opt_state, variables.params)
         params = optax.apply_updates(variables.params, change)
-        then = Variables(params, *pack_like(variables[1:], updated[1:])), opt_state_then
+        then = Variables(params, pack_like(variables.state, updated.state)), opt_state_then
         if config.train.skip_nonfinite:
             finite = all_finite((sums, gradient, watched(*then)))
             then = jax.tree.map(lambda then, now: jnp.where(finite, then, now), then, (variables, opt_state))
@@ -160,7 +160,8 @@ def batch_sums(terms: Terms, platform: Platform) -> Float[Array, "3"]:
 
 def watched(variables: Variables, opt_state: PyTree) -> PyTree:
     """What must stay finite in training; a user's own collections may hold what they like, as a mask of −∞."""
-    return variables._replace(collections={}), opt_state
+    state = {name: part for name, part in variables.state.items() if name in (BATCH_STATS, *PARTS)}
+    return variables._replace(state=state), opt_state
 
 
 def all_finite(tree: PyTree) -> Bool[Array, ""]:
@@ -184,13 +185,13 @@ def make_packing(platform: Platform, transformation: optax.GradientTransformatio
     """As suits the platform; parameters and the optimiser's state stay trees if their shapes matter to it."""
 
     def pack_state(state: TrainState) -> TrainState:
-        params, state_of_network, collections = state.variables
+        params, own = state.variables
         opt_state = state.opt_state
         if isinstance(transformation, Elementwise):
             params = pack(params)
             opt_state = pack_like(jax.eval_shape(transformation.init, params), opt_state)
-        variables = Variables(params, pack(state_of_network), cast(Any, pack(collections)))
-        return state._replace(variables=variables, opt_state=opt_state)
+        packed = {name: pack(part) for name, part in own.items()}
+        return state._replace(variables=Variables(params, packed), opt_state=opt_state)
 
     return Packing(pack_state, unpack) if platform.packed else Packing(lambda state: state, lambda state: state)
 

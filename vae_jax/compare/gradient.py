@@ -59,7 +59,7 @@ def _gradients(request: Request, precision: str) -> dict[str, Any]:
     )
     TorchTraining(config, pair.twin, 1, 1).backward(pair.images(images), *pair.draws(variables, images, key, 0))
     gradients = to_state_dict(Variables(found, {}))
-    statistics = to_state_dict(Variables({}, updated.batch_stats), 1)
+    statistics = to_state_dict(Variables({}, updated.state), 1)
     expected = {
         name: parameter.grad.cpu().numpy()
         for name, parameter in pair.twin.named_parameters()

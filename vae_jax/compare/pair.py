@@ -81,8 +81,8 @@ class Pair:
             return variables
         random = np.random.RandomState(self.config.seed)
         return variables._replace(
-            batch_stats=jax.tree.map(
-                lambda x: x + jnp.asarray(PERTURBATION * random.rand(*x.shape), x.dtype), variables.batch_stats
+            state=jax.tree.map(
+                lambda x: x + jnp.asarray(PERTURBATION * random.rand(*x.shape), x.dtype), variables.state
             )
         )
 

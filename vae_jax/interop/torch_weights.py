@@ -39,7 +39,7 @@ def to_state_dict(variables: Variables, steps: int | Mapping[str, int] = 0) -> d
             each, by its name.
     """
     found = {}
-    for path, array in jax.tree_util.tree_leaves_with_path((variables.params, variables.batch_stats)):
+    for path, array in jax.tree_util.tree_leaves_with_path((variables.params, variables.state.get("batch_stats", {}))):
         name = _name(path[1:])
         found[name] = _transposed(array, _TO_TORCH)
         if name.endswith(".running_mean"):
@@ -59,4 +59,8 @@ def from_state_dict(state: Mapping[str, np.ndarray], like: Variables) -> Variabl
     def take(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
         return _transposed(state[_name(path)], _FROM_TORCH).astype(leaf.dtype)
 
-    return Variables(*(jax.tree_util.tree_map_with_path(take, collection) for collection in like))
+    def take_state(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
+        return take(path[1:], leaf)  # PyTorch keeps running statistics beside the parameters
+
+    params = jax.tree_util.tree_map_with_path(take, like.params)
+    return Variables(params, jax.tree_util.tree_map_with_path(take_state, like.state))

@@ -45,18 +45,20 @@ PRECISIONS = {
 }
 
 
+BATCH_STATS = "batch_stats"  # Flax's name for running statistics
+
+
 class Variables(NamedTuple):
-    """A network's state.
+    """All numbers of a model.
 
     Attributes:
         params: what is trained.
-        batch_stats: BatchNorm's running statistics.
-        collections: Flax collections of a user's own, by name; training updates them as the network says.
+        state: what training updates without a gradient, by name: "batch_stats" (BatchNorm's running statistics), other
+            Flax collections of a user's network, and the states of parts that have one.
     """
 
     params: PyTree
-    batch_stats: PyTree
-    collections: dict[str, PyTree] = {}  # noqa: RUF012 (a NamedTuple's defaults are never changed)
+    state: dict[str, PyTree] = {}  # noqa: RUF012 (a NamedTuple's defaults are never changed)
 
 
 class Autoencoder(NamedTuple):
@@ -174,17 +176,18 @@ def build(
         images = jnp.zeros((1, height, width, channels + config.classes))
         z = jnp.zeros((1, config.latent + config.classes))
         variables = jax.jit(make)(key, images, z)
-        made = Variables(variables.pop("params"), variables.pop("batch_stats", {}), variables)
+        made = Variables(variables.pop("params"), variables)
         for path, leaf in jax.tree_util.tree_leaves_with_path(made.params):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
                 where = f"model.network {config.network}, parameter {jax.tree_util.keystr(path)}"
                 raise UserError(
                     f"{where}: expected floats, which are trained; found {leaf.dtype}; self.variable keeps it"
                 )
-        return made._replace(collections=lasting(made, images, z)) if variables else made
+        own = variables.keys() - {BATCH_STATS}
+        return made._replace(state=lasting(made, images, z)) if own else made
 
     def lasting(variables: Variables, images: Array, z: Array) -> dict[str, PyTree]:
-        """The collections of a user's own that a step of training updates; not those to which each call adds (`sow`).
+        """The collections that a step of training updates; not those to which each call adds (`sow`).
 
         Raises:
             UserError: if a step gives one another type or shape; whatever Flax raises if an evaluation changes one.
@@ -201,8 +204,8 @@ def build(
             ]
 
         kept = {}
-        updated = jax.eval_shape(lambda variables: step(variables, True), variables).collections
-        for name, before in variables.collections.items():
+        updated = jax.eval_shape(lambda variables: step(variables, True), variables).state
+        for name, before in variables.state.items():
             if jax.tree.structure(before) != jax.tree.structure(updated[name]):
                 continue
             kept[name] = before
@@ -213,12 +216,11 @@ def build(
                 if was != becomes:
                     where = f"model.network {config.network}, collection {name}{jax.tree_util.keystr(path)}"
                     raise UserError(f"{where}: expected a step of training to leave it {was}; found {becomes}")
-        jax.eval_shape(lambda variables: step(variables, False), variables._replace(collections=kept))
+        jax.eval_shape(lambda variables: step(variables, False), variables._replace(state=kept))
         return kept
 
     def collections_of(variables: Variables, masks: PyTree = None) -> dict[str, PyTree]:
-        own = {"params": variables.params, "batch_stats": variables.batch_stats, "masks": masks or {}}
-        return {**own, **variables.collections}
+        return {"params": variables.params, "masks": masks or {}, **variables.state}
 
     def apply(
         variables: Variables,
@@ -237,10 +239,8 @@ def build(
 
         if not train:
             return nn.apply(run, module)(collections, rngs=rngs), variables
-        mutable = ["batch_stats", *variables.collections]
-        result, updated = nn.apply(run, module, mutable=mutable)(collections, rngs=rngs)
-        kept = {name: updated.get(name, {}) for name in variables.collections}
-        return result, Variables(variables.params, updated.get("batch_stats", {}), kept)
+        result, updated = nn.apply(run, module, mutable=[*variables.state])(collections, rngs=rngs)
+        return result, Variables(variables.params, {name: updated.get(name, {}) for name in variables.state})
 
     def trace(
         variables: Variables,
@@ -251,7 +251,7 @@ def build(
         run = nn.apply(
             lambda module: function(bind(module, train)),
             module,
-            mutable=["batch_stats", "intermediates", "masks", *variables.collections],
+            mutable=["intermediates", "masks", *variables.state],
             capture_intermediates=True,
         )
         result, seen = run(collections_of(variables), rngs={} if key is None else {"dropout": key})
@@ -298,7 +298,7 @@ def _probe(init: Callable[..., Variables], apply: Callable[..., Any], shape: tup
 
         own = step_keys(probing_key())
         results, updated = apply(variables, both, own.dropout, train=True, streams=own.streams)
-        return results, (updated.batch_stats, updated.collections)
+        return results, updated.state
 
     inputs = jnp.asarray(random.rand(3, *shape), float), jnp.asarray(random.randn(3, latent), float)
     changed = [array.at[1:].multiply(0.5) for array in inputs]
