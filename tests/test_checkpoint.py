@@ -695,7 +695,7 @@ def test_a_stored_run_opens_and_goes_on(stored, tmp_path_factory):
     told = []
     with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
         evaluate = make_evaluator(config, *build(config, data.image_shape), data.test.images)
-        found = means(evaluate(trained.state.variables, make_keys(0).evaluate))[0]
+        found = means(evaluate(trained.state.variables, make_keys(0).evaluate))["loss"]
         assert found == pytest.approx(summary["test_loss"], rel=1e-4)
         changed = load_config(stored / "config.yaml", **{"objective.beta": 2.0})
         with pytest.raises(UserError, match=r"objective\.beta \(the run has 1\.0, found 2\.0\)"):

@@ -106,7 +106,7 @@ def losses(variables, images=IMAGES, key=1, **options):
     def run(variables):
         return network.apply(variables, lambda model: objective.terms(jax.random.key(key), model, x, config.objective))
 
-    return np.asarray(jax.jit(run)(variables)[0].loss, np.float64)
+    return np.asarray(jax.jit(run)(variables)[0]["loss"], np.float64)
 
 
 def estimated(variables=None, images=IMAGES, samples=8, key=2, treatment="grey"):
@@ -231,7 +231,7 @@ def gradients(variables, seed, count, **options):
     def loss(params, key):
         bound = Variables(params, {})
         terms = network.apply(bound, lambda model: objective.terms(key, model, x, config.objective))[0]
-        return terms.loss.mean()
+        return terms["loss"].mean()
 
     found = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(variables.params, keys)
     return [

@@ -120,7 +120,7 @@ def drawn(monkeypatch):
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "validation", "test")])
 def test_loss_curve(tmp_path, drawn, epochs, splits):
-    path = figures.loss_curve(tmp_path / "loss.png", history(epochs, splits, 0.5), "nats per image")
+    path = figures.loss_curve(tmp_path / "loss.png", history(epochs, splits, 0.5), lambda name: "nats per image")
     assert read(path).ndim == 3
     panels = drawn[0].axes
     assert [panel.get_title() for panel in panels] == ["loss", "reconstruction", "KL"]
@@ -133,8 +133,19 @@ def test_loss_curve(tmp_path, drawn, epochs, splits):
 
 
 def test_loss_curve_of_an_autoencoder_has_one_panel(tmp_path, drawn):
-    figures.loss_curve(tmp_path / "loss.png", history(2, ("train", "test"), 0.0), "squared error per image")
+    figures.loss_curve(
+        tmp_path / "loss.png", history(2, ("train", "test"), 0.0), lambda name: "squared error per image"
+    )
     assert [panel.get_title() for panel in drawn[0].axes] == ["loss"]
+
+
+def test_loss_curve_shows_an_objectives_own_figures_with_their_units(tmp_path, drawn):
+    told = [{**epoch, "train_codes": 3.0, "test_codes": 4.0} for epoch in history(2, ("train", "test"), 0.5)]
+    units = {"codes": "codes in use"}
+    figures.loss_curve(tmp_path / "loss.png", told, lambda name: units.get(name, "nats per image"))
+    assert [panel.get_title() for panel in drawn[0].axes] == ["loss", "reconstruction", "KL", "codes"]
+    assert [panel.get_ylabel() for panel in drawn[0].axes] == ["nats per image", "", "", "codes in use"]
+    assert list(drawn[0].axes[3].lines[1].get_ydata()) == [4.0, 4.0]
 
 
 def panels(figure):
@@ -284,7 +295,7 @@ def test_the_backend_of_a_notebook_is_not_looked_at(tmp_path, backend, later):
     code = (
         "import os, sys; from vae_jax import figures; from pathlib import Path\n"
         "history = [{'epoch': 1, 'train_kl': 0, 'train_loss': 1, 'test_loss': 1}]\n"
-        "figures.loss_curve(Path(sys.argv[1]), history, 'nats')\n"
+        "figures.loss_curve(Path(sys.argv[1]), history, str)\n"
         "figures._shades(11)\n"
         "import matplotlib; print(matplotlib.get_backend(auto_select=False) or '', os.environ['MPLBACKEND'])"
     )

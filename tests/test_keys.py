@@ -14,7 +14,7 @@ from vae_jax import composition, evaluate, keys, optimizer, train
 from vae_jax.config import Config, ModelConfig, PosteriorConfig, PriorConfig
 from vae_jax.data import Split
 from vae_jax.diagnostics import diagnose
-from vae_jax.objectives import Objective, Terms
+from vae_jax.objectives import Objective
 
 CONFIG = Config(model=ModelConfig(network="mlp", latent=2, layers=(4,)))
 SHAPE = (2, 2, 1)
@@ -159,7 +159,7 @@ def meets_own_key(key, model, images, config):
     """An objective whose loss is 1 where the images were treated with a key that it may derive from its own."""
     own = jnp.stack([shown(key), *(shown(child) for child in jax.random.split(key, CHILDREN))])
     same = (own == images[:1]).all((1, 2, 3)).any()
-    return Terms(*[jnp.broadcast_to(same.astype(float), len(images))] * 3)
+    return {"loss": jnp.broadcast_to(same.astype(float), len(images))}
 
 
 @pytest.mark.parametrize("where", ["training", "evaluation"])
@@ -169,7 +169,7 @@ def test_an_objective_may_derive_what_it_likes_from_its_key(where):
     if where == "evaluation":
         loss = evaluate.make_terms(CONFIG, network, objective)(
             variables, jnp.asarray(IMAGES), None, jnp.int32(0), keys.make_keys(0).evaluate
-        ).loss
+        )["loss"]
     else:
         transformation = optimizer.build(CONFIG.train, 1)
         step = train.make_step(CONFIG, network, objective, transformation)

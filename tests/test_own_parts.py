@@ -56,14 +56,13 @@ def laplace(config, image_shape):
     return Likelihood(1, log_prob, lambda params, outputs: jax.nn.sigmoid(outputs))
 """
 OBJECTIVE = """\
-from vae_jax.objectives import Terms
 
 
 def bound(key, model, images, config):
     z, log_q = model.sample(key, model.encode(images))
     reconstruction = -model.log_likelihood(images, model.decode(z))
     kl = log_q - model.log_prior(z)
-    return Terms(reconstruction + kl, reconstruction, kl)
+    return {"loss": reconstruction + kl, "reconstruction": reconstruction, "kl": kl}
 """
 TINY = {
     "data.image_size": 8,

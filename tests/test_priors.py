@@ -200,7 +200,7 @@ def test_all_of_a_models_parameters_have_a_finite_gradient(name, posterior, obje
             jax.random.key(4),
             True,
         )
-        return terms.loss.sum()
+        return terms["loss"].sum()
 
     value, gradients = jax.jit(jax.value_and_grad(loss))(variables.params)
     assert np.isfinite(value)

@@ -3,6 +3,7 @@
 Here samples get their axis, labels reach the networks, and images are treated; the parts know of none of that.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,13 +16,14 @@ from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 from vae_jax import likelihoods, models, objectives, posteriors, priors
 from vae_jax.config import Config, check_used
 from vae_jax.errors import UserError, listed
-from vae_jax.expectation import expect
-from vae_jax.keys import part_key
+from vae_jax.expectation import Shape, expect
+from vae_jax.keys import part_key, probing_key
 from vae_jax.likelihoods import Likelihood
 from vae_jax.models import Autoencoder, Trace, Variables
 from vae_jax.objectives import Model, Objective
+from vae_jax.objectives.base import make_draw
 from vae_jax.platforms import Platform, current, on
-from vae_jax.posteriors import Heads, Latents, Posterior
+from vae_jax.posteriors import Heads, Latents, Posterior, Sample
 from vae_jax.priors import Aggregate, Prior
 from vae_jax.registry import check_functions, lookup
 from vae_jax.treatments import TREATMENTS
@@ -34,20 +36,22 @@ class Composition(NamedTuple):
 
     Attributes:
         init: key -> Variables.
-        apply: (variables, function, key=None, train=False, masks=None, labels=None, epoch=inf, streams=None) ->
-            (function(Model), updated Variables); see `vae_jax.models.Network`. `labels` are those of the images,
-            (batch,), where the model is told them.
+        apply: (variables, function, key=None, train=False, masks=None, labels=None, epoch=inf, streams=None,
+            density=None) -> (function(Model), updated Variables); see `vae_jax.models.Network`. `labels` are those of
+            the images, (batch,), where the model is told them. With a density, every z that is drawn is the posterior's
+            centre, and every density at z this one.
         trace: (variables, function, key=None, train=False) -> Trace: the same, watched.
         treat: (key, uint8 images) -> images in [0, 1], as `data.treatment` says.
-        sample_prior: (variables, key, count) -> z, (count, latent).
-        center: (variables, heads) -> the posterior's centre z and log q there, (batch, latent) and (batch,): of a
-            Gaussian the mean, of a flow what it makes of its first Gaussian's mean.
+        sample_prior: (variables, key, count) -> z, (count, *latent_shape).
+        center: (variables, heads) -> the posterior's centre z and log q there, (batch, *latent_shape) and (batch,): of
+            a Gaussian the mean, of a flow what it makes of its first Gaussian's mean.
         ties: see `vae_jax.models.Network`.
         posterior: q(z|x).
         prior: p(z).
         likelihood: p(x|z).
         classes: how many labels there are; 0 where the model is not told them.
         latent: dimensions of z.
+        latent_shape: of one z.
         image_shape: (height, width, channels).
         platform: that the functions are traced for.
     """
@@ -64,6 +68,7 @@ class Composition(NamedTuple):
     likelihood: Likelihood
     classes: int
     latent: int
+    latent_shape: tuple[int, ...]
     image_shape: tuple[int, int, int]
     platform: Platform
 
@@ -99,10 +104,20 @@ def build(
     if "mu" not in posterior.heads:
         _refuse("posterior.name", f"{config.posterior.name} to have a head mu", listed(posterior.heads) or "none")
     treat = lookup(TREATMENTS, config.data.treatment, "data.treatment")
-    network = models.build(config.model, image_shape, posterior.heads, likelihood.outputs)
+    network = models.build(config.model, image_shape, posterior.heads, likelihood.outputs, posterior.shape)
     check(config, posterior, prior, likelihood, objective, network.ties)
     composition = _compose(config, image_shape, network, posterior, prior, likelihood, treat, platform or current())
-    return composition, objectives.checked(objective, config.objective.name)
+
+    def trace(look: Callable[[Model, Any], objectives.Terms]) -> objectives.Terms:
+        def terms(variables: Variables, images: Array, labels: Array) -> objectives.Terms:
+            return composition.apply(variables, lambda model: look(model, images), labels=labels)[0]
+
+        variables = jax.eval_shape(composition.init, probing_key())
+        images = jax.ShapeDtypeStruct((2, *image_shape), float)
+        return jax.eval_shape(terms, variables, images, jax.ShapeDtypeStruct((2,), jnp.int32))
+
+    figures = objectives.figures_of(objective, trace, config.objective)
+    return composition, objectives.checked(objective._replace(figures=figures), config.objective.name)
 
 
 def check(
@@ -130,11 +145,15 @@ def check(
     q, p = f"posterior {config.posterior.name}", f"prior {config.prior.name}"
     sampled = options.kl == "sampled" or options.gradient == "stl"
 
-    if options.kl == "analytic" and not (posterior.kl and prior.standard):
+    closed = posterior.kl.get(prior.kind)
+    if posterior.support != prior.support:
+        expected = f"one over the posterior's {posterior.support}, as of {q}"
+        _refuse("prior.name", expected, f"{config.prior.name}, over {prior.support}")
+    if options.kl == "analytic" and not closed:
         _refuse("objective.kl", f"sampled or auto with {q} and {p}, whose KL has no closed form", options.kl)
     if options.kl == "analytic" and options.gradient == "stl":
         _refuse("objective.gradient", "standard with an analytic KL, which has no score of q to leave out", "stl")
-    if options.free_bits and not (posterior.kl_by_dimension and prior.standard and not sampled):
+    if options.free_bits and not (closed and closed.by_dimension and not sampled):
         known = f"0 with {q}, {p}, objective.kl {options.kl} and objective.gradient {options.gradient}"
         _refuse("objective.free_bits", f"{known}: it needs each dimension's KL in closed form", options.free_bits)
     if options.gradient != "standard" and not posterior.log_prob:
@@ -179,7 +198,10 @@ def _compose(
     treat: Callable[..., Array],
     platform: Platform,
 ) -> Composition:
-    classes, latent = config.model.classes, config.model.latent
+    classes = config.model.classes
+    shape = posterior.shape or (config.model.latent,)
+    latent = math.prod(shape)
+    closed = posterior.kl.get(prior.kind)
     named = {name: f"{name}.name {getattr(config, name).name}" for name in PARTS}
 
     def init(key: Key[Array, ""]) -> Variables:
@@ -188,45 +210,86 @@ def _compose(
             name: part.init(part_key(key, number))
             for number, (name, part) in enumerate(zip(PARTS, (posterior, prior, likelihood), strict=True))
         }
-        trained = {name: part for name, part in parts.items() if jax.tree.leaves(part)}
-        return variables._replace(params={**variables.params, **trained})
+        if clash := [name for name in PARTS if name in variables.params or name in variables.state]:
+            what = f"a network without parts or collections called {clash[0]}, as the model's own are"
+            _refuse("model.network", what, config.model.network)
+        params, state = dict(variables.params), dict(variables.state)
+        for name, made in parts.items():
+            if isinstance(made, Variables):
+                state[name], made = made.state, made.params
+            if jax.tree.leaves(made):
+                params[name] = made
+        return Variables(params, state)
 
-    def split(variables: Variables) -> tuple[Variables, list[PyTree]]:
-        networks = {name: part for name, part in variables.params.items() if name not in PARTS}
-        return variables._replace(params=networks), [variables.params.get(name, {}) for name in PARTS]
+    def split(variables: Variables) -> tuple[Variables, dict[str, PyTree]]:
+        """The networks' variables, and what the functions of each part get: what its `init` gave."""
+        networks, parts = (
+            [{name: part for name, part in of.items() if (name in PARTS) == own} for of in variables]
+            for own in (False, True)
+        )
+        params, state = parts
+        owned = {name: params.get(name, {}) for name in PARTS}
+        return Variables(*networks), owned | {name: Variables(owned[name], of) for name, of in state.items()}
 
-    def join(updated: Variables, variables: Variables) -> Variables:
-        return updated._replace(params=variables.params)
+    def as_sample(result: Any, lead: Shape, what: str = "transform") -> Sample:
+        if not isinstance(result, Sample) and not (isinstance(result, tuple) and len(result) == 2):
+            raise UserError(f"{named['posterior']}, {what}: expected z and log q(z|x); found {type(result).__name__}")
+        sample = result if isinstance(result, Sample) else Sample(*result)
+        expect(f"{named['posterior']}, {what}, z", sample.z, (*lead, *shape))
+        expect(f"{named['posterior']}, {what}, log q(z|x)", sample.log_q, lead)
+        if sample.cost is not None:
+            expect(f"{named['posterior']}, {what}, cost", sample.cost, lead)
+        return sample
 
-    def transform(params: PyTree, noise: Latents, heads: Heads) -> tuple[Latents, Array]:
-        result = posterior.transform(params, noise, heads)
-        if not isinstance(result, tuple) or len(result) != 2:
-            raise UserError(
-                f"{named['posterior']}, transform: expected z and log q(z|x); found {type(result).__name__}"
-            )
-        z, log_q = result
-        expect(f"{named['posterior']}, transform, z", z, noise.shape)
-        expect(f"{named['posterior']}, transform, log q(z|x)", log_q, noise.shape[:-1])
-        return z, log_q
+    def noise(key: Key[Array, ""], lead: tuple[int, ...], dtype: Any) -> PyTree:
+        return posterior.noise(key, lead) if posterior.noise else jax.random.normal(key, (*lead, *shape), dtype)
+
+    def draw_from(own: PyTree, key: Key[Array, ""], heads: Heads) -> Sample:
+        lead, dtype = _lead(posterior, heads)
+        return as_sample(posterior.transform(own, noise(key, lead, dtype), heads), lead)
+
+    def center_of(own: PyTree, heads: Heads) -> Sample:
+        lead, dtype = _lead(posterior, heads)
+        if posterior.center:
+            return as_sample(posterior.center(own, heads), lead, "center")
+        shapes = jax.eval_shape(lambda key: noise(key, lead, dtype), probing_key())
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return as_sample(posterior.transform(own, zeros, heads), lead)
 
     def model(
-        autoencoder: Autoencoder, parts: list[PyTree], labels: Int[Array, " batch"] | None, epoch: Float[Array, ""]
+        autoencoder: Autoencoder,
+        parts: dict[str, PyTree],
+        labels: Int[Array, " batch"] | None,
+        epoch: Float[Array, ""],
+        density: Float[Array, ""] | None = None,
     ) -> Model:
-        q, p, px = parts
+        p, px = parts["prior"], parts["likelihood"]
 
         def encode(images: Array) -> Heads:
             return autoencoder.encode(_with_planes(images, labels, classes))
 
-        def sample(key: Key[Array, ""], heads: Heads, samples: int | None = None) -> tuple[Latents, Array]:
+        def drawn(key: Key[Array, ""], heads: Heads, samples: int | None = None) -> Sample:
+            if density is not None:
+                sample = center_of(parts["posterior"], heads)
+                z = sample.z if samples is None else jnp.broadcast_to(sample.z, (samples, *sample.z.shape))
+                return Sample(z, at(z), sample.cost)
             if samples is not None:
                 heads = {name: jnp.broadcast_to(head, (samples, *head.shape)) for name, head in heads.items()}
-            mu = heads["mu"]
-            return transform(q, jax.random.normal(key, (*mu.shape[:-1], latent), mu.dtype), heads)
+            sample = draw_from(parts["posterior"], key, heads)
+            if sample.state is not None:
+                parts["posterior"] = _moved_on(named["posterior"], parts["posterior"], sample.state)
+            return sample
+
+        def at(z: Latents) -> Array:
+            assert density is not None
+            return jnp.broadcast_to(density.astype(z.dtype), z.shape[: z.ndim - len(shape)])
+
+        def sample(key: Key[Array, ""], heads: Heads, samples: int | None = None) -> tuple[Latents, Array]:
+            return drawn(key, heads, samples)[:2]
 
         def decode(z: Latents) -> Array:
-            flat = z.reshape(-1, latent)
-            outputs = autoencoder.decode(_with_labels(flat, labels, classes))
-            return outputs.reshape(*z.shape[:-1], *outputs.shape[1:])
+            outputs = autoencoder.decode(_with_labels(z.reshape(-1, *shape), labels, classes))
+            return outputs.reshape(*z.shape[: z.ndim - len(shape)], *outputs.shape[1:])
 
         def log_likelihood(images: Array, outputs: Array) -> Array:
             lead = outputs.shape[:-3]
@@ -236,25 +299,30 @@ def _compose(
             return log_px.reshape(lead)
 
         def log_posterior(z: Latents, heads: Heads) -> Array:
+            if density is not None:
+                return at(z)
             assert posterior.log_prob
-            still, params = lax.stop_gradient((heads, q))
-            log_q = posterior.log_prob(params, z, _broadcast(still, z))
-            expect(f"{named['posterior']}, log_prob", log_q, z.shape[:-1])
+            still, own = lax.stop_gradient((heads, parts["posterior"]))
+            lead = z.shape[: z.ndim - len(shape)]
+            log_q = posterior.log_prob(own, z, _broadcast(posterior, still, lead))
+            expect(f"{named['posterior']}, log_prob", log_q, lead)
             return log_q
 
         def log_prior(z: Latents) -> Array:
+            if density is not None:
+                return at(z)
             log_pz = prior.log_prob(p, z, aggregate)
-            expect(f"{named['prior']}, log_prob", log_pz, z.shape[:-1])
+            expect(f"{named['prior']}, log_prob", log_pz, z.shape[: z.ndim - len(shape)])
             return log_pz
 
-        def closed_form(kl: Callable[[Heads], Array] | None, name: str, more: tuple[int, ...]) -> Any:
-            """A KL from the standard normal, if that is the prior and there is one."""
-            if kl is None or not prior.standard:
+        def closed_form(kl: Callable[..., Array] | None, name: str, more: tuple[int, ...]) -> Any:
+            """The KL from the prior, if there is one."""
+            if kl is None:
                 return None
 
             def checked(heads: Heads) -> Array:
-                value = kl(heads)
-                expect(f"{named['posterior']}, {name}", value, (*heads["mu"].shape[:-1], *more))
+                value = kl(heads, p)
+                expect(f"{named['posterior']}, kl, {name}", value, (*_lead(posterior, heads)[0], *more))
                 return value
 
             return checked
@@ -265,16 +333,20 @@ def _compose(
             expect(f"{named['likelihood']}, mean", pictures, (len(flat), *image_shape))
             return pictures.reshape(*outputs.shape[:-3], *pictures.shape[1:])
 
-        aggregate = _aggregate(autoencoder, posterior, q, latent)
+        aggregate = _aggregate(autoencoder, posterior, parts["posterior"], noise, shape)
+        kl = closed_form(closed and closed.total, "total", ())
+        kl_by_dimension = closed_form(closed and closed.by_dimension, "by_dimension", (latent,))
+
         return Model(
+            make_draw(encode, drawn, decode, log_likelihood, log_prior, kl, kl_by_dimension),
             encode,
             sample,
             decode,
             log_likelihood,
             log_prior,
             log_posterior if posterior.log_prob else None,
-            closed_form(posterior.kl, "kl", ()),
-            closed_form(posterior.kl_by_dimension, "kl_by_dimension", (latent,)),
+            kl,
+            kl_by_dimension,
             mean,
             epoch,
         )
@@ -288,14 +360,18 @@ def _compose(
         labels: Int[Array, " batch"] | None = None,
         epoch: Float[Array, ""] | float = jnp.inf,
         streams: Key[Array, ""] | None = None,
+        density: Float[Array, ""] | None = None,
     ) -> tuple[Any, Variables]:
         networks, parts = split(variables)
 
         def run(autoencoder: Autoencoder) -> Any:
-            return function(model(autoencoder, parts, labels, jnp.asarray(epoch)))
+            return function(model(autoencoder, parts, labels, jnp.asarray(epoch), density))
 
         result, updated = network.apply(networks, run, key, train, masks, streams)
-        return result, join(updated, variables)
+        if not train:
+            return result, variables
+        moved = {name: parts[name].state for name in PARTS if name in variables.state}
+        return result, Variables(variables.params, {**updated.state, **moved})
 
     def trace(
         variables: Variables, function: Callable[[Model], Any], key: Key[Array, ""] | None = None, train: bool = False
@@ -306,43 +382,70 @@ def _compose(
         )
 
     def sample_prior(variables: Variables, key: Key[Array, ""], count: int) -> Latents:
-        networks, (q, p, _) = split(variables)
+        networks, parts = split(variables)
 
         def run(autoencoder: Autoencoder) -> Latents:
-            z = prior.sample(p, key, count, _aggregate(autoencoder, posterior, q, latent))
-            expect(f"{named['prior']}, sample", z, (count, latent))
+            aggregate = _aggregate(autoencoder, posterior, parts["posterior"], noise, shape)
+            z = prior.sample(parts["prior"], key, count, aggregate)
+            expect(f"{named['prior']}, sample", z, (count, *shape))
             return z
 
         return network.apply(networks, run)[0]
 
     def center(variables: Variables, heads: Heads) -> tuple[Latents, Array]:
-        mu = heads["mu"]
-        return transform(split(variables)[1][0], jnp.zeros((*mu.shape[:-1], latent), mu.dtype), heads)
+        return center_of(split(variables)[1]["posterior"], heads)[:2]
 
     traced = on(platform, init), on(platform, apply), on(platform, trace), treat
     sampled = on(platform, sample_prior), on(platform, center)
-    shared = network.ties, posterior, prior, likelihood, classes, latent, image_shape, platform
+    shared = network.ties, posterior, prior, likelihood, classes, latent, shape, image_shape, platform
     return Composition(*traced, *sampled, *shared)
 
 
-def _broadcast(heads: Heads, z: Latents) -> Heads:
+def _broadcast(posterior: Posterior, heads: Heads, lead: Shape) -> Heads:
     """Heads with the axes of samples that z has."""
-    return {name: jnp.broadcast_to(head, (*z.shape[:-1], head.shape[-1])) for name, head in heads.items()}
+    own = len(_lead(posterior, heads)[0])
+    return {name: jnp.broadcast_to(head, (*lead, *head.shape[own:])) for name, head in heads.items()}
 
 
-def _aggregate(autoencoder: Autoencoder, posterior: Posterior, params: PyTree, latent: int) -> Aggregate:
+def _lead(posterior: Posterior, heads: Heads) -> tuple[Shape, Any]:
+    """The axes before those of one head, and the heads' type."""
+    name, size = next(iter(posterior.heads.items()))
+    return heads[name].shape[: heads[name].ndim - (len(size) if isinstance(size, tuple) else 1)], heads[name].dtype
+
+
+def _moved_on(what: str, own: PyTree, state: PyTree) -> Variables:
+    """A part with this state, which must be of the structure, the shapes and the types of the one that it has.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not isinstance(own, Variables):
+        raise UserError(f"{what}, transform: expected no state, since its init gives none; found one")
+    before, after = (
+        jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), of) for of in (own.state, state)
+    )
+    if before != after:
+        raise UserError(f"{what}, transform: expected the state {before!s:.200} of its init; found {after!s:.200}")
+    return own._replace(state=state)
+
+
+def _aggregate(
+    autoencoder: Autoencoder, posterior: Posterior, own: PyTree, noise: Callable[..., PyTree], shape: Shape
+) -> Aggregate:
     """The posterior at images of a prior's own."""
 
     def log_prob(z: Latents, images: Array) -> Array:
         assert posterior.log_prob
-        heads, log_prob = autoencoder.encode(images), partial(posterior.log_prob, params)
+        heads, log_prob = autoencoder.encode(images), partial(posterior.log_prob, own)
         # What depends on an image alone is computed once for it, not for every z.
-        each = jax.vmap(jax.vmap(log_prob, (None, 0)), (0, None))(z.reshape(-1, latent), heads)
-        return each.reshape(*z.shape[:-1], len(images))
+        each = jax.vmap(jax.vmap(log_prob, (None, 0)), (0, None))(z.reshape(-1, *shape), heads)
+        return each.reshape(*z.shape[: z.ndim - len(shape)], len(images))
 
     def sample(key: Key[Array, ""], images: Array) -> Array:
-        noise = jax.random.normal(key, (len(images), latent))
-        return posterior.transform(params, noise, autoencoder.encode(images))[0]
+        noise = (
+            posterior.noise(key, (len(images),)) if posterior.noise else jax.random.normal(key, (len(images), *shape))
+        )
+        return posterior.transform(own, noise, autoencoder.encode(images))[0]
 
     return Aggregate(log_prob, sample)
 
@@ -367,4 +470,5 @@ def _with_labels(z: Array, labels: Int[Array, " batch"] | None, classes: int) ->
         return z
     hot = _one_hot(labels, classes, z.dtype)
     samples = len(z) // len(hot)
-    return jnp.concatenate([z, jnp.broadcast_to(hot, (samples, *hot.shape)).reshape(-1, classes)], -1)
+    hot = jnp.broadcast_to(hot, (samples, *hot.shape)).reshape(len(z), *(1,) * (z.ndim - 2), classes)
+    return jnp.concatenate([z, jnp.broadcast_to(hot, (*z.shape[:-1], classes))], -1)

@@ -26,6 +26,7 @@ from vae_jax.models import Variables
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Model as Bound
 from vae_jax.objectives import Objective, Terms
+from vae_jax.objectives.base import in_order
 from vae_jax.posteriors import Heads, Latents
 from vae_jax.sizes import check_memory, largest_operation, largest_product
 
@@ -34,17 +35,18 @@ BATCH = 250  # images at a time; no result depends on it but through the noise, 
 
 
 class Evaluator:
-    """(variables, key) -> the objective's terms for each image, (images,) each."""
+    """(variables, key) -> the objective's figures by name, (images,) each."""
 
-    def __init__(self, config: Config, feed: Feed, evaluate: Any):
+    def __init__(self, config: Config, feed: Feed, evaluate: Any, block: int):
         """Of the images in a feed.
 
         Args:
             config: of the run.
             feed: brings them.
             evaluate: compiled, see `make_terms`.
+            block: images that are evaluated together.
         """
-        self._config, self._feed, self._evaluate = config, feed, evaluate
+        self._config, self._feed, self._evaluate, self._block = config, feed, evaluate, block
         self._size = self._product = 0  # images of a call and its largest array, known once it has been lowered
         self._ready: Future | None = None  # a program that a call needs, see `prepare`
 
@@ -82,7 +84,7 @@ class Evaluator:
         """
         samples = as_used(self._config, "objective.samples", "objective.groups")
         what = samples or f"model.network {self._config.model.network}"
-        check_memory(self._product, f"{what}: evaluating {BATCH} images at a time")
+        check_memory(self._product, f"{what}: evaluating {self._block} images at a time")
 
     def _lower(self, variables: Variables, key: Key[Array, ""]) -> jax.stages.Lowered:
         """What a call is to be compiled of, once it is known how many images it takes."""
@@ -92,14 +94,14 @@ class Evaluator:
         self._product = largest_product(traced.jaxpr)
         lowered = traced.lower()
         count = images.shape[0]
-        self._size = min(BATCH, count) if is_slow_in_loops(lowered) else count
+        self._size = min(self._block, count) if is_slow_in_loops(lowered) else count
         if self._size == count:
             return lowered
         first = [each if each is None else _shortened(each, self._size) for each in arguments[1:3]]
         return self._evaluate.lower(variables, *first, *arguments[3:])
 
     def _arguments(self, variables: Variables, key: Key[Array, ""], shard: Shard, chosen: slice) -> tuple[Any, ...]:
-        number = np.int32((shard.first + chosen.start) // BATCH)
+        number = np.int32((shard.first + chosen.start) // self._block)
         images, labels = shard.images, shard.labels
         if chosen != slice(0, len(images)):
             images, labels = images[chosen], None if labels is None else labels[chosen]
@@ -110,11 +112,17 @@ def _shortened(shape: jax.ShapeDtypeStruct, count: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((count, *shape.shape[1:]), shape.dtype)
 
 
-def in_batches(function: Callable[..., Any], count: int, *arrays: Array | None, first: Int[Array, ""] | int = 0) -> Any:
+def in_batches(
+    function: Callable[..., Any],
+    count: int,
+    *arrays: Array | None,
+    first: Int[Array, ""] | int = 0,
+    size: int = BATCH,
+) -> Any:
     """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, joined again."""
-    batches = -(-count // BATCH)
-    # The last batch is filled up by repeating the last image; the surplus is cut off again.
-    index = jnp.minimum(jnp.arange(batches * BATCH), count - 1).reshape(batches, BATCH)
+    batches = -(-count // size)
+    # The last batch is filled up with the first images; the surplus is cut off again.
+    index = (jnp.arange(batches * size) % count).reshape(batches, size)
 
     def body(_, number_and_index):
         number, index = number_and_index
@@ -153,20 +161,32 @@ def make_evaluator(
             f"found mean"
         )
     devices = devices or Devices()
-    feed = Feed(images, config.train.shard_images, BATCH, labels, devices)
-    return Evaluator(config, feed, jax.jit(make_terms(config, network, objective, latent, devices), **devices.outputs))
+    size = block(config, objective, len(images))
+    feed = Feed(images, config.train.shard_images, size, labels, devices)
+    terms = make_terms(config, network, objective, size, latent, devices)
+    return Evaluator(config, feed, jax.jit(terms, **devices.outputs), size)
+
+
+def block(config: Config, objective: Objective, images: int) -> int:
+    """How many of so many images are evaluated together.
+
+    Figures of a whole batch depend on its size: where there are some, blocks are as large as the training's batches,
+    the last one filled up with the first images.
+    """
+    return min(config.train.batch_size, images) if objective.figures and objective.figures.of_batch else BATCH
 
 
 def make_terms(
     config: Config,
     network: Composition,
     objective: Objective,
+    size: int = BATCH,
     latent: str = "sample",
     devices: Devices | None = None,
 ) -> Callable[..., Terms]:
     """(variables, uint8 images, labels, first, key) -> the objective's terms for each image, to be compiled.
 
-    The images' batches are numbered from `first` on, and each has a key of its own.
+    The images' batches, of `size` images, are numbered from `first` on, and each has a key of its own.
     """
 
     def evaluate(
@@ -182,13 +202,12 @@ def make_terms(
             treated = network.treat(treatment_key, images)
 
             def terms(model: Bound) -> Terms:
-                if latent == "mean":
-                    model = _centered(network, variables, model, jnp.asarray(jnp.nan))
                 return objective.terms(objective_key, model, treated, config.objective)
 
-            return network.apply(variables, terms, labels=labels)[0]
+            density = jnp.asarray(jnp.nan) if latent == "mean" else None
+            return network.apply(variables, terms, labels=labels, density=density)[0]
 
-        return in_batches(batch, len(images), images, labels, first=first)
+        return in_batches(batch, len(images), images, labels, first=first, size=size)
 
     return evaluate
 
@@ -201,11 +220,9 @@ def _looks_at_densities(config: Config, network: Composition, objective: Objecti
 
     def terms(density: Array, variables: Variables, images: Array, labels: Array | None) -> Terms:
         def of(model: Bound) -> Terms:
-            return objective.terms(
-                probing_key(), _centered(network, variables, model, density), images, config.objective
-            )
+            return objective.terms(probing_key(), model, images, config.objective)
 
-        return network.apply(variables, of, labels=labels)[0]
+        return network.apply(variables, of, labels=labels, density=density)[0]
 
     variables = jax.eval_shape(network.init, probing_key())
     images = jnp.zeros((2, *network.image_shape))
@@ -213,24 +230,9 @@ def _looks_at_densities(config: Config, network: Composition, objective: Objecti
     return depends(terms, jnp.zeros(()), variables, images, labels)
 
 
-def _centered(network: Composition, variables: Variables, model: Bound, density: Float[Array, ""]) -> Bound:
-    """The model with the posterior's centre in place of each sample, at which every density is the one given."""
-
-    def sample(key: Key[Array, ""], heads: Heads, samples: int | None = None) -> tuple[Array, Array]:
-        z = network.center(variables, heads)[0]
-        z = z if samples is None else jnp.broadcast_to(z, (samples, *z.shape))
-        return z, at(z)
-
-    def at(z: Latents, *_: Any) -> Array:
-        return jnp.broadcast_to(density.astype(z.dtype), z.shape[:-1])
-
-    return model._replace(sample=sample, log_prior=at, log_posterior=model.log_posterior and at)
-
-
-def means(terms: Terms) -> tuple[float, float, float]:
-    """Loss, reconstruction and KL per image, the mean over images taken in double precision."""
-    loss, reconstruction, kl = (float(np.asarray(part, np.float64).mean()) for part in terms)
-    return loss, reconstruction, kl
+def means(terms: Terms) -> dict[str, float]:
+    """Each figure per image, the mean over images taken in double precision."""
+    return {name: float(np.asarray(terms[name], np.float64).mean()) for name in in_order(terms)}
 
 
 class Model(NamedTuple):

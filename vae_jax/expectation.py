@@ -21,8 +21,8 @@ def expect(what: str, value: Any, shape: Shape) -> None:
     Raises:
         UserError: naming both shapes.
     """
-    if _kind(value) != _floats(shape):
-        raise UserError(f"{what}: expected {_floats(shape)}; found {_kind(value)}")
+    if kind(value) != _floats(shape):
+        raise UserError(f"{what}: expected {_floats(shape)}; found {kind(value)}")
 
 
 def expect_all(what: str, values: Any, shapes: Mapping[str, Shape]) -> None:
@@ -32,7 +32,7 @@ def expect_all(what: str, values: Any, shapes: Mapping[str, Shape]) -> None:
         UserError: naming the first that is missing, not asked for or of another shape.
     """
     if not isinstance(values, Mapping):
-        raise UserError(f"{what}: expected a dict with {', '.join(shapes)}; found {_kind(values)}")
+        raise UserError(f"{what}: expected a dict with {', '.join(shapes)}; found {kind(values)}")
     names = listed(values) or "nothing"
     if values.keys() != shapes.keys():
         raise UserError(f"{what}: expected {', '.join(shapes)}; found {names}")
@@ -44,7 +44,8 @@ def _floats(shape: Shape) -> str:
     return f"floats of shape {shape}"
 
 
-def _kind(value: Any) -> str:
+def kind(value: Any) -> str:
+    """What a value is, in words."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         return f"a {type(value).__name__}"
     if jnp.issubdtype(value.dtype, jnp.floating):

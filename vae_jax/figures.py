@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import product
 from pathlib import Path
@@ -135,12 +135,13 @@ def pairs(path: Path, above: Pictures, below: Pictures, columns: int = 16) -> Pa
     return drawn.save(path)
 
 
-def loss_curve(path: Path, history: list[dict[str, Any]], unit: str) -> Path:
-    """Saves the loss and its parts by epoch."""
-    figure = _figure(9.0, 3.6)
+def loss_curve(path: Path, history: list[dict[str, Any]], unit_of: Callable[[str], str]) -> Path:
+    """Saves the loss, its parts and an objective's other figures by epoch; `unit_of` gives the unit of each."""
     epochs = [figures["epoch"] for figures in history]
     marker = "o" if len(epochs) < 20 else None
-    parts = ["loss", "reconstruction", "kl"] if any(figures["train_kl"] for figures in history) else ["loss"]
+    names = [name.removeprefix("test_") for name in history[0] if name.startswith("test_")]
+    parts = [name for name in names if name not in ("reconstruction", "kl") or any(e.get("train_kl") for e in history)]
+    figure = _figure(3.0 * max(3, len(parts)), 3.6)
     for i, part in enumerate(parts):
         axes = figure.add_subplot(1, len(parts), i + 1)
         for split, style in (("train", "--"), ("validation", ":"), ("test", "-")):
@@ -148,13 +149,14 @@ def loss_curve(path: Path, history: list[dict[str, Any]], unit: str) -> Path:
                 axes.plot(
                     epochs, [figures[f"{split}_{part}"] for figures in history], style, marker=marker, label=split
                 )
-        axes.set(title={"loss": "loss", "reconstruction": "reconstruction", "kl": "KL"}[part], xlabel="epoch")
+        axes.set(title=_plain({"kl": "KL"}.get(part, part)), xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(epochs) == 1:
             axes.set_xlim(epochs[0] - 1, epochs[0] + 1)
         axes.grid(alpha=0.3)
+        if i == 0 or unit_of(part) != unit_of(parts[0]):
+            axes.set_ylabel(_plain(unit_of(part)))
         if i == 0:
-            axes.set_ylabel(_plain(unit))
             axes.legend()
     return _save_figure(path, figure)
 

@@ -21,7 +21,7 @@ from vae_jax.composition import build
 from vae_jax.config import Config, default
 from vae_jax.data.dataset import Dataset
 from vae_jax.errors import Diverged, UserError
-from vae_jax.evaluate import make_terms
+from vae_jax.evaluate import block, make_terms
 from vae_jax.feed import fits
 from vae_jax.keys import make_keys
 from vae_jax.models.convolution import is_slow_in_loops
@@ -45,6 +45,7 @@ from vae_jax.train import (
     make_packing,
     make_step,
     make_steps,
+    names_of,
     needs_of,
     rounded,
     split_figures,
@@ -165,6 +166,7 @@ class Program:
         size: how many members.
         pack: states -> states, as `train` takes them, see `vae_jax.train.Packing`; `unpack` is the inverse.
         splits: of which there are images to evaluate on.
+        names: of the objective's figures.
         compile_seconds: how long compiling took.
         needs: bytes that it takes to run, the images left out.
         slow: whether it has XLA's own convolution in a loop on a CPU, see `is_slow_in_loops`.
@@ -183,6 +185,7 @@ class Program:
         self.config, self.size, self.count = configs[0], size, len(data.train)
         self._options = [option for option in TRACED if len({value_of(config, option) for config in configs}) > 1]
         self._network, self._objective = build(self.config, data.image_shape)
+        self.names = names_of(self._objective)
         batch_size = self.config.train.batch_size
         self.steps = -(-self.count // batch_size)
         self._images = images.of("train", self.config)
@@ -252,7 +255,7 @@ class Program:
 
     def _start(self, seed: Array, values: Values) -> TrainState:
         variables = self._network.init(make_keys(seed).init)
-        return start_from(with_values(self.config, values), variables, self.count)
+        return start_from(with_values(self.config, values), self._objective, variables, self.count)
 
     def _shuffle(self, seed: Array, epoch: Array) -> Array:
         return epoch_order(make_keys(seed).shuffle, epoch, self.count)
@@ -274,7 +277,7 @@ class Program:
     def _terms(self, variables, seeds, values, images, labels):
         def member(variables, seed, values):
             config = with_values(self.config, values)
-            terms = make_terms(config, self._network, self._objective)
+            terms = make_terms(config, self._network, self._objective, block(config, self._objective, len(images)))
             return terms(variables, images, labels, jnp.int32(0), make_keys(seed).evaluate)
 
         return _over_members(member)(variables, seeds, values)
@@ -437,7 +440,8 @@ def fit(
         terms = {split: jax.device_get(program.evaluate(split, whole, seeds, values)) for split in program.splits}
         for member in np.flatnonzero(alive).tolist():
             own = members[member].config
-            figures = {"epoch": epoch + 1, **train_figures(own, held.sums[member].astype(np.float64), program.count)}
+            sums = held.sums[member].astype(np.float64)
+            figures = {"epoch": epoch + 1, **train_figures(own, program.names, sums, program.count)}
             try:
                 for split, found in terms.items():
                     figures |= split_figures(split, _at(found, member), batch_size)

@@ -56,12 +56,14 @@ from vae_jax.folder import (
 )
 from vae_jax.keys import make_keys
 from vae_jax.models import Variables
+from vae_jax.objectives import FIGURES
 from vae_jax.train import (
     Progress,
     Trained,
     TrainState,
     compiling,
     fit,
+    names_of,
     start,
     start_from,
     told,
@@ -288,8 +290,9 @@ def adopt(
     folder, config = Path(folder), own_parts.absolute(config)
     check_folder(folder, False, overwrite)
     shape = config.data.image_shape
-    state = start_from(config, variables, 0)
-    model = use(Trained(config, shape, state, []))
+    network, objective = build(config, shape)
+    state = start_from(config, objective, variables, 0)
+    model = make_model(network, objective, variables)
     names = own_parts.names_in(config)
     sources = own_parts.sources(names)
     with writing(folder):
@@ -461,7 +464,8 @@ def standing(
             )
         return None
     if not earlier.images:
-        return earlier._replace(state=start_from(config, earlier.state.variables, len(data.train)))
+        _, objective = build(config, data.image_shape)
+        return earlier._replace(state=start_from(config, objective, earlier.state.variables, len(data.train)))
     if earlier.images != len(data.train):
         raise UserError(
             f"{folder}: the run was trained on {earlier.images} images, found {len(data.train)}; a run continues "
@@ -699,7 +703,7 @@ class Recorder:
         config, history = trained.config, trained.history
         use = self.models.make(trained.state.variables)
         folder = self.folder / "figures"
-        figures.loss_curve(folder / "loss.png", history, self.objective.unit)
+        figures.loss_curve(folder / "loss.png", history, self.objective.unit_of)
         if use.sample:
             _draw_samples(self.folder, config, use)
         if config.model.latent == 2 and not config.model.classes:
@@ -715,9 +719,11 @@ class Recorder:
         trained_images = sum(epoch["images_per_second"] * epoch["train_seconds"] for epoch in timed)
         last = {name: value for name, value in history[-1].items() if name.split("_")[0] in SUMMARY_SPLITS}
         last.pop("train_seconds")
+        units = {name: self.objective.unit_of(name) for name in names_of(self.objective) if name not in FIGURES}
         return {
             **last,
             "unit": self.objective.unit,
+            **({"units": units} if units else {}),
             "epochs": len(history),
             "best_epoch": best["epoch"],
             "best_loss": best[self.best_by],

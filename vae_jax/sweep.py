@@ -49,6 +49,7 @@ from vae_jax.folder import (
     writing,
 )
 from vae_jax.likelihoods.base import TREATED
+from vae_jax.objectives import FIGURES
 from vae_jax.registry import EXTENSIBLE
 from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, read_reason, standing
 from vae_jax.tables import csv_text, escaped
@@ -57,7 +58,6 @@ SPECIFICATION = "sweep.json"
 MOST = 10_000  # members
 MOST_CURVES = 100  # in a picture
 SWEPT = ("data.treatment", "model.", "posterior.", "prior.", "likelihood.", "objective.", "train.")
-FIGURES = ("loss", "reconstruction", "kl")
 OF_BOUNDS = ("kl", "negative_elbo")  # figures that there are with a likelihood only
 
 
@@ -140,7 +140,7 @@ class Ranking(NamedTuple):
 
     def of(self, epoch: dict[str, Any]) -> float:
         """An epoch's value."""
-        return sum(epoch[f"{self.split}_{part}"] for part in self.parts)
+        return sum(epoch.get(f"{self.split}_{part}", math.nan) for part in self.parts)
 
 
 class Group(NamedTuple):
@@ -724,13 +724,15 @@ def _by_setting(outcomes: list[Outcome]) -> dict[tuple[tuple[str, str], ...], li
 
 def summarize(settings: dict[Any, list[Outcome]], ranks: dict[Any, Ranking]) -> list[dict[str, Any]]:
     """A row for each setting: of the members that have not diverged the mean and the standard deviation over seeds."""
-    rows = []
+    rows, own = [], own_figures(settings)
     for setting, group in settings.items():
         rank = ranks[setting]
         last = [outcome.history[-1] for outcome in group if not outcome.failure]
         row: dict[str, Any] = {**dict(setting), "seeds": len(group), "diverged": len(group) - len(last)}
-        values = {part: [epoch[f"{rank.split}_{part}"] for epoch in last] for part in FIGURES}
+        values = {part: [epoch.get(f"{rank.split}_{part}", math.nan) for epoch in last] for part in FIGURES}
         values["negative_elbo"] = [a + b for a, b in zip(values["reconstruction"], values["kl"], strict=True)]
+        for part in own:
+            values[part] = [epoch[f"{rank.split}_{part}"] for epoch in last if f"{rank.split}_{part}" in epoch]
         for part, found in values.items():
             if part in OF_BOUNDS and not rank.generative:  # there is none
                 found = []
@@ -741,12 +743,22 @@ def summarize(settings: dict[Any, list[Outcome]], ranks: dict[Any, Ranking]) -> 
     return rows
 
 
+def own_figures(settings: dict[Any, list[Outcome]]) -> list[str]:
+    """The figures that objectives have beside FIGURES, by name."""
+    last = [outcome.history[-1] for group in settings.values() for outcome in group if outcome.history]
+    names = {name.removeprefix("test_") for epoch in last for name in epoch if name.startswith("test_")}
+    return sorted(names.difference(FIGURES))
+
+
 def markdown(sweep: Sweep, table: list[dict[str, Any]], ranks: list[Ranking]) -> str:
     """The table to read; of settings with the same ranking, if there are several, the best one is bold."""
     split, several = ranks[0].split, len(set(ranks)) > 1
     titles = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL", "negative_elbo": "−ELBO"}
     if not any(rank.generative for rank in ranks):
         titles = {part: title for part, title in titles.items() if part not in OF_BOUNDS}
+    ends = ("_loss", "_reconstruction", "_kl", "_negative_elbo", "_std")
+    own = [name.removeprefix(f"{split}_") for name in table[0] if name.startswith(split) and not name.endswith(ends)]
+    titles |= {name: name for name in own}
     best = []
     for kind in set(ranks):
         rivals = [row for row, rank in zip(table, ranks, strict=True) if rank == kind]

@@ -33,6 +33,7 @@ from vae_jax.keys import epoch_key, make_keys, step_key, step_keys
 from vae_jax.models import BATCH_STATS, Variables
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Model, Objective, Terms
+from vae_jax.objectives.base import in_order
 from vae_jax.optimizer import Elementwise
 from vae_jax.packing import pack, pack_like, unpack
 from vae_jax.platforms import Platform, built_for, current
@@ -51,14 +52,14 @@ class TrainState(NamedTuple):
         step: steps taken.
         variables: parameters and running statistics.
         opt_state: the optimiser's.
-        sums: of each step of the current epoch, the batch's summed loss, reconstruction and KL, (steps, 3); NaN where
-            the step was skipped.
+        sums: of each step of the current epoch, the batch's sum of each of the objective's figures, the loss first,
+            (steps, figures); NaN where the step was skipped.
     """
 
     step: Int[Array, ""]
     variables: Variables
     opt_state: PyTree
-    sums: Float[Array, "steps 3"]
+    sums: Float[Array, "steps figures"]
 
 
 def epoch_order(key: Key[Array, ""], epoch: Int[Array, ""], images: int) -> Int[Array, " images"]:
@@ -105,7 +106,7 @@ class Trained(NamedTuple):
 
 def make_step(
     config: Config, network: Composition, objective: Objective, transformation: optax.GradientTransformation
-) -> Callable[..., tuple[Variables, PyTree, Float[Array, "3"]]]:
+) -> Callable[..., tuple[Variables, PyTree, Float[Array, " figures"]]]:
     """One pure update: (variables, opt_state, images, key, labels=None, epoch=inf) -> (variables, opt_state, sums).
 
     `images` is uint8, (batch, height, width, channels), `labels` (batch,) where the model is told them, and `epoch` how
@@ -122,7 +123,7 @@ def make_step(
         key: Key[Array, ""],
         labels: Int[Array, " batch"] | None = None,
         epoch: Float[Array, ""] | float = jnp.inf,
-    ) -> tuple[Variables, PyTree, Float[Array, "3"]]:
+    ) -> tuple[Variables, PyTree, Float[Array, " figures"]]:
         own = step_keys(key)
         targets = network.treat(own.treatment, images)
 
@@ -133,10 +134,10 @@ def make_step(
             then = unpack(variables._replace(params=params))
             more = {"labels": labels, "epoch": epoch, "streams": own.streams}
             result, updated = network.apply(then, terms, own.dropout, train=True, **more)
-            return reduce(result.loss), (updated, result)
+            return reduce(result["loss"]), (updated, result)
 
         gradient, (updated, result) = jax.grad(loss, has_aux=True)(variables.params)
-        sums = batch_sums(result, network.platform)
+        sums = batch_sums([result[name] for name in in_order(result)], network.platform)
         change, opt_state_then = transformation.update(gradient, opt_state, variables.params)
         params = optax.apply_updates(variables.params, change)
         then = Variables(params, pack_like(variables.state, updated.state)), opt_state_then
@@ -149,8 +150,14 @@ def make_step(
     return step
 
 
-def batch_sums(terms: Terms, platform: Platform) -> Float[Array, "3"]:
-    """The sums over a batch of each image's loss and its parts."""
+def names_of(objective: Objective) -> tuple[str, ...]:
+    """The names of an objective's figures, as `build` gives it."""
+    assert objective.figures
+    return objective.figures.names
+
+
+def batch_sums(terms: Sequence[Array], platform: Platform) -> Float[Array, " figures"]:
+    """The sums over a batch of each image's figures."""
     if not platform.packed:
         return jnp.stack([part.sum() for part in terms])
     # Where a kernel costs more than what it computes, the three are one; the barrier keeps XLA from adding up all
@@ -490,18 +497,18 @@ def start(config: Config, image_shape: tuple[int, int, int], images: int) -> Tra
     Raises:
         UserError: if the configuration does not fit together.
     """
-    network, _ = build(config, image_shape)
-    return start_from(config, network.init(make_keys(config.seed).init), images)
+    network, objective = build(config, image_shape)
+    return start_from(config, objective, network.init(make_keys(config.seed).init), images)
 
 
-def start_from(config: Config, variables: Variables, images: int) -> TrainState:
+def start_from(config: Config, objective: Objective, variables: Variables, images: int) -> TrainState:
     """The same with these variables, with the optimiser's state fresh."""
     steps = max(1, -(-images // config.train.batch_size))
 
     # As one program: one by one, jax would compile a program for each shape of array.
     def fresh(params: PyTree) -> tuple[Array, PyTree, Array]:
         opt_state = optimizer.build(config.train, steps).init(params)
-        return jnp.zeros((), jnp.int32), opt_state, jnp.zeros((steps, 3))
+        return jnp.zeros((), jnp.int32), opt_state, jnp.zeros((steps, len(names_of(objective))))
 
     step, opt_state, sums = jax.jit(fresh)(variables.params)
     return TrainState(step, variables, opt_state, sums)
@@ -512,16 +519,16 @@ class Epoch(NamedTuple):
 
     epoch: Annotated[int, "[1, 1000000]"]
     train_loss: float
-    train_reconstruction: float
-    train_kl: float
     test_loss: float
-    test_reconstruction: float
-    test_kl: float
     images_per_second: Annotated[float, "[0, inf)"]
     train_seconds: Annotated[float, "(0, inf)"]
     chunk_steps: Annotated[int, "[1, 1000000000]"]
     compile_seconds: float = 0.0
     skipped_steps: int = 0
+    train_reconstruction: float = math.nan
+    train_kl: float = math.nan
+    test_reconstruction: float = math.nan
+    test_kl: float = math.nan
     validation_loss: float = math.nan
     validation_reconstruction: float = math.nan
     validation_kl: float = math.nan
@@ -555,12 +562,13 @@ def fit(
             state's buffers are used again after a callback returns; copy what you keep.
 
     Returns:
-        The trained model. Its history has one dict per epoch: "epoch"; "train_loss", "train_reconstruction" and
-        "train_kl" (means over the epoch's images as it trained); the same of "test_" and, with a validation split,
-        "validation_" (z sampled); "article_train_loss" and "article_test_loss" (the figure the article prints: the
-        mean over batches of the batch's sum); "images_per_second" and "train_seconds" (compilation and evaluation
-        excluded), "compile_seconds" and "chunk_steps"; with `train.skip_nonfinite`, "skipped_steps", which the means
-        leave out. Losses are per image, in the objective's unit.
+        The trained model. Its history has one dict per epoch: "epoch"; "train_loss", "train_reconstruction",
+        "train_kl" and so on for each of the objective's figures (means over the epoch's images as it trained); the
+        same of "test_" and, with a validation split, "validation_" (z sampled); "article_train_loss" and
+        "article_test_loss" (the figure the article prints: the mean over batches of the batch's sum);
+        "images_per_second" and "train_seconds" (compilation and evaluation excluded), "compile_seconds" and
+        "chunk_steps"; with `train.skip_nonfinite`, "skipped_steps", which the means leave out. Figures are per image,
+        in the objective's units.
 
     Raises:
         UserError: if the configuration does not fit the data, or nothing trains as jax is set.
@@ -658,7 +666,8 @@ def fit(
                         if on_chunk:
                             on_chunk(unpack_state(state), history)
                     began = time.perf_counter()
-        figures = {"epoch": epoch + 1, **train_figures(config, np.asarray(state.sums, np.float64), count)}
+        sums = np.asarray(state.sums, np.float64)
+        figures = {"epoch": epoch + 1, **train_figures(config, names_of(objective), sums, count)}
         whole = unpack_state(state)
         for split, evaluate in evaluators.items():
             figures |= split_figures(split, evaluate(whole.variables, evaluation_key), batch_size)
@@ -682,7 +691,7 @@ def fit(
 
 def check_finite(
     config: Config,
-    sums: Float[np.ndarray, "done 3"],
+    sums: Float[np.ndarray, "done figures"],
     left_finite: bool,
     epoch: int,
     steps: int,
@@ -730,8 +739,8 @@ def remedies(config: Config) -> str:
 
 
 def _means(
-    sums: Float[np.ndarray, "steps 3"], images: int, batch_size: int
-) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"], int]:
+    sums: Float[np.ndarray, "steps figures"], images: int, batch_size: int
+) -> tuple[Float[np.ndarray, " figures"], Float[np.ndarray, " figures"], int]:
     """Of these steps' sums over `images` images, skipped steps left out: means per image, means per step and how many
     are skipped."""
     finite = np.isfinite(sums).all(1)
@@ -739,19 +748,18 @@ def _means(
     # Only an epoch's last step may have fewer images than a full batch.
     images -= sum(min(batch_size, images - step * batch_size) for step in skipped.tolist())
     if not images:
-        return np.full(3, np.nan), np.full(3, np.nan), len(skipped)
+        return np.full(sums.shape[1], np.nan), np.full(sums.shape[1], np.nan), len(skipped)
     total = sums[finite].sum(0)
     return total / images, total / finite.sum(), len(skipped)
 
 
-def train_figures(config: Config, sums: Float[np.ndarray, "steps 3"], count: int) -> dict[str, float]:
-    """Means per image over the epoch's steps, and the article's figure."""
+def train_figures(
+    config: Config, names: Sequence[str], sums: Float[np.ndarray, "steps figures"], count: int
+) -> dict[str, float]:
+    """Means per image over the epoch's steps of the figures of these names, and the article's figure."""
     per_image, per_step, skipped = _means(sums, count, config.train.batch_size)
-    loss, reconstruction, kl = map(float, per_image)
     return {
-        "train_loss": loss,
-        "train_reconstruction": reconstruction,
-        "train_kl": kl,
+        **{f"train_{name}": value for name, value in zip(names, per_image.tolist(), strict=True)},
         "article_train_loss": float(per_step[0]),
         **({"skipped_steps": skipped} if config.train.skip_nonfinite else {}),
     }
@@ -759,11 +767,8 @@ def train_figures(config: Config, sums: Float[np.ndarray, "steps 3"], count: int
 
 def split_figures(split: str, terms: Terms, batch_size: int) -> dict[str, float]:
     """Means per image of a split's terms, and the article's figure for it."""
-    loss, reconstruction, kl = means(terms)
-    count = len(terms.loss)
+    figures, count = means(terms), len(terms["loss"])
     return {
-        f"{split}_loss": loss,
-        f"{split}_reconstruction": reconstruction,
-        f"{split}_kl": kl,
-        f"article_{split}_loss": loss * count / -(-count // batch_size),
+        **{f"{split}_{name}": value for name, value in figures.items()},
+        f"article_{split}_loss": figures["loss"] * count / -(-count // batch_size),
     }

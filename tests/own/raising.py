@@ -86,7 +86,7 @@ def posterior(config, latent):
 def prior(config, latent, image_shape):
     at("prior")
     own = priors.get(PriorConfig(), latent, image_shape)
-    return own._replace(log_prob=passing("log_prior", own.log_prob), standard=False)
+    return own._replace(log_prob=passing("log_prior", own.log_prob), kind="")
 
 
 def likelihood(config, image_shape):

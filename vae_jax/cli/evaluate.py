@@ -57,8 +57,9 @@ def _evaluate(options: Any) -> None:
     trained, _ = open_run(options)
     from vae_jax import train
     from vae_jax.composition import build
-    from vae_jax.evaluate import make_evaluator, means
+    from vae_jax.evaluate import block, make_evaluator, means
     from vae_jax.keys import make_keys
+    from vae_jax.objectives import FIGURES
 
     network, objective = build(trained.config, trained.image_shape)
     for option, value in (("--nll-samples", options.nll_samples), ("--ais", options.ais)):
@@ -74,11 +75,10 @@ def _evaluate(options: Any) -> None:
     images, labels = split.images, train.told(trained.config, split)
     evaluate = make_evaluator(trained.config, network, objective, images, options.latent, labels)
     terms = evaluate(trained.state.variables, make_keys(trained.config.seed).evaluate)
-    loss, reconstruction, kl = means(terms)
-    found = {
-        "loss": loss,
-        "reconstruction": reconstruction,
-        "kl": kl,
+    values = means(terms)
+    loss = values["loss"]
+    found: dict[str, Any] = {
+        **values,
         "images": len(images),
         "unit": objective.unit,
         "split": options.split,
@@ -86,7 +86,8 @@ def _evaluate(options: Any) -> None:
         "checkpoint": options.checkpoint,
     }
     parts, adds_up = "", False
-    if objective.generative:
+    if objective.generative and {"reconstruction", "kl"} <= values.keys():
+        reconstruction, kl = values["reconstruction"], values["kl"]
         adds_up = abs(loss - reconstruction - kl) <= 1e-5 * abs(loss)
         parts = f"reconstruction {reconstruction:.3f}{' +' if adds_up else ','} KL {kl:.3f}"
         parts = f" = {parts}" if adds_up else f" ({parts})"
@@ -99,6 +100,10 @@ def _evaluate(options: Any) -> None:
         found |= {} if bits is None else {"bits_per_dim": bits}
     if not options.json:
         answer(line)  # what follows may take its time
+        for name in values.keys() - {*FIGURES}:
+            together = f", of {block(trained.config, objective, len(images))} images at a time"
+            of_batch = together * bool(objective.figures and name in objective.figures.of_batch)
+            answer(f"{name} {values[name]:.4g} {objective.unit_of(name)}{of_batch}")
         if objective.generative and (about_bits := _about_bits(trained, network, bits)):
             answer(about_bits)
     if options.nll_samples or options.ais or options.diagnostics:

@@ -158,8 +158,11 @@ def _epoch_line(figures: dict[str, Any], config: Config, unit: str) -> str:
     losses = [
         f"{name} {figures[f'{name}_loss']:.2f}" for name in ("train", "validation", "test") if f"{name}_loss" in figures
     ]
-    kl = figures["test_kl"]
-    parts = f" (reconstruction {figures['test_reconstruction']:.2f}, KL {kl:.2f})" if kl else ""
+    shown = {"test_reconstruction": "reconstruction", "test_kl": "KL"} if figures.get("test_kl") else {}
+    known = {f"test_{name}" for name in ("loss", "reconstruction", "kl", "seconds")}
+    shown |= {name: name.removeprefix("test_") for name in figures if name.startswith("test_") and name not in known}
+    parts = ", ".join(f"{title} {figures[name]:.2f}" for name, title in shown.items() if name in figures)
+    parts = f" ({parts})" if parts else ""
     skipped = f"; {count} updates skipped, not finite" if (count := figures.get("skipped_steps")) else ""
     return (
         f"epoch {figures['epoch']:{len(str(config.train.epochs))}}/{config.train.epochs}: "

@@ -19,7 +19,6 @@ from vae_jax.interop.torch_weights import to_state_dict
 from vae_jax.keys import make_keys, step_key, step_keys
 from vae_jax.models import Variables
 from vae_jax.objectives import Model
-from vae_jax.posteriors import Heads, Latents
 
 PRECISIONS = ("float32", "float64")
 PERTURBATION = 0.3  # of fresh running statistics, whose 0 and 1 would make evaluation mode trivial
@@ -116,20 +115,18 @@ class Pair:
 
     def _draw(self, variables: Variables, images: Any, key: Key[Array, ""], step: Any) -> Draws:
         own = step_keys(step_key(key, step))
-        noise = []
+        targets = self.network.treat(None, images)
 
         def terms(model: Model) -> Any:
-            def sample(key: Key[Array, ""], heads: Heads) -> tuple[Latents, Any]:
-                # z of mean 0 and variance 1 is the noise itself.
-                drawn, log_q = model.sample(key, jax.tree.map(jnp.zeros_like, heads))
-                noise.append(drawn)
-                return drawn, log_q
+            return self.objective.terms(own.objective, model, targets, self.config.objective)
 
-            return self.objective.terms(own.objective, model._replace(sample=sample), targets, self.config.objective)
+        def noise(model: Model) -> Any:
+            # z of mean 0 and variance 1 is the noise itself.
+            heads = {name: jnp.zeros((len(images), size)) for name, size in self.network.posterior.heads.items()}
+            return model.sample(own.objective, heads)[0]
 
-        targets = self.network.treat(None, images)
         trace = self.network.trace(variables, terms, own.dropout, train=True)
-        return Draws(noise[-1], trace.masks)
+        return Draws(self.network.apply(variables, noise)[0], trace.masks)
 
 
 def difference(found: Any, expected: Any) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """Networks. The only package that imports flax: everything else sees `Network`, two pure functions."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -119,15 +120,20 @@ class Trace(NamedTuple):
 
 
 def build(
-    config: ModelConfig, image_shape: tuple[int, int, int], heads: Mapping[str, int], outputs: int = 1
+    config: ModelConfig,
+    image_shape: tuple[int, int, int],
+    heads: Mapping[str, int | tuple[int, ...]],
+    outputs: int = 1,
+    latent_shape: tuple[int, ...] | None = None,
 ) -> Network:
     """The configured network for images of (height, width, channels).
 
     Args:
         config: of the model. With `classes`, an image comes with as many further channels, and z with as many numbers.
         image_shape: (height, width, channels).
-        heads: of the posterior, each with its size.
+        heads: of the posterior, each with its size, or its shape: a network may give such a one flat.
         outputs: numbers that the decoder gives for each channel of a pixel.
+        latent_shape: of one z; None for a vector of `config.latent` numbers.
 
     Raises:
         UserError: if a name is unknown or the sizes do not fit.
@@ -140,6 +146,9 @@ def build(
         raise UserError(f"model.network: expected {config.network} to give a flax.linen.Module; found {kind}")
     precision = lookup(PRECISIONS, config.precision, "model.precision")
     height, width, channels = image_shape
+    head_shapes = {name: size if isinstance(size, tuple) else (size,) for name, size in heads.items()}
+    *places, numbers = latent_shape or (config.latent,)
+    latent_shape = (*places, numbers + config.classes)
 
     def bind(module: nn.Module, train: bool) -> Autoencoder:
         def in_precision(part: str, array: Array) -> Any:
@@ -149,7 +158,9 @@ def build(
 
         def encode(images: Array) -> dict[str, Array]:
             result = in_precision("encode", images)
-            shapes = {name: (len(images), size) for name, size in heads.items()}
+            shapes = {name: (len(images), *shape) for name, shape in head_shapes.items()}
+            if isinstance(result, Mapping):
+                result = {name: _unflattened(head, shapes.get(name)) for name, head in result.items()}
             expect_all(f"model.network {config.network}, encode", result, shapes)
             return {name: result[name].astype(images.dtype) for name in heads}
 
@@ -174,7 +185,7 @@ def build(
 
         # The inputs are arguments: as constants the compiler would evaluate the network on them.
         images = jnp.zeros((1, height, width, channels + config.classes))
-        z = jnp.zeros((1, config.latent + config.classes))
+        z = jnp.zeros((1, *latent_shape))
         variables = jax.jit(make)(key, images, z)
         made = Variables(variables.pop("params"), variables)
         for path, leaf in jax.tree_util.tree_leaves_with_path(made.params):
@@ -268,9 +279,9 @@ def build(
     def ties() -> Ties:
         if (known := getattr(module, "couples", None)) is not None:  # ours say so
             return Ties(bool(known), bool(known))
-        made_of = make_module, config, image_shape, tuple(heads.items()), outputs
+        made_of = make_module, config, image_shape, tuple(heads.items()), outputs, latent_shape
         if made_of not in _TIES:
-            inputs = (height, width, channels + config.classes), config.latent + config.classes
+            inputs = (height, width, channels + config.classes), latent_shape
             with jax.ensure_compile_time_eval():  # whoever asks may be traced
                 _TIES[made_of] = _probe(init, apply, *inputs)
         return _TIES[made_of]
@@ -281,7 +292,9 @@ def build(
 _TIES: dict[Any, Ties] = {}  # of users' networks, by what they are made of, since a run builds them several times
 
 
-def _probe(init: Callable[..., Variables], apply: Callable[..., Any], shape: tuple[int, ...], latent: int) -> Ties:
+def _probe(
+    init: Callable[..., Variables], apply: Callable[..., Any], shape: tuple[int, ...], latent: tuple[int, ...]
+) -> Ties:
     """What depends on what in training, seen where all images of a batch but the first one change.
 
     Parameters get some noise, since layers may start as zeros.
@@ -300,7 +313,7 @@ def _probe(init: Callable[..., Variables], apply: Callable[..., Any], shape: tup
         results, updated = apply(variables, both, own.dropout, train=True, streams=own.streams)
         return results, updated.state
 
-    inputs = jnp.asarray(random.rand(3, *shape), float), jnp.asarray(random.randn(3, latent), float)
+    inputs = jnp.asarray(random.rand(3, *shape), float), jnp.asarray(random.randn(3, *latent), float)
     changed = [array.at[1:].multiply(0.5) for array in inputs]
 
     def differ(before: PyTree, after: PyTree) -> bool:
@@ -325,6 +338,12 @@ def _part(module: nn.Module, name: str, config: ModelConfig) -> Callable[..., An
         raise UserError(f"{expected}; found none") from error
     check_takes(part, expected, "x", train=True)
     return part
+
+
+def _unflattened(head: Any, shape: tuple[int, ...] | None) -> Any:
+    """A head in its shape, where a network has given its numbers in a row."""
+    flat = shape and (shape[0], math.prod(shape[1:]))
+    return head.reshape(shape) if shape and getattr(head, "shape", None) == flat else head
 
 
 def _batch_first(output: Array) -> Array:

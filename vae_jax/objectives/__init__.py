@@ -1,18 +1,24 @@
 """Objectives: one short pure function each, and one line here."""
 
+import re
+from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
+
 from vae_jax.config import ObjectiveConfig
-from vae_jax.errors import UserError
-from vae_jax.expectation import expect
+from vae_jax.errors import UserError, listed, quoted
+from vae_jax.expectation import expect, kind
+from vae_jax.keys import probing_key
 from vae_jax.objectives.autoencoder import CORRUPTIONS, autoencoder, denoising_autoencoder
-from vae_jax.objectives.base import Model, Objective, Terms
+from vae_jax.objectives.base import FIGURES, Draw, Figures, Model, Objective, Terms, in_order
 from vae_jax.objectives.importance import ciwae, iwae, miwae, piwae
 from vae_jax.objectives.vae import SCHEDULES, capacity_vae, vae
 from vae_jax.registry import check_functions, lookup
 
-__all__ = ["OBJECTIVES", "Model", "Objective", "Terms", "get"]
+__all__ = ["FIGURES", "OBJECTIVES", "Draw", "Figures", "Model", "Objective", "Terms", "get"]
 
+SQUARED_ERROR = "squared error per image"
 OBJECTIVES = {
     "vae": Objective(vae),
     "capacity_vae": Objective(capacity_vae),
@@ -20,9 +26,12 @@ OBJECTIVES = {
     "miwae": Objective(miwae),
     "piwae": Objective(piwae, apart=True),
     "ciwae": Objective(ciwae),
-    "autoencoder": Objective(autoencoder, "squared error per image", generative=False),
-    "denoising_autoencoder": Objective(denoising_autoencoder, "squared error per image", generative=False),
+    "autoencoder": Objective(autoencoder, SQUARED_ERROR, generative=False),
+    "denoising_autoencoder": Objective(denoising_autoencoder, SQUARED_ERROR, generative=False),
 }
+# They are known to have the common figures: to ask each by tracing it would delay a run's start.
+OBJECTIVES = {name: objective._replace(figures=Figures()) for name, objective in OBJECTIVES.items()}
+FIGURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 CHOICES = {
     "corruption": CORRUPTIONS,
     "schedule": SCHEDULES,
@@ -53,18 +62,51 @@ def get(config: ObjectiveConfig) -> Objective:
 def checked(objective: Objective, name: str) -> Objective:
     """The objective, whose terms are checked while they are traced.
 
-    Its `terms` raises a UserError if it gives anything but `Terms` with one number an image.
+    Its `terms` raises a UserError if it gives anything but a dict with a "loss" and one number an image, or one of the
+    batch, under each name. Numbers of the batch come as one for each image.
     """
 
     def terms(key: Any, model: Model, images: Any, config: ObjectiveConfig) -> Terms:
         result = objective.terms(key, model, images, config)
-        if not isinstance(result, Terms):
-            found = type(result).__name__
-            raise UserError(
-                f"objective.name {name}: expected it to give Terms(loss, reconstruction, kl); found {found}"
-            )
-        for part, value in result._asdict().items():
-            expect(f"objective.name {name}, {part}", value, (len(images),))
-        return result
+        where = f"objective.name {name}"
+        if not isinstance(result, dict) or "loss" not in result:
+            raise UserError(f'{where}: expected it to give a dict with a "loss"; found {_described(result)}')
+        known = objective.figures.names if objective.figures else in_order(result)
+        if set(known) != set(result):
+            raise UserError(f"{where}: expected the figures {listed(known)}; found {listed(in_order(result))}")
+        for figure, value in result.items():
+            if not FIGURE_NAME.fullmatch(figure):
+                raise UserError(f"{where}: expected figures named by letters, digits and _; found {quoted(figure)}")
+            if figure == "loss" or getattr(value, "shape", None) != ():
+                expect(f"{where}, {figure}", value, (len(images),))
+            else:
+                expect(f"{where}, {figure}", value, ())
+        return {figure: jnp.broadcast_to(result[figure], (len(images),)) for figure in known}
 
     return objective._replace(terms=terms)
+
+
+def figures_of(objective: Objective, trace: Callable[[Callable[[Model, Any], Terms]], Terms], config: Any) -> Figures:
+    """What figures an objective has, asked of it by tracing unless it says so.
+
+    Args:
+        objective: as `get` gives it.
+        trace: evaluates a function of a model and of images abstractly.
+        config: the objective's options.
+    """
+    if objective.figures:
+        return objective.figures
+    shapes: dict[str, Any] = {}
+
+    def look(model: Model, images: Any) -> Terms:
+        result = objective.terms(probing_key(), model, images, config)
+        if isinstance(result, dict):
+            shapes.update({figure: getattr(value, "shape", None) for figure, value in result.items()})
+        return {}
+
+    trace(look)
+    return Figures(in_order(shapes), tuple(sorted(figure for figure, shape in shapes.items() if shape == ())))
+
+
+def _described(result: Any) -> str:
+    return f"a dict with {listed(map(str, result)) or 'nothing'}" if isinstance(result, dict) else kind(result)

@@ -20,9 +20,8 @@ def denoising_autoencoder(key, model, images, config) -> Terms:
 
 
 def _reconstruct(key, model, inputs, targets) -> Terms:
-    code, _ = model.sample(key, model.encode(inputs))
-    error = squared_error(model.decode(code), targets)
-    return Terms(error, error, jnp.zeros_like(error))
+    error = squared_error(model.draw(key, inputs, targets=targets).outputs, targets)
+    return {"loss": error, "reconstruction": error, "kl": jnp.zeros_like(error)}
 
 
 def _gaussian(key, images, level):

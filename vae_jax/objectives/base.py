@@ -1,37 +1,79 @@
 """What an objective is: a pure function that gives each image its loss."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, PyTree
 
 from vae_jax.config import ObjectiveConfig
-from vae_jax.posteriors import Heads, Latents
+from vae_jax.posteriors import Heads, Latents, Sample
 
 Images = Float[Array, "batch height width channels"]
 Outputs = Float[Array, "*batch height width outputs"]
 
 
-class Terms(NamedTuple):
-    """A loss and its two parts, per image, each (batch,).
+# Figures of a batch by name, each with one number an image, (batch,), or one of the whole batch, ():
+# "loss", which is minimised (for a VAE with β = 1 it is −ELBO);
+# "reconstruction", minus the log-likelihood or the squared error, the mean over an image's samples;
+# "kl", of the posterior from the prior, not weighted; where it is sampled, the mean of log q(z|x) − log p(z);
+# and whatever else an objective names.
+Terms = dict[str, Float[Array, "..."]]
+FIGURES = ("loss", "reconstruction", "kl")
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Figures' names as they are shown: FIGURES first, the others by name."""
+    names = set(names)
+    return (*(name for name in FIGURES if name in names), *sorted(names.difference(FIGURES)))
+
+
+class Figures(NamedTuple):
+    """What figures an objective has.
 
     Attributes:
-        loss: what is minimised; for a VAE with β = 1 it is −ELBO.
-        reconstruction: minus the log-likelihood, or the squared error; the mean over an image's samples.
-        kl: of the posterior from the prior, not weighted; where it is sampled, the mean of log q(z|x) − log p(z).
+        names: in order.
+        of_batch: those that are numbers of the whole batch, as an estimate of a divergence from its images.
     """
 
-    loss: Float[Array, " *batch"]
-    reconstruction: Float[Array, " *batch"]
-    kl: Float[Array, " *batch"]
+    names: tuple[str, ...] = FIGURES
+    of_batch: tuple[str, ...] = ()
+
+
+class Draw(NamedTuple):
+    """z ~ q(z|x) and what an objective may ask of it; (*batch,) is (batch,), or (samples, batch).
+
+    Attributes:
+        z: (*batch, latent), or of the shape that the posterior says.
+        log_q: log q(z|x), (*batch,), in nats.
+        log_pz: log p(z), (*batch,), in nats.
+        log_px: log p(x|z), (*batch,), in nats.
+        kl: KL(q(z|x) ‖ p(z)), (batch,), in nats; None where it has no closed form.
+        kl_by_dimension: the same for each dimension, (batch, latent); None likewise.
+        cost: what the posterior itself adds to a loss, (*batch,), as a codebook's commitment; None for nothing.
+        heads: the posterior's, each (batch, size).
+        outputs: what the likelihood makes images of, (*batch, height, width, outputs).
+    """
+
+    z: Latents
+    log_q: Float[Array, "*batch"]
+    log_pz: Float[Array, "*batch"]
+    log_px: Float[Array, "*batch"]
+    kl: Float[Array, "*batch"] | None
+    kl_by_dimension: Float[Array, "*batch latent"] | None
+    cost: Float[Array, "*batch"] | None
+    heads: Heads
+    outputs: Outputs
 
 
 class Model(NamedTuple):
     """What an objective works with: q(z|x), p(z) and p(x|z), with the run's variables bound.
 
-    An image may have several samples: z is then (samples, batch, latent), and so on.
+    An image may have several samples: z is then (samples, batch, latent), and so on. What an objective does not use is
+    not computed.
 
     Attributes:
+        draw: (key, images, samples=None, targets=None) -> Draw: all of it at once; `targets` are the images of which
+            log p(x|z) is, where they are others than those encoded.
         encode: images -> the posterior's heads, each (batch, size).
         sample: (key, heads, samples=None) -> z and log q(z|x): (batch, latent) and (batch,), or with an axis of samples
             before. Where an evaluation asks for it, z is the posterior's centre.
@@ -43,8 +85,10 @@ class Model(NamedTuple):
         kl_by_dimension: the same for each dimension, (batch, latent).
         mean: decoder's output -> E[x|z].
         epoch: epochs trained, with their fraction; infinite in evaluation, where every schedule has ended.
+        own: what the objective's `init` gives, as training has made it.
     """
 
+    draw: Callable[..., Draw]
     encode: Callable[[Images], Heads]
     sample: Callable[..., tuple[Latents, Float[Array, "*batch"]]]
     decode: Callable[[Latents], Outputs]
@@ -55,19 +99,51 @@ class Model(NamedTuple):
     kl_by_dimension: Callable[[Heads], Float[Array, "*batch latent"]] | None
     mean: Callable[[Outputs], Outputs]
     epoch: Float[Array, ""]
+    own: PyTree = None
+
+
+def make_draw(
+    encode: Callable[[Images], Heads],
+    sample: Callable[..., Sample],
+    decode: Callable[[Latents], Outputs],
+    log_likelihood: Callable[[Images, Outputs], Array],
+    log_prior: Callable[[Latents], Array],
+    kl: Callable[[Heads], Array] | None,
+    kl_by_dimension: Callable[[Heads], Array] | None,
+) -> Callable[..., Draw]:
+    """`Model.draw` of a model in which z is drawn between an encoder and a decoder; `sample` gives all of a Sample."""
+
+    def draw(key: Key[Array, ""], images: Images, samples: int | None = None, targets: Images | None = None) -> Draw:
+        heads = encode(images)
+        z, log_q, cost, _ = sample(key, heads, samples)
+        outputs = decode(z)
+        log_px = log_likelihood(images if targets is None else targets, outputs)
+        closed_form = kl and kl(heads), kl_by_dimension and kl_by_dimension(heads)
+        return Draw(z, log_q, log_prior(z), log_px, *closed_form, cost, heads, outputs)
+
+    return draw
 
 
 class Objective(NamedTuple):
     """A registered objective.
 
     Attributes:
-        terms: (key, model, images, config) -> Terms, one value per image.
-        unit: of the loss.
+        terms: (key, model, images, config) -> Terms.
+        unit: of the loss, and of all figures whose unit is not in `units`.
         generative: whether there are q(z|x), p(z) and p(x|z) at all; an autoencoder has but a code.
         apart: whether it weighs the gradient of each sample by itself, so that samples must not depend on one another.
+        units: of figures whose unit is another than the loss's, by name.
+        figures: the names of its figures, in order, and which are numbers of the whole batch; None until they are asked
+            of it.
     """
 
     terms: Callable[[Key[Array, ""], Model, Images, ObjectiveConfig], Terms]
     unit: str = "nats per image"
     generative: bool = True
     apart: bool = False
+    units: Mapping[str, str] = {}
+    figures: "Figures | None" = None
+
+    def unit_of(self, figure: str) -> str:
+        """The unit of a figure."""
+        return self.units.get(figure, self.unit)

@@ -31,17 +31,17 @@ def piwae(key, model, images, config) -> Terms:
     heads = model.encode(images)
     total = config.groups * config.samples
     z, log_q, weigh = _redirect(*model.sample(key, heads, total))
-    log_w, terms = _weigh(model, images, z, log_q)
+    log_w, parts = _weigh(model, images, z, log_q)
     within = softmax(_grouped(log_w, config.groups), 1).reshape(log_w.shape) / config.groups
     loss = jnp.log(total) - logsumexp(log_w, 0)
-    return terms._replace(loss=jax.lax.stop_gradient(loss) + weigh(log_w, softmax(log_w, 0), within))
+    return {"loss": jax.lax.stop_gradient(loss) + weigh(log_w, softmax(log_w, 0), within), **parts}
 
 
 def ciwae(key, model, images, config) -> Terms:
     """−β·ELBO − (1 − β)·IWAE, β being `objective.elbo_weight` (Rainforth et al. 2018, equation 12)."""
-    log_w, terms = _weigh(model, images, *model.sample(key, model.encode(images), config.samples))
+    log_w, parts = _weigh(model, images, *model.sample(key, model.encode(images), config.samples))
     bound = logsumexp(log_w, 0) - jnp.log(config.samples)
-    return terms._replace(loss=-config.elbo_weight * log_w.mean(0) - (1 - config.elbo_weight) * bound)
+    return {"loss": -config.elbo_weight * log_w.mean(0) - (1 - config.elbo_weight) * bound, **parts}
 
 
 def _bound(key, model, images, config, groups) -> Terms:
@@ -52,19 +52,19 @@ def _bound(key, model, images, config, groups) -> Terms:
         z, log_q, weigh = _redirect(z, log_q)
     if config.gradient != "standard":
         log_q = model.log_posterior(z, heads)
-    log_w, terms = _weigh(model, images, z, log_q)
+    log_w, parts = _weigh(model, images, z, log_q)
     loss = jnp.log(config.samples) - logsumexp(_grouped(log_w, groups), 1).mean(0)
     if weigh is not None:
         weights = softmax(_grouped(log_w, groups), 1).reshape(log_w.shape)
         loss = jax.lax.stop_gradient(loss) + weigh(log_w, weights / groups, jnp.square(weights) / groups)
-    return terms._replace(loss=loss)
+    return {"loss": loss, **parts}
 
 
 def _weigh(model, images, z, log_q):
-    """log w of every sample, (samples, batch), and the terms, whose loss is still to come."""
+    """log w of every sample, (samples, batch), and the terms but the loss."""
     reconstruction = -model.log_likelihood(images, model.decode(z))
     kl = log_q - model.log_prior(z)
-    return -reconstruction - kl, Terms(reconstruction.mean(0), reconstruction.mean(0), kl.mean(0))
+    return -reconstruction - kl, {"reconstruction": reconstruction.mean(0), "kl": kl.mean(0)}
 
 
 def _grouped(log_w, groups):

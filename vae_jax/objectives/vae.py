@@ -14,34 +14,38 @@ def vae(key, model, images, config) -> Terms:
     Σ_j max(λ, mean over the batch of KL_j) in training (Kingma et al. 2016, equation 15). With gradient stl the sampled
     KL's gradient has no score of q (Roeder et al. 2017, equation 8).
     """
-    heads, reconstruction, kl = _parts(key, model, images, config)
+    draw, reconstruction, kl = _parts(key, model, images, config)
     cost = kl
     if config.free_bits:  # in training; evaluation gives every image its own KL
-        bits = jnp.maximum(config.free_bits, model.kl_by_dimension(heads).mean(0)).sum()
+        bits = jnp.maximum(config.free_bits, draw.kl_by_dimension.mean(0)).sum()
         cost = jnp.where(jnp.isinf(model.epoch), kl, bits)
     # Kept from being simplified away where it is 1: so a member of a sweep is bit for bit its single run.
     beta = jax.lax.optimization_barrier(jnp.asarray(config.beta, float))
     beta = beta * SCHEDULES[config.schedule](config, model.epoch)
-    return Terms(reconstruction + beta * cost, reconstruction, kl)
+    return {"loss": _with_own(draw, reconstruction + beta * cost), "reconstruction": reconstruction, "kl": kl}
 
 
 def capacity_vae(key, model, images, config) -> Terms:
     """−log p(x|z) + γ·|KL(q(z|x) ‖ p(z)) − C|, C growing linearly (Burgess et al. 2018, equation 8); nats per image."""
-    _, reconstruction, kl = _parts(key, model, images, config)
+    draw, reconstruction, kl = _parts(key, model, images, config)
     capacity = config.capacity * jnp.minimum(1.0, model.epoch / config.capacity_epochs)
-    return Terms(reconstruction + config.capacity_weight * jnp.abs(kl - capacity), reconstruction, kl)
+    loss = reconstruction + config.capacity_weight * jnp.abs(kl - capacity)
+    return {"loss": _with_own(draw, loss), "reconstruction": reconstruction, "kl": kl}
 
 
 def _parts(key, model, images, config):
-    """The heads, −log p(x|z) of one sample and the KL, in its closed form or from the sample."""
-    heads = model.encode(images)
-    z, log_q = model.sample(key, heads)
-    reconstruction = -model.log_likelihood(images, model.decode(z))
+    """A draw, −log p(x|z) of its sample and the KL, in its closed form or from the sample."""
+    draw = model.draw(key, images)
     if config.gradient == "stl":
-        return heads, reconstruction, model.log_posterior(z, heads) - model.log_prior(z)
-    if config.kl == "sampled" or model.kl is None:
-        return heads, reconstruction, log_q - model.log_prior(z)
-    return heads, reconstruction, model.kl(heads)
+        return draw, -draw.log_px, model.log_posterior(draw.z, draw.heads) - draw.log_pz
+    if config.kl == "sampled" or draw.kl is None:
+        return draw, -draw.log_px, draw.log_q - draw.log_pz
+    return draw, -draw.log_px, draw.kl
+
+
+def _with_own(draw, loss):
+    """The loss with what the posterior adds to it."""
+    return loss if draw.cost is None else loss + draw.cost
 
 
 def _cyclical(config, epoch):

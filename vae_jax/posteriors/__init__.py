@@ -1,12 +1,12 @@
 """Approximate posteriors q(z|x): one function each, and one line here."""
 
 from vae_jax.config import PosteriorConfig
-from vae_jax.posteriors.base import Heads, Latents, Posterior
+from vae_jax.posteriors.base import KL, Heads, Latents, Posterior, Sample
 from vae_jax.posteriors.flows import iaf, planar
 from vae_jax.posteriors.gaussian import diagonal_gaussian, full_gaussian, point
 from vae_jax.registry import lookup
 
-__all__ = ["POSTERIORS", "Heads", "Latents", "Posterior", "get", "point"]
+__all__ = ["KL", "POSTERIORS", "Heads", "Latents", "Posterior", "Sample", "get", "point"]
 
 # Each: (config, latent dimensions) -> Posterior.
 POSTERIORS = {

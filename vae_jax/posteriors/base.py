@@ -1,7 +1,8 @@
 """What a posterior is: a change of variables from noise to z, given by the encoder's heads."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -14,24 +15,59 @@ def no_parameters(key: Key[Array, ""]) -> PyTree:
     return {}
 
 
+class Sample(NamedTuple):
+    """What a posterior makes of noise; (*batch,) are the heads' leading axes.
+
+    Attributes:
+        z: (*batch, *shape).
+        log_q: log q(z|x), (*batch,), in nats.
+        cost: what it adds to a loss, (*batch,), as a codebook's commitment; None for nothing.
+        state: its state from now on, of a posterior with one; None leaves it as it is. Out of training it is not kept.
+    """
+
+    z: Latents
+    log_q: Float[Array, "*batch"]
+    cost: Float[Array, "*batch"] | None = None
+    state: PyTree | None = None
+
+
+class KL(NamedTuple):
+    """KL(q(z|x) ‖ p(z)) in closed form, in nats.
+
+    Attributes:
+        total: (heads, what the prior's init gives) -> (*batch,).
+        by_dimension: the same for each dimension, (*batch, latent); None where the dimensions are not independent.
+    """
+
+    total: Callable[[Heads, PyTree], Float[Array, "*batch"]]
+    by_dimension: Callable[[Heads, PyTree], Float[Array, "*batch latent"]] | None = None
+
+
 class Posterior(NamedTuple):
     """A family of approximate posteriors q(z|x) over `latent` dimensions.
 
     Its functions take heads with any leading axes, (*batch, size), and know nothing of how many samples an image gets.
+    `own` is what `init` gives, as training has made it.
 
     Attributes:
-        heads: the encoder's outputs that it is made of and the size of each; "mu" is always one of them.
-        transform: (params, noise, heads) -> (z, log q(z|x)), (*batch, latent) and (*batch,): the reparameterization.
-            The noise is standard normal, shaped as z; zeros give the posterior's centre.
-        init: key -> what is trained beside the encoder.
-        log_prob: (params, z, heads) -> log q(z|x), (*batch,), at any z; None where that cannot be computed.
-        kl: heads -> KL(q(z|x) ‖ N(0, I)), (*batch,), in nats; None without a closed form.
-        kl_by_dimension: the same for each dimension, (*batch, latent); None where the dimensions are not independent.
+        heads: the encoder's outputs that it is made of and the size of each, or its shape; "mu" is always one of them.
+        transform: (own, noise, heads) -> Sample, or (z, log q(z|x)) alone: the reparameterization.
+        init: key -> what is trained beside the encoder; with a state, which training moves on without a gradient,
+            Variables of both.
+        log_prob: (own, z, heads) -> log q(z|x), (*batch,), at any z; None where that cannot be computed.
+        kl: the KL from priors in closed form, by the prior's `kind`.
+        shape: of one z; None for a vector of all latent dimensions.
+        noise: (key, leading axes) -> noise; None for standard normal numbers, shaped as z.
+        center: (own, heads) -> Sample without noise; None for that of noise that is all zeros.
+        support: what z are in; the prior's is the same.
     """
 
-    heads: dict[str, int]
-    transform: Callable[[PyTree, Latents, Heads], tuple[Latents, Float[Array, "*batch"]]]
+    heads: Mapping[str, int | tuple[int, ...]]
+    transform: Callable[[PyTree, Any, Heads], Sample | tuple[Latents, Float[Array, "*batch"]]]
     init: Callable[[Key[Array, ""]], PyTree] = no_parameters
     log_prob: Callable[[PyTree, Latents, Heads], Float[Array, "*batch"]] | None = None
-    kl: Callable[[Heads], Float[Array, "*batch"]] | None = None
-    kl_by_dimension: Callable[[Heads], Float[Array, "*batch latent"]] | None = None
+    kl: Mapping[str, KL] = MappingProxyType({})
+    shape: tuple[int, ...] | None = None
+    noise: Callable[[Key[Array, ""], tuple[int, ...]], PyTree] | None = None
+    center: Callable[[PyTree, Heads], Sample | tuple[Latents, Float[Array, "*batch"]]] | None = None
+    support: str = "real vectors"

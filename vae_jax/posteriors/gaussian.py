@@ -9,7 +9,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PyTree
 
 from vae_jax.config import PosteriorConfig
-from vae_jax.posteriors.base import Heads, Latents, Posterior
+from vae_jax.posteriors.base import KL, Heads, Latents, Posterior
 
 LOG_2PI = math.log(2 * math.pi)
 
@@ -20,8 +20,7 @@ def diagonal_gaussian(config: PosteriorConfig, latent: int) -> Posterior:
         {"mu": latent, "log_var": latent},
         diagonal_transform,
         log_prob=diagonal_log_prob,
-        kl=lambda heads: diagonal_kl(heads).sum(-1),
-        kl_by_dimension=diagonal_kl,
+        kl={"standard_normal": KL(lambda heads, _: diagonal_kl(heads).sum(-1), lambda heads, _: diagonal_kl(heads))},
     )
 
 
@@ -48,7 +47,10 @@ def full_gaussian(config: PosteriorConfig, latent: int) -> Posterior:
     """N(μ, LLᵀ), L lower triangular with the diagonal exp(½ log σ²) (Kingma & Welling 2019, section 2.5.1)."""
     heads = {"mu": latent, "log_var": latent, "lower": latent * (latent - 1) // 2}
     return Posterior(
-        {name: size for name, size in heads.items() if size}, full_transform, log_prob=full_log_prob, kl=full_kl
+        {name: size for name, size in heads.items() if size},
+        full_transform,
+        log_prob=full_log_prob,
+        kl={"standard_normal": KL(lambda heads, _: full_kl(heads))},
     )
 
 

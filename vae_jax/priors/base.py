@@ -28,12 +28,14 @@ class Prior(NamedTuple):
         log_prob: (params, z, aggregate) -> log p(z), (*batch,), for z (*batch, latent), in nats.
         sample: (params, key, count, aggregate) -> z, (count, latent).
         init: key -> what is trained; nothing for the standard normal.
-        standard: whether it is N(0, I), for which a Gaussian posterior's KL has a closed form.
+        kind: by which posteriors know it, to give their KL from it in closed form; empty where none does.
         posterior: whether it is made of the run's posterior, as the VampPrior is.
+        support: what z are in.
     """
 
     log_prob: Callable[[PyTree, Latents, Aggregate], Float[Array, "*batch"]]
     sample: Callable[[PyTree, Key[Array, ""], int, Aggregate], Float[Array, "count latent"]]
     init: Callable[[Key[Array, ""]], PyTree] = no_parameters
-    standard: bool = False
+    kind: str = ""
     posterior: bool = False
+    support: str = "real vectors"

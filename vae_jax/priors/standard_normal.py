@@ -25,4 +25,4 @@ def standard_normal(config: PriorConfig, latent: int, image_shape: tuple[int, in
     def sample(params: PyTree, key: Key[Array, ""], count: int, aggregate: Aggregate) -> Float[Array, "count latent"]:
         return jax.random.normal(key, (count, latent))
 
-    return Prior(log_prob, sample, standard=True)
+    return Prior(log_prob, sample, kind="standard_normal")
