@@ -32,6 +32,7 @@ def purposes(seed):
     handed = {
         "init": run.init,
         "own network": keys.own_network_key(run.init),
+        "objective": keys.objective_key(run.init),
         "samplers": run.samplers,
         "sample --seed": keys.sampling_key(jax.random.key(seed)),
         "samples": keys.sampling_key(run.samples),
@@ -41,10 +42,14 @@ def purposes(seed):
         handed |= {f"part {i}": keys.part_key(run.init, i), f"epoch {i}": keys.epoch_key(run.shuffle, i)}
         step = keys.step_keys(keys.step_key(run.steps, i))
         handed |= {f"step {i}: {name}": key for name, key in step._asdict().items()}
+        for phase in (1, 2):
+            of_phase = keys.step_keys(keys.phase_key(keys.step_key(run.steps, i), phase))
+            handed |= {f"step {i}, phase {phase}: {name}": key for name, key in of_phase._asdict().items()}
         for name, key in (
             ("evaluation", run.evaluate),
             ("diagnostics", diagnostics),
             ("training images", keys.training_images_key(diagnostics)),
+            ("evaluation, phase 1", keys.further_key(run.evaluate, 1)),
         ):
             handed |= dict(zip((f"{name} {i}", f"{name} {i}: treatment"), keys.batch_keys(key, i), strict=True))
         image = keys.image_keys(keys.estimates_key(run.evaluate), i)

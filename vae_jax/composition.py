@@ -17,7 +17,7 @@ from vae_jax import likelihoods, models, objectives, posteriors, priors
 from vae_jax.config import Config, check_used
 from vae_jax.errors import UserError, listed
 from vae_jax.expectation import Shape, expect
-from vae_jax.keys import part_key, probing_key
+from vae_jax.keys import objective_key, part_key, probing_key
 from vae_jax.likelihoods import Likelihood
 from vae_jax.models import Autoencoder, Trace, Variables
 from vae_jax.objectives import Model, Objective
@@ -106,7 +106,9 @@ def build(
     treat = lookup(TREATMENTS, config.data.treatment, "data.treatment")
     network = models.build(config.model, image_shape, posterior.heads, likelihood.outputs, posterior.shape)
     check(config, posterior, prior, likelihood, objective, network.ties)
-    composition = _compose(config, image_shape, network, posterior, prior, likelihood, treat, platform or current())
+    composition = _compose(
+        config, image_shape, network, posterior, prior, likelihood, objective, treat, platform or current()
+    )
 
     def trace(look: Callable[[Model, Any], objectives.Terms]) -> objectives.Terms:
         def terms(variables: Variables, images: Array, labels: Array) -> objectives.Terms:
@@ -195,6 +197,7 @@ def _compose(
     posterior: Posterior,
     prior: Prior,
     likelihood: Likelihood,
+    objective: Objective,
     treat: Callable[..., Array],
     platform: Platform,
 ) -> Composition:
@@ -202,6 +205,8 @@ def _compose(
     shape = posterior.shape or (config.model.latent,)
     latent = math.prod(shape)
     closed = posterior.kl.get(prior.kind)
+    networks_of_objective = _names_of_own(config, objective, shape, image_shape)
+    owned = (*PARTS, *networks_of_objective)
     named = {name: f"{name}.name {getattr(config, name).name}" for name in PARTS}
 
     def init(key: Key[Array, ""]) -> Variables:
@@ -210,7 +215,9 @@ def _compose(
             name: part.init(part_key(key, number))
             for number, (name, part) in enumerate(zip(PARTS, (posterior, prior, likelihood), strict=True))
         }
-        if clash := [name for name in PARTS if name in variables.params or name in variables.state]:
+        if objective.init:
+            parts |= objective.init(objective_key(key), config.objective, shape, image_shape)
+        if clash := [name for name in owned if name in variables.params or name in variables.state]:
             what = f"a network without parts or collections called {clash[0]}, as the model's own are"
             _refuse("model.network", what, config.model.network)
         params, state = dict(variables.params), dict(variables.state)
@@ -224,12 +231,12 @@ def _compose(
     def split(variables: Variables) -> tuple[Variables, dict[str, PyTree]]:
         """The networks' variables, and what the functions of each part get: what its `init` gave."""
         networks, parts = (
-            [{name: part for name, part in of.items() if (name in PARTS) == own} for of in variables]
+            [{name: part for name, part in of.items() if (name in owned) == own} for of in variables]
             for own in (False, True)
         )
         params, state = parts
-        owned = {name: params.get(name, {}) for name in PARTS}
-        return Variables(*networks), owned | {name: Variables(owned[name], of) for name, of in state.items()}
+        given = {name: params.get(name, {}) for name in owned}
+        return Variables(*networks), given | {name: Variables(given[name], of) for name, of in state.items()}
 
     def as_sample(result: Any, lead: Shape, what: str = "transform") -> Sample:
         if not isinstance(result, Sample) and not (isinstance(result, tuple) and len(result) == 2):
@@ -349,6 +356,7 @@ def _compose(
             kl_by_dimension,
             mean,
             epoch,
+            {name: parts[name] for name in networks_of_objective},
         )
 
     def apply(
@@ -370,7 +378,7 @@ def _compose(
         result, updated = network.apply(networks, run, key, train, masks, streams)
         if not train:
             return result, variables
-        moved = {name: parts[name].state for name in PARTS if name in variables.state}
+        moved = {name: parts[name].state for name in owned if name in variables.state}
         return result, Variables(variables.params, {**updated.state, **moved})
 
     def trace(
@@ -405,6 +413,22 @@ def _broadcast(posterior: Posterior, heads: Heads, lead: Shape) -> Heads:
     """Heads with the axes of samples that z has."""
     own = len(_lead(posterior, heads)[0])
     return {name: jnp.broadcast_to(head, (*lead, *head.shape[own:])) for name, head in heads.items()}
+
+
+def _names_of_own(config: Config, objective: Objective, shape: Shape, image_shape: Shape) -> tuple[str, ...]:
+    """The names of an objective's own networks.
+
+    Raises:
+        UserError: if they are the model's parts'.
+    """
+    if not (init := objective.init):
+        return ()
+    made = jax.eval_shape(lambda key: init(key, config.objective, shape, image_shape), probing_key())
+    if not isinstance(made, dict) or not made.keys().isdisjoint(PARTS):
+        named = listed(made) if isinstance(made, dict) else type(made).__name__
+        what = f"objective {config.objective.name} to init a dict of parameters by other names than {listed(PARTS)}"
+        _refuse("objective.name", what, named)
+    return tuple(sorted(made))
 
 
 def _lead(posterior: Posterior, heads: Heads) -> tuple[Shape, Any]:
@@ -447,7 +471,7 @@ def _aggregate(
         )
         return posterior.transform(own, noise, autoencoder.encode(images))[0]
 
-    return Aggregate(log_prob, sample)
+    return Aggregate(log_prob, sample, own)
 
 
 def _one_hot(labels: Int[Array, " batch"] | None, classes: int, dtype: Any) -> Array:

@@ -21,7 +21,7 @@ from vae_jax.dependence import depends
 from vae_jax.devices import Devices
 from vae_jax.errors import UserError
 from vae_jax.feed import Feed, Shard
-from vae_jax.keys import batch_keys, encoding_key, probing_key, sampling_key
+from vae_jax.keys import batch_keys, encoding_key, further_key, probing_key, sampling_key
 from vae_jax.models import Variables
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Model as Bound
@@ -197,12 +197,16 @@ def make_terms(
         key: Key[Array, ""],
     ) -> Terms:
         def batch(number, images, labels):
-            objective_key, treatment_key = batch_keys(key, number)
+            _, treatment_key = batch_keys(key, number)
             images = devices.split(images) if devices else images
             treated = network.treat(treatment_key, images)
 
             def terms(model: Bound) -> Terms:
-                return objective.terms(objective_key, model, treated, config.objective)
+                result = {}
+                for place, phase in enumerate(objective.phases):
+                    own_key, _ = batch_keys(further_key(key, place) if place else key, number)
+                    result |= phase.terms(own_key, model, treated, config.objective)
+                return result
 
             density = jnp.asarray(jnp.nan) if latent == "mean" else None
             return network.apply(variables, terms, labels=labels, density=density)[0]

@@ -19,12 +19,15 @@ steps, batches and images count from 0, far below LAST = 2³² − 1.
 | INIT | the key itself | the draw of a named initialisation |
 | | LAST PARTS | 0, 1, 2: the parameters of the posterior, the prior, the likelihood |
 | | LAST − 1 OWN_NETWORK | the initialisers of a user's own network |
+| | LAST − 2 OBJECTIVES | an objective's own networks |
 | a step's | 0, 1 | the objective, dropout |
 | | 2 TREATMENT | what is done to the images |
 | | 3 STREAMS | what else a network draws in training |
+| | 4 PHASES | an objective's further phases, from 1: a key like a step's for each |
 | EVALUATE, a key of latents | a batch's number | the objective, or z ~ q(z given x) |
 | | LAST − 1 TREATMENTS | what is done to the images: one for each batch |
 | | LAST − 2 TRAINING_IMAGES | the training images' latents, beside those of the images looked at |
+| | LAST − 3 FURTHER | an objective's further phases, from 1: a key like EVALUATE for each |
 | EVALUATE | LAST AFTERWARDS | 0: estimates of log p(x); 1: the latents of the diagnostics |
 | estimates | an image's place | the image's |
 | an image's | 0 IMAGE | what is done to it |
@@ -41,10 +44,10 @@ OneKey = Key[Array, ""]
 Number = int | Int[Array, ""] | UInt[Array, ""]
 
 INIT, SHUFFLE, STEPS, EVALUATE, SAMPLES, SAMPLING, SAMPLERS, ENCODING, PROBING = range(9)  # of a seed
-TREATMENT, STREAMS = 2, 3  # of a step, whose 0 and 1 are those of `split`
+TREATMENT, STREAMS, PHASES = 2, 3, 4  # of a step, whose 0 and 1 are those of `split`
 LAST = 2**32 - 1
-PARTS, OWN_NETWORK = LAST, LAST - 1  # of INIT
-AFTERWARDS, TREATMENTS, TRAINING_IMAGES = LAST, LAST - 1, LAST - 2  # of EVALUATE
+PARTS, OWN_NETWORK, OBJECTIVES = LAST, LAST - 1, LAST - 2  # of INIT
+AFTERWARDS, TREATMENTS, TRAINING_IMAGES, FURTHER = LAST, LAST - 1, LAST - 2, LAST - 3  # of EVALUATE
 ESTIMATES, DIAGNOSTICS = range(2)  # of AFTERWARDS
 IMAGE, IMPORTANCE, PILOTS, CHAINS = range(4)  # of an image, in an estimate
 FIRST_Z = 0  # of PILOTS and CHAINS; temperatures count from 1
@@ -77,6 +80,11 @@ def own_network_key(init: OneKey) -> OneKey:
     return jax.random.fold_in(init, OWN_NETWORK)
 
 
+def objective_key(init: OneKey) -> OneKey:
+    """For the initialisation of an objective's own networks."""
+    return jax.random.fold_in(init, OBJECTIVES)
+
+
 def epoch_key(shuffle: OneKey, epoch: Number) -> OneKey:
     """For the order of an epoch, counted from 0."""
     return jax.random.fold_in(shuffle, epoch)
@@ -107,6 +115,16 @@ def step_keys(key: OneKey) -> StepKeys:
     """The keys of one step."""
     objective, dropout = jax.random.split(key)  # both in one call, in the innermost loop
     return StepKeys(objective, dropout, jax.random.fold_in(key, TREATMENT), jax.random.fold_in(key, STREAMS))
+
+
+def phase_key(key: OneKey, phase: Number) -> OneKey:
+    """Like a step's key, for an objective's further phase, counted from 1; `key` is the step's."""
+    return jax.random.fold_in(jax.random.fold_in(key, PHASES), phase)
+
+
+def further_key(evaluate: OneKey, phase: Number) -> OneKey:
+    """Like the key of an evaluation, for an objective's further phase, counted from 1."""
+    return jax.random.fold_in(jax.random.fold_in(evaluate, FURTHER), phase)
 
 
 def batch_keys(evaluate: OneKey, batch: Number) -> tuple[OneKey, OneKey]:

@@ -193,7 +193,7 @@ class Program:
         self.start = jax.jit(_over_members(self._start))
         self.finite = jax.jit(jax.vmap(all_finite))
         platform = self._network.platform
-        self.pack, self.unpack = make_packing(platform, optimizer.build(self.config.train, self.steps))
+        self.pack, self.unpack = make_packing(platform, optimizer.build(self.config.train, self.steps), self._objective)
         if platform.packed:
             self.pack, self.unpack = jax.jit(jax.vmap(self.pack)), jax.jit(jax.vmap(self.unpack))
 

@@ -26,13 +26,13 @@ from vae_jax.config import Config, as_used
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.shape import settled
 from vae_jax.devices import Devices, cores
-from vae_jax.errors import Diverged, UserError
+from vae_jax.errors import Diverged, UserError, listed
 from vae_jax.evaluate import make_evaluator, means
 from vae_jax.feed import Feed
-from vae_jax.keys import epoch_key, make_keys, step_key, step_keys
+from vae_jax.keys import StepKeys, epoch_key, make_keys, phase_key, step_key, step_keys
 from vae_jax.models import BATCH_STATS, Variables
 from vae_jax.models.convolution import is_slow_in_loops
-from vae_jax.objectives import Model, Objective, Terms
+from vae_jax.objectives import Model, Objective, Phase, Terms, loss_of
 from vae_jax.objectives.base import in_order
 from vae_jax.optimizer import Elementwise
 from vae_jax.packing import pack, pack_like, unpack
@@ -115,6 +115,7 @@ def make_step(
     `train.skip_nonfinite` an update whose loss or gradient is not finite changes nothing, and its sums are NaN.
     """
     reduce = lookup(REDUCTIONS, config.train.reduction, "train.reduction")
+    single = one_phase(objective)
 
     def step(
         variables: Variables,
@@ -126,28 +127,61 @@ def make_step(
     ) -> tuple[Variables, PyTree, Float[Array, " figures"]]:
         own = step_keys(key)
         targets = network.treat(own.treatment, images)
+        now, figures, gradients = variables if single else unpack(variables), {}, []
+        states = [opt_state] if single else list(opt_state)
+        for number, phase in enumerate(objective.phases):
+            keys = own if number == 0 else step_keys(phase_key(key, number))
 
-        def loss(params: PyTree) -> tuple[Array, tuple[Variables, Terms]]:
-            def terms(model: Model) -> Terms:
-                return objective.terms(own.objective, model, targets, config.objective)
+            def loss(
+                trained: PyTree, now: Variables = now, phase: Phase = phase, keys: StepKeys = keys
+            ) -> tuple[Array, tuple[Variables, Terms]]:
+                def terms(model: Model) -> Terms:
+                    return phase.terms(keys.objective, model, targets, config.objective)
 
-            then = unpack(variables._replace(params=params))
-            more = {"labels": labels, "epoch": epoch, "streams": own.streams}
-            result, updated = network.apply(then, terms, own.dropout, train=True, **more)
-            return reduce(result["loss"]), (updated, result)
+                params = trained if single else {**now.params, **trained}
+                then = unpack(now._replace(params=params))
+                more = {"labels": labels, "epoch": epoch, "streams": keys.streams}
+                result, updated = network.apply(then, terms, keys.dropout, train=True, **more)
+                return reduce(loss_of(phase, result)), (updated, result)
 
-        gradient, (updated, result) = jax.grad(loss, has_aux=True)(variables.params)
-        sums = batch_sums([result[name] for name in in_order(result)], network.platform)
-        change, opt_state_then = transformation.update(gradient, opt_state, variables.params)
-        params = optax.apply_updates(variables.params, change)
-        then = Variables(params, pack_like(variables.state, updated.state)), opt_state_then
+            trained = now.params if single else objective.trained(phase, now.params)
+            gradient, (updated, result) = jax.grad(loss, has_aux=True)(trained)
+            gradients.append(gradient)
+            figures |= result
+            change, states[number] = phase.optimizer(transformation).update(gradient, states[number], trained)
+            params = optax.apply_updates(trained, change)
+            params = params if single else now.params | cast(dict[str, PyTree], params)
+            now = Variables(params, pack_like(now.state, updated.state))
+        sums = batch_sums([figures[name] for name in in_order(figures)], network.platform)
+        then = (now, states[0]) if single else (pack_like(variables, now), tuple(states))
         if config.train.skip_nonfinite:
-            finite = all_finite((sums, gradient, watched(*then)))
+            finite = all_finite((sums, gradients, watched(*then)))
             then = jax.tree.map(lambda then, now: jnp.where(finite, then, now), then, (variables, opt_state))
             sums = jnp.where(finite, sums, jnp.nan)
         return then[0], then[1], sums
 
     return step
+
+
+def one_phase(objective: Objective) -> bool:
+    """Whether a step has one loss, for all parameters."""
+    return objective.trains is None and not objective.then
+
+
+def init_optimizer(transformation: optax.GradientTransformation, objective: Objective, params: PyTree) -> PyTree:
+    """The optimiser's state before the first step; of several phases one each.
+
+    Raises:
+        UserError: if a phase trains what the model does not have.
+    """
+    if one_phase(objective):
+        return transformation.init(params)
+    for phase in objective.phases:
+        if unknown := [name for name in phase.trains if name not in params]:
+            what = f"objective.name, phase {phase.name or 'first'}"
+            raise UserError(f"{what}: expected trains to name some of {listed(params)}; found {listed(unknown)}")
+    phases = [(phase.optimizer(transformation), objective.trained(phase, params)) for phase in objective.phases]
+    return tuple(own.init(trained) for own, trained in phases)
 
 
 def names_of(objective: Objective) -> tuple[str, ...]:
@@ -188,13 +222,17 @@ class Packing(NamedTuple):
     unpack: Callable[[TrainState], TrainState]
 
 
-def make_packing(platform: Platform, transformation: optax.GradientTransformation) -> Packing:
-    """As suits the platform; parameters and the optimiser's state stay trees if their shapes matter to it."""
+def make_packing(
+    platform: Platform, transformation: optax.GradientTransformation, objective: Objective | None = None
+) -> Packing:
+    """As suits the platform; parameters and the optimiser's state stay trees if their shapes matter to it, or the
+    objective has several phases."""
+    whole = isinstance(transformation, Elementwise) and (objective is None or one_phase(objective))
 
     def pack_state(state: TrainState) -> TrainState:
         params, own = state.variables
         opt_state = state.opt_state
-        if isinstance(transformation, Elementwise):
+        if whole:
             params = pack(params)
             opt_state = pack_like(jax.eval_shape(transformation.init, params), opt_state)
         packed = {name: pack(part) for name, part in own.items()}
@@ -507,7 +545,7 @@ def start_from(config: Config, objective: Objective, variables: Variables, image
 
     # As one program: one by one, jax would compile a program for each shape of array.
     def fresh(params: PyTree) -> tuple[Array, PyTree, Array]:
-        opt_state = optimizer.build(config.train, steps).init(params)
+        opt_state = init_optimizer(optimizer.build(config.train, steps), objective, params)
         return jnp.zeros((), jnp.int32), opt_state, jnp.zeros((steps, len(names_of(objective))))
 
     step, opt_state, sums = jax.jit(fresh)(variables.params)
@@ -591,7 +629,7 @@ def fit(
     state, history = resume or (start(config, data.image_shape, count), [])
     # Copied, since the loop takes its argument's buffers over: the caller's state survives, and so does his list.
     state, history = devices.whole(jax.jit(partial(jax.tree.map, jnp.copy))(state)), list(history)
-    pack_state, unpack_state = make_packing(network.platform, transformation)
+    pack_state, unpack_state = make_packing(network.platform, transformation, objective)
     if network.platform.packed:
         pack_state, unpack_state = (jax.jit(each, **devices.outputs) for each in (pack_state, unpack_state))
     variables, state = state.variables, pack_state(state)

@@ -11,12 +11,12 @@ from vae_jax.errors import UserError, listed, quoted
 from vae_jax.expectation import expect, kind
 from vae_jax.keys import probing_key
 from vae_jax.objectives.autoencoder import CORRUPTIONS, autoencoder, denoising_autoencoder
-from vae_jax.objectives.base import FIGURES, Draw, Figures, Model, Objective, Terms, in_order
+from vae_jax.objectives.base import FIGURES, Draw, Figures, Model, Objective, Phase, Terms, in_order
 from vae_jax.objectives.importance import ciwae, iwae, miwae, piwae
 from vae_jax.objectives.vae import SCHEDULES, capacity_vae, vae
 from vae_jax.registry import check_functions, lookup
 
-__all__ = ["FIGURES", "OBJECTIVES", "Draw", "Figures", "Model", "Objective", "Terms", "get"]
+__all__ = ["FIGURES", "OBJECTIVES", "Draw", "Figures", "Model", "Objective", "Phase", "Terms", "get", "loss_of"]
 
 SQUARED_ERROR = "squared error per image"
 OBJECTIVES = {
@@ -62,28 +62,41 @@ def get(config: ObjectiveConfig) -> Objective:
 def checked(objective: Objective, name: str) -> Objective:
     """The objective, whose terms are checked while they are traced.
 
-    Its `terms` raises a UserError if it gives anything but a dict with a "loss" and one number an image, or one of the
-    batch, under each name. Numbers of the batch come as one for each image.
+    They raise a UserError if they give anything but a dict with a "loss" and one number an image, or one of the batch,
+    under each name. Numbers of the batch come as one for each image. Figures of further phases have their names.
     """
 
-    def terms(key: Any, model: Model, images: Any, config: ObjectiveConfig) -> Terms:
-        result = objective.terms(key, model, images, config)
-        where = f"objective.name {name}"
-        if not isinstance(result, dict) or "loss" not in result:
-            raise UserError(f'{where}: expected it to give a dict with a "loss"; found {_described(result)}')
-        known = objective.figures.names if objective.figures else in_order(result)
-        if set(known) != set(result):
-            raise UserError(f"{where}: expected the figures {listed(known)}; found {listed(in_order(result))}")
-        for figure, value in result.items():
-            if not FIGURE_NAME.fullmatch(figure):
-                raise UserError(f"{where}: expected figures named by letters, digits and _; found {quoted(figure)}")
-            if figure == "loss" or getattr(value, "shape", None) != ():
-                expect(f"{where}, {figure}", value, (len(images),))
-            else:
-                expect(f"{where}, {figure}", value, ())
-        return {figure: jnp.broadcast_to(result[figure], (len(images),)) for figure in known}
+    def check(phase: Phase) -> Callable[..., Terms]:
+        where = f"objective.name {name}" + f", phase {phase.name}" * bool(phase.name)
 
-    return objective._replace(terms=terms)
+        def terms(key: Any, model: Model, images: Any, config: ObjectiveConfig) -> Terms:
+            result = phase.terms(key, model, images, config)
+            if not isinstance(result, dict) or "loss" not in result:
+                raise UserError(f'{where}: expected it to give a dict with a "loss"; found {_described(result)}')
+            for figure, value in result.items():
+                if not FIGURE_NAME.fullmatch(figure):
+                    raise UserError(f"{where}: expected figures named by letters, digits and _; found {quoted(figure)}")
+                of_batch = figure != "loss" and getattr(value, "shape", None) == ()
+                expect(f"{where}, {figure}", value, () if of_batch else (len(images),))
+            named = {_full_name(phase, figure): result[figure] for figure in in_order(result)}
+            if objective.figures and (unknown := named.keys() - {*objective.figures.names}):
+                known = listed(objective.figures.names)
+                raise UserError(f"{where}: expected the figures {known}; found {listed(in_order(unknown))}")
+            return {figure: jnp.broadcast_to(value, (len(images),)) for figure, value in named.items()}
+
+        return terms
+
+    then = tuple(phase._replace(terms=check(phase)) for phase in objective.then)
+    return objective._replace(terms=check(objective.phases[0]), then=then)
+
+
+def _full_name(phase: Phase, figure: str) -> str:
+    return f"{phase.name}_{figure}" if phase.name else figure
+
+
+def loss_of(phase: Phase, terms: Terms) -> Any:
+    """What a phase minimises, of its terms as `checked` gives them."""
+    return terms[_full_name(phase, "loss")]
 
 
 def figures_of(objective: Objective, trace: Callable[[Callable[[Model, Any], Terms]], Terms], config: Any) -> Figures:
@@ -93,15 +106,21 @@ def figures_of(objective: Objective, trace: Callable[[Callable[[Model, Any], Ter
         objective: as `get` gives it.
         trace: evaluates a function of a model and of images abstractly.
         config: the objective's options.
+
+    Raises:
+        UserError: if two of its phases have figures of one name.
     """
     if objective.figures:
         return objective.figures
     shapes: dict[str, Any] = {}
 
     def look(model: Model, images: Any) -> Terms:
-        result = objective.terms(probing_key(), model, images, config)
-        if isinstance(result, dict):
-            shapes.update({figure: getattr(value, "shape", None) for figure, value in result.items()})
+        for phase in objective.phases:
+            result = phase.terms(probing_key(), model, images, config)
+            for figure, value in result.items() if isinstance(result, dict) else ():
+                if (full := _full_name(phase, figure)) in shapes:
+                    raise UserError(f"objective.name: expected figures of different names; found {full} twice")
+                shapes[full] = getattr(value, "shape", None)
         return {}
 
     trace(look)

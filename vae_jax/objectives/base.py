@@ -1,8 +1,9 @@
 """What an objective is: a pure function that gives each image its loss."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from vae_jax.config import ObjectiveConfig
@@ -124,6 +125,25 @@ def make_draw(
     return draw
 
 
+class Phase(NamedTuple):
+    """A further part of a step, with a loss of its own for some parameters of its own.
+
+    It comes after the phases before it, whose changes it sees, and is differentiated with respect to what it trains
+    only: no gradient of a critic's reaches the model, nor the other way round.
+
+    Attributes:
+        name: begins the names of its figures, as in "critic_loss".
+        terms: as an objective's.
+        trains: names of the parts whose parameters it changes, at the top level of `Variables.params`.
+        optimizer: the run's optimiser -> the phase's, whose state is its own.
+    """
+
+    name: str
+    terms: Callable[..., Terms]
+    trains: tuple[str, ...]
+    optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda own: own
+
+
 class Objective(NamedTuple):
     """A registered objective.
 
@@ -132,6 +152,10 @@ class Objective(NamedTuple):
         unit: of the loss, and of all figures whose unit is not in `units`.
         generative: whether there are q(z|x), p(z) and p(x|z) at all; an autoencoder has but a code.
         apart: whether it weighs the gradient of each sample by itself, so that samples must not depend on one another.
+        init: (key, config, latent shape, image shape) -> parameters of networks of its own, by their names, which are
+            neither the model's parts' nor its networks'.
+        trains: names of the parts whose parameters its loss changes; None for all but those that later phases train.
+        then: further phases of a step.
         units: of figures whose unit is another than the loss's, by name.
         figures: the names of its figures, in order, and which are numbers of the whole batch; None until they are asked
             of it.
@@ -141,8 +165,22 @@ class Objective(NamedTuple):
     unit: str = "nats per image"
     generative: bool = True
     apart: bool = False
+    init: Callable[[Key[Array, ""], Any, tuple[int, ...], tuple[int, ...]], dict[str, PyTree]] | None = None
+    trains: tuple[str, ...] | None = None
+    then: tuple[Phase, ...] = ()
     units: Mapping[str, str] = {}
     figures: "Figures | None" = None
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """All phases of a step; the first one is this objective's own."""
+        return Phase("", self.terms, self.trains or ()), *self.then
+
+    def trained(self, phase: Phase, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """The parameters that a phase trains."""
+        later = {name for further in self.then for name in further.trains}
+        names = phase.trains or [name for name in params if name not in later]
+        return {name: params[name] for name in names}
 
     def unit_of(self, figure: str) -> str:
         """The unit of a figure."""

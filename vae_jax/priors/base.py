@@ -15,10 +15,12 @@ class Aggregate(NamedTuple):
     Attributes:
         log_prob: (z, u) -> log q(z|u) of each z (*batch, latent) under each u: (*batch, count).
         sample: (key, u) -> one z for each u, (count, latent).
+        own: what the posterior's `init` gives, as training has made it.
     """
 
     log_prob: Callable[[Latents, Float[Array, "count h w c"]], Float[Array, "*batch count"]]
     sample: Callable[[Key[Array, ""], Float[Array, "count h w c"]], Float[Array, "count latent"]]
+    own: PyTree = None
 
 
 class Prior(NamedTuple):

@@ -1,0 +1,332 @@
+"""What a model may be made of: a codebook with a state, a critic with a phase of its own, figures of a whole batch.
+
+Toys, as a user would write them; each is trained by the same driver as every other model.
+"""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vae_jax import composition, evaluate, keys, optimizer, platforms, run, train
+from vae_jax.config import Config, ModelConfig, TrainConfig, without_unused
+from vae_jax.data import Dataset, Split
+from vae_jax.errors import UserError
+from vae_jax.models import Variables
+from vae_jax.objectives import OBJECTIVES, Objective, Phase
+from vae_jax.posteriors import KL, POSTERIORS, Posterior, Sample
+from vae_jax.priors import PRIORS, Prior
+
+CODES, DECAY = 4, 0.99
+LATENT = 3
+
+
+def same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+# --- A codebook, whose averages are a state --------------------------------------------------------------------------
+
+
+def codebook(config, latent):
+    """Vector quantisation of one place, its codes moving averages (van den Oord et al. 2017, section 3.2)."""
+
+    def init(key):
+        codes = jax.random.normal(key, (CODES, latent))
+        return Variables({}, {"codes": codes, "counts": jnp.ones(CODES), "sums": codes})
+
+    def transform(own, noise, heads):
+        mu, codes = heads["mu"], own.state["codes"]
+        distances = jax.vmap(lambda code: jnp.square(mu - jnp.broadcast_to(code, mu.shape)).sum(-1))(codes)
+        nearest = distances.argmin(0)
+        z, hot = codes[nearest], jax.nn.one_hot(nearest.reshape(-1), CODES)
+        still = jax.lax.stop_gradient(mu).reshape(-1, latent)
+        counts = DECAY * own.state["counts"] + (1 - DECAY) * hot.sum(0)
+        sums = DECAY * own.state["sums"] + (1 - DECAY) * hot.T @ still
+        state = {"codes": sums / counts[:, None], "counts": counts, "sums": sums}
+        straight_through = mu + jax.lax.stop_gradient(z - mu)
+        return Sample(straight_through, jnp.zeros(mu.shape[:-1]), jnp.square(mu - z).sum(-1), state)
+
+    return Posterior(
+        {"mu": latent},
+        transform,
+        init,
+        kl={"codes": KL(lambda heads, _: jnp.full(heads["mu"].shape[:-1], np.log(CODES)))},
+        noise=lambda key, lead: (),
+        support="codes",
+    )
+
+
+def codes(config, latent, image_shape):
+    """All codes are as likely."""
+
+    def sample(params, key, count, aggregate):
+        return aggregate.own.state["codes"][jax.random.randint(key, (count,), 0, CODES)]
+
+    def log_prob(params, z, aggregate):
+        return jnp.full(z.shape[:-1], -np.log(CODES))
+
+    return Prior(log_prob, sample, kind="codes", support="codes")
+
+
+# --- A critic, which a phase of its own trains -----------------------------------------------------------------------
+
+
+def critic(params, z):
+    return jnp.tanh(z @ params["hidden"]) @ params["out"]
+
+
+def adversarial(key, model, images, config):
+    """An adversarial autoencoder (Makhzani et al. 2016): the encoder fools the critic instead of minimising a KL."""
+    draw = model.draw(key, images)
+    fooled = jax.nn.softplus(-critic(model.own["critic"], draw.z))
+    return {"loss": -draw.log_px + fooled, "reconstruction": -draw.log_px, "fooled": fooled}
+
+
+def judge(key, model, images, config):
+    draw = model.draw(key, images)
+    real = jax.random.normal(jax.random.fold_in(key, 1), draw.z.shape)
+    seen, drawn = (critic(model.own["critic"], z) for z in (real, draw.z))
+    return {
+        "loss": jax.nn.softplus(-seen) + jax.nn.softplus(drawn),
+        "accuracy": ((seen > 0).mean() + (drawn < 0).mean()) / 2,
+    }
+
+
+def init_critic(key, config, shape, image_shape):
+    return {"critic": {"hidden": 0.1 * jax.random.normal(key, (*shape, 8)), "out": jnp.full(8, 0.1)}}
+
+
+ADVERSARIAL = Objective(
+    adversarial, init=init_critic, then=(Phase("critic", judge, ("critic",)),), units={"critic_accuracy": "of 1"}
+)
+
+
+# --- All of them, trained --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def toys(monkeypatch):
+    monkeypatch.setitem(POSTERIORS, "codebook", codebook)
+    monkeypatch.setitem(PRIORS, "codes", codes)
+    monkeypatch.setitem(OBJECTIVES, "adversarial", ADVERSARIAL)
+
+
+def config_of(toy, **changes):
+    config = Config(
+        model=ModelConfig(network="mlp", latent=LATENT, layers=(8,)),
+        train=TrainConfig(batch_size=32, epochs=2, chunk_steps=2, **changes),
+    )
+    parts = {"codebook": {"posterior": "codebook", "prior": "codes"}, "adversarial": {"objective": "adversarial"}}[toy]
+    return without_unused(
+        replace(config, **{part: replace(getattr(config, part), name=name) for part, name in parts.items()})
+    )
+
+
+@pytest.mark.parametrize("toy", ["codebook", "adversarial"])
+def test_toys_train_evaluate_and_resume_exactly(toy, small_data, tmp_path):
+    config = config_of(toy)
+    whole = train.fit(config, small_data)
+    states = []
+
+    def stop(state, history):
+        states.append((jax.tree.map(np.asarray, state), list(history)))
+
+    train.fit(config, small_data, on_chunk=stop)
+    state, history = states[1]
+    resumed = train.fit(config, small_data, resume=(jax.tree.map(jnp.asarray, state), history))
+    same(resumed.state, whole.state)
+    folder = tmp_path / "run"
+    run.train(config, small_data, folder)
+    kept = run.load(folder)
+    same(kept.state, whole.state)
+    model = run.use(kept)
+    assert np.isfinite(model.reconstruct(small_data.test.images)).all()
+    assert np.isfinite(model.sample(jax.random.key(0), 5)).all()
+    network, objective = composition.build(config, small_data.image_shape)
+    terms = evaluate.make_evaluator(config, network, objective, small_data.test.images)(
+        whole.state.variables, keys.make_keys(0).evaluate
+    )
+    assert evaluate.means(terms) == {name: whole.history[-1][f"test_{name}"] for name in objective.figures.names}
+
+
+def test_a_codebook_moves_in_training_only_and_without_a_gradient(small_data):
+    config = config_of("codebook")
+    started = train.start(config, small_data.image_shape, 70).variables
+    trained = train.fit(config, small_data)
+    variables = trained.state.variables
+    assert "posterior" not in variables.params
+    before, after = started.state["posterior"], variables.state["posterior"]
+    assert not np.allclose(before["codes"], after["codes"])
+    assert np.asarray(after["counts"]).sum() == pytest.approx(
+        CODES * DECAY**6 + 0.01 * sum(count * DECAY ** (5 - step) for step, count in enumerate((32, 32, 6) * 2)),
+        rel=1e-5,
+    )
+    network, _ = composition.build(config, small_data.image_shape)
+    _, updated = network.apply(variables, lambda model: model.draw(jax.random.key(0), jnp.zeros((2, 8, 8, 1))))
+    same(updated, variables)
+    assert trained.history[-1]["test_kl"] == pytest.approx(np.log(CODES))
+    drawn = np.asarray(run.use(trained).draw(jax.random.key(0), 50))
+    assert all((code == np.asarray(after["codes"])).all(1).any() for code in drawn)
+
+
+def test_the_average_of_a_codebook_by_hand():
+    """Codes 0 and 10 in one dimension, of which a batch has 1, 2 and 9."""
+    posterior = codebook(None, 1)
+    state = {"codes": jnp.array([[0.0], [10.0]]), "counts": jnp.ones(2), "sums": jnp.array([[0.0], [10.0]])}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("test_contracts.CODES", 2)
+        sample = posterior.transform(Variables({}, state), (), {"mu": jnp.array([[1.0], [2.0], [9.0]])})
+    np.testing.assert_allclose(sample.state["counts"], [1.01, 1.0], rtol=1e-6)
+    np.testing.assert_allclose(sample.state["sums"][:, 0], [0.03, 9.99], rtol=1e-5)
+    np.testing.assert_allclose(sample.state["codes"][:, 0], [0.0297030, 9.99], rtol=1e-5)
+    np.testing.assert_allclose(sample.cost, [1.0, 4.0, 1.0], rtol=1e-6)
+
+
+def test_a_skipped_step_leaves_a_codebook_as_it_was(small_data):
+    def broken(key, model, images, config):
+        draw = model.draw(key, images)
+        return {"loss": -draw.log_px + draw.cost + jnp.nan}
+
+    config = config_of("codebook", skip_nonfinite=True)
+    network, _ = composition.build(config, small_data.image_shape)
+    transformation = optimizer.build(config.train, 3)
+    step = jax.jit(train.make_step(config, network, Objective(broken), transformation))
+    variables = network.init(jax.random.key(0))
+    images = jnp.asarray(small_data.train.images[:8])
+    updated, _, sums = step(variables, transformation.init(variables.params), images, jax.random.key(1))
+    same(updated, variables)
+    assert np.isnan(sums).all()
+
+
+def test_a_phase_changes_what_it_trains_and_nothing_else(small_data):
+    config = config_of("adversarial")
+    network, objective = composition.build(config, small_data.image_shape)
+    transformation = optimizer.build(config.train, 3)
+    variables = network.init(jax.random.key(0))
+    images = jnp.asarray(small_data.train.images[:8])
+
+    def after(objective):
+        step = jax.jit(train.make_step(config, network, objective, transformation))
+        state = train.init_optimizer(transformation, objective, variables.params)
+        return step(variables, state, images, jax.random.key(1))
+
+    both, states, sums = after(objective)
+    first, _, _ = after(objective._replace(then=(), trains=("encoder", "decoder")))
+    assert objective.figures.names == ("loss", "reconstruction", "critic_accuracy", "critic_loss", "fooled")
+    assert objective.figures.of_batch == ("critic_accuracy",)
+    assert sums.shape == (5,)
+    for part in ("encoder", "decoder"):
+        same(both.params[part], first.params[part])
+        assert not np.allclose(jax.tree.leaves(both.params[part])[0], jax.tree.leaves(variables.params[part])[0])
+    same(first.params["critic"], variables.params["critic"])
+    assert not np.allclose(both.params["critic"]["out"], variables.params["critic"]["out"])
+    assert len(states) == 2
+    assert states[0][0].mu.keys() == {"encoder", "decoder"}
+    assert states[1][0].mu.keys() == {"critic"}
+
+
+def test_a_critics_gradient_is_that_of_the_model_as_its_phase_finds_it(small_data):
+    """By hand: one step of plain gradient descent for the model, then one for the critic."""
+    import optax
+
+    config = config_of("adversarial")
+    network, objective = composition.build(config, small_data.image_shape)
+    variables = network.init(jax.random.key(0))
+    images = jnp.asarray(small_data.train.images[:8])
+    step = train.make_step(config, network, objective, optax.sgd(0.01))
+    state = train.init_optimizer(optax.sgd(0.01), objective, variables.params)
+    updated, _, _ = jax.jit(step)(variables, state, images, jax.random.key(1))
+
+    def loss(trained, params, terms, name, own):
+        def of(model):
+            return terms(own.objective, model, images / 255, config.objective)[name]
+
+        more = {"streams": own.streams}
+        return network.apply(Variables({**params, **trained}), of, own.dropout, train=True, **more)[0].sum()
+
+    params = variables.params
+    model = {name: params[name] for name in ("encoder", "decoder")}
+    gradient = jax.grad(loss)(model, params, objective.terms, "loss", keys.step_keys(jax.random.key(1)))
+    params = params | jax.tree.map(lambda p, g: p - 0.01 * g, model, gradient)
+    own = keys.step_keys(keys.phase_key(jax.random.key(1), 1))
+    trained = {"critic": params["critic"]}
+    gradient = jax.grad(loss)(trained, params, objective.then[0].terms, "critic_loss", own)
+    params = params | jax.tree.map(lambda p, g: p - 0.01 * g, trained, gradient)
+    for expected, found in zip(*map(jax.tree.leaves, (params, updated.params)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("toy", ["codebook", "adversarial"])
+def test_toys_train_as_a_gpu_would(toy, small_data):
+    """Packed, in a loop of known length."""
+    config = config_of(toy)
+    states = {}
+    for name in ("cpu", "gpu"):
+        platform = platforms.PLATFORMS[name]._replace(options=(), one_pass=False, tile=None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(platforms.PLATFORMS, "cpu", platform)
+            states[name] = train.fit(config, small_data).state
+    for first, second in zip(*map(jax.tree.leaves, states.values()), strict=True):
+        np.testing.assert_allclose(first, second, rtol=2e-4, atol=2e-5)
+
+
+# --- Figures of a whole batch ----------------------------------------------------------------------------------------
+
+
+def brightest(key, model, images, config):
+    draw = model.draw(key, images)
+    return {"loss": -draw.log_px, "brightest": images.mean((1, 2, 3)).max()}
+
+
+def test_figures_of_a_batch_are_of_blocks_as_large_as_in_training(small_data, monkeypatch):
+    monkeypatch.setitem(OBJECTIVES, "brightest", Objective(brightest))
+    config = config_of("codebook")
+    config = replace(config, objective=replace(config.objective, name="brightest"))
+    trained = train.fit(replace(config, train=replace(config.train, batch_size=8, epochs=1)), small_data)
+    means = small_data.test.images.mean((1, 2, 3)) / 255
+    filled = np.concatenate([means, means])[:24].reshape(3, 8).max(1)  # 20 images: the last block has the first 4 again
+    assert trained.history[0]["test_brightest"] == pytest.approx((filled @ [8, 8, 4]) / 20, rel=1e-5)
+    assert trained.history[0].keys() >= {"train_brightest", "validation_brightest"}
+    assert "test_kl" not in trained.history[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"then": (Phase("critic", judge, ("crtic",)),)}, "phase critic: expected trains to name some of .*crtic"),
+        ({"init": lambda *_: {"posterior": {}}}, "objective.name: expected .* other names than posterior, prior"),
+        ({"then": (*ADVERSARIAL.then,) * 2}, "critic_loss twice"),
+    ],
+)
+def test_phases_that_make_no_sense_are_refused(changes, message, monkeypatch, small_data):
+    monkeypatch.setitem(OBJECTIVES, "adversarial", ADVERSARIAL._replace(**changes))
+    with pytest.raises(UserError, match=message):
+        train.fit(config_of("adversarial"), small_data)
+
+
+def test_a_posterior_and_a_prior_over_other_things_are_refused(small_data):
+    config = config_of("codebook")
+    with pytest.raises(UserError, match=r"prior\.name: expected one over the posterior's codes, "):
+        composition.build(replace(config, prior=replace(config.prior, name="standard_normal")), small_data.image_shape)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [(lambda own: {"codes": own["codes"][:2]}, "expected the state"), (lambda own: own | {"sums": 1}, "found")],
+)
+def test_a_state_of_another_shape_is_refused(state, message, monkeypatch, small_data):
+    def spoiled(config, latent):
+        whole = codebook(config, latent)
+
+        def transform(own, noise, heads):
+            sample = whole.transform(own, noise, heads)
+            return sample._replace(state=state(sample.state))
+
+        return whole._replace(transform=transform)
+
+    monkeypatch.setitem(POSTERIORS, "codebook", spoiled)
+    with pytest.raises(UserError, match=f"posterior.name codebook, transform: .*{message}"):
+        train.fit(config_of("codebook"), Dataset("few", Split(small_data.train.images), small_data.test))
