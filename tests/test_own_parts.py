@@ -600,7 +600,7 @@ def test_a_damaged_index_is_refused(copied, content):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """What stands for a sweep's compiled program, of one member; it knows of which configuration it is."""
-    program = object.__new__(sweep.members.Program)
+    program = object.__new__(sweep.members.Several)
     program.size, program.compile_seconds, program.slow = 1, 0.0, False
 
     def compiled(configs, *_):

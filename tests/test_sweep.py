@@ -144,7 +144,7 @@ def test_a_member_that_diverges_is_frozen_and_harms_no_other(small_data):
 
 def test_members_are_split_where_the_memory_does_not_hold_them(small_data, monkeypatch):
     configs = [members.with_values(PLAIN, {"seed": seed}) for seed in range(5)]
-    one, whole = (members.Program(configs, members.Images(small_data), size) for size in (1, 5))
+    one, whole = (members.Several(configs, members.Images(small_data), size) for size in (1, 5))
     monkeypatch.setattr(memory, "available", lambda: int((one.needs + whole.needs) / 2 / members.SHARE))
     program = members.program_that_fits(configs, members.Images(small_data))
     assert 1 <= program.size < 5
@@ -157,7 +157,7 @@ def test_members_are_split_where_the_memory_does_not_hold_them(small_data, monke
 
 
 def test_members_are_split_where_the_compiler_finds_no_room_or_too_few_files_may_be_open(small_data, monkeypatch):
-    class Full(members.Program):
+    class Full(members.Several):
         """Three members at a time fit."""
 
         def __init__(self, configs, images, size):
@@ -179,7 +179,7 @@ def test_the_memory_of_shuffling_is_counted():
     """Of many small images it is most of what a program needs."""
     levels = np.zeros((50_000, 1, 1, 1), np.uint8)
     many = data.Dataset("many", data.Split(levels), data.Split(levels[:2]))
-    program = members.Program([PLAIN], members.Images(many), 1)
+    program = members.Several([PLAIN], members.Images(many), 1)
     used = program.shuffle.memory_analysis()
     assert program.needs > used.temp_size_in_bytes + used.output_size_in_bytes + levels.nbytes * 4  # and its order
 
@@ -342,7 +342,7 @@ def test_a_diverging_member_is_told_and_the_table_counts_it(base, images, tmp_pa
 
 def test_members_that_do_not_fit_while_they_train_go_on_fewer_at_once(base, images, tmp_path, monkeypatch):
     plan = sweep.make_sweep(base, 2, [])
-    train_ = members.Program.train
+    train_ = members.Several.train
     calls, said = [], []
 
     def train(program, *arguments):
@@ -351,7 +351,7 @@ def test_members_that_do_not_fit_while_they_train_go_on_fewer_at_once(base, imag
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return train_(program, *arguments)
 
-    monkeypatch.setattr(members.Program, "train", train)
+    monkeypatch.setattr(members.Several, "train", train)
     found = sweep.run(plan, images, tmp_path / "sweep", report=said.append)
     assert calls == [2, 2, 2, 2] + [1, 1, 1] * 2  # from the second epoch on
     assert "group 1/1: the memory does not hold 2 members while they train; going on with 1 at once" in said
@@ -360,7 +360,7 @@ def test_members_that_do_not_fit_while_they_train_go_on_fewer_at_once(base, imag
         assert figures(outcome.history) == figures(train_alone(outcome.member.config, images))
         assert figures(run.load(tmp_path / "sweep" / outcome.member.name).history) == figures(outcome.history)
     monkeypatch.setattr(
-        members.Program, "train", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("broken"))
+        members.Several, "train", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("broken"))
     )
     with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
         sweep.run(plan, images, tmp_path / "sweep", overwrite=True)

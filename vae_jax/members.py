@@ -6,15 +6,15 @@ inside the program (`lax.map`), which saves what lies between calls and leaves e
 
 import copy
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from vae_jax import memory, optimizer
 from vae_jax.composition import build
@@ -27,19 +27,21 @@ from vae_jax.keys import make_keys
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Terms
 from vae_jax.train import (
-    FIRST_CHUNK,
+    History,
     Loop,
+    Program,
+    Progress,
     TrainState,
     all_finite,
     begin_loop,
     check_batches,
-    check_finite,
     check_jax,
     check_labels,
     check_parameters,
     compiling,
-    diverged,
+    drive,
     epoch_order,
+    epoch_parts,
     lengths,
     make_calls,
     make_packing,
@@ -47,10 +49,7 @@ from vae_jax.train import (
     make_steps,
     names_of,
     needs_of,
-    rounded,
-    split_figures,
     start_from,
-    train_figures,
     watched,
 )
 
@@ -68,11 +67,9 @@ TRACED = (
     "objective.elbo_weight",
     "objective.corruption_level",
 )
-CALL = 5.0  # seconds of a call of the program, after the first; between calls every member's state is looked at
 SHARE = 0.8  # of the memory that is free, which a program may take
 MOST = 500  # members of a program, or as many as half of the files that a process may open: each has its folder's lock
 Values = dict[str, Array]  # of TRACED options
-History = list[dict[str, Any]]
 
 
 class Member(NamedTuple):
@@ -85,22 +82,6 @@ class Member(NamedTuple):
 
     config: Config
     resume: tuple[TrainState, History] | None = None
-
-
-class Progress(NamedTuple):
-    """Where the members stand, between two calls of the program.
-
-    Attributes:
-        epoch: the current one, from 1.
-        step: steps taken in it.
-        steps: steps an epoch has.
-        images_per_second: of all members together in this epoch, compilation and evaluation excluded.
-    """
-
-    epoch: int
-    step: int
-    steps: int
-    images_per_second: float
 
 
 def alike(config: Config) -> Config:
@@ -159,7 +140,7 @@ class Images:
         return images, labels if config.model.classes else None
 
 
-class Program:
+class Several(Program):
     """Training and evaluation of a fixed number of members, compiled once.
 
     Attributes:
@@ -169,8 +150,11 @@ class Program:
         names: of the objective's figures.
         compile_seconds: how long compiling took.
         needs: bytes that it takes to run, the images left out.
+        initial: (seeds, values) -> states of members that begin anew.
         slow: whether it has XLA's own convolution in a loop on a CPU, see `is_slow_in_loops`.
     """
+
+    call_seconds = 5.0  # of a call after the first; between calls every member's state is looked at
 
     def __init__(self, configs: Sequence[Config], images: Images, size: int):
         """Compiles.
@@ -183,30 +167,28 @@ class Program:
         data = images.data
         began = time.perf_counter()
         self.config, self.size, self.count = configs[0], size, len(data.train)
+        self._states: TrainState | None = None
         self._options = [option for option in TRACED if len({value_of(config, option) for config in configs}) > 1]
         self._network, self._objective = build(self.config, data.image_shape)
         self.names = names_of(self._objective)
-        batch_size = self.config.train.batch_size
+        batch_size = self.batch_size = self.config.train.batch_size
         self.steps = -(-self.count // batch_size)
         self._images = images.of("train", self.config)
         self.splits = ["test"] if data.validation is None else ["test", "validation"]
-        self.start = jax.jit(_over_members(self._start))
-        self.finite = jax.jit(jax.vmap(all_finite))
+        self.initial = jax.jit(_over_members(self._start))
+        self._finite = jax.jit(jax.vmap(all_finite))
         platform = self._network.platform
         self.pack, self.unpack = make_packing(platform, optimizer.build(self.config.train, self.steps), self._objective)
         if platform.packed:
             self.pack, self.unpack = jax.jit(jax.vmap(self.pack)), jax.jit(jax.vmap(self.unpack))
 
         seeds, values = self.arguments([self.config] * size)
-        states = jax.eval_shape(self.start, seeds, values)
+        states = jax.eval_shape(self.initial, seeds, values)
         orders, flags, zero = jax.ShapeDtypeStruct((size, self.count), jnp.int32), np.ones(size, bool), np.int32(0)
         arguments = (jax.eval_shape(self.pack, states), flags, orders, seeds, values, *self._images, zero)
-        full, remainder = divmod(self.count, batch_size)
         self.slow, begun, looks = False, [], {}
         with compiling() as pool:
-            for end, batch, steps in ((full, batch_size, full), (self.steps, remainder, 1)):
-                if not (batch and steps):
-                    continue
+            for end, batch, steps in epoch_parts(self.count, batch_size):
                 lowered = {
                     length: jax.jit(
                         partial(self._train, batch, length), donate_argnums=0, compiler_options=dict(platform.options)
@@ -221,7 +203,6 @@ class Program:
                 looks[split] = pool.submit(lowered.compile), shown
             shuffle = jax.jit(jax.vmap(self._shuffle, (0, None))).lower(seeds, jnp.int32(0))
             self.shuffle = pool.submit(shuffle.compile).result()
-            # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled).
             self.parts = [(end, batch, loop()) for end, batch, loop in begun]
             self._evaluators = {split: (program.result(), shown) for split, (program, shown) in looks.items()}
         self.compile_seconds = time.perf_counter() - began
@@ -234,24 +215,59 @@ class Program:
         values = {option: jnp.asarray([value_of(config, option) for config in configs]) for option in self._options}
         return jnp.asarray([config.seed for config in configs], jnp.uint32), values
 
-    def train(
-        self,
-        part: Loop,
-        states: TrainState,
-        alive: Bool[np.ndarray, " members"],
-        orders: Array,
-        seeds: Array,
-        values: Values,
-        first: int,
-        last: int,
-    ) -> TrainState:
-        """Steps first … last−1 of an epoch, of the members that are alive; takes the packed states' buffers over."""
-        return part.run(states, alive, orders, seeds, values, *self._images, np.int32(first), np.int32(last))
+    def take(self, members: Sequence[Member]) -> None:
+        """Takes the members that are to be trained, as many as there is room for or fewer."""
+        surplus = [members[-1]] * (self.size - len(members))  # never trained; the program needs its size
+        everyone = [*members, *surplus]
+        self._seeds, self._values = self.arguments([member.config for member in everyone])
+        resumed = [member.resume[0] for member in everyone if member.resume]
+        if resumed:
+            states = jax.tree.map(lambda *each: jnp.asarray(np.stack(each)), *resumed)
+        else:
+            states = self.initial(self._seeds, self._values)
+        self._states = self.pack(states)
 
-    def evaluate(self, split: str, states: TrainState, seeds: Array, values: Values) -> Terms:
-        """The objective's terms, (members, images) each."""
+    def start(self) -> tuple[TrainState, int]:
+        states, self._states = self._states, None
+        assert states is not None
+        return states, int(states.step[0])
+
+    def shards(self, epoch: int, first: int) -> Iterator[tuple[int, Array]]:
+        """The members' orders of the images, all of which are there."""
+        yield self.count, self.shuffle(self._seeds, jnp.int32(epoch))
+
+    def train(
+        self, loop: Loop, states: TrainState, alive: Bool[np.ndarray, " n"], shard: Array, first: int, last: int
+    ) -> TrainState:
+        """Takes the packed states' buffers over."""
+        bounds = np.int32(first), np.int32(last)
+        return loop.run(states, alive, shard, self._seeds, self._values, *self._images, *bounds)
+
+    def sums(self, states: TrainState) -> Float[np.ndarray, "n steps figures"]:
+        """Of each member."""
+        return np.asarray(states.sums, np.float64)
+
+    def finite(self, states: TrainState) -> Bool[np.ndarray, " n"]:
+        """Of each member."""
+        return np.asarray(self._finite(watched(*states[1:3])))
+
+    def whole(self, states: TrainState) -> "_Whole":
+        """All members' states."""
+        return _Whole(self.unpack(states))
+
+    def member(self, whole: "_Whole", number: int) -> TrainState:
+        """One member's state, on the host."""
+        return _at(whole.host, number)
+
+    def evaluate(self, split: str, whole: "_Whole") -> list[Terms]:
+        """Each member's terms, (images,) each."""
         evaluate, shown = self._evaluators[split]
-        return evaluate(states.variables, seeds, values, *shown)
+        terms = jax.device_get(evaluate(whole.states.variables, self._seeds, self._values, *shown))
+        return [_at(terms, number) for number in range(self.size)]
+
+    def agree(self, value: Any) -> Any:
+        """There is one process."""
+        return value
 
     def _start(self, seed: Array, values: Values) -> TrainState:
         variables = self._network.init(make_keys(seed).init)
@@ -305,7 +321,7 @@ def check(config: Config, data: Dataset) -> None:
     make_step(config, network, objective, optimizer.build(config.train, 1))
 
 
-def program_that_fits(configs: Sequence[Config], images: Images, at_most: int | None = None) -> Program:
+def program_that_fits(configs: Sequence[Config], images: Images, at_most: int | None = None) -> Several:
     """A program for all members, or for as many at a time as the memory holds.
 
     Args:
@@ -321,7 +337,7 @@ def program_that_fits(configs: Sequence[Config], images: Images, at_most: int | 
     while True:
         part, needs = 0.5, "more than there is"
         try:
-            program = Program(configs, images, size)
+            program = Several(configs, images, size)
             part, needs = SHARE * _free() / program.needs, f"{program.needs / 1e6:,.0f} MB"
             if part >= 1:
                 return program
@@ -359,13 +375,14 @@ def _free() -> int:
 
 
 def fit(
-    program: Program,
+    program: Several,
     members: Sequence[Member],
     *,
     on_start: Callable[[], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_chunk: Callable[[list[int], Callable[[int], tuple[TrainState, History]]], None] | None = None,
     on_epoch: Callable[[int, dict[str, Any], TrainState], None] | None = None,
+    on_epoch_end: Callable[[Progress], None] | None = None,
     on_diverged: Callable[[int, Diverged], None] | None = None,
 ) -> list[tuple[TrainState, History] | Diverged]:
     """Trains members side by side; each becomes what `vae_jax.train.fit` makes of it alone, up to rounding.
@@ -374,103 +391,40 @@ def fit(
         program: compiled for as many members, or for more.
         members: what to train; all stand at the same step.
         on_start: called before the first step.
-        on_progress: called every few seconds with where the members stand.
-        on_chunk: called as often inside an epoch, with the numbers of the members that train and a function that gives
-            such a member's state and history.
-        on_epoch: called after each epoch, once for each member, with its number, figures and state.
-        on_diverged: called where a member diverges, with its number and why.
+        on_progress: see `vae_jax.train.drive`, as the others.
+        on_chunk: likewise.
+        on_epoch: likewise.
+        on_epoch_end: likewise.
+        on_diverged: likewise.
 
     Returns:
         Of each member its final state and its history, whose speeds are a member's share of all; or why it diverged.
         A member that diverges is left as it is, and the others go on.
     """
-    config, steps, batch_size = program.config, program.steps, program.config.train.batch_size
-    surplus = [members[-1]] * (program.size - len(members))  # never trained; the program needs its size
-    seeds, values = program.arguments([member.config for member in (*members, *surplus)])
-    alive = np.arange(program.size) < len(members)
-    histories: list[History] = [list(member.resume[1]) if member.resume else [] for member in members]
-    failures: list[Diverged | None] = [None] * len(members)
-    resumed = [member.resume[0] for member in (*members, *surplus) if member.resume]
-    if resumed:
-        states = jax.tree.map(lambda *each: jnp.asarray(np.stack(each)), *resumed)
-    else:
-        states = program.start(seeds, values)
-    states = program.pack(states)
+    program.take(members)
     if on_start:
         on_start()
-
-    def fail(member: int, error: Diverged) -> None:
-        failures[member], alive[member] = error, False
-        if on_diverged:
-            on_diverged(member, error)
-
-    done = int(states.step[0]) % steps
-    chunk = config.train.chunk_steps or FIRST_CHUNK
-    for epoch in range(int(states.step[0]) // steps, config.train.epochs):
-        if not alive.any():
-            break
-        orders = program.shuffle(seeds, jnp.int32(epoch))
-        first, seconds, shares, images = done, 0.0, 0.0, 0
-        for end, size, part in program.parts:
-            while done < end and alive.any():
-                length = min(chunk, end - done)
-                began = time.perf_counter()
-                states = program.train(part, states, alive, orders, seeds, values, done, done + length)
-                jax.block_until_ready(states)
-                elapsed = time.perf_counter() - began
-                if not config.train.chunk_steps and length == chunk and size == batch_size:
-                    chunk = rounded(CALL * length / elapsed, part)
-                count = int(alive.sum())
-                images += count * min(length * batch_size, program.count - done * batch_size)
-                done, seconds, shares = done + length, seconds + elapsed, shares + elapsed / count
-                sums, finite = np.asarray(states.sums, np.float64), np.asarray(program.finite(watched(*states[1:3])))
-                for member in np.flatnonzero(alive).tolist():
-                    try:
-                        own, history = members[member].config, histories[member]
-                        check_finite(own, sums[member, :done], bool(finite[member]), epoch, steps, history)
-                    except Diverged as error:
-                        fail(member, error)
-                if done < steps:
-                    if on_progress:
-                        on_progress(Progress(epoch + 1, done, steps, images / seconds))
-                    if on_chunk:
-                        on_chunk(np.flatnonzero(alive).tolist(), partial(_look, program.unpack(states), histories))
-        whole = program.unpack(states)
-        held, trained = jax.device_get(whole), program.count - first * batch_size
-        terms = {split: jax.device_get(program.evaluate(split, whole, seeds, values)) for split in program.splits}
-        for member in np.flatnonzero(alive).tolist():
-            own = members[member].config
-            sums = held.sums[member].astype(np.float64)
-            figures = {"epoch": epoch + 1, **train_figures(own, program.names, sums, program.count)}
-            try:
-                for split, found in terms.items():
-                    figures |= split_figures(split, _at(found, member), batch_size)
-                    if not np.isfinite(figures[f"{split}_loss"]):
-                        what = f"the {split} loss is {figures[f'{split}_loss']}"
-                        raise diverged(own, epoch, what, f"train loss {figures['train_loss']:.6g} in this epoch")
-            except Diverged as error:
-                fail(member, error)
-                continue
-            figures |= {
-                "images_per_second": trained / shares,
-                "train_seconds": shares,
-                "compile_seconds": program.compile_seconds,
-                "chunk_steps": chunk,
-            }
-            histories[member].append(figures)
-            if on_epoch:
-                on_epoch(member, figures, _at(held, member))
-        done = 0
-        del held, whole  # on a CPU it is the states themselves, whose memory the next epoch takes over
-        if on_progress and seconds:
-            on_progress(Progress(epoch + 1, steps, steps, images / seconds))
-    states = jax.device_get(program.unpack(states))
-    ended = [_at(states, member) for member in range(len(members))]
-    return [failure or (state, history) for failure, state, history in zip(failures, ended, histories, strict=True)]
+    return drive(
+        program,
+        [member.config for member in members],
+        [list(member.resume[1]) if member.resume else [] for member in members],
+        on_progress=on_progress,
+        on_chunk=on_chunk,
+        on_epoch=on_epoch,
+        on_epoch_end=on_epoch_end,
+        on_diverged=on_diverged,
+    )
 
 
-def _look(states: TrainState, histories: list[History], member: int) -> tuple[TrainState, History]:
-    return _at(states, member), histories[member]
+class _Whole:
+    """All members' states, and the same on the host once they are asked for."""
+
+    def __init__(self, states: TrainState):
+        self.states = states
+
+    @cached_property
+    def host(self) -> TrainState:
+        return jax.device_get(self.states)
 
 
 def _at(tree: PyTree, member: int) -> PyTree:

@@ -534,7 +534,7 @@ def _train_group(
         for turn in range(turns):
             part = pending[turn * program.size : (turn + 1) * program.size]
 
-            def progress(found: members.Progress, turn: int = turn, turns: int = turns) -> None:
+            def progress(found: train.Progress, turn: int = turn, turns: int = turns) -> None:
                 done = ((found.epoch - 1) * found.steps + found.step) / (epochs * steps)
                 show(found.epoch, (turn + done) / turns, found.images_per_second)
 
@@ -555,12 +555,12 @@ def _counted(count: int, what: str) -> str:
 
 
 def _train_together(
-    program: members.Program,
+    program: members.Several,
     part: list[tuple[Member, Any]],
     data: Dataset,
     folder: Path,
     report: Callable[[str], None],
-    progress: Callable[[members.Progress], None],
+    progress: Callable[[train.Progress], None],
     should_stop: Callable[[], bool],
     outcomes: dict[str, Outcome],
     like: Recorder | None,
@@ -602,9 +602,9 @@ def _train_together(
             recorders[number].diverged(error)
             outcomes[name] = Outcome(part[number][0], list(recorders[number].history), str(error))
 
-        def on_progress(found: members.Progress) -> None:
+        def on_epoch_end(found: train.Progress) -> None:
             progress(found)
-            if found.step == found.steps and found.epoch < program.config.train.epochs:  # all of them are saved
+            if found.epoch < program.config.train.epochs:  # all of them are saved
                 stop_where("stopped, and every member saved")
 
         began = time.perf_counter()
@@ -615,9 +615,10 @@ def _train_together(
                 for member, earlier in part
             ],
             on_start=lambda: stop_where("stopped before the first step"),
-            on_progress=on_progress,
+            on_progress=progress,
             on_chunk=on_chunk,
             on_epoch=on_epoch,
+            on_epoch_end=on_epoch_end,
             on_diverged=on_diverged,
         )
         seconds = (time.perf_counter() - began) / len(part)

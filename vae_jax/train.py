@@ -7,6 +7,7 @@ has its own place in the state and every step's key is folded from the step's nu
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from vae_jax.data.shape import settled
 from vae_jax.devices import Devices, cores
 from vae_jax.errors import Diverged, UserError, listed
 from vae_jax.evaluate import make_evaluator, means
-from vae_jax.feed import Feed
+from vae_jax.feed import Feed, Shard
 from vae_jax.keys import StepKeys, epoch_key, make_keys, phase_key, step_key, step_keys
 from vae_jax.models import BATCH_STATS, Variables
 from vae_jax.models.convolution import is_slow_in_loops
@@ -43,6 +44,9 @@ from vae_jax.sizes import check_memory
 REDUCTIONS = {"sum": jnp.sum, "mean": jnp.mean}
 STEPS = 2**31 - 1  # of a run, counted in 32 bits
 FIRST_CHUNK = 8  # steps of a run's first call; from then on a call takes about a second
+
+
+History = list[dict[str, Any]]  # figures of every epoch, see `fit`
 
 
 class TrainState(NamedTuple):
@@ -74,9 +78,9 @@ class Progress(NamedTuple):
         epoch: the current one, from 1.
         step: steps taken in it.
         steps: steps an epoch has.
-        loss: mean loss per image over the epoch so far, skipped steps left out.
-        images_per_second: of training in this epoch, compilation and evaluation excluded (in the first epoch it shares
-            the cores with what is compiled for the evaluation).
+        loss: mean loss per image over the epoch so far, skipped steps left out; of several members the mean.
+        images_per_second: of training in this epoch, of all members together, compilation and evaluation excluded (in
+            the first epoch it shares the cores with what is compiled for the evaluation).
     """
 
     epoch: int
@@ -614,117 +618,321 @@ def fit(
             epoch.
     """
     check_jax()
-    config = settled(config, data)
-    count, batch_size = len(data.train), config.train.batch_size
-    devices = devices or Devices()
-    network, objective = build(config, data.image_shape)
-    check_batches(config, count, network)
-    check_parameters(config, network)
-    full, remainder = divmod(count, batch_size)
-    steps = full + (remainder > 0)
-    transformation = optimizer.build(config.train, steps)
-    step = make_step(config, network, objective, transformation)
-    keys = make_keys(config.seed)
-
-    state, history = resume or (start(config, data.image_shape, count), [])
-    # Copied, since the loop takes its argument's buffers over: the caller's state survives, and so does his list.
-    state, history = devices.whole(jax.jit(partial(jax.tree.map, jnp.copy))(state)), list(history)
-    pack_state, unpack_state = make_packing(network.platform, transformation, objective)
-    if network.platform.packed:
-        pack_state, unpack_state = (jax.jit(each, **devices.outputs) for each in (pack_state, unpack_state))
-    variables, state = state.variables, pack_state(state)
-    check_labels(config, data)
-    data.warn_of_darkness()
-    feed = Feed(data.train.images, config.train.shard_images, batch_size, told(config, data.train), devices)
-    evaluators = {
-        name: make_evaluator(config, network, objective, split.images, labels=told(config, split), devices=devices)
-        for name, split in (("test", data.test), ("validation", data.validation))
-        if split is not None
-    }
-
-    began = time.perf_counter()
-    shuffle = jax.jit(partial(epoch_order, images=count))
-    finite = jax.jit(all_finite)
-    zero, steps_key, evaluation_key = np.int32(0), *devices.whole((keys.steps, keys.evaluate))
-    images, numbers = feed.shapes
-    arguments = (state, images, numbers if config.model.classes else None, numbers, zero, steps_key, zero, zero)
-    with compiling() as pool:
-        # The epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled loop).
-        loops = []
-        for end, size, times in ((full, batch_size, full), (steps, remainder, 1)):
-            if size and times:
-                lowered = lower_loop(step, batch_size, size, devices, arguments, network.platform, times)
-                loops.append((end, size, begin_loop(lowered, pool)))
-        small = [shuffle.lower(keys.shuffle, zero), finite.lower(watched(state.variables, state.opt_state))]
-        if network.platform.packed:
-            small.append(cast(Any, unpack_state).lower(state))
-        small = [pool.submit(program.compile) for program in small]
-        for evaluate in evaluators.values():
-            evaluate.prepare(variables, evaluation_key, pool)
-        parts = [(end, size, loop()) for end, size, loop in loops]
-        for program in small:
-            program.result()
-    del variables  # where the state is packed, a copy of it
-    compile_seconds = time.perf_counter() - began
-    for _, size, loop in parts:
-        check_memory(loop.memory, f"{blamed(config, size)}: the arrays of a step")
-    for evaluate in evaluators.values():
-        evaluate.check()
+    config, devices = settled(config, data), devices or Devices()
+    program = Single(config, data, devices, resume)
     if on_start:
         on_start()
+    _, history = resume or (None, [])
+    (ended,) = drive(
+        program,
+        [config],
+        [list(history)],
+        on_progress=on_progress,
+        on_chunk=on_chunk and (lambda members, get: on_chunk(*get(0))),
+        on_epoch=on_epoch and (lambda member, figures, state: on_epoch(figures, state)),
+    )
+    if isinstance(ended, Diverged):
+        raise ended
+    return Trained(config, data.image_shape, *ended, data.class_names)
 
-    chunk = config.train.chunk_steps or (history[-1]["chunk_steps"] if history else FIRST_CHUNK)
-    done = int(state.step) % steps
-    for epoch in range(int(state.step) // steps, config.train.epochs):
-        order = shuffle(keys.shuffle, jnp.int32(epoch))
-        first, seconds = done, 0.0
+
+class Program(ABC):
+    """Compiled training and evaluation of some runs, the members, side by side: what `drive` needs of it.
+
+    Its states, as it carries them, are nobody else's to look into.
+
+    Attributes:
+        size: how many members.
+        count: training images.
+        steps: of an epoch.
+        batch_size: images of a step but the epoch's last one.
+        names: of the objective's figures.
+        parts: the epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled).
+        splits: of which there are images to evaluate on.
+        call_seconds: how long a call should take.
+        compile_seconds: how long compiling took.
+    """
+
+    size: int
+    count: int
+    steps: int
+    batch_size: int
+    names: tuple[str, ...]
+    parts: list[tuple[int, int, Loop]]
+    splits: list[str]
+    call_seconds: float
+    compile_seconds: float
+
+    @abstractmethod
+    def start(self) -> tuple[Any, int]:
+        """The states, which `train` takes over, and how many steps they have taken."""
+
+    @abstractmethod
+    def shards(self, epoch: int, first: int) -> Iterator[tuple[int, Any]]:
+        """An epoch's images from this place on: the place after the last of a part, and the part."""
+
+    @abstractmethod
+    def train(self, loop: Loop, states: Any, alive: Bool[np.ndarray, " n"], shard: Any, first: int, last: int) -> Any:
+        """The states after steps first … last−1 of an epoch, of the members that are alive."""
+
+    @abstractmethod
+    def sums(self, states: Any) -> Float[np.ndarray, "n steps figures"]:
+        """Each member's `TrainState.sums`."""
+
+    @abstractmethod
+    def finite(self, states: Any) -> Bool[np.ndarray, " n"]:
+        """Whether what each member's last step left is finite."""
+
+    @abstractmethod
+    def whole(self, states: Any) -> Any:
+        """The states as trees, which are good until the next call of `train`."""
+
+    @abstractmethod
+    def member(self, whole: Any, number: int) -> TrainState:
+        """One member's state, of what `whole` gives."""
+
+    @abstractmethod
+    def evaluate(self, split: str, whole: Any) -> list[Terms]:
+        """Each member's terms of a split's images."""
+
+    @abstractmethod
+    def agree(self, value: Any) -> Any:
+        """The same value in every process."""
+
+
+def drive(
+    program: Program,
+    configs: Sequence[Config],
+    histories: list[History],
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_chunk: Callable[[list[int], Callable[[int], tuple[TrainState, History]]], None] | None = None,
+    on_epoch: Callable[[int, dict[str, Any], TrainState], None] | None = None,
+    on_epoch_end: Callable[[Progress], None] | None = None,
+    on_diverged: Callable[[int, Diverged], None] | None = None,
+) -> list[tuple[TrainState, History] | Diverged]:
+    """Trains members side by side; the only loop over epochs and calls.
+
+    Args:
+        program: compiled for as many members, or for more.
+        configs: of the members; they have as many epochs.
+        histories: of the members so far; they grow.
+        on_progress: called after each call inside an epoch with where the members stand.
+        on_chunk: called after that with the numbers of the members that train and a function that gives such a member's
+            state and history.
+        on_epoch: called after each epoch, once for each member, with its number, figures and state.
+        on_epoch_end: called after that with where the members stand.
+        on_diverged: called where a member diverges, with its number and why.
+
+    Returns:
+        Of each member its final state and its history; or why it diverged. A member that diverges is left as it is, and
+        the others go on.
+    """
+    train, steps, size = configs[0].train, program.steps, program.batch_size
+    failures: list[Diverged | None] = [None] * len(configs)
+    states, taken = program.start()
+    alive = np.arange(program.size) < len(configs)
+
+    def fail(member: int, error: Diverged) -> None:
+        failures[member], alive[member] = error, False
+        if on_diverged:
+            on_diverged(member, error)
+
+    chunk = train.chunk_steps or (histories[0][-1]["chunk_steps"] if histories[0] else FIRST_CHUNK)
+    done = taken % steps
+    for epoch in range(taken // steps, train.epochs):
+        first, seconds, shares, images, loss = done, 0.0, 0.0, 0, math.nan
         began = time.perf_counter()
-        for shard in feed.shards(order, done * batch_size):
-            shard_end = -(-shard.last // batch_size)
-            for end, size, loop in parts:
-                while done < min(end, shard_end):
+        for shard_last, shard in program.shards(epoch, done * size):
+            shard_end = -(-shard_last // size)
+            for end, batch, loop in program.parts:
+                while done < min(end, shard_end) and alive.any():
                     length = min(chunk, min(end, shard_end) - done)
-                    bounds = np.int32(done), np.int32(done + length)
-                    place = shard.images, shard.labels, shard.order, np.int32(shard.first)
-                    state = loop.run(state, *place, steps_key, *bounds)
-                    jax.block_until_ready(state)
-                    elapsed = time.perf_counter() - began
-                    if not config.train.chunk_steps and length == chunk and size == batch_size:
-                        chunk = int(devices.agree(rounded(length / elapsed, loop)))
-                    done, seconds = done + length, seconds + elapsed
-                    sums = np.asarray(state.sums, np.float64)
+                    states = program.train(loop, states, alive, shard, done, done + length)
+                    jax.block_until_ready(states)
+                    elapsed, count = time.perf_counter() - began, int(alive.sum())
+                    if not train.chunk_steps and length == chunk and batch == size:
+                        chunk = int(program.agree(rounded(program.call_seconds * length / elapsed, loop)))
+                    images += count * min(length * size, program.count - done * size)
+                    done, seconds, shares = done + length, seconds + elapsed, shares + elapsed / count
                     # A gradient that is not finite shows in the next step's loss, or in what it left behind.
-                    left_finite = bool(finite(watched(state.variables, state.opt_state)))
-                    check_finite(config, sums[:done], left_finite, epoch, steps, history)
-                    if done < steps:
+                    sums, left_finite = program.sums(states), program.finite(states)
+                    for member in np.flatnonzero(alive).tolist():
+                        own = sums[member, :done]
+                        try:
+                            check_finite(
+                                configs[member], own, bool(left_finite[member]), epoch, steps, histories[member]
+                            )
+                        except Diverged as error:
+                            fail(member, error)
+                    training = np.flatnonzero(alive).tolist()
+                    if done < steps and training:
                         if on_progress:
-                            speed = (done - first) * batch_size / seconds
-                            loss = _means(sums[:done], done * batch_size, batch_size)[0][0]
-                            on_progress(Progress(epoch + 1, done, steps, float(loss), speed))
+                            losses = [_means(sums[member, :done], done * size, size)[0][0] for member in training]
+                            loss = float(np.mean(losses))
+                            on_progress(Progress(epoch + 1, done, steps, loss, images / seconds))
                         if on_chunk:
-                            on_chunk(unpack_state(state), history)
+                            whole = program.whole(states)
+                            on_chunk(training, partial(_look, program, whole, histories))
+                            del whole
                     began = time.perf_counter()
-        sums = np.asarray(state.sums, np.float64)
-        figures = {"epoch": epoch + 1, **train_figures(config, names_of(objective), sums, count)}
-        whole = unpack_state(state)
-        for split, evaluate in evaluators.items():
-            figures |= split_figures(split, evaluate(whole.variables, evaluation_key), batch_size)
-            if not np.isfinite(figures[f"{split}_loss"]):
-                found = f"the {split} loss is {figures[f'{split}_loss']}"
-                raise diverged(config, epoch, found, f"train loss {figures['train_loss']:.6g} in this epoch")
-        trained = count - first * batch_size
-        figures |= {
-            "images_per_second": trained / seconds,
-            "train_seconds": seconds,
-            "compile_seconds": compile_seconds,
-            "chunk_steps": chunk,
-        }
-        history.append(figures)
+        if not alive.any():
+            break
+        whole, sums = program.whole(states), program.sums(states)
+        terms = {split: program.evaluate(split, whole) for split in program.splits}
+        for member in np.flatnonzero(alive).tolist():
+            config = configs[member]
+            figures = {"epoch": epoch + 1, **train_figures(config, program.names, sums[member], program.count)}
+            try:
+                for split, found in terms.items():
+                    figures |= split_figures(split, found[member], size)
+                    if not np.isfinite(figures[f"{split}_loss"]):
+                        what = f"the {split} loss is {figures[f'{split}_loss']}"
+                        raise diverged(config, epoch, what, f"train loss {figures['train_loss']:.6g} in this epoch")
+            except Diverged as error:
+                fail(member, error)
+                continue
+            figures |= {
+                "images_per_second": (program.count - first * size) / shares,
+                "train_seconds": shares,
+                "compile_seconds": program.compile_seconds,
+                "chunk_steps": chunk,
+            }
+            histories[member].append(figures)
+            if on_epoch:
+                on_epoch(member, figures, program.member(whole, member))
         done = 0
-        if on_epoch:
-            on_epoch(figures, devices.local(whole))
-        del whole  # where nothing is packed it is the state itself, whose memory the next epoch takes over
-    return Trained(config, data.image_shape, devices.local(unpack_state(state)), history, data.class_names)
+        del whole, terms  # where nothing is packed it is the states themselves, whose memory the next epoch takes over
+        if on_epoch_end:
+            on_epoch_end(Progress(epoch + 1, steps, steps, loss, images / seconds))
+    whole = program.whole(states)
+    ended = [failure or program.member(whole, member) for member, failure in enumerate(failures)]
+    return [
+        state if isinstance(state, Diverged) else (state, history)
+        for state, history in zip(ended, histories, strict=True)
+    ]
+
+
+def _look(program: Program, whole: Any, histories: list[History], member: int) -> tuple[TrainState, History]:
+    return program.member(whole, member), histories[member]
+
+
+def epoch_parts(images: int, batch_size: int) -> list[tuple[int, int, int]]:
+    """An epoch's full batches, then its last, smaller one: (end of the part, images in a batch, how many batches)."""
+    full, remainder = divmod(images, batch_size)
+    parts = [(full, batch_size, full), (full + (remainder > 0), remainder, 1)]
+    return [part for part in parts if part[1] and part[2]]
+
+
+class Single(Program):
+    """One run's program, on one device or on several; see `Program`."""
+
+    size, call_seconds = 1, 1.0
+
+    def __init__(
+        self, config: Config, data: Dataset, devices: Devices, resume: tuple[TrainState, History] | None = None
+    ):
+        """Compiles.
+
+        Args:
+            config: of the run, settled.
+            data: the images.
+            devices: to train on.
+            resume: a state and its history to go on from.
+
+        Raises:
+            UserError: if the configuration does not fit the data, or memory does not suffice.
+        """
+        self.count, self.batch_size, self._devices = len(data.train), config.train.batch_size, devices
+        network, objective = build(config, data.image_shape)
+        check_batches(config, self.count, network)
+        check_parameters(config, network)
+        self.names, self.steps = names_of(objective), -(-self.count // self.batch_size)
+        transformation = optimizer.build(config.train, self.steps)
+        step = make_step(config, network, objective, transformation)
+        self._keys = make_keys(config.seed)
+
+        state = resume[0] if resume else start(config, data.image_shape, self.count)
+        # Copied, since the loop takes its argument's buffers over: the caller's state survives.
+        state = devices.whole(jax.jit(partial(jax.tree.map, jnp.copy))(state))
+        pack_state, self._unpack = make_packing(network.platform, transformation, objective)
+        if network.platform.packed:
+            pack_state, self._unpack = (jax.jit(each, **devices.outputs) for each in (pack_state, self._unpack))
+        variables, state = state.variables, pack_state(state)
+        check_labels(config, data)
+        data.warn_of_darkness()
+        labels = told(config, data.train)
+        self._feed = Feed(data.train.images, config.train.shard_images, self.batch_size, labels, devices)
+        self._evaluators = {
+            name: make_evaluator(config, network, objective, split.images, labels=told(config, split), devices=devices)
+            for name, split in (("test", data.test), ("validation", data.validation))
+            if split is not None
+        }
+        self.splits = list(self._evaluators)
+
+        began = time.perf_counter()
+        self._shuffle = jax.jit(partial(epoch_order, images=self.count))
+        self._finite = jax.jit(all_finite)
+        self._steps_key, self._evaluation_key = devices.whole((self._keys.steps, self._keys.evaluate))
+        zero = np.int32(0)
+        images, numbers = self._feed.shapes
+        classes = numbers if config.model.classes else None
+        arguments = (state, images, classes, numbers, zero, self._steps_key, zero, zero)
+        with compiling() as pool:
+            loops = []
+            for end, size, times in epoch_parts(self.count, self.batch_size):
+                lowered = lower_loop(step, self.batch_size, size, devices, arguments, network.platform, times)
+                loops.append((end, size, begin_loop(lowered, pool)))
+            small = [
+                self._shuffle.lower(self._keys.shuffle, zero),
+                self._finite.lower(watched(state.variables, state.opt_state)),
+            ]
+            if network.platform.packed:
+                small.append(cast(Any, self._unpack).lower(state))
+            small = [pool.submit(program.compile) for program in small]
+            for evaluate in self._evaluators.values():
+                evaluate.prepare(variables, self._evaluation_key, pool)
+            self.parts = [(end, size, loop()) for end, size, loop in loops]
+            for program in small:
+                program.result()
+        del variables  # where the state is packed, a copy of it
+        self.compile_seconds = time.perf_counter() - began
+        for _, size, loop in self.parts:
+            check_memory(loop.memory, f"{blamed(config, size)}: the arrays of a step")
+        for evaluate in self._evaluators.values():
+            evaluate.check()
+        self._state: TrainState | None = state
+
+    def start(self) -> tuple[TrainState, int]:
+        state, self._state = self._state, None
+        assert state is not None
+        return state, int(state.step)
+
+    def shards(self, epoch: int, first: int) -> Iterator[tuple[int, Shard]]:
+        for shard in self._feed.shards(self._shuffle(self._keys.shuffle, jnp.int32(epoch)), first):
+            yield shard.last, shard
+
+    def train(self, loop: Loop, states: TrainState, alive: Any, shard: Shard, first: int, last: int) -> TrainState:
+        place = shard.images, shard.labels, shard.order, np.int32(shard.first)
+        return loop.run(states, *place, self._steps_key, np.int32(first), np.int32(last))
+
+    def sums(self, states: TrainState) -> Float[np.ndarray, "1 steps figures"]:
+        return np.asarray(states.sums, np.float64)[None]
+
+    def finite(self, states: TrainState) -> Bool[np.ndarray, " 1"]:
+        return np.asarray(self._finite(watched(states.variables, states.opt_state)))[None]
+
+    def whole(self, states: TrainState) -> TrainState:
+        return self._unpack(states)
+
+    def member(self, whole: TrainState, number: int) -> TrainState:
+        return self._devices.local(whole)
+
+    def evaluate(self, split: str, whole: TrainState) -> list[Terms]:
+        return [self._evaluators[split](whole.variables, self._evaluation_key)]
+
+    def agree(self, value: Any) -> Any:
+        return self._devices.agree(value)
 
 
 def check_finite(

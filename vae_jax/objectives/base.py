@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -18,7 +19,7 @@ Outputs = Float[Array, "*batch height width outputs"]
 # "reconstruction", minus the log-likelihood or the squared error, the mean over an image's samples;
 # "kl", of the posterior from the prior, not weighted; where it is sampled, the mean of log q(z|x) − log p(z);
 # and whatever else an objective names.
-Terms = dict[str, Float[Array, "..."]]
+Terms = dict[str, Float[Array | np.ndarray, "..."]]
 FIGURES = ("loss", "reconstruction", "kl")
 
 
