@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vae_jax
-from vae_jax import evaluate, train
+from vae_jax import evaluate, models, train
 from vae_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from vae_jax.errors import UserError
 from vae_jax.keys import make_keys
@@ -97,8 +97,11 @@ def test_a_model_in_use(trained, small_data):
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda images: np.float32(images / 255), "images: expected uint8 levels 0 to 255; found float32"),
-        (lambda images: (images / 255).tolist(), "images: expected uint8 levels 0 to 255; found float64"),
+        (np.int32, r"images: expected uint8 levels 0 to 255 or floats in \[0, 1\]; found int32$"),
+        (lambda images: images.astype(str).tolist(), r"found <U3$"),
+        (lambda images: images / 200, r"images: expected .* floats in \[0, 1\]; found 0\.\d+ to 1\.275$"),
+        (lambda images: jnp.asarray(images / 255 - 1), r"found -\d\.\d+ to 0\.0$"),
+        (lambda images: np.where(images == images[0, 0, 0, 0], np.nan, 0.5), r"found nan to nan$"),
         (lambda images: np.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0))), r"\(n, 8, 8, 1\) .*found \(20, 9, 9, 1\)$"),
         (lambda images: images.repeat(3, 3), r"found \(20, 8, 8, 3\)"),
         (lambda images: images[..., 0], r"found \(20, 8, 8\)$"),
@@ -111,6 +114,92 @@ def test_images_of_another_kind_are_refused(trained, small_data, change, found):
     for function in (model.encode, model.reconstruct):
         with pytest.raises(UserError, match=found):
             function(change(small_data.test.images))
+
+
+def test_floats_are_taken_as_they_are(trained, small_data):
+    images = small_data.test.images
+    model = vae_jax.use(trained)
+    for floats in (np.float32(images / 255), images / 255, (images / 255).tolist(), jnp.asarray(images / 255)):
+        np.testing.assert_allclose(model.reconstruct(floats), model.reconstruct(images), rtol=1e-6)
+    dynamic = replace(CONFIG, data=DataConfig(treatment="dynamic"))
+    network, objective = train.build(dynamic, trained.image_shape)
+    drawing = evaluate.make_model(network, objective, trained.state.variables)
+    np.testing.assert_allclose(drawing.encode(images / 255)["mu"], model.encode(images)["mu"], rtol=1e-5, atol=1e-6)
+    assert not np.allclose(drawing.encode(images)["mu"], model.encode(images)["mu"], atol=1e-3)
+
+
+@pytest.mark.parametrize("network", models.NETWORKS)
+def test_a_model_in_use_is_differentiable_and_can_be_transformed(small_data, float64, network):
+    """Inside vmap, jit, jacfwd and grad it gives what it gives outside, and derivatives are those of differences."""
+    sizes = {} if network == "mlp" else {"channels": (4, 6)}
+    config = Config(model=ModelConfig(network=network, activation="tanh", latent=3, **sizes))
+    parts = train.build(config, small_data.image_shape)
+    model = evaluate.make_model(*parts, parts[0].init(jax.random.key(0)))
+
+    def decode_one(z):
+        return model.decode(z[None])[0]
+
+    z, direction = np.random.RandomState(1).randn(2, 5, 3)
+    pictures = model.decode(z)
+    for decode in (jax.vmap(decode_one), jax.jit(model.decode), jax.jit(jax.vmap(decode_one))):
+        np.testing.assert_allclose(decode(z), pictures, rtol=1e-12)
+    jacobians = jax.vmap(jax.jacfwd(decode_one))(z)
+    assert jacobians.shape == (5, 8, 8, 1, 3)
+    step = 1e-5
+    differences = (model.decode(z + step * direction) - model.decode(z - step * direction)) / (2 * step)
+    np.testing.assert_allclose(jnp.einsum("nhwcz,nz->nhwc", jacobians, direction), differences, atol=1e-8)
+
+    @jax.jit
+    def code(images):
+        return jnp.sin(model.encode(images)["mu"]).sum()
+
+    images = 0.1 + 0.8 * small_data.test.images[:4] / 255
+    change = np.random.RandomState(2).randn(*images.shape)
+    slope = (jax.grad(code)(images) * change).sum()
+    assert abs(slope) > 1e-3
+    difference = (code(images + step * change) - code(images - step * change)) / (2 * step)
+    np.testing.assert_allclose(slope, difference, rtol=1e-6)
+    np.testing.assert_allclose(code(images), jnp.sin(model.encode(images)["mu"]).sum(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("treatment", ["grey", "dynamic"])
+def test_all_images_at_once_inside_a_transformation_are_as_in_batches(trained, small_data, monkeypatch, treatment):
+    network, objective = train.build(replace(CONFIG, data=DataConfig(treatment=treatment)), trained.image_shape)
+    monkeypatch.setattr(evaluate, "BATCH", 32)
+    model = evaluate.make_model(network, objective, trained.state.variables)
+    images = small_data.train.images
+    np.testing.assert_allclose(jax.jit(model.reconstruct)(images), model.reconstruct(images), rtol=1e-5)
+    key = jax.random.key(3)
+    np.testing.assert_allclose(jax.jit(model.sample, static_argnums=1)(key, 40), model.sample(key, 40), rtol=1e-5)
+
+
+def test_what_is_known_of_a_traced_array_is_checked(trained, small_data):
+    model = vae_jax.use(trained)
+    images = small_data.test.images / 255
+    with pytest.raises(UserError, match=r"images: expected shape \(n, 8, 8, 1\) .*one image alone is images\[None\]"):
+        jax.vmap(model.encode)(images)
+    with pytest.raises(UserError, match=r"z: expected shape \(n, 3\)"):
+        jax.jit(model.decode)(np.zeros((2, 4)))
+    with pytest.raises(UserError, match="labels: expected none"):
+        jax.jit(model.encode)(images, np.zeros(20, int))
+    with pytest.raises(UserError, match="n: expected a whole number, known before anything is traced"):
+        jax.jit(model.sample)(jax.random.key(0), 3)
+    assert jax.jit(model.encode)(2 * images)["mu"].shape == (20, 3)  # numbers are not known there
+
+
+def test_labels_inside_a_transformation(small_data):
+    config = replace(CONFIG, model=replace(CONFIG.model, classes=10))
+    parts = train.build(config, small_data.image_shape)
+    model = evaluate.make_model(*parts, parts[0].init(jax.random.key(0)))
+    z, labels = np.random.RandomState(0).randn(4, 3), np.arange(4)
+
+    def decode_one(z, label):
+        return model.decode(z[None], label[None])[0]
+
+    np.testing.assert_allclose(jax.vmap(decode_one)(z, labels), model.decode(z, labels), rtol=1e-5)
+    for wrong in (labels[:3], labels[:, None], labels / 2):
+        with pytest.raises(UserError, match="labels: expected 4 whole numbers"):
+            jax.jit(model.decode)(z, wrong)
 
 
 def test_latents_of_another_kind_are_refused(trained):

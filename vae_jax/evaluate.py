@@ -4,6 +4,7 @@ Everything runs in batches inside one compiled call for each shape; BatchNorm us
 dropout is off.
 """
 
+import operator
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple
@@ -240,17 +241,19 @@ def means(terms: Terms) -> dict[str, float]:
 
 
 class Model(NamedTuple):
-    """A trained model in use: pure, compiled functions of arrays.
+    """A trained model in use: pure, compiled functions of arrays, differentiable, also inside jit, vmap and grad.
 
+    Images are uint8 levels, treated as `data.treatment` says, or floats in [0, 1], taken as they are.
     Where the model is told labels (`model.classes`), each function takes them too, (n,): `encode(images, labels)`.
-    Arrays of another shape or type than said here are refused with a UserError, and so are empty ones, and so many that
-    the results do not fit into memory.
+    Arrays of another shape or type than said here are refused with a UserError, and so are empty ones, floats outside
+    [0, 1], and so many that the results do not fit into memory. Inside a transformation of JAX's the numbers are not
+    known and are not looked at, and all n are computed at once, where otherwise they are in batches.
 
     Attributes:
-        encode: uint8 images (n, height, width, channels) -> {"mu", and "log_var" for a VAE}, each (n, latent), and
+        encode: images (n, height, width, channels) -> {"mu", and "log_var" for a VAE}, each (n, latent), and
             whatever else the posterior is made of. "mu" is the posterior's mean (of a flow, its centre).
         decode: z (n, latent) -> pictures (n, height, width, channels) in [0, 1].
-        reconstruct: uint8 images -> pictures decoded from "mu".
+        reconstruct: images -> pictures decoded from "mu".
         sample: (key, n) -> pictures decoded from the prior; None for an autoencoder, which has no prior.
         latent: dimensions of z.
         draw: (key, n) -> the prior's z that `sample` decodes, (n, latent); None for an autoencoder.
@@ -285,13 +288,15 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
     """For this network and objective."""
 
     def check(count: int, labels: Any) -> Any:
-        if labels is None or isinstance(labels, Tracer):  # a model that is told labels refuses none itself
+        if labels is None:  # a model that is told labels refuses none itself
             return labels
         if not network.classes:
             raise UserError("labels: expected none, since the model is told none (model.classes 0); found some")
-        labels = np.asarray(labels)
-        if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
+        labels = labels if isinstance(labels, Tracer) else np.asarray(labels)
+        if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
             raise UserError(f"labels: expected {count} whole numbers; found {labels.dtype} of shape {labels.shape}")
+        if isinstance(labels, Tracer):
+            return labels
         if not 0 <= labels.min(initial=0) <= labels.max(initial=0) < network.classes:
             found = f"{labels.min()} to {labels.max()}"
             raise UserError(f"labels: expected numbers from 0 to {network.classes - 1}; found {found}")
@@ -299,12 +304,17 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
 
     def check_images(images: Any) -> Any:
         images = images if isinstance(images, jax.Array) else np.asarray(images)
-        if images.dtype != jnp.uint8:
-            raise UserError(f"images: expected uint8 levels 0 to 255; found {images.dtype}")
+        levels = images.dtype == jnp.uint8
+        if not levels and not jnp.issubdtype(images.dtype, jnp.floating):
+            raise UserError(f"images: expected uint8 levels 0 to 255 or floats in [0, 1]; found {images.dtype}")
         if images.ndim != 4 or images.shape[1:] != network.image_shape or not len(images):
             shape = ", ".join(map(str, network.image_shape))
             one = "; one image alone is images[None]" if images.shape == network.image_shape else ""
             raise UserError(f"images: expected shape (n, {shape}) with n at least 1; found {images.shape}{one}")
+        if not levels and not isinstance(images, Tracer):
+            least, most = float(images.min()), float(images.max())
+            if not 0 <= least <= most <= 1:  # also where one is not a number
+                raise UserError(f"images: expected uint8 levels 0 to 255 or floats in [0, 1]; found {least} to {most}")
         return images
 
     def check_latents(z: Any) -> Any:
@@ -323,8 +333,11 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
         """`function(variables, number, *batch)` over batches of the arrays' first axis, joined again.
 
         The last one is filled up to a number for which the function may be compiled already, and cut again: one z does
-        not take a full batch's time, and other numbers do not take a compilation each.
+        not take a full batch's time, and other numbers do not take a compilation each. What is traced is compiled as a
+        whole by whoever traces it, and is computed at once.
         """
+        if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, arrays))):
+            return function(variables, np.int32(0), *arrays)
         parts = []
         for number, first in enumerate(range(0, len(arrays[0]), BATCH)):
             batch = [None if array is None else array[first : first + BATCH] for array in arrays]
@@ -339,17 +352,27 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
 
             results = function(variables, np.int32(number), *map(fill, batch))
             if not parts:  # twice, since what is joined is held beside its parts
-                size = sum(leaf.nbytes for leaf in jax.tree.leaves(results)) / room
+                size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(results)) / room
                 check_memory(int(2 * size * len(arrays[0])), f"{len(arrays[0]):,} results of the model")
             parts.append(results if room == count else jax.tree.map(lambda array, n=count: array[:n], results))
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
+    def treat(number: Any, images: Any) -> Array:
+        """Levels as floats; they are treated as parts of full batches, the first of which has this number.
+
+        So what is drawn for an image is the same in any number of them.
+        """
+        parts = []
+        for first in range(0, len(images), BATCH):
+            batch = images[first : first + BATCH]
+            size = len(batch)
+            full = batch if size == BATCH else batch[jnp.minimum(jnp.arange(BATCH), size - 1)]
+            parts.append(network.treat(encoding_key(number + first // BATCH), full)[:size])
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
     @jax.jit
     def encode_batch(variables: Variables, number: Any, images: Any, labels: Any) -> dict[str, Array]:
-        # Treated as a part of a full batch, so that what is drawn for an image is the same in any number of them.
-        size = len(images)
-        full = images if size == BATCH else images[jnp.minimum(jnp.arange(BATCH), size - 1)]
-        treated = network.treat(encoding_key(number), full)[:size]
+        treated = treat(number, images) if images.dtype == jnp.uint8 else images
         heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
         return {**heads, "mu": network.center(variables, heads)[0]}
 
@@ -369,7 +392,11 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
         def reconstruct(images: Any, labels: Any = None) -> Array:
             return decode(encode(images, labels)["mu"], labels)
 
-        def draw(key: Key[Array, ""], n: int) -> Array:
+        def draw(key: Key[Array, ""], n: Any) -> Array:
+            try:
+                n = operator.index(n)
+            except TypeError as error:  # also of jax's, where it is traced
+                raise UserError(f"n: expected a whole number, known before anything is traced; found {n}") from error
             if n < 1:
                 raise UserError(f"n: expected at least 1; found {n}")
 
@@ -380,7 +407,7 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
                 check_memory(largest_operation(sample_prior, key), f"n {n}: drawing z from the prior")
             return sample_prior(key)
 
-        def sample(key: Key[Array, ""], n: int, labels: Any = None) -> Array:
+        def sample(key: Key[Array, ""], n: Any, labels: Any = None) -> Array:
             return decode(draw(key, n), labels)
 
         if not objective.generative:
