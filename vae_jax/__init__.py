@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vae_jax.run import train as train_run
     from vae_jax.run import use
     from vae_jax.train import Trained, TrainState, fit
+    from vae_jax.weights import load_weights, save_weights
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,8 @@ __all__ = [
     "load_config",
     "load_data",
     "load_run",
+    "load_weights",
+    "save_weights",
     "train_run",
     "use",
 ]
@@ -48,6 +51,8 @@ _PLACES = {
     "load_config": "config:load_config",
     "load_data": "data:load",
     "load_run": "run:load",
+    "load_weights": "weights:load_weights",
+    "save_weights": "weights:save_weights",
     "train_run": "run:train",
     "use": "run:use",
 }

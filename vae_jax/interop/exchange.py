@@ -45,7 +45,7 @@ def export_run(
         UserError: if there is no such run, or the file's name has another ending.
     """
     path = Path(path)
-    check_target(path)
+    weights_file.check_target(path)
     trained = run.load(folder, checkpoint, report, trust_code)
     _check_exchangeable(trained.config, trained.state.variables)
     state, origin = trained.state, run.origin(folder)
@@ -57,12 +57,6 @@ def export_run(
         raise UserError(f"{Path(folder) / run.ORIGIN}: expected a count for each BatchNorm; {error} missing") from error
     weights_file.write(path, arrays)
     return {name: array.shape for name, array in arrays.items()}
-
-
-def check_target(path: Path) -> None:
-    """Refuses to export to a file whose name tells another format."""
-    if path.suffix.lower() != ".safetensors":
-        raise UserError(f"{path}: expected a file name ending in .safetensors; found {path.suffix or 'no ending'}")
 
 
 def _check_exchangeable(config: Config, variables: Variables) -> None:

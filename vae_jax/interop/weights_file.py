@@ -10,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,11 @@ COUNT_LIMIT = 1 << 53  # training batches that a BatchNorm may have seen
 NAMES_SHOWN = 200  # of each kind of fault
 ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how PyTorch's files begin, those of version 1.6 and newer and older ones
 WRAPPERS = ("module", "_orig_mod")  # of DataParallel and of torch.compile
-DTYPES = {"F32": "float32", "F64": "float64", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32"}
+DTYPES = {"BF16": "bfloat16", "BOOL": "bool"} | {
+    f"{kind[0].upper()}{bits}": f"{kind}{bits}"
+    for kind, sizes in {"float": (16, 32, 64), "int": (8, 16, 32, 64), "uint": (8, 16, 32, 64)}.items()
+    for bits in sizes
+}
 TORCH_NEEDED = (2, 10)  # older versions execute more of a pickle than weights
 CONVERT = (
     'python -c "import sys, torch, safetensors.torch as s; '
@@ -45,13 +50,19 @@ class Weights(NamedTuple):
     sha256: str
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes a safetensors file, so that no half-written one is ever seen."""
+def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file, so that no half-written one is ever seen; by default its format is PyTorch's."""
     from safetensors.numpy import save
 
-    data = save(dict(arrays), metadata={"format": "pt"})
+    data = save(dict(arrays), metadata=dict(metadata or {"format": "pt"}))
     with replacing(path) as file:
         file.write(data)
+
+
+def check_target(path: Path) -> None:
+    """Refuses to write to a file whose name tells another format."""
+    if path.suffix.lower() != ".safetensors":
+        raise UserError(f"{path}: expected a file name ending in .safetensors; found {path.suffix or 'no ending'}")
 
 
 def check_source(path: Path) -> str:
@@ -124,25 +135,12 @@ def _read_safetensors(
     file: Path, path: Path, expected: Mapping[str, np.ndarray], model: str, notes: list[str]
 ) -> dict[str, np.ndarray]:
     """Reads `file`; messages name `path`, and what was left out or converted is added to `notes`."""
-    from safetensors import SafetensorError, safe_open
-
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        header = int.from_bytes(opened.read(8), "little")
-    if size < 8 or header > min(size - 8, HEADER_LIMIT):
-        raise UserError(f"{path}: expected a safetensors file, at most {HEADER_LIMIT:,} bytes of names; found another")
-    try:
-        with safe_open(str(file), framework="numpy") as opened:
-            names = _own_names(opened.keys(), expected)
-            slices = {name: opened.get_slice(stored) for name, stored in names.items()}
-            found = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
-            _check_layout(path, found, expected, model)
-            arrays = {name: np.array(opened.get_tensor(names[name])) for name in expected}
-    except UserError:
-        raise
-    except (SafetensorError, ValueError, TypeError, OverflowError, OSError) as error:
-        reason = brief(error, 200)
-        raise UserError(f"{path}: expected a whole safetensors file; {reason}") from error
+    with opened(file, path) as stored:
+        names = _own_names(stored.keys(), expected)
+        slices = {name: stored.get_slice(own) for name, own in names.items()}
+        layouts = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
+        check_layout(path, layouts, expected, model, _kind)
+        arrays = {name: np.array(stored.get_tensor(names[name])) for name in expected}
     if wrapped := [(name, stored) for name, stored in names.items() if name != stored]:
         name, stored = wrapped[0]
         notes.append(f"names are taken without what a wrapper has added, {name} for {_shown(stored)} and so on")
@@ -155,6 +153,32 @@ def _read_safetensors(
         notes.append(f"numbers are converted, {listed(sorted(converted))}")
     with np.errstate(over="ignore"):  # what becomes infinite is refused
         return {name: array.astype(expected[name].dtype) for name, array in arrays.items()}
+
+
+@contextmanager
+def opened(file: Path, path: Path) -> Iterator[Any]:
+    """A safetensors file, for reading; messages name `path`.
+
+    Raises:
+        UserError: if it is none, or what is read in it is damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as begin:
+            header = int.from_bytes(begin.read(8), "little")
+        if size < 8 or header > min(size - 8, HEADER_LIMIT):
+            raise UserError(
+                f"{path}: expected a safetensors file, at most {HEADER_LIMIT:,} bytes of names; found another"
+            )
+        with safe_open(str(file), framework="numpy") as stored:
+            yield stored
+    except UserError:
+        raise
+    except (SafetensorError, ValueError, TypeError, OverflowError, OSError) as error:
+        reason = brief(error, 200)
+        raise UserError(f"{path}: expected a whole safetensors file; {reason}") from error
 
 
 def _own_names(names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
@@ -174,10 +198,25 @@ def _own_names(names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
     return dict(zip(own if helps else stored, stored, strict=True))
 
 
-def _check_layout(
-    path: Path, found: Mapping[str, tuple[tuple[int, ...], str]], expected: Mapping[str, np.ndarray], model: str
+def check_layout(
+    path: Path,
+    found: Mapping[str, tuple[tuple[int, ...], str]],
+    expected: Mapping[str, Any],
+    model: str,
+    of_type: Callable[[str], str] = str,
 ) -> None:
-    """Refuses a file with other arrays, naming all that differ."""
+    """Refuses a file with other arrays, naming all that differ.
+
+    Args:
+        path: of the file.
+        found: each tensor's shape and safetensors' name of its type.
+        expected: arrays of these names, shapes and types, or what has a shape and a dtype.
+        model: whose weights they are to be.
+        of_type: a type's name -> what of it must be the same.
+
+    Raises:
+        UserError: naming the file and what is missing, not expected, or of another shape or type.
+    """
 
     def shape(sizes: tuple[int, ...]) -> str:
         return "x".join(map(str, sizes))[:60] or "a number"
@@ -188,7 +227,7 @@ def _check_layout(
         wanted = expected[name]
         if sizes != wanted.shape:
             shapes.append(f"{name} (expected {shape(wanted.shape)}, found {shape(sizes)})")
-        elif _kind(DTYPES.get(dtype, dtype)) != _kind(str(wanted.dtype)):
+        elif of_type(DTYPES.get(dtype, dtype)) != of_type(str(wanted.dtype)):
             types.append(f"{name} (expected {wanted.dtype}, found {DTYPES.get(dtype, dtype)})")
     faults = {
         "missing": expected.keys() - found.keys(),

@@ -1,0 +1,143 @@
+"""A trained model in one file: safetensors, with JAX's names and layouts, and what the model is in its metadata.
+
+An array's name is its path, as `params.encoder.Dense_0.kernel`. What a run folder has beside (the history, the
+optimiser's state) is not in it, nor where the data lay.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from vae_jax import checked, own_parts, run
+from vae_jax.composition import build
+from vae_jax.config import Config, load_config, options_of
+from vae_jax.errors import UserError, cut, listed
+from vae_jax.interop import weights_file
+from vae_jax.keys import probing_key
+from vae_jax.train import Trained, start_from
+
+FORMAT, VERSION = "vae_jax", "1"  # in the metadata
+
+
+class _About(NamedTuple):
+    """What the metadata tell of the model."""
+
+    options: dict[str, Any]
+    image_shape: list[int]
+    class_names: list[str] | None
+
+
+def save_weights(trained: Trained, path: str | Path) -> Path:
+    """Writes a trained model as one safetensors file, that `load_weights` reads: its weights and its configuration.
+
+    Where its data lay (`data.manual_dir`, `data.cache_dir`, `data.path`) and what a run keeps (`output`) stay behind.
+
+    Args:
+        trained: by `fit`, or read from a run folder.
+        path: of the file, with the ending .safetensors; one that is there is replaced.
+
+    Returns:
+        The path.
+
+    Raises:
+        UserError: if the file's name has another ending, or an array has a type that such a file cannot hold, or the
+            name of another one.
+        OSError: if the file cannot be written.
+    """
+    path = Path(path)
+    weights_file.check_target(path)
+    leaves, known = _by_name(trained.state.variables), set(weights_file.DTYPES.values())
+    if strange := [f"{name} ({leaf.dtype})" for name, leaf in leaves.items() if str(leaf.dtype) not in known]:
+        raise UserError(f"{path}: expected arrays of types that safetensors has; found {listed(strange)}")
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
+    options = {name: value for name, value in options_of(trained.config).items() if not name.startswith(run.LOCAL)}
+    names = trained.class_names
+    about = _About(options, list(trained.image_shape), None if names is None else list(names))
+    metadata = {"format": FORMAT, "version": VERSION, "model": json.dumps(about._asdict())}
+    weights_file.write(path, arrays, metadata)
+    return path
+
+
+def load_weights(path: str | Path, trust_code: bool = False) -> Trained:
+    """The trained model in a file of `save_weights`, bit for bit; its history is empty, its optimiser's state fresh.
+
+    Args:
+        path: of the file.
+        trust_code: run the code that the configuration in it names: own files and modules, `FILE.py:ENTRY`.
+
+    Raises:
+        UserError: if it is no such file, its arrays are not those of the model that its configuration describes (all
+            that differ are named), or it names code that is not trusted.
+    """
+    path = Path(path)
+    if weights_file.check_source(path) != "safetensors":
+        raise UserError(f"{path}: expected a file of save_weights, which ends in .safetensors; found a pickle")
+    with weights_file.opened(path, path) as stored:
+        metadata = stored.metadata() or {}
+        slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (it is no dict)
+        layouts = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
+    about = _read_about(path, metadata)
+    height, width, channels = about.image_shape
+    config = _read_config(path, about.options, trust_code)
+    network, objective = build(config, (height, width, channels))
+    like = jax.eval_shape(network.init, probing_key())
+    expected = _by_name(like)
+    weights_file.check_layout(path, layouts, expected, "the model in its metadata")
+    with weights_file.opened(path, path) as stored:
+        leaves = [jnp.asarray(np.array(stored.get_tensor(name))) for name in expected]
+    variables = jax.tree.unflatten(jax.tree.structure(like), leaves)
+    class_names = None if about.class_names is None else tuple(about.class_names)
+    return Trained(config, (height, width, channels), start_from(config, objective, variables, 0), [], class_names)
+
+
+def _by_name(variables: PyTree) -> dict[str, Any]:
+    """The arrays by their dotted paths, in the tree's order.
+
+    Raises:
+        UserError: if two have the same.
+    """
+    named = [
+        (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    ]
+    arrays = dict(named)
+    if len(arrays) < len(named):
+        raise UserError("model.network: expected arrays of different names to make a file of; found two of the same")
+    return arrays
+
+
+def _read_config(path: Path, options: dict[str, Any], trust_code: bool) -> Config:
+    if unknown := options.keys() - options_of(Config()).keys():
+        raise UserError(f"{path}: expected options of a configuration; found {listed(sorted(unknown))}")
+    try:
+        config = load_config(None, **options)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if (names := own_parts.names_in(config)) and not trust_code:
+        raise UserError(
+            f"{path}: expected a model of the package's own parts; found {listed(names)}, which runs code; read it, "
+            f"and if you trust it use trust_code=True"
+        )
+    return config
+
+
+def _read_about(path: Path, metadata: dict[str, str]) -> _About:
+    kind, version = metadata.get("format", "none"), metadata.get("version", "none")
+    if (kind, version) != (FORMAT, VERSION):
+        found = f"format {cut(kind)}, version {cut(version)}"
+        hint = "; vae-jax import takes PyTorch's" if kind == "pt" else ""
+        raise UserError(
+            f"{path}: expected a file of save_weights, format {FORMAT}, version {VERSION}; found {found}{hint}"
+        )
+    with checked.named(path, "metadata, model: "):
+        about = checked.parse(metadata.get("model", "").encode(), _About)
+        if len(about.image_shape) != 3 or min(about.image_shape) < 1:
+            raise checked.UnfitError(
+                f"image_shape: expected height, width, channels; found {cut(str(about.image_shape))}"
+            )
+    return about
