@@ -306,3 +306,12 @@ def test_the_backend_of_a_notebook_is_not_looked_at(tmp_path, backend, later):
     assert done.returncode == 0, done.stderr
     assert done.stdout.rstrip("\n") == f"{backend if later is None else later} {backend}"
     assert read(tmp_path / "loss.png").ndim == 3
+
+
+def test_a_picture_shows_itself_and_is_a_path_still(tmp_path):
+    path = tmp_path / "grid.png"
+    picture = figures.grid(path, levels(2), columns=2)
+    assert picture == path
+    assert picture._repr_png_() == path.read_bytes() == figures.png(levels(2), columns=2)
+    picture.unlink()
+    assert picture._repr_png_() is None

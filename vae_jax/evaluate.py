@@ -257,6 +257,7 @@ class Model(NamedTuple):
         sample: (key, n) -> pictures decoded from the prior; None for an autoencoder, which has no prior.
         latent: dimensions of z.
         draw: (key, n) -> the prior's z that `sample` decodes, (n, latent); None for an autoencoder.
+        classes: how many labels there are; 0 where the model is not told them.
     """
 
     encode: Callable[..., dict[str, Float[Array, "n _"]]]
@@ -265,6 +266,15 @@ class Model(NamedTuple):
     sample: Callable[..., Float[Array, "n h w c"]] | None
     latent: int
     draw: Callable[..., Float[Array, "n latent"]] | None = None
+    classes: int = 0
+
+    def __repr__(self) -> str:
+        return f"Model(latent={self.latent}, classes={self.classes}{', without a prior' * (self.sample is None)})"
+
+    def _repr_png_(self) -> bytes | None:
+        from vae_jax.notebook import samples
+
+        return samples(self)
 
 
 def make_model(network: Composition, objective: Objective, variables: Variables) -> Model:
@@ -411,8 +421,8 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             return decode(draw(key, n), labels)
 
         if not objective.generative:
-            return Model(encode, decode, reconstruct, None, network.latent)
-        return Model(encode, decode, reconstruct, sample, network.latent, draw)
+            return Model(encode, decode, reconstruct, None, network.latent, None, network.classes)
+        return Model(encode, decode, reconstruct, sample, network.latent, draw, network.classes)
 
     def lower(variables: Variables, n: int) -> list[jax.stages.Lowered]:
         room, number = room_for(n), np.int32(0)

@@ -1,5 +1,6 @@
 """Arrays in, pictures out."""
 
+import io
 import math
 import os
 import re
@@ -8,8 +9,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import product
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PosixPath, WindowsPath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -29,11 +30,26 @@ PIXELS = (1 << 31) - 1  # of a picture; Pillow counts in 32 bits
 COLORMAPS = {10: "tab10", 20: "tab20"}
 
 
-def _save(path: Path, write: Any) -> Path:
+if TYPE_CHECKING:
+    OwnPath = Path
+else:  # Path itself can be the base of a class from Python 3.12 on only
+    OwnPath = WindowsPath if os.name == "nt" else PosixPath
+
+
+class Picture(OwnPath):
+    """The path of a PNG, which a notebook shows as the picture."""
+
+    def _repr_png_(self) -> bytes | None:
+        with suppress(OSError):  # of a file that was moved or deleted since
+            return self.read_bytes()
+        return None
+
+
+def _save(path: Path, write: Any) -> Picture:
     """Writes a PNG so that no half-written file is ever seen."""
     with replacing(path) as file:
         write(file)
-    return path
+    return Picture(path)
 
 
 class Sheet:
@@ -84,14 +100,26 @@ class Sheet:
             top, left = self._top(row), column * (self._width * self._scale + LINE) + LINE
             self._canvas[top : top + large.shape[0], left : left + large.shape[1]] = large
 
-    def save(self, path: Path) -> Path:
-        """Saves it as a PNG; where nothing was put it is white."""
+    def write(self, file: Any) -> None:
+        """Writes it as a PNG; something must have been put."""
         assert self._canvas is not None
-        image = Image.fromarray(self._canvas[..., 0] if self._channels == 1 else self._canvas)
-        return _save(path, lambda file: image.save(file, "PNG"))
+        Image.fromarray(self._canvas[..., 0] if self._channels == 1 else self._canvas).save(file, "PNG")
+
+    def save(self, path: Path) -> Picture:
+        """Saves it as a PNG."""
+        return _save(path, self.write)
 
 
-def grid(path: Path, pictures: Pictures, columns: int, gap_after_rows: int = 0) -> Path:
+def png(pictures: Pictures, columns: int) -> bytes:
+    """The PNG of pictures in [0, 1], grey or RGB, as a grid, row by row, see `Sheet`."""
+    sheet = Sheet(len(pictures), pictures.shape[1:], columns)
+    sheet.put(range(len(pictures)), pictures)
+    file = io.BytesIO()
+    sheet.write(file)
+    return file.getvalue()
+
+
+def grid(path: Path, pictures: Pictures, columns: int, gap_after_rows: int = 0) -> Picture:
     """Saves pictures in [0, 1] as a grid, row by row, see `Sheet`.
 
     Args:
@@ -123,19 +151,19 @@ class Pairs:
         for pictures, further in ((above, 0), (below, self._columns)):
             self._sheet.put((places + further).tolist(), pictures.astype(dtype, copy=False))
 
-    def save(self, path: Path) -> Path:
+    def save(self, path: Path) -> Picture:
         """Saves it as a PNG."""
         return self._sheet.save(path)
 
 
-def pairs(path: Path, above: Pictures, below: Pictures, columns: int = 16) -> Path:
+def pairs(path: Path, above: Pictures, below: Pictures, columns: int = 16) -> Picture:
     """Saves rows of originals, each row above the row of its reconstructions."""
     drawn = Pairs(len(above), above.shape[1:], columns)
     drawn.put(0, above, below)
     return drawn.save(path)
 
 
-def loss_curve(path: Path, history: list[dict[str, Any]], unit_of: Callable[[str], str]) -> Path:
+def loss_curve(path: Path, history: list[dict[str, Any]], unit_of: Callable[[str], str]) -> Picture:
     """Saves the loss, its parts and an objective's other figures by epoch; `unit_of` gives the unit of each."""
     epochs = [figures["epoch"] for figures in history]
     marker = "o" if len(epochs) < 20 else None
@@ -168,7 +196,7 @@ def latent_plane(
     decoded: Float[np.ndarray, "tiles height width channels"],
     extent: float,
     class_names: tuple[str, ...] | None = None,
-) -> Path:
+) -> Picture:
     """Saves a two-dimensional latent space: where test images lie, and what its points decode to.
 
     Args:
@@ -209,7 +237,7 @@ def comparison(
     curves: dict[str, Float[np.ndarray, " steps"]],
     gaps: dict[str, Float[np.ndarray, " steps"]],
     unit: str,
-) -> Path:
+) -> Picture:
     """Saves what a comparison of frameworks looks like; a panel without data is left out.
 
     Args:
@@ -263,7 +291,7 @@ WIDEST = 30.0  # inches of a picture
 
 def sweep_curves(
     path: Path, curves: dict[str, dict[str, Float[np.ndarray, "..."]]], unit: str, title: str = ""
-) -> Path:
+) -> Picture:
     """Saves each setting's figures by epoch: the mean over its seeds, and their standard deviation as a band.
 
     Args:
@@ -299,7 +327,7 @@ def sweep_curves(
 
 def sweep_grid(
     path: Path, settings: dict[str, list[str]], cells: dict[Any, dict[str, list[float]]], unit: str, title: str = ""
-) -> Path:
+) -> Picture:
     """Saves the final figures against the swept values: of one option as a line, of more as a grid.
 
     Args:
@@ -371,11 +399,11 @@ def _plain(label: str, most: int = LABEL) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _save_figure(path: Path, figure: Any) -> Path:
+def _save_figure(path: Path, figure: Any) -> Picture:
     """Saves a matplotlib figure; warns once, in one line, of all the signs that its font does not have."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
+        saved = _save(path, lambda file: figure.savefig(file, format="png", dpi=120))
     missing: dict[str, None] = {}
     for each in told:
         if glyph := GLYPH.match(str(each.message)):
@@ -384,7 +412,7 @@ def _save_figure(path: Path, figure: Any) -> Path:
             warnings.warn(each.message, each.category, stacklevel=2)
     if missing:
         warnings.warn(f"{path}: boxes stand for what the font does not have: {listed(missing)}", stacklevel=2)
-    return path
+    return saved
 
 
 def _figure(width: float, height: float) -> Any:

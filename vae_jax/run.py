@@ -775,7 +775,7 @@ def _draw_samples(folder: Path, config: Config, model: Model) -> None:
     figures.grid(folder / "figures" / "samples.png", pictures, columns=max(1, int(count**0.5)))
 
 
-def draw_latent_plane(path: Path, use: Model, data: Dataset, side: int = 20) -> Path:
+def draw_latent_plane(path: Path, use: Model, data: Dataset, side: int = 20) -> figures.Picture:
     """The picture of a two-dimensional latent space: where test images lie and what each point decodes to."""
     means = np.asarray(use.encode(data.test.images)["mu"])
     # Most of the prior's mass, and the images wherever they lie; the test images' panel shows the same square.

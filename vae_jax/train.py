@@ -107,6 +107,16 @@ class Trained(NamedTuple):
     history: list[dict[str, Any]]
     class_names: tuple[str, ...] | None = None
 
+    def __repr__(self) -> str:
+        from vae_jax.notebook import line
+
+        return line(self)
+
+    def _repr_html_(self) -> str:
+        from vae_jax.notebook import table
+
+        return table(self)
+
 
 def make_step(
     config: Config, network: Composition, objective: Objective, transformation: optax.GradientTransformation

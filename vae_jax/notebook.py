@@ -1,0 +1,63 @@
+"""What a notebook shows of a trained model: a table of what it is, and pictures that it draws."""
+
+from html import escape
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from vae_jax import figures, objectives
+from vae_jax.models import count_parameters
+
+if TYPE_CHECKING:
+    from vae_jax.evaluate import Model
+    from vae_jax.train import Trained
+
+SHOWN, COLUMNS = 32, 8  # samples in a picture, and in a row of it
+
+
+def samples(model: "Model") -> bytes | None:
+    """The PNG of samples from the prior, always the same; with labels each class in turn.
+
+    None where there is no prior, or where what is drawn is no picture, grey or RGB.
+    """
+    if model.sample is None:
+        return None
+    labels = np.arange(SHOWN) % model.classes if model.classes else None
+    pictures = np.asarray(model.sample(jax.random.key(0), SHOWN, labels))
+    return figures.png(pictures, COLUMNS) if pictures.shape[-1] in (1, 3) else None
+
+
+def line(trained: "Trained") -> str:
+    """What a trained model is, in a line."""
+    rows = _rows(trained)
+    names = ("data", "objective", "network", "parameters", "trained")
+    return f"Trained({'; '.join(f'{name}: {rows[name]}' for name in names)})"
+
+
+def table(trained: "Trained") -> str:
+    """What a trained model is, with its last epoch's figures, as an HTML table."""
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in _rows(trained).items())
+    return f"<table>{rows}</table>"
+
+
+def _rows(trained: "Trained") -> dict[str, str]:
+    config, objective = trained.config, objectives.get(trained.config.objective)
+    size = "×".join(map(str, trained.image_shape))
+    told = f", {config.model.classes} labels" if config.model.classes else ""
+    rows = {
+        "data": f"{config.data.name or config.data.source}, {size}, {config.data.treatment}{told}",
+        "network": f"{config.model.network}, {config.model.latent} latent dimensions",
+        "parameters": f"{count_parameters(trained.state.variables.params):,}",
+        "objective": config.objective.name,
+    }
+    if objective.generative:
+        for part in ("posterior", "prior", "likelihood"):
+            rows[part] = getattr(config, part).name
+    epochs = len(trained.history)
+    rows["trained"] = f"{epochs} epoch{'s' * (epochs != 1)}, {int(trained.state.step):,} steps, seed {config.seed}"
+    for name, figure in (trained.history[-1] if trained.history else {}).items():
+        split, _, what = name.partition("_")
+        if split in ("train", "validation", "test") and what != "seconds":
+            rows[f"{split} {what}"] = f"{figure:,.2f} {objective.unit_of(what)}"
+    return rows
