@@ -116,7 +116,7 @@ def test_what_is_no_results_file(tmp_path, text, named):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError) as caught:
         results.read(path)
-    assert str(caught.value).startswith(f"--add {path}: ")
+    assert str(caught.value).startswith(f"{path}: ")
     assert named in str(caught.value)
     assert len(str(caught.value)) < 500
 

@@ -308,7 +308,7 @@ def failing(config: DataConfig, tmp_path: Path) -> str:
     with pytest.raises(UserError) as error:
         load(config)
     text = message(error)
-    for option in ("--data.manual_dir", "digits", "folder", "array", *NAMES):
+    for option in ("data.manual_dir", "digits", "folder", "array", *NAMES):
         assert option in text
     left = leftovers(tmp_path / "cache")
     assert set(left) <= set(NAMES)

@@ -704,7 +704,7 @@ def test_what_is_swept(place, content):
     (place / "sweep.json").write_bytes(content)
     found = outcome(lambda: sweep.read_sweep(place), place / "sweep.json")
     if found is not None:
-        members = outcome(lambda: sweep.members_of(found), "--set")
+        members = outcome(lambda: sweep.members_of(found), "settings")
         assert members is None or 1 <= len(members) <= sweep.MOST
 
 

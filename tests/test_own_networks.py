@@ -373,7 +373,7 @@ def test_a_convolution_of_ours_has_no_xla_convolution_on_a_cpu_and_takes_one_ima
 )
 def test_latent_mean_is_refused_where_the_loss_looks_at_densities_of_samples(options):
     config = config_of("mlp", **{"model.layers": [4], **options})
-    with pytest.raises(UserError, match=r"--latent: expected sample, since .* densities at samples of z; found mean"):
+    with pytest.raises(UserError, match=r"latent: expected sample, since .* densities at samples of z; found mean"):
         evaluate.make_evaluator(config, *composition.build(config, SHAPE), IMAGES, "mean")
 
 
@@ -407,7 +407,7 @@ def test_latent_mean_of_an_own_objective_is_judged_by_what_it_looks_at(monkeypat
             terms = evaluator(train.start(config, SHAPE, 1).variables, jax.random.key(0))
             assert np.isfinite(terms["loss"]).all()
         else:
-            with pytest.raises(UserError, match="--latent: expected sample"):
+            with pytest.raises(UserError, match=r"^latent: expected sample"):
                 evaluate.make_evaluator(config, *built, IMAGES, "mean")
 
 

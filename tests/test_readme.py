@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import COLLECTED
+from safetensors import safe_open
 
 from vae_jax import cli
 from vae_jax.cli import VERBS
@@ -29,6 +30,22 @@ def test_the_code_runs(capsys):
     assert names["pictures"].shape == (16, 32, 32, 1)
     assert names["latents"].shape == (360, 20)
     assert len(capsys.readouterr().out.split()) == 2  # the test loss of two epochs
+
+
+@pytest.mark.timeout(600)
+def test_the_code_for_using_a_model_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "using.md").read_text(encoding="utf-8")
+    names = {}
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        exec(compile(code, "using.md", "exec"), names)
+    shapes = {name: names[name].shape for name in ("jacobian", "jacobians", "sensitivity")}
+    expected = {"jacobian": (32, 32, 1, 20), "jacobians": (5, 32, 32, 1, 20), "sensitivity": (4, 32, 32, 1)}
+    assert shapes == expected
+    assert names["same"].all()
+    with safe_open(tmp_path / "digits.safetensors", framework="numpy") as stored:
+        assert "params.encoder.conv1.kernel" in stored.keys()  # noqa: SIM118 (it is no dict)
+        assert set(stored.metadata()) == {"format", "version", "model"}
 
 
 def test_the_examples_of_extending_it_train_and_evaluate_from_files_of_their_own(tmp_path, monkeypatch, capsys):
@@ -64,6 +81,9 @@ def test_the_example_of_a_results_file_is_one(tmp_path, monkeypatch):
 
 
 def test_what_it_names_exists():
+    for page in (ROOT / "docs").glob("*.md"):
+        for path in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / path).exists(), (page, path)
     for path in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(
         r"`(vae_jax/[\w/]*(?:\.py)?|tests/\w+\.py)`", README
     ):

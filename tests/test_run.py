@@ -390,7 +390,7 @@ def test_a_configuration_edited_by_hand_is_not_taken_without_a_word(data, copied
     )
     before = snapshot(copied)
     assert refused(run.train, run.read_config(copied), data, copied, resume=True) == (
-        f"{copied}: --resume continues a run as it began; changed: {changed}"
+        f"{copied}: resume=True continues a run as it began; changed: {changed}"
     )
     assert snapshot(copied) == before
     told = []
@@ -443,7 +443,7 @@ def test_a_diverged_run_saves_nothing_of_it_and_goes_on_if_such_steps_are_skippe
     message = refused(run.train, config, data, folder)
     assert "diverged in epoch 2: the loss of step 3 of 6 is nan; last finite: loss " in message
     assert (
-        "begin anew (--overwrite or another --out) or go on from step 6 with --resume --train.skip_nonfinite true"
+        "begin anew (overwrite=True or another folder) or go on from step 6 with resume=True, train.skip_nonfinite true"
         in message
     )
     assert (folder / "diverged.txt").read_text().strip() in message
@@ -469,8 +469,8 @@ def test_a_run_in_its_third_epoch_is_not_cut_to_two(data, tmp_path):
 
 def test_a_run_is_not_trained_over(data, copied):
     before = snapshot(copied)
-    assert "--resume" in refused(run.train, CONFIG, data, copied)
-    assert "--overwrite" in refused(run.train, CONFIG, data, copied, resume=True, overwrite=True)
+    assert "resume=True" in refused(run.train, CONFIG, data, copied)
+    assert "overwrite=True" in refused(run.train, CONFIG, data, copied, resume=True, overwrite=True)
     assert snapshot(copied) == before
 
 

@@ -94,7 +94,7 @@ def test_an_autoencoder_becomes_generative(small_data):
     z = np.asarray(sample(jax.random.key(2), 20))
     codes = np.asarray(make_model(network, objective, variables).encode(images)["mu"])
     assert np.abs(z[:, None] - codes).max(-1).min(-1).max() < 0.01
-    with pytest.raises(UserError, match="--from: expected one of gmm, second_stage; found 'kde'"):
+    with pytest.raises(UserError, match="source: expected one of gmm, second_stage; found 'kde'"):
         samplers.fit_sampler("kde", network, variables, images, jax.random.key(1))
 
 

@@ -291,9 +291,7 @@ def test_a_stopped_sweep_goes_on_to_the_same_end(images, tmp_path):
     again = sweep.run(plan, images, tmp_path / "stopped", resume=True)  # nothing is left to do
     assert [figures(each.history) for each in again] == [figures(each.history) for each in found]
     other = sweep.make_sweep(base, 3, ["objective.beta=0.5,2"])
-    with pytest.raises(
-        UserError, match=r"continues a sweep as it began; changed: --seeds \(the sweep has 2, found 3\)"
-    ):
+    with pytest.raises(UserError, match=r"continues a sweep as it began; changed: seeds \(the sweep has 2, found 3\)"):
         sweep.run(other, images, tmp_path / "stopped", resume=True)
 
 

@@ -169,7 +169,7 @@ def test_code_that_no_training_of_ones_own_has_put_there_is_run_by_no_command(
         assert (code, len(said.splitlines())) == (2, 1)
         assert said.startswith("vae-jax: error: run: expected code that your own training has put there; found ")
         assert names[0] in said or str(tmp_path / names[0]) in said
-        assert f"{place}, and if you trust it use {FLAG} (in Python trust_code=True)" in said
+        assert f"{place}, and if you trust it use {FLAG}" in said
     for function, arguments in ((run.load, ()), (export_run, (tmp_path / "x.safetensors",))):
         assert refused(function, mine, *arguments).startswith(f"{mine}: expected code that your own training has put")
     assert not ran.exists()
@@ -383,7 +383,7 @@ def test_without_a_home_folder_the_word_is_needed_and_that_is_said(tmp_path, mon
     folder.mkdir()
     rename(folder, names[0])
     line = own_parts.keep(own_parts.sources(names), names, folder)
-    assert line.startswith(f"commands that use what is trained here will need {FLAG} to run its code: /dev/null/")
+    assert line.startswith("whoever uses what is trained here will need trust_code=True to run its code: /dev/null/")
     assert used(folder) == names[0]
     monkeypatch.setattr(signature, "_OF_THIS_PROCESS", b"another")
     assert "(there is no /dev/null/" in refused(used, folder) or "Not a directory" in refused(used, folder)

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, argument
 
 AXIS = "images"
 
@@ -41,11 +41,10 @@ class Devices:
         """
         found = jax.devices()
         if not 1 <= count <= len(found):
-            raise UserError(f"--devices: expected 1 to {len(found)}, as many as there are; found {count}")
+            raise UserError(f"{argument('devices')}: expected 1 to {len(found)}, as many as there are; found {count}")
         if jax.process_count() > 1 and count < len(found):
-            raise UserError(
-                f"--devices: expected all {len(found)} devices of {jax.process_count()} processes; found {count}"
-            )
+            every = f"all {len(found)} devices of {jax.process_count()} processes"
+            raise UserError(f"{argument('devices')}: expected {every}; found {count}")
         self.count, self.processes = count, jax.process_count()
         mesh = Mesh(np.array(found[:count]), (AXIS,)) if count > 1 else None
         self._split = mesh and NamedSharding(mesh, PartitionSpec(AXIS))

@@ -18,7 +18,7 @@ from vae_jax import objectives
 from vae_jax.composition import Composition
 from vae_jax.config import Config
 from vae_jax.data.dataset import Split
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, argument
 from vae_jax.evaluate import in_batches, make_posteriors
 from vae_jax.keys import training_images_key
 from vae_jax.models import Variables
@@ -158,7 +158,8 @@ def check_density(config: Config, network: Composition) -> None:
         found = f"posterior {config.posterior.name}, whose density is known at its own samples only"
         if not objectives.get(config.objective).generative:
             found = f"objective {config.objective.name}, whose code has no density"
-        raise UserError(f"--diagnostics: the aggregate posterior needs a posterior's density at any z; found {found}")
+        name = argument("diagnostics")
+        raise UserError(f"{name}: the aggregate posterior needs a posterior's density at any z; found {found}")
 
 
 def pairwise_log_prob(network: Composition, variables: Variables) -> PairwiseLogProb:

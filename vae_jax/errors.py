@@ -3,7 +3,8 @@
 import errno
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 LINE_LIMIT = 20_000  # characters of a line, whatever is quoted in it
@@ -32,6 +33,32 @@ class UserError(ValueError):
 
     def __init__(self, message: str):
         super().__init__(printable(message))  # names of files are a part of it, and they may hold anything
+
+
+def _in_python(name: str, value: object) -> str:
+    return name if value is None else f"{name}={value}"
+
+
+_spell: Callable[[str, object], str] = _in_python
+
+
+def argument(name: str, value: object = None) -> str:
+    """An argument, with a value or without, in a message to whoever called: `resume=True`, or a command's `--resume`.
+
+    Options of the configuration need no such thing: their names, as `train.epochs`, are the same everywhere.
+    """
+    return _spell(name, value)
+
+
+@contextmanager
+def arguments_spelled(spell: Callable[[str, object], str]) -> Iterator[None]:
+    """Within it messages name arguments as this function of their name and their value (or None) does."""
+    global _spell
+    before, _spell = _spell, spell
+    try:
+        yield
+    finally:
+        _spell = before
 
 
 class Diverged(UserError):

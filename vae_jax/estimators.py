@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from vae_jax import objectives
 from vae_jax.composition import Composition
 from vae_jax.config import Config
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, argument
 from vae_jax.keys import first_z_key, image_keys, move_key, sample_key
 from vae_jax.models import Variables
 from vae_jax.sizes import check_memory
@@ -96,7 +96,7 @@ def importance_nll(
         start = jnp.full(len(images), -jnp.inf), jnp.zeros(len(images))
         return lax.scan(add, start, jnp.arange(chunks * chunk).reshape(chunks, chunk))[0]
 
-    what = f"--nll-samples {samples}"
+    what = argument("samples", samples)
     top, total = _over_images(what, estimate, variables, images, labels, key, rows // chunk, on_progress)
     return math.log(samples) - top - np.log(total)
 
@@ -198,7 +198,7 @@ def annealed_nll(
         return _log_add((jnp.full(len(images), -jnp.inf), jnp.zeros(len(images))), log_w)
 
     batch = max(1, _rows(images) // max(chains, PILOTS))
-    what = f"--ais-chains {chains}"
+    what = argument("chains", chains)
     top, total = _over_images(what, estimate, variables, images, labels, key, batch, on_progress, exact)
     nll = math.log(chains) - top - np.log(total)
     return nll if exact is None else -nll

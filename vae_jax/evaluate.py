@@ -20,7 +20,7 @@ from vae_jax.composition import Composition
 from vae_jax.config import Config, as_used
 from vae_jax.dependence import depends
 from vae_jax.devices import Devices
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, argument
 from vae_jax.feed import Feed, Shard
 from vae_jax.keys import batch_keys, encoding_key, further_key, probing_key, sampling_key
 from vae_jax.models import Variables
@@ -154,10 +154,10 @@ def make_evaluator(
         devices: to evaluate on, together; by default one.
     """
     if latent not in ("sample", "mean"):
-        raise UserError(f"--latent: expected sample or mean; found {latent!r}")
+        raise UserError(f"{argument('latent')}: expected sample or mean; found {latent!r}")
     if latent == "mean" and _looks_at_densities(config, network, objective):
         raise UserError(
-            f"--latent: expected sample, since with objective {config.objective.name}, posterior "
+            f"{argument('latent')}: expected sample, since with objective {config.objective.name}, posterior "
             f"{config.posterior.name} and prior {config.prior.name} the loss is made of densities at samples of z; "
             f"found mean"
         )

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from vae_jax.checked import UnfitError, read_json, read_text
 from vae_jax.config import Config, read_file, without_unused
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, argument
 
 DATA = "data.json"  # in a run folder: what it was trained on
 LOCK = ".lock"  # held by the process that writes into a run folder
@@ -111,7 +111,8 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: expected a new or empty folder or a run's; found other files, which are left alone")
     if resume == overwrite:
-        raise UserError(f"{folder}: there is a run already; --resume continues it, --overwrite deletes it first")
+        going_on, anew = argument("resume", True), argument("overwrite", True)
+        raise UserError(f"{folder}: there is a run already; {going_on} continues it, {anew} deletes it first")
     read_config(folder)  # other programs have a config.yaml too
 
 

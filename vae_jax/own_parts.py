@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from vae_jax.checked import read_json, shown
 from vae_jax.config import Config, expand
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, argument
 from vae_jax.folder import contents, make_inside, replacing, write_text
 from vae_jax.registry import EXTENSIBLE, Source, locate, pin, source_of
 from vae_jax.signature import NoSecretError, is_own, sign
@@ -129,7 +129,7 @@ def keep(files: Mapping[str, Source], names: Iterable[str], folder: Path) -> str
     names = sorted(set(run))
     signature, why = sign(_canonical(index, names, places))
     write_text(code / SIGNATURE, json.dumps(Signed(names, places, signature)._asdict(), indent=2) + "\n")
-    return why and f"commands that use what is trained here will need --trust-code to run its code: {why}"
+    return why and f"whoever uses what is trained here will need {argument('trust_code', True)} to run its code: {why}"
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -253,8 +253,8 @@ def kept(names: Iterable[str], folder: Path, trust_code: bool = False, users: Co
             if why := signed if isinstance(signed, str) else _doubt(signed, origin, entry, place, index, named):
                 raise UserError(
                     f"{folder}: expected code that your own training has put there; found {name:.200}, which is not "
-                    f"known to be that ({why}); read {_shown(place)}, and if you trust it use --trust-code (in Python "
-                    f"trust_code=True)"
+                    f"known to be that ({why}); read {_shown(place)}, and if you trust it use "
+                    f"{argument('trust_code', True)}"
                 )
         if name in known:
             found[name] = f"{place}:{entry}"

@@ -14,19 +14,13 @@ from contextlib import contextmanager, nullcontext, suppress
 import jax
 
 from vae_jax.coordinator import BIND, claimed
-from vae_jax.errors import UserError, printable, say_if_aborted
+from vae_jax.errors import UserError, argument, printable, say_if_aborted
 
 HEARTBEAT = 20  # seconds after which a process that is silent counts as lost
 FAREWELL = 600  # seconds in which all processes must have ended, once one has
 LOST = 75  # exit code of a process that has lost another: sysexits' "temporary failure", worth trying again
 # What the errors of a program say whose other processes are gone, on a CPU and elsewhere.
 SIGNS = ("Gloo", "coordination service", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection", "heartbeat")
-MESSAGE = "another process has ended, or cannot be reached; once all have ended, the same command with --resume goes on"
-
-UNTOLD = (
-    "--distributed: expected --coordinator HOST:PORT, --processes and --process, or an environment that tells them "
-    "(Slurm, Kubernetes, Open MPI)"
-)
 
 
 def join(
@@ -46,15 +40,19 @@ def join(
     Raises:
         UserError: if nothing tells, the first process cannot listen there, or they do not find one another.
     """
-    name = "--coordinator" if coordinator else "--distributed"
+    name = argument("coordinator" if coordinator else "distributed")
+    untold = (
+        f"{argument('distributed')}: expected {argument('coordinator')} HOST:PORT, {argument('processes')} and "
+        f"{argument('process')}, or an environment that tells them (Slurm, Kubernetes, Open MPI)"
+    )
     try:
         coordinator, processes, process = _detected(coordinator, processes, process, wait)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{UNTOLD}; {error!s:.200}") from error
+        raise UserError(f"{untold}; {error!s:.200}") from error
     listens = os.environ.get(BIND) or coordinator
     unmet = (
-        f"--distributed: expected {processes or 'all'} processes to meet at {coordinator or 'the first one'} within "
-        f"{wait} s (--wait)"
+        f"{argument('distributed')}: expected {processes or 'all'} processes to meet at "
+        f"{coordinator or 'the first one'} within {wait} s ({argument('wait')})"
     )
 
     def initialize() -> None:
@@ -73,11 +71,16 @@ def join(
         try:
             _interruptibly(initialize)
         except (ValueError, TypeError) as error:
-            raise UserError(f"{UNTOLD}; {error!s:.200}") from error
+            raise UserError(f"{untold}; {error!s:.200}") from error
         except RuntimeError as error:
             raise UserError(f"{unmet}; {error!s:.200}") from error
     aborted = "jax's runtime has ended this process, most likely since"  # lines of its own stand above
-    say_if_aborted(f"process {jax.process_index()}: {aborted} {MESSAGE}", LOST)
+    say_if_aborted(f"process {jax.process_index()}: {aborted} {_ended()}", LOST)
+
+
+def _ended() -> str:
+    on = argument("resume", True)
+    return f"another process has ended, or cannot be reached; once all have ended, the same command with {on} goes on"
 
 
 def joined() -> bool:
@@ -92,7 +95,7 @@ def is_lost(error: BaseException) -> bool:
 
 def complaint(error: BaseException) -> str:
     """What a user is told of it."""
-    return f"process {jax.process_index()}: {MESSAGE} ({error!s:.200})"
+    return f"process {jax.process_index()}: {_ended()} ({error!s:.200})"
 
 
 def leave(code: int) -> None:

@@ -38,7 +38,7 @@ from vae_jax.composition import build
 from vae_jax.config import Config, check_used, options_of, to_yaml
 from vae_jax.data import Dataset, resolve, settled
 from vae_jax.devices import Devices, cores
-from vae_jax.errors import PATH, Diverged, Stopped, UserError, cut, in_words, listed, printable
+from vae_jax.errors import PATH, Diverged, Stopped, UserError, argument, cut, in_words, listed, printable
 from vae_jax.evaluate import Model, make_model, model_maker
 from vae_jax.folder import (
     DATA,
@@ -193,8 +193,9 @@ def train(
                 on_epoch=record_epoch,
             )
         except Diverged as error:
-            on = f" or go on from step {recorder.saved_step} with --resume --train.skip_nonfinite true"
-            anew = f"begin anew (--overwrite or another --out){on if recorder.saved_step else ''}"
+            on = f" or go on from step {recorder.saved_step} with {argument('resume', True)}, train.skip_nonfinite true"
+            how = f"{argument('overwrite', True)} or another {argument('folder')}"
+            anew = f"begin anew ({how}){on if recorder.saved_step else ''}"
             recorder.diverged(error)
             raise Diverged(f"{error}; {anew}") from error
         recorder.finish(trained, time.perf_counter() - began)
@@ -233,8 +234,8 @@ def _check_alike(config: Config, digest: str, earlier: "Saved | None", devices: 
     every = np.atleast_2d(devices.agree(np.array([int.from_bytes(mark) for mark in marks], np.int32), np.asarray))
     if differ := [name for name, column in zip(own, every.T, strict=True) if len(set(column.tolist())) > 1]:
         raise UserError(
-            "--distributed: expected every process to have the same options, the same images and the same run folder; "
-            f"found some that differ in {listed(differ)}"
+            f"{argument('distributed')}: expected every process to have the same options, the same images and the same "
+            f"run folder; found some that differ in {listed(differ)}"
         )
 
 
@@ -300,7 +301,7 @@ def adopt(
         if sources and (strange := own_parts.strangers(folder)):
             raise UserError(
                 f"{strange[0]}: expected nothing but copies of users' files in {folder / own_parts.CODE}, which "
-                f"--overwrite replaces; found a file that is none of them; move it elsewhere"
+                f"{argument('overwrite', True)} replaces; found a file that is none of them; move it elsewhere"
             )
         # Made in a folder of its own and moved when it is whole: half a run is none, and an old one is not lost for it.
         with scratch(folder / "import") as making:
@@ -440,13 +441,13 @@ def standing(
     """
     config = own_parts.as_kept(config, folder, trust_code, own_parts.names_in(config))
     if edited := own_parts.edited(folder):
-        raise UserError(f"{edited[0]}; --resume continues a run as it began")
+        raise UserError(f"{edited[0]}; {argument('resume', True)} continues a run as it began")
     now, configured = (_plain_options(own_parts.by_copy(options, folder)) for options in (config, read_config(folder)))
 
     def check(then: dict[str, Any]) -> None:
         """Refuses to continue a run as something else; its configuration tells where an older checkpoint does not."""
         if changed := _changed_options(now, then or configured, configured):
-            raise UserError(f"{folder}: --resume continues a run as it began; changed: {changed}")
+            raise UserError(f"{folder}: {argument('resume', True)} continues a run as it began; changed: {changed}")
         if changed := _changed_options(configured, then, configured):
             report(f"warning: {folder}/config.yaml was changed, and is written anew as the run began: {changed}")
 

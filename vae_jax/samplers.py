@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from vae_jax.composition import Composition
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, argument
 from vae_jax.evaluate import make_posteriors
 from vae_jax.models import Variables
 from vae_jax.posteriors.gaussian import LOG_2PI, diagonal_kl, diagonal_transform
@@ -161,7 +161,7 @@ SAMPLERS = {"gmm": gaussian_mixture, "second_stage": second_stage}
 
 
 def fit_sampler(
-    name: str,
+    source: str,
     network: Composition,
     variables: Variables,
     images: UInt8[np.ndarray, "images height width channels"],
@@ -172,7 +172,7 @@ def fit_sampler(
     """A sampler fitted to a trained model's latents.
 
     Args:
-        name: gmm or second_stage.
+        source: gmm or second_stage.
         network: of the run.
         variables: trained.
         images: the training images.
@@ -183,7 +183,7 @@ def fit_sampler(
     Raises:
         UserError: if the name is unknown or the model's latents are not finite.
     """
-    fit: Any = lookup(SAMPLERS, name, "--from")
+    fit: Any = lookup(SAMPLERS, source, argument("source"))
     latents_key, fit_key = jax.random.split(key)
     latents = np.asarray(make_posteriors(network, variables)(latents_key, images, labels).z)
     return fit(latents, fit_key, on_progress)
@@ -191,7 +191,9 @@ def fit_sampler(
 
 def _check(latents: Float[np.ndarray, "images latent"]) -> None:
     if not np.isfinite(latents).all():
-        raise UserError("--from: expected latents of the training images that are finite numbers; found others")
+        raise UserError(
+            f"{argument('source')}: expected latents of the training images that are finite numbers; found others"
+        )
 
 
 def _init_mlp(key: Key[Array, ""], inputs: int, outputs: int) -> list[PyTree]:

@@ -36,7 +36,7 @@ from vae_jax.config import (
     with_options,
 )
 from vae_jax.data import Dataset, settled
-from vae_jax.errors import PATH, Diverged, Stopped, UserError, cut, listed
+from vae_jax.errors import PATH, Diverged, Stopped, UserError, argument, cut, listed
 from vae_jax.folder import (
     LOCK,
     check_no_link,
@@ -182,14 +182,16 @@ def make_sweep(config: Config, seeds: int, settings: Sequence[str]) -> Sweep:
         option, equals, values = text.partition("=")
         option = option.strip()
         if not equals:
-            raise UserError(f"--set: expected OPTION=VALUE,VALUE,… as in objective.beta=0.5,1,2; found {cut(text)}")
+            raise UserError(
+                f"{argument('settings')}: expected OPTION=VALUE,VALUE,… as in objective.beta=0.5,1,2; found {cut(text)}"
+            )
         _check_swept(option)
         if option in found:
-            raise UserError(f"--set: expected each option once; found {cut(option)} again")
+            raise UserError(f"{argument('settings')}: expected each option once; found {cut(option)} again")
         try:
             found[option] = values_in(option, values)
         except UserError as error:
-            raise UserError(f"--set {error}") from error
+            raise UserError(f"{argument('settings')} {error}") from error
         if option in EXTENSIBLE:
             found[option] = [own_parts.absolute_name(value) for value in found[option]]
     return _checked(Sweep(own_parts.absolute(config), seeds, found))
@@ -204,22 +206,24 @@ def _checked(sweep: Sweep) -> Sweep:
     for option, values in sweep.settings.items():
         _check_swept(option)
         if not values:
-            raise UserError(f"--set {option}: expected values; found none")
+            raise UserError(f"{argument('settings')} {option}: expected values; found none")
         if len(set(values)) < len(values):
-            raise UserError(f"--set {option}: expected each value once; found {cut(','.join(values))}")
+            raise UserError(f"{argument('settings')} {option}: expected each value once; found {cut(','.join(values))}")
     seeds, counts = sweep.seeds, [len(values) for values in sweep.settings.values()]
     if not 1 <= seeds <= MOST or seeds * math.prod(counts) > MOST:
         found = listed([f"{seeds:,} seeds", *(f"{count:,} values" for count in counts)], between=" × ")
-        raise UserError(f"--seeds, --set: expected 1 to {MOST:,} members; found {found}")
+        raise UserError(f"{argument('seeds')}, {argument('settings')}: expected 1 to {MOST:,} members; found {found}")
     if sweep.config.seed + seeds > 1 << 32:
-        raise UserError(f"--seeds: expected seeds below {1 << 32:,}; found {seeds} from {sweep.config.seed} on")
+        raise UserError(
+            f"{argument('seeds')}: expected seeds below {1 << 32:,}; found {seeds} from {sweep.config.seed} on"
+        )
     return sweep
 
 
 def _check_swept(option: str) -> None:
     if not option.startswith(SWEPT):
-        why = "--seeds sweeps seeds" if option == "seed" else f"expected an option of {', '.join(SWEPT)}"
-        raise UserError(f"--set: {why}; found {cut(option)}")
+        why = f"{argument('seeds')} sweeps seeds" if option == "seed" else f"expected an option of {', '.join(SWEPT)}"
+        raise UserError(f"{argument('settings')}: {why}; found {cut(option)}")
 
 
 def members_of(sweep: Sweep) -> list[Member]:
@@ -238,7 +242,7 @@ def members_of(sweep: Sweep) -> list[Member]:
             config = with_options(sweep.config, **setting)
             check_used(config)
         except UserError as error:
-            raise UserError(f"--set: {error}") from error
+            raise UserError(f"{argument('settings')}: {error}") from error
         label = [f"{name}={labels[option][setting[option]]}" for name, option in zip(names, setting, strict=True)]
         for seed in range(config.seed, config.seed + sweep.seeds):
             own = (
@@ -249,8 +253,8 @@ def members_of(sweep: Sweep) -> list[Member]:
             found.append(Member(",".join([*label, f"seed={seed}"]), setting, own))
     if len({member.name.casefold() for member in found}) < len(found):  # as some file systems compare them
         raise UserError(
-            "--set: expected values that name different folders; found some that differ only in characters that a "
-            "folder's name does not keep, or in capitals"
+            f"{argument('settings')}: expected values that name different folders; found some that differ only in "
+            "characters that a folder's name does not keep, or in capitals"
         )
     return found
 
@@ -288,10 +292,11 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
             f"{folder}: expected a new or empty folder or a sweep's; found other files, which are left alone"
         )
     if resume == overwrite:
-        raise UserError(f"{folder}: there is a sweep already; --resume continues it, --overwrite deletes it first")
+        going_on, anew = argument("resume", True), argument("overwrite", True)
+        raise UserError(f"{folder}: there is a sweep already; {going_on} continues it, {anew} deletes it first")
     earlier = read_sweep(folder)
     now, then = (
-        {**options_of(plan.config), "--seeds": plan.seeds, "--set": _as_options(plan.settings)}
+        {**options_of(plan.config), argument("seeds"): plan.seeds, argument("settings"): _as_options(plan.settings)}
         for plan in (sweep, earlier)
     )
     changed = [
@@ -300,7 +305,9 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
         if value != then[name]
     ]
     if resume and changed:
-        raise UserError(f"{folder}: --resume continues a sweep as it began; changed: {listed(changed)}")
+        raise UserError(
+            f"{folder}: {argument('resume', True)} continues a sweep as it began; changed: {listed(changed)}"
+        )
 
 
 def _as_options(settings: dict[str, list[str]]) -> str:

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from vae_jax import checked, own_parts, run
 from vae_jax.composition import build
 from vae_jax.config import Config, load_config, options_of
-from vae_jax.errors import UserError, cut, listed
+from vae_jax.errors import UserError, argument, cut, listed
 from vae_jax.interop import weights_file
 from vae_jax.keys import probing_key
 from vae_jax.train import Trained, start_from
@@ -121,7 +121,7 @@ def _read_config(path: Path, options: dict[str, Any], trust_code: bool) -> Confi
     if (names := own_parts.names_in(config)) and not trust_code:
         raise UserError(
             f"{path}: expected a model of the package's own parts; found {listed(names)}, which runs code; read it, "
-            f"and if you trust it use trust_code=True"
+            f"and if you trust it use {argument('trust_code', True)}"
         )
     return config
 

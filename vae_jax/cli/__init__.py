@@ -14,10 +14,19 @@ from typing import Any
 
 from vae_jax import interruption
 from vae_jax.cli import compare, exchange, sweep, train, use
-from vae_jax.cli.common import Verb, say, warnings_in_lines
+from vae_jax.cli.common import Verb, flag, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
 from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
-from vae_jax.errors import UserError, cut, in_words, memory_is_full, message_of, printable, say_if_aborted
+from vae_jax.errors import (
+    UserError,
+    arguments_spelled,
+    cut,
+    in_words,
+    memory_is_full,
+    message_of,
+    printable,
+    say_if_aborted,
+)
 from vae_jax.folder import check_folder, read_config, remove_unfinished
 from vae_jax.interruption import Listener
 from vae_jax.registry import lookup, users_line
@@ -28,6 +37,7 @@ NO_NUMBER = re.compile(r"""Parser key "(\w+)": Expected a <class '(int|float)'>\
 VERBS = {**train.VERBS, **sweep.VERBS, **use.VERBS, **exchange.VERBS, **compare.VERBS}
 
 
+@arguments_spelled(flag)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0, 2 for bad input, 130 where interrupted, or the command's own.
 

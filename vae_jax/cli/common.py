@@ -23,6 +23,23 @@ if TYPE_CHECKING:
 DATA_PATHS = ("manual_dir", "cache_dir", "path")
 
 
+# The flags that are called otherwise than the arguments of functions that they become.
+FLAGS = {
+    "added": "--add",
+    "chains": "--ais-chains",
+    "folder": "--out",
+    "samples": "--nll-samples",
+    "settings": "--set",
+    "source": "--from",
+}
+
+
+def flag(name: str, value: object) -> str:
+    """How messages name an argument on the command line, see `vae_jax.errors.argument`."""
+    spelled = FLAGS.get(name, f"--{name.replace('_', '-')}")
+    return spelled if value is None or value is True else f"{spelled} {value}"
+
+
 class Verb(NamedTuple):
     """A command.
 

@@ -15,7 +15,7 @@ from vae_jax.compare.level import Level, Request, Tell
 from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
 from vae_jax.data.shape import settled
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, argument
 from vae_jax.folder import remove, writing
 
 LEVELS = ("function", "gradient", "trajectory", "result")
@@ -44,8 +44,8 @@ def check(config: Config, image_shape: tuple[int, int, int], levels: Sequence[st
         if tuple(levels) == ("result",) and added:
             return
         raise UserError(
-            "compare needs PyTorch, which is not installed: pip install 'vae_jax[torch]'; without it, --levels result "
-            "--add FILE lays our results beside others'"
+            f"compare needs PyTorch, which is not installed: pip install 'vae_jax[torch]'; without it, "
+            f"{argument('levels', 'result')} with {argument('added')} lays our results beside others'"
         )
     from vae_jax.compare.pair import Pair
     from vae_jax.interop.torch_twin import check_known

@@ -32,22 +32,20 @@ def read(path: Path) -> dict[str, Any]:
     try:
         found = load(read_bytes(path), finite=True)
     except UnfitError as error:
-        raise UserError(f"--add {path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     except OSError as error:
-        raise UserError(f"--add {path}: expected a results file; {error.strerror or error}") from error
+        raise UserError(f"{path}: expected a results file; {error.strerror or error}") from error
     schema = json.loads(files("vae_jax.compare").joinpath("results.schema.json").read_bytes())
     error = best_match(Draft202012Validator(schema).iter_errors(found))
     if error:
-        raise UserError(f"--add {path}: {cut(error.json_path, 100)}: {brief(error.message, 200)}")
+        raise UserError(f"{path}: {cut(error.json_path, 100)}: {brief(error.message, 200)}")
     for i, run in enumerate(found["runs"]):
         numbers = [epoch["epoch"] for epoch in run["epochs"]]
         if numbers != list(range(1, len(numbers) + 1)):
-            raise UserError(
-                f"--add {path}: $.runs[{i}].epochs: expected epochs 1, 2, 3, … in order; found another order"
-            )
+            raise UserError(f"{path}: $.runs[{i}].epochs: expected epochs 1, 2, 3, … in order; found another order")
     seeds = [run["seed"] for run in found["runs"]]
     if len(set(seeds)) < len(seeds):
-        raise UserError(f"--add {path}: $.runs: expected each seed once; found {sorted(seeds)}"[:300])
+        raise UserError(f"{path}: $.runs: expected each seed once; found {sorted(seeds)}"[:300])
     return found
 
 

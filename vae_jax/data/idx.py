@@ -130,8 +130,8 @@ class Idx:
                 download(wanted, folder)
             except UserError as error:
                 raise UserError(
-                    f"{self.name}: {error}; with {', '.join(NAMES)} in a folder DIR use --data.manual_dir "
-                    "DIR, or use --data.source digits, folder or array"
+                    f"{self.name}: {error}; with {', '.join(NAMES)} in a folder DIR set data.manual_dir DIR, "
+                    "or set data.source digits, folder or array"
                 ) from error
             return self._verified(paths)
 

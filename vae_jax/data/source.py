@@ -78,7 +78,7 @@ def required(value: str | None, option: str, source: str) -> str:
         UserError: it is not set.
     """
     if not value:
-        raise UserError(f"--{option} is not set: --data.source {source} needs it")
+        raise UserError(f"{option} is not set: data.source {source} needs it")
     return value
 
 

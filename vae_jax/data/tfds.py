@@ -182,7 +182,7 @@ def _prepare(builder: Any, name: str, config: DataConfig, report: Report) -> Non
     for url in list(builder.url_infos or ())[:1]:
         if not config.manual_dir and (reason := unreachable(url)):
             raise UserError(
-                f"data.name {name}: {url} cannot be reached ({reason}); use files at hand with --data.source "
+                f"data.name {name}: {url} cannot be reached ({reason}); use files at hand with data.source "
                 "digits, folder or array"
             )
     report(f"downloading and preparing {name} in {builder.data_dir}")
