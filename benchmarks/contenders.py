@@ -62,7 +62,7 @@ def loop_of(config: Any, images: np.ndarray) -> Run:
     shape, batch = images.shape[1:], config.train.batch_size
     steps_there_are = len(images) // batch
     network, objective = train.build(config, shape)
-    transformation = optimizer.build(config.train, 1000)
+    transformation = optimizer.build(config, 1000)
     step = train.make_step(config, network, objective, transformation)
     pack, _ = train.make_packing(network.platform, transformation)
     state = jax.jit(pack)(train.start(config, shape, len(images)))

@@ -20,7 +20,7 @@ import numpy as np
 
 import vae_jax
 from vae_jax.composition import build
-from vae_jax.config import without_unused
+from vae_jax.config import adapted
 from vae_jax.estimators import importance_nll
 from vae_jax.evaluate import make_evaluator, means
 from vae_jax.keys import make_keys
@@ -72,7 +72,7 @@ def row(name: str, manual_dir: str | None, seed: int) -> dict[str, Any]:
         network, objective = build(config, data.image_shape)
         terms = make_evaluator(config, network, objective, data.test.images)(variables, make_keys(seed).evaluate)
         return found | {"minus_elbo": means(terms)["loss"]}
-    plain = without_unused(dataclasses.replace(config, objective=dataclasses.replace(config.objective, name="vae")))
+    plain = adapted(config, **{"objective.name": "vae"})
     network, objective = build(plain, data.image_shape)
     terms = make_evaluator(plain, network, objective, data.test.images)(variables, make_keys(seed).evaluate)
     values = means(terms)

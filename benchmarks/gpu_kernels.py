@@ -106,7 +106,7 @@ def lowered_loop(config: Any) -> Any:
     shape, batch = (config.data.image_size, config.data.image_size, 1), config.train.batch_size
     steps = 1000
     network, objective = build(config, shape, platform)
-    transformation = optimizer.build(config.train, steps)
+    transformation = optimizer.build(config, steps)
     step = train.make_step(config, network, objective, transformation)
     packing = train.make_packing(platform, transformation)
     state = jax.eval_shape(lambda: packing.pack(train.start(config, shape, steps * batch)))

@@ -29,21 +29,19 @@ BATCH = 64
 class Flax(nn.Module):
     """Three strided convolutions with GroupNorm and the way back, with Flax's own convolutions."""
 
-    config: object
-    image_shape: tuple
-    heads: dict
-    outputs: int
+    options: object
+    shapes: object
 
     conv, conv_transpose = nn.Conv, nn.ConvTranspose
 
     def setup(self):
-        height, width, channels = self.image_shape
+        height, width, channels = self.shapes.image_shape
         self.small = height // 8, width // 8
         self.down = [self.conv(features, (4, 4), strides=(2, 2)) for features in (16, 32, 64)]
         self.up = [self.conv_transpose(features, (4, 4), strides=(2, 2)) for features in (32, 16)]
-        self.last = self.conv_transpose(channels * self.outputs, (4, 4), strides=(2, 2))
+        self.last = self.conv_transpose(channels * self.shapes.outputs, (4, 4), strides=(2, 2))
         self.norms = [nn.GroupNorm(8) for _ in range(5)]
-        self.to_heads = {name: nn.Dense(size) for name, size in self.heads.items()}
+        self.to_heads = {name: nn.Dense(size) for name, size in self.shapes.heads.items()}
         self.from_z = nn.Dense(self.small[0] * self.small[1] * 64)
 
     def encode(self, images, train):
@@ -70,7 +68,7 @@ def epochs_of(network: str, way: str, images: np.ndarray) -> Callable[[], None]:
     config = load_config(**{"model.network": network, "train.batch_size": BATCH})
     shape, steps = images.shape[1:], len(images) // BATCH
     composition, objective = build(config, shape)
-    step = train.make_step(config, composition, objective, optimizer.build(config.train, steps))
+    step = train.make_step(config, composition, objective, optimizer.build(config, steps))
     state, key = train.start(config, shape, len(images)), jax.random.key(1)
     order, zero = jnp.arange(len(images), dtype=jnp.int32), np.int32(0)
     if way == "a Python loop":

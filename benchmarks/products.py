@@ -45,7 +45,8 @@ def model_flops(config: Config, shape: tuple[int, int, int] = SHAPE) -> int:
 
     Forward, the gradient of the weights and the gradient of the inputs cost the same; the images need no gradient.
     """
-    model, sizes = config.model, plan(config.model, shape)
+    latent, model = config.model.latent, config.model.options
+    sizes = plan(model, shape)
     channels = (shape[2], *model.channels)
     side = sizes.sizes[-1]
     encoder = [
@@ -56,7 +57,7 @@ def model_flops(config: Config, shape: tuple[int, int, int] = SHAPE) -> int:
         for i in range(len(model.channels))
     ]
     flat = side**2 * channels[-1]
-    linear = flat * model.hidden + 2 * model.hidden * model.latent + model.latent * flat
+    linear = flat * model.hidden + 2 * model.hidden * latent + latent * flat
     return 2 * (3 * (sum(encoder) + sum(decoder) + linear) - encoder[0])
 
 
@@ -65,11 +66,11 @@ def products(config: Config, batch: int) -> Counter[Product] | None:
 
     None where the step's convolutions are XLA's own, as on a TPU: those are no products of their own.
     """
-    if choose(config.model.convolution) is not CONVOLUTIONS["matmul"]:
+    if choose(config.model.options.convolution) is not CONVOLUTIONS["matmul"]:
         return None
     config = replace(config, train=replace(config.train, batch_size=batch))
     network, objective = train.build(config, SHAPE)
-    step = train.make_step(config, network, objective, optimizer.build(config.train, 1000))
+    step = train.make_step(config, network, objective, optimizer.build(config, 1000))
     state = jax.eval_shape(lambda: train.start(config, SHAPE, batch))
     images = jax.ShapeDtypeStruct((batch, *SHAPE), jnp.uint8)
     jaxpr = jax.make_jaxpr(step)(state.variables, state.opt_state, images, jax.random.key(0))

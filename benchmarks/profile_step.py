@@ -39,7 +39,7 @@ def compiled_loop(batch: int):
     config = Config()
     config = replace(config, train=replace(config.train, batch_size=batch))
     network, objective = train.build(config, SHAPE)
-    step = train.make_step(config, network, objective, optimizer.build(config.train, 1000))
+    step = train.make_step(config, network, objective, optimizer.build(config, 1000))
     images = jnp.asarray(np.random.RandomState(0).randint(0, 256, (100 * batch, *SHAPE), np.uint8))
     keys, zero = make_keys(0), jnp.int32(0)
     state = train.start(config, SHAPE, len(images))

@@ -42,7 +42,7 @@ def all_reduces(count):
     """How often a step's program adds over the devices."""
     devices, plain = Devices(count), config(0)
     network, objective = build(plain, DATA.image_shape)
-    step = train.make_step(plain, network, objective, optimizer.build(plain.train, 5))
+    step = train.make_step(plain, network, objective, optimizer.build(plain, 5))
     state = devices.whole(train.start(plain, DATA.image_shape, 70))
     images, places = Feed(DATA.train.images, 0, 16, devices=devices).shapes
     key, zero = devices.whole(jax.random.key(0)), np.int32(0)

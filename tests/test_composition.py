@@ -1,7 +1,7 @@
 """Everything with everything: a covering set of combinations trains, and what makes no sense together is refused."""
 
-import dataclasses
 import functools
+from dataclasses import replace
 from itertools import combinations, product
 
 import jax
@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from vae_jax import composition, likelihoods, objectives, optimizer, posteriors, priors, train
-from vae_jax.config import Config, PosteriorConfig, PriorConfig, with_options, without_unused
+from vae_jax.config import Config, PosteriorConfig, PriorConfig, adapted, with_options
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import LIKELIHOODS
 from vae_jax.objectives import OBJECTIVES
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.priors import PRIORS
+from vae_jax.shapes import Shapes
 from vae_jax.treatments import TREATMENTS
 
 SHAPE = (3, 3, 1)
@@ -43,7 +44,7 @@ TINY = {
 
 def tiny(**options):
     """The configuration with these options, and of TINY what they look at."""
-    return without_unused(with_options(Config(), **TINY, **options))
+    return adapted(Config(), **TINY, **options)
 
 
 # Of every part its registered choices, and of some the options that change what they do.
@@ -81,24 +82,25 @@ AXES = (
 
 
 def config_of(numbers):
-    """The configuration of these choices, one number for each axis; built directly, since there are thousands."""
-    sections = {}
-    for option, value in [
-        *TINY.items(),
-        *(item for n, axis in zip(numbers, AXES, strict=True) for item in axis[n].items()),
-    ]:
-        section, name = option.split(".")
-        sections.setdefault(section, {})[name] = tuple(value) if isinstance(value, list) else value
-    parts = {field.name: field.default_factory for field in dataclasses.fields(Config) if field.name in sections}
-    return Config(**{section: parts[section](**sections[section]) for section in sections})
+    """The configuration of these choices, one number for each axis; of sections that are made once."""
+    chosen = [tuple(axis[number].items()) for number, axis in zip(numbers, AXES, strict=True)]
+    sections = {axis[0][0].partition(".")[0]: section_of(axis) for axis in chosen}
+    classes = sections.pop("model").classes
+    return replace(tiny(), **sections, model=replace(tiny().model, classes=classes))
 
 
-@functools.cache  # there are thousands of combinations, of few parts
+@functools.cache  # there are thousands of combinations, of few sections and parts
+def section_of(options):
+    section = options[0][0].partition(".")[0]
+    return getattr(tiny(**dict(options)), section)
+
+
+@functools.cache
 def part_of(section):
-    latent = TINY["model.latent"]
+    shapes = Shapes(SHAPE, TINY["model.latent"])
     if isinstance(section, PosteriorConfig):
-        return posteriors.get(section, latent)
-    return priors.get(section, latent, SHAPE) if isinstance(section, PriorConfig) else likelihoods.get(section, SHAPE)
+        return posteriors.get(section, shapes)
+    return priors.get(section, shapes) if isinstance(section, PriorConfig) else likelihoods.get(section, shapes)
 
 
 def refusal(config):
@@ -144,9 +146,9 @@ def name_of(numbers):
 @pytest.mark.parametrize("numbers", covering(), ids=name_of)
 def test_a_combination_trains(numbers):
     """Three steps, all in one compiled call: every parameter moves, and all stay finite."""
-    config = without_unused(config_of(numbers))
+    config = config_of(numbers)
     network, objective = composition.build(config, SHAPE)
-    step = train.make_step(config, network, objective, optimizer.build(config.train, 1))
+    step = train.make_step(config, network, objective, optimizer.build(config, 1))
     labels = LABELS if config.model.classes else None
 
     @jax.jit
@@ -243,9 +245,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_makes_no_sense_together_is_refused_with_the_reason(message):
-    config = with_options(Config(), **{"data.image_size": 3, "model.network": "mlp", **REFUSED[message]})
+    options = {"data.image_size": 3, "model.network": "mlp", **REFUSED[message]}
     with pytest.raises(UserError, match=message):
-        composition.build(config, SHAPE)
+        composition.build(with_options(Config(), **options), SHAPE)
 
 
 def test_labels_reach_encoder_and_decoder():

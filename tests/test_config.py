@@ -13,10 +13,11 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vae_jax import config as module
 from vae_jax.config import (
+    PARTS,
     Config,
     ObjectiveConfig,
+    adapted,
     changed_options,
     check_used,
     load_config,
@@ -28,10 +29,14 @@ from vae_jax.config import (
     with_options,
     without_unused,
 )
+from vae_jax.config.change import options_of_section
+from vae_jax.config.parts import options_class, registry_of
 from vae_jax.errors import UserError
+from vae_jax.options import SIZE_LIMIT, options_in
 
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if field.name != "seed"}
-OPTIONS = [f"{name}.{field.name}" for name, section in SECTIONS.items() for field in dataclasses.fields(section)]
+KNOWN = {f"{name}.{option}": known for name in SECTIONS for option, known in options_of_section(name).items()}
+OPTIONS = list(KNOWN)  # of all parts
 CHANGED = {"seed": 7, "data.source": "folder", "data.path": "a b", "model.strides": [1, 2], "model.channels": [4, 8]}
 
 
@@ -80,7 +85,7 @@ def test_shipped_configuration_loads(name):
             continue
         for option, value in options.items():
             value = tuple(value) if isinstance(value, list) else value
-            assert getattr(getattr(found, section), option) == value
+            assert options_of(found)[f"{section}.{option}"] == value
     assert "vae-jax train --config" in path.read_text()
 
 
@@ -164,7 +169,7 @@ def test_whatever_is_written_is_read_back(file, path, network, rate, layers, cli
     options = {"data.source": "array", "data.path": path, "model.network": "mlp", "model.layers": layers}
     config = load_config(**options, **{"train.learning_rate": rate, "train.gradient_clip": clip})
     assert (config.data.path, config.train.learning_rate, config.train.gradient_clip) == (path, rate, clip)
-    assert config.model.layers == tuple(layers)
+    assert config.model.options.layers == tuple(layers)
     own = with_options(config, **{"model.network": f"{network[:4000]}:Net", "posterior.name": network})
     for each in (config, own):
         assert read_file(file(to_yaml(each))) == each
@@ -182,7 +187,7 @@ def test_values_of_a_sweep_are_read_as_their_option_is():
     assert values_in("train.learning_rate", "1e-3,1,.5") == ["0.001", "1", "0.5"]
     assert values_in("train.gradient_clip", "null,2") == ["null", "2"]
     assert values_in("model.channels", "[8,16],[4]") == ["[8, 16]", "[4]"]
-    for option, text in (("train.learning_rate", ".inf"), ("train.adam_eps", "-.inf"), ("objective.beta", ".nan")):
+    for option, text in (("train.learning_rate", ".inf"), ("optimizer.eps", "-.inf"), ("objective.beta", ".nan")):
         with pytest.raises(UserError, match=f"{option}: expected a number in .*; found"):
             with_options(Config(), **{option: values_in(option, text)[0]})
     for option in ("objective.beta", "objective.name"):
@@ -192,7 +197,13 @@ def test_values_of_a_sweep_are_read_as_their_option_is():
 
 def test_yaml_holds_every_option():
     written = yaml.safe_load(to_yaml(Config()))
-    assert [f"{section}.{option}" for section in SECTIONS for option in written[section]] == OPTIONS
+    assert {f"{section}.{option}" for section in SECTIONS for option in written[section]} | {"seed"} == set(
+        options_of(Config())
+    )
+    own = {name: set(written[name]) for name in PARTS}
+    for name, kind in PARTS.items():
+        part = options_class(name, written[name][kind.option])
+        assert own[name] == {*options_in(SECTIONS[name]), *options_in(part)}  # of the chosen part, and of no other
 
 
 def test_overrides_win_over_the_file(file):
@@ -275,9 +286,9 @@ def test_wrong_type(option, value, file):
         ("train.batch_size", int("9" * 30)),
         ("train.learning_rate", 0),
         ("train.learning_rate", -1e-3),
-        ("train.adam_b1", 1),
-        ("train.adam_b2", -0.1),
-        ("train.adam_eps", 0),
+        ("optimizer.b1", 1),
+        ("optimizer.b2", -0.1),
+        ("optimizer.eps", 0),
         ("train.warmup_steps", -1),
         ("train.warmup_steps", int("9" * 30)),
         ("train.decay_rate", 1.5),
@@ -295,12 +306,7 @@ def test_out_of_range(option, value):
     assert len(message) < 200
 
 
-NUMBERS = [
-    f"{name}.{field.name}"
-    for name, section in SECTIONS.items()
-    for field in dataclasses.fields(section)
-    if "float" in str(field.type)
-]
+NUMBERS = [name for name, option in KNOWN.items() if float in option.kinds]
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
@@ -314,8 +320,7 @@ def test_every_number_must_be_finite(option, value, file):
 def test_null_is_taken_only_where_it_means_something(option, file):
     section, _, name = option.partition(".")
     path = file(f"{section}:\n  {name}: null" if name else f"{section}: null")
-    default = getattr(getattr(Config(), section), name) if name else 0
-    if default is None:
+    if option in KNOWN and KNOWN[option].default is None:
         assert load_config(path) == Config()
     else:
         assert refused(path) == f"{path}: {option}: expected a value; found null"
@@ -358,7 +363,7 @@ def test_null_is_taken_only_where_it_means_something(option, file):
         (b"\0" * 10, "expected a YAML file"),
         ("seed: " + "9" * 5000, "expected a YAML file"),
         ("train: {learning_rate: " + "9" * 400 + "}", "too large"),
-        (" " * (module.SIZE_LIMIT + 1), "found a longer one"),
+        (" " * (SIZE_LIMIT + 1), "found a longer one"),
     ],
     ids=lambda value: repr(value[:25]),
 )
@@ -443,14 +448,16 @@ def test_what_flags_make_of_it(option, value, named):
 def test_a_section_at_once():
     assert load_config(train="{epochs: 3, batch_size: 7}").train.batch_size == 7
     assert load_config(train={"epochs": 3, "batch_size": 7}).train.batch_size == 7
-    assert "did you mean epochs" in refused(train="{epoch: 3}")
+    assert "did you mean --train.epochs?" in refused(train="{epoch: 3}")
 
 
 def test_without_the_tests_checks_of_types():
     """Sections made by hand are what their types say, as a run's config.yaml will be; and a setting is read at once."""
     code = """
 import time
+from pathlib import Path
 import numpy as np
+from vae_jax import UserError
 from vae_jax.config import *
 made = Config(np.int64(3), DataConfig("array", path=Path("x.npy"), validation=1), ModelConfig(channels=[4, 8]),
               train=TrainConfig(learning_rate=np.float32(0.5), skip_nonfinite=np.True_))
@@ -462,7 +469,7 @@ def seconds(number):
     began = time.perf_counter()
     changed = with_options(Config(), **{"objective.beta": f"{number}e-3", "model.channels": f"[{number}, 8]"})
     check_used(changed)
-    assert (changed.objective.beta, changed.model.channels) == (number / 1000, (number, 8))
+    assert (changed.objective.options.beta, changed.model.options.channels) == (number / 1000, (number, 8))
     return time.perf_counter() - began
 print(sorted(seconds(number) for number in range(1, 200))[100] < 1e-3)
 """
@@ -519,28 +526,63 @@ def test_home_folder(tmp_path, monkeypatch):
 def test_options_that_nothing_looks_at_are_refused_on_every_way_in(options, named, file, small_data):
     from vae_jax import composition, train
 
-    config = with_options(Config(), **options)
-    for way in (
-        lambda: check_used(config),
-        lambda: load_config(**options),
-        lambda: load_config(file(to_yaml(config))),
-        lambda: composition.build(config, (32, 32, 1)),
-        lambda: train.fit(config, small_data),
-    ):
+    nested = {}
+    for option, value in options.items():
+        section, _, name = option.partition(".")
+        nested.setdefault(section, {})[name] = value
+    ways = [lambda: load_config(**options), lambda: load_config(file(yaml.safe_dump(nested)))]
+    ways.append(lambda: check_used(with_options(Config(), **options)))
+    ways.append(lambda: composition.build(with_options(Config(), **options), (32, 32, 1)))
+    ways.append(lambda: train.fit(with_options(Config(), **options), small_data))
+    for way in ways:
         with pytest.raises(UserError, match=re.escape(named)):
             way()
     # A run that an older version made so can still be looked at: as the model that it is.
-    option, plain = named.split(":")[0], options_of(Config())
-    used = without_unused(read_file(file(to_yaml(config))))
+    used = read_file(file(yaml.safe_dump(nested)), strict=False)
     check_used(used)
-    assert used == with_options(config, **{option: plain[option]})
+    option = named.split(":")[0]
+    assert used == with_options(Config(), **{name: value for name, value in options.items() if name != option})
 
 
 def test_what_is_unused_only_since_something_else_is_goes_too():
-    config = with_options(Config(), **{"model.gated": True, "model.activation": "relu", "model.batch_norm": False})
-    assert without_unused(config) == with_options(config, **{"model.gated": False})  # relu is looked at then
-    odd = {"objective.name": "autoencoder", "posterior.name": "iaf", "posterior.flows": 2, "prior.components": 3}
-    assert without_unused(with_options(Config(), **odd)) == Config(objective=ObjectiveConfig("autoencoder"))
+    plain = with_options(Config(), **{"model.network": "mlp", "model.gated": True, "model.activation": "relu"})
+    assert without_unused(plain) == with_options(Config(), **{"model.network": "mlp", "model.gated": True})
+    odd = {"objective.name": "autoencoder", "posterior.name": "iaf", "posterior.flows": 2, "prior.name": "vamp"}
+    assert adapted(Config(), **odd) == Config(objective=ObjectiveConfig("autoencoder"))
+    assert adapted(plain, **{"model.network": "residual"}) == with_options(
+        Config(), **{"model.network": "residual", "model.activation": "relu"}
+    )
+
+
+def test_a_files_options_of_other_parts_are_taken_where_they_are_as_by_default(file):
+    """As configurations of an earlier version list all of them."""
+    whole = file("objective: {name: iwae, samples: 3, beta: 1.0, groups: 4}\ntrain: {adam_b1: 0.5}\nprior: {flows: 4}")
+    found = load_config(whole)
+    assert found == load_config(**{"objective.name": "iwae", "objective.samples": 3, "optimizer.b1": 0.5})
+    assert "adam_b1" not in to_yaml(found)
+    for content, named in (
+        ("objective: {beta: 2.0, name: iwae}", "objective.beta: expected objective.name vae; found iwae"),
+        (
+            "objective: {samples: 6}",
+            "objective.samples: expected objective.name iwae or miwae or piwae or ciwae;",
+        ),
+        ("prior: {flows: 5}", "prior.flows: expected prior.name flow; found standard_normal"),
+        ("objective: {groups: many}", "objective.groups: expected a whole number; found many"),
+    ):
+        assert named in refused(file(content))
+
+
+def test_a_name_and_its_options_change_together_in_any_order():
+    changes = [("objective.samples", "3"), ("objective.name", "iwae"), ("objective.gradient", "dreg")]
+    wanted = Config(objective=ObjectiveConfig("iwae", samples=3, gradient="dreg"))
+    for order in (changes, changes[::-1], [changes[1], changes[2], changes[0]]):
+        assert load_config(**dict(order)) == wanted
+    assert load_config(objective="{samples: 3, gradient: dreg, name: iwae}") == wanted
+    # What both parts have goes along; what only the one before has must be as it is by default.
+    stl = with_options(Config(), **{"objective.gradient": "stl"})
+    assert with_options(stl, **{"objective.name": "iwae"}).objective.options.gradient == "stl"
+    with pytest.raises(UserError, match=r"objective\.gradient: expected objective\.name vae or iwae or miwae; found"):
+        with_options(stl, **{"objective.name": "ciwae"})
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -553,22 +595,32 @@ def test_sources_and_objectives_of_ones_own_look_at_what_they_like():
     check_used(load_config(**{"data.source": "mine", "data.name": "x", "objective.name": "mine", "objective.beta": 3}))
 
 
-def test_what_is_ignored_is_known_of_every_registry():
+def test_choices_are_those_of_the_registries():
     from vae_jax.data import SOURCES
-    from vae_jax.likelihoods import LIKELIHOODS
-    from vae_jax.models import NETWORKS
-    from vae_jax.objectives import OBJECTIVES
-    from vae_jax.posteriors import POSTERIORS
-    from vae_jax.priors import PRIORS
+    from vae_jax.likelihoods.gaussian import VARIANCES
+    from vae_jax.models import PRECISIONS
+    from vae_jax.models.initialization import INITIALIZATIONS
+    from vae_jax.objectives.autoencoder import CORRUPTIONS
+    from vae_jax.objectives.vae import SCHEDULES
+    from vae_jax.optimizer import SCHEDULES as RATES
+    from vae_jax.train import REDUCTIONS
+    from vae_jax.treatments import TREATMENTS
 
-    assert {name: set(choices) for name, choices in module.OURS.items()} == {
-        "data.source": set(SOURCES),
-        "model.network": set(NETWORKS),
-        "posterior.name": set(POSTERIORS),
-        "prior.name": set(PRIORS),
-        "likelihood.name": set(LIKELIHOODS),
-        "objective.name": set(OBJECTIVES),
-    }
+    tables = {"data.source": SOURCES, "data.treatment": TREATMENTS, "model.initialization": INITIALIZATIONS}
+    tables |= {"model.precision": PRECISIONS, "likelihood.variance": VARIANCES, "objective.schedule": SCHEDULES}
+    tables |= {"objective.corruption": CORRUPTIONS, "train.schedule": RATES, "train.reduction": REDUCTIONS}
+    for option, table in tables.items():
+        assert set(KNOWN[option].choices.names) == set(table), option
+
+
+@pytest.mark.parametrize("section", PARTS)
+def test_every_part_tells_what_its_options_are(section):
+    for name in registry_of(section):
+        for option, known in options_in(options_class(section, name)).items():
+            assert len(known.help.split()) >= 3, f"{section}.{option} of {name} has no help"
+            assert known.interval or known.choices or known.kinds == (bool,), f"{section}.{option} may be anything"
+            made = load_config(**{f"{section}.{PARTS[section].option}": name, f"{section}.{option}": known.default})
+            assert getattr(getattr(made, section).options, option) == known.default
 
 
 def test_no_such_file(tmp_path):
@@ -634,4 +686,4 @@ def test_any_override(option, value):
 def test_docstring_tells_every_field(section):
     attributes = section.__doc__.split("Attributes:")[1]
     told = re.findall(r"^ {8}(\w+): \S", attributes, re.MULTILINE)
-    assert told == [field.name for field in dataclasses.fields(section)]
+    assert told == [field.name for field in dataclasses.fields(section) if field.name != "changed"]

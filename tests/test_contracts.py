@@ -30,8 +30,9 @@ def same(first, second):
 # --- A codebook, whose averages are a state --------------------------------------------------------------------------
 
 
-def codebook(config, latent):
+def codebook(options, shapes):
     """Vector quantisation of one place, its codes moving averages (van den Oord et al. 2017, section 3.2)."""
+    latent = shapes.latent
 
     def init(key):
         codes = jax.random.normal(key, (CODES, latent))
@@ -59,7 +60,7 @@ def codebook(config, latent):
     )
 
 
-def codes(config, latent, image_shape):
+def codes(options, shapes):
     """All codes are as likely."""
 
     def sample(params, key, count, aggregate):
@@ -78,14 +79,14 @@ def critic(params, z):
     return jnp.tanh(z @ params["hidden"]) @ params["out"]
 
 
-def adversarial(key, model, images, config):
+def adversarial(key, model, images, options):
     """An adversarial autoencoder (Makhzani et al. 2016): the encoder fools the critic instead of minimising a KL."""
     draw = model.draw(key, images)
     fooled = jax.nn.softplus(-critic(model.own["critic"], draw.z))
     return {"loss": -draw.log_px + fooled, "reconstruction": -draw.log_px, "fooled": fooled}
 
 
-def judge(key, model, images, config):
+def judge(key, model, images, options):
     draw = model.draw(key, images)
     real = jax.random.normal(jax.random.fold_in(key, 1), draw.z.shape)
     seen, drawn = (critic(model.own["critic"], z) for z in (real, draw.z))
@@ -95,7 +96,7 @@ def judge(key, model, images, config):
     }
 
 
-def init_critic(key, config, shape, image_shape):
+def init_critic(key, options, shape, image_shape):
     return {"critic": {"hidden": 0.1 * jax.random.normal(key, (*shape, 8)), "out": jnp.full(8, 0.1)}}
 
 
@@ -186,13 +187,13 @@ def test_the_average_of_a_codebook_by_hand():
 
 
 def test_a_skipped_step_leaves_a_codebook_as_it_was(small_data):
-    def broken(key, model, images, config):
+    def broken(key, model, images, options):
         draw = model.draw(key, images)
         return {"loss": -draw.log_px + draw.cost + jnp.nan}
 
     config = config_of("codebook", skip_nonfinite=True)
     network, _ = composition.build(config, small_data.image_shape)
-    transformation = optimizer.build(config.train, 3)
+    transformation = optimizer.build(config, 3)
     step = jax.jit(train.make_step(config, network, Objective(broken), transformation))
     variables = network.init(jax.random.key(0))
     images = jnp.asarray(small_data.train.images[:8])
@@ -204,7 +205,7 @@ def test_a_skipped_step_leaves_a_codebook_as_it_was(small_data):
 def test_a_phase_changes_what_it_trains_and_nothing_else(small_data):
     config = config_of("adversarial")
     network, objective = composition.build(config, small_data.image_shape)
-    transformation = optimizer.build(config.train, 3)
+    transformation = optimizer.build(config, 3)
     variables = network.init(jax.random.key(0))
     images = jnp.asarray(small_data.train.images[:8])
 
@@ -242,7 +243,7 @@ def test_a_critics_gradient_is_that_of_the_model_as_its_phase_finds_it(small_dat
 
     def loss(trained, params, terms, name, own):
         def of(model):
-            return terms(own.objective, model, images / 255, config.objective)[name]
+            return terms(own.objective, model, images / 255, config.objective.options)[name]
 
         more = {"streams": own.streams}
         return network.apply(Variables({**params, **trained}), of, own.dropout, train=True, **more)[0].sum()
@@ -276,7 +277,7 @@ def test_toys_train_as_a_gpu_would(toy, small_data):
 # --- Figures of a whole batch ----------------------------------------------------------------------------------------
 
 
-def brightest(key, model, images, config):
+def brightest(key, model, images, options):
     draw = model.draw(key, images)
     return {"loss": -draw.log_px, "brightest": images.mean((1, 2, 3)).max()}
 
@@ -318,8 +319,8 @@ def test_a_posterior_and_a_prior_over_other_things_are_refused(small_data):
     [(lambda own: {"codes": own["codes"][:2]}, "expected the state"), (lambda own: own | {"sums": 1}, "found")],
 )
 def test_a_state_of_another_shape_is_refused(state, message, monkeypatch, small_data):
-    def spoiled(config, latent):
-        whole = codebook(config, latent)
+    def spoiled(options, shapes):
+        whole = codebook(options, shapes)
 
         def transform(own, noise, heads):
             sample = whole.transform(own, noise, heads)

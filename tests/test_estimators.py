@@ -60,7 +60,7 @@ class Linear(nn.Module):
 ENCODER, DECODER = ("mean", "offset", "log_var", "lower"), ("weight", "bias")
 
 
-def isotropic(config, image_shape):
+def isotropic(options, shapes):
     """N(the decoder's output, σ²I)."""
 
     def log_prob(params, mean, images):
@@ -71,7 +71,7 @@ def isotropic(config, image_shape):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(NETWORKS, "linear", lambda config, image_shape, heads, outputs: Linear())
+    monkeypatch.setitem(NETWORKS, "linear", lambda options, shapes: Linear())
     monkeypatch.setitem(LIKELIHOODS, "isotropic", isotropic)
 
 
@@ -104,7 +104,9 @@ def losses(variables, images=IMAGES, key=1, **options):
     x = network.treat(jax.random.key(0), jnp.asarray(images))
 
     def run(variables):
-        return network.apply(variables, lambda model: objective.terms(jax.random.key(key), model, x, config.objective))
+        return network.apply(
+            variables, lambda model: objective.terms(jax.random.key(key), model, x, config.objective.options)
+        )
 
     return np.asarray(jax.jit(run)(variables)[0]["loss"], np.float64)
 
@@ -230,7 +232,7 @@ def gradients(variables, seed, count, **options):
 
     def loss(params, key):
         bound = Variables(params, {})
-        terms = network.apply(bound, lambda model: objective.terms(key, model, x, config.objective))[0]
+        terms = network.apply(bound, lambda model: objective.terms(key, model, x, config.objective.options))[0]
         return terms["loss"].mean()
 
     found = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(variables.params, keys)

@@ -160,7 +160,7 @@ def watched(terms):
     return network._replace(treat=treat), Objective(terms)
 
 
-def meets_own_key(key, model, images, config):
+def meets_own_key(key, model, images, options):
     """An objective whose loss is 1 where the images were treated with a key that it may derive from its own."""
     own = jnp.stack([shown(key), *(shown(child) for child in jax.random.split(key, CHILDREN))])
     same = (own == images[:1]).all((1, 2, 3)).any()
@@ -176,7 +176,7 @@ def test_an_objective_may_derive_what_it_likes_from_its_key(where):
             variables, jnp.asarray(IMAGES), None, jnp.int32(0), keys.make_keys(0).evaluate
         )["loss"]
     else:
-        transformation = optimizer.build(CONFIG.train, 1)
+        transformation = optimizer.build(CONFIG, 1)
         step = train.make_step(CONFIG, network, objective, transformation)
         loss = jax.jit(step)(variables, transformation.init(variables.params), jnp.asarray(IMAGES), jax.random.key(5))[
             2

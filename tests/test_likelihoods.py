@@ -12,7 +12,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae_jax.config import LikelihoodConfig
+from vae_jax.config import Config, LikelihoodConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import (
     LIKELIHOODS,
@@ -26,13 +26,25 @@ from vae_jax.likelihoods import (
 )
 from vae_jax.likelihoods.continuous_bernoulli import continuous_bernoulli_mean, log_sinhc
 from vae_jax.likelihoods.logistic import log_mass
+from vae_jax.shapes import Shapes
 from vae_jax.treatments import TREATMENTS
+
+SHAPES = Shapes((1, 1, 1), 2)
 
 level_log_mass = jax.jit(log_mass)
 LEVELS = np.arange(256) / 255
+
+
+def sized(name):
+    return adapted(Config(), **{"likelihood.name": name, "likelihood.components": 3}).likelihood
+
+
 CONFIGS = {
-    **{name: LikelihoodConfig(name, components=3) for name in LIKELIHOODS},
-    **{f"gaussian_{variance}": LikelihoodConfig("gaussian", variance) for variance in ("shared", "pixel")},
+    **{
+        name: adapted(Config(), **{"likelihood.name": name, "likelihood.components": 3}).likelihood
+        for name in LIKELIHOODS
+    },
+    **{f"gaussian_{variance}": LikelihoodConfig("gaussian", variance=variance) for variance in ("shared", "pixel")},
 }
 each = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -40,7 +52,7 @@ each = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 @cache
 def made(config, shape=(1, 1, 1)):
     """(outputs, images) -> log p, its gradient and the mean, compiled, with fresh parameters."""
-    likelihood = get(config, shape)
+    likelihood = get(config, Shapes(shape, 2))
 
     @jax.jit
     def run(outputs, images):
@@ -60,7 +72,7 @@ def run(config, outputs, pixels):
 
 def test_values_of_different_measures_are_told_apart():
     def kind(name, treatment, **parts):
-        return measured(get(LikelihoodConfig(name), (1, 1, 1))._replace(**parts), name, treatment)
+        return measured(get(LikelihoodConfig(name), SHAPES)._replace(**parts), name, treatment)
 
     kinds = {(name, treatment): kind(name, treatment) for name in LIKELIHOODS for treatment in TREATMENTS}
     assert kinds["bernoulli", "static"] == "probabilities of statically binarised pixels"
@@ -81,7 +93,7 @@ def images_of(values):
 
 def support(config):
     """Points of one pixel, with their weights in a sum or an integral over all it can be."""
-    measure = get(config, (1, 1, 1)).measure
+    measure = get(config, SHAPES).measure
     if measure == "binary":
         return np.array([0.0, 1.0]), np.ones(2)
     if measure == "levels":
@@ -100,7 +112,7 @@ def support(config):
 @pytest.mark.usefixtures("float64")
 def test_probabilities_add_up_to_one_and_have_the_mean(config):
     points, weights = support(config)
-    several = np.random.RandomState(0).uniform(-2, 2, (4, get(config, (1, 1, 1)).outputs))
+    several = np.random.RandomState(0).uniform(-2, 2, (4, get(config, SHAPES).outputs))
     log_prob, _, means = run(config, np.repeat(several, len(points), 0), np.tile(points, 4))
     mass = weights * np.exp(log_prob.reshape(4, -1))
     np.testing.assert_allclose(mass.sum(1), 1, rtol=1e-9)
@@ -113,7 +125,7 @@ def test_probabilities_add_up_to_one_and_have_the_mean(config):
 def test_an_image_is_the_sum_of_its_pixels(config):
     """Catches a layout in which numbers of one pixel or channel go to another."""
     shape = height, width, channels = 2, 2, 3
-    size, batch = get(config, shape).outputs, 2
+    size, batch = get(config, Shapes(shape, 2)).outputs, 2
     random = np.random.RandomState(0)
     outputs = random.randn(batch, height, width, size * channels)
     images = random.randint(0, 256, (batch, *shape)) / 255
@@ -131,7 +143,7 @@ def test_an_image_is_the_sum_of_its_pixels(config):
 def test_values_gradients_and_means_are_finite_at_extreme_outputs(config):
     extremes = np.array([0.0, 1e-6, 0.5, 20.0, 100.0, 1e4, 14_540.0, 1e6, 1e18, 1e30])
     extremes = np.concatenate([extremes, -extremes[1:]])
-    outputs = np.random.RandomState(0).choice(extremes, (4000, get(config, (1, 1, 1)).outputs))
+    outputs = np.random.RandomState(0).choice(extremes, (4000, get(config, SHAPES).outputs))
     outputs[: len(extremes)] = extremes[:, None]
     pixels = np.tile([0.0, 1 / 255, 0.5, 1.0], 4000)
     log_prob, gradient, means = run(config, np.repeat(outputs, 4, 0), pixels)
@@ -139,7 +151,7 @@ def test_values_gradients_and_means_are_finite_at_extreme_outputs(config):
     assert np.isfinite(gradient).all()
     assert means.min() >= 0
     assert means.max() <= 1
-    likelihood = get(config, (1, 1, 1))
+    likelihood = get(config, SHAPES)
     params = likelihood.init(jax.random.key(0))
     gradient = jax.jit(jax.grad(lambda outputs: likelihood.mean(params, outputs).sum()))
     assert np.isfinite(gradient(jnp.asarray(outputs[:, None, None, :], float))).all()
@@ -148,7 +160,7 @@ def test_values_gradients_and_means_are_finite_at_extreme_outputs(config):
 @each
 @pytest.mark.usefixtures("float64")
 def test_the_gradient_is_that_of_finite_differences(config):
-    size, step = get(config, (1, 1, 1)).outputs, 1e-5
+    size, step = get(config, SHAPES).outputs, 1e-5
     points = np.random.RandomState(1).randn(9, 1, size)
     # Each point with 0 and with a step either way in each direction.
     around = np.concatenate([np.zeros((1, size)), step * np.eye(size), -step * np.eye(size)])
@@ -164,7 +176,7 @@ def test_the_gradient_is_that_of_finite_differences(config):
 
 @each
 def test_each_says_for_which_data_it_is_one(config):
-    likelihood = get(config, (1, 1, 1))
+    likelihood = get(config, SHAPES)
     assert set(likelihood.treatments) <= set(TREATMENTS)
     assert bool(likelihood.reason) == (set(likelihood.treatments) != set(TREATMENTS))
 
@@ -197,7 +209,7 @@ def test_bits_of_a_density_bound_those_of_the_levels_it_implies():
     inside = (level + (nodes + 1) / 2) / 256
     log_prob, _, _ = run(config, np.full((50, 1), 300.0), inside)
     mass = (np.exp(log_prob) * node_weights).sum() / 2 / 256
-    bits = bits_per_dimension(get(config, (1, 1, 1)), "dequantized", -(log_prob * node_weights).sum() / 2, 1)
+    bits = bits_per_dimension(get(config, SHAPES), "dequantized", -(log_prob * node_weights).sum() / 2, 1)
     assert -np.log2(mass) < bits < -np.log2(mass) + 0.1
 
 
@@ -292,7 +304,7 @@ def test_gaussians_start_at_the_configured_scale(scale):
     logits, x = random.randn(3, 1, 1, 1), random.rand(3, 1, 1, 1)
     expected = scipy.stats.norm.logpdf(x, scipy.special.expit(logits), scale).ravel()
     for variance, outputs in (("fixed", logits), ("shared", logits), ("pixel", np.concatenate([logits, 0 * x], -1))):
-        likelihood = get(LikelihoodConfig("gaussian", variance, scale), (1, 1, 1))
+        likelihood = get(LikelihoodConfig("gaussian", variance=variance, scale=scale), SHAPES)
         params = likelihood.init(jax.random.key(0))
         found = jax.jit(likelihood.log_prob)(params, jnp.asarray(outputs), jnp.asarray(x))
         np.testing.assert_allclose(found, expected, rtol=1e-9)
@@ -301,7 +313,7 @@ def test_gaussians_start_at_the_configured_scale(scale):
 @pytest.mark.usefixtures("float64")
 def test_a_shared_scale_learns_the_residuals_deviation():
     """Rybkin et al. (2021), equation 7: the best shared σ² is the mean squared error."""
-    likelihood = get(CONFIGS["gaussian_shared"], (8, 8, 1))
+    likelihood = get(CONFIGS["gaussian_shared"], Shapes((8, 8, 1), 2))
     random = np.random.RandomState(0)
     outputs, x = jnp.asarray(random.randn(4, 8, 8, 1)), jnp.asarray(random.rand(4, 8, 8, 1))
     gradient = jax.jit(jax.grad(lambda params: likelihood.log_prob(params, outputs, x).sum()))
@@ -321,16 +333,22 @@ def test_a_learned_scale_ends_at_half_a_grey_level():
 
 
 @pytest.mark.parametrize(
-    ("config", "reason"),
+    ("options", "reason"),
     [
-        (LikelihoodConfig("gaussian", "diagonal"), "likelihood.variance: expected one of fixed, shared, pixel; found"),
-        (LikelihoodConfig("gaussian", "pixel", 0.0015), "likelihood.scale: expected more than half a grey level"),
-        (LikelihoodConfig("gauss"), "likelihood.name: expected one of bernoulli, .*did you mean gaussian"),
+        (
+            {"name": "gaussian", "variance": "diagonal"},
+            "likelihood.variance: expected one of fixed, shared, pixel; found",
+        ),
+        (
+            {"name": "gaussian", "variance": "pixel", "scale": 0.0015},
+            "likelihood.scale: expected more than half a",
+        ),
+        ({"name": "gauss"}, "likelihood.name: expected one of bernoulli, .*did you mean gaussian"),
     ],
 )
-def test_what_there_is_not_is_refused(config, reason):
+def test_what_there_is_not_is_refused(options, reason):
     with pytest.raises(UserError, match=reason):
-        get(config, (1, 1, 1))
+        get(LikelihoodConfig(**options), SHAPES)
 
 
 # --- Discretized logistics --------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax.config import ModelConfig
+from vae_jax.config import Config, ModelConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.models import Variables, build, count_parameters
 from vae_jax.models.convolution import output_size
@@ -19,6 +19,7 @@ from vae_jax.models.convolutional import plan
 from vae_jax.models.layers import ACTIVATIONS, normalize
 from vae_jax.models.residual import KERNEL, padding
 from vae_jax.models.residual import plan as residual_plan
+from vae_jax.shapes import Shapes
 
 HEADS = {"mu": 20, "log_var": 20}
 ARTICLE = ModelConfig()
@@ -30,7 +31,7 @@ def heads_of(size):
 
 def run(config, shape, batch=3, outputs=1, **options):
     """Parameters, heads and decoded images of a fresh network."""
-    network = build(config, shape, heads_of(config.latent), outputs)
+    network = build(config, Shapes(shape, config.latent, 0, heads_of(config.latent), outputs))
     variables = network.init(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (batch, *shape))
 
@@ -47,9 +48,9 @@ def test_the_articles_network():
     assert count_parameters(variables.params) == 165_409
     assert {name: head.shape for name, head in heads.items()} == {"mu": (3, 20), "log_var": (3, 20)}
     assert logits.shape == (3, 32, 32, 1)
-    assert plan(ARTICLE, (32, 32, 1)).sizes == (32, 16, 8, 4, 1)
-    assert plan(ARTICLE, (32, 32, 1)).paddings == (1, 1, 1, 0)
-    assert plan(ARTICLE, (32, 32, 1)).widths == (64, 64, 32, 16, 1)
+    assert plan(ARTICLE.options, (32, 32, 1)).sizes == (32, 16, 8, 4, 1)
+    assert plan(ARTICLE.options, (32, 32, 1)).paddings == (1, 1, 1, 0)
+    assert plan(ARTICLE.options, (32, 32, 1)).widths == (64, 64, 32, 16, 1)
     assert set(variables.params["encoder"]) == {
         *(f"{kind}{i}" for kind in ("conv", "BN") for i in (1, 2, 3, 4)),
         "fc1",
@@ -93,7 +94,7 @@ def test_everything_is_switchable(changes):
     assert logits.shape == (2, 32, 32, 1)
     assert heads["mu"].shape == (2, config.latent)
     assert np.isfinite(logits).all()
-    assert bool(variables.state) == config.batch_norm
+    assert bool(variables.state) == config.options.batch_norm
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_everything_is_switchable(changes):
 )
 def test_what_cannot_be_built_is_refused_with_the_reason(changes, shape, reason):
     with pytest.raises(UserError, match=reason):
-        build(replace(ARTICLE, **changes), shape, HEADS)
+        build(replace(ARTICLE, **changes), Shapes(shape, 20, 0, HEADS))
 
 
 # --- Multi-layer perceptrons and residual networks --------------------------------------------------------------------
@@ -168,6 +169,12 @@ def test_an_mlp_is_its_formula(gated):
 RESIDUAL = ModelConfig(network="residual", latent=3, channels=(2, 3))
 
 
+def model_of(network, **options):
+    """A network of three latents, with those of the options that it has."""
+    options = {f"model.{name}": value for name, value in options.items()}
+    return adapted(Config(), **options, **{"model.network": network, "model.latent": 3}).model
+
+
 @pytest.mark.parametrize(
     ("network", "size", "channels", "outputs"),
     [
@@ -179,7 +186,7 @@ RESIDUAL = ModelConfig(network="residual", latent=3, channels=(2, 3))
     ],
 )
 def test_images_of_any_size_channels_and_outputs(network, size, channels, outputs):
-    config = replace(RESIDUAL, network=network, layers=(4,))
+    config = model_of(network, channels=(2, 3), layers=(4,))
     _, heads, logits, _ = run(config, (size, size, channels), batch=2, outputs=outputs)
     assert logits.shape == (2, size, size, outputs * channels)
     assert {name: head.shape for name, head in heads.items()} == {"mu": (2, 3), "log_var": (2, 3)}
@@ -193,7 +200,7 @@ def test_images_of_any_size_channels_and_outputs(network, size, channels, output
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_a_residual_networks_layers(blocks, batch_norm):
     config = replace(RESIDUAL, blocks=blocks, batch_norm=batch_norm)
-    variables = jax.eval_shape(build(config, (7, 7, 1), heads_of(3), 2).init, jax.random.key(0))
+    variables = jax.eval_shape(build(config, Shapes((7, 7, 1), 3, 0, heads_of(3), 2)).init, jax.random.key(0))
 
     def conv(side, inner, outer):
         return side * side * inner * outer
@@ -212,8 +219,8 @@ def test_a_residual_networks_layers(blocks, batch_norm):
 @pytest.mark.parametrize("network", ["mlp", "residual"])
 def test_the_gradient_reaches_every_parameter_and_nothing_is_random(network):
     """Not through a ReLU, which may happen to be off; without BatchNorm, which undoes the biases before it."""
-    config = replace(RESIDUAL, network=network, layers=(4, 5), gated=True, activation="tanh", batch_norm=False)
-    network = build(config, (6, 6, 1), heads_of(3))
+    config = model_of(network, channels=(2, 3), layers=(4, 5), activation="tanh", batch_norm=False)
+    network = build(config, Shapes((6, 6, 1), 3, 0, heads_of(3)))
     variables = network.init(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (2, 6, 6, 1))
 
@@ -236,7 +243,7 @@ def test_the_gradient_reaches_every_parameter_and_nothing_is_random(network):
 @pytest.mark.parametrize("blocks", [0, 1])
 def test_biases_that_batch_norm_undoes_have_no_gradient(blocks):
     """In a residual network all of its convolutions' but the last one's."""
-    network = build(replace(RESIDUAL, activation="tanh", blocks=blocks), (6, 6, 1), heads_of(3))
+    network = build(replace(RESIDUAL, activation="tanh", blocks=blocks), Shapes((6, 6, 1), 3, 0, heads_of(3)))
     variables = network.init(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (4, 6, 6, 1), float)
 
@@ -266,7 +273,9 @@ def test_biases_that_batch_norm_undoes_have_no_gradient(blocks):
 def test_a_residual_block_adds_to_what_it_is_given():
     """With all of a block's last convolutions at 0, blocks are the identity: the network is the one without them."""
     images = jax.random.uniform(jax.random.key(1), (2, 5, 5, 1))
-    with_blocks, without = (build(replace(RESIDUAL, blocks=blocks), (5, 5, 1), heads_of(3)) for blocks in (1, 0))
+    with_blocks, without = (
+        build(replace(RESIDUAL, blocks=blocks), Shapes((5, 5, 1), 3, 0, heads_of(3))) for blocks in (1, 0)
+    )
     variables = with_blocks.init(jax.random.key(0))
 
     def silent(path, leaf):
@@ -293,7 +302,7 @@ def test_a_residual_block_adds_to_what_it_is_given():
 @pytest.mark.parametrize("size", range(1, 10))
 def test_stages_halve_and_round_up(size):
     most = math.ceil(math.log2(size))
-    sizes = residual_plan(replace(RESIDUAL, channels=(1,) * max(most, 1)), (size, size, 1)) if most else (1,)
+    sizes = residual_plan(replace(RESIDUAL, channels=(1,) * max(most, 1)).options, (size, size, 1)) if most else (1,)
     assert sizes[-1] == 1
     for before, after in pairwise(sizes):
         assert after == math.ceil(before / 2)
@@ -302,11 +311,11 @@ def test_stages_halve_and_round_up(size):
         reached = {2 * i - padding(before) + tap for i in range(after) for tap in range(KERNEL)}
         assert reached >= set(range(before))
     with pytest.raises(UserError, match=rf"at most {most} stages.*{size}x{size}; found {most + 1}"):
-        residual_plan(replace(RESIDUAL, channels=(1,) * (most + 1)), (size, size, 1))
+        residual_plan(replace(RESIDUAL, channels=(1,) * (most + 1)).options, (size, size, 1))
 
 
 def test_pytorchs_initialisation():
-    params = build(ARTICLE, (32, 32, 1), HEADS).init(jax.random.key(0)).params
+    params = build(ARTICLE, Shapes((32, 32, 1), 20, 0, HEADS)).init(jax.random.key(0)).params
     # A transposed convolution counts its output channels: dec1 64 -> 64, dec4 16 -> 1.
     fan_ins = {"conv1": 16, "conv4": 512, "fc1": 64, "fc_mu": 128, "fc2": 20, "dec1": 1024, "dec4": 16}
     for name, fan_in in fan_ins.items():
@@ -324,17 +333,17 @@ def test_pytorchs_initialisation():
 
 def test_lecuns_initialisation():
     config = replace(ARTICLE, initialization="lecun")
-    params = build(config, (32, 32, 1), HEADS).init(jax.random.key(0)).params
+    params = build(config, Shapes((32, 32, 1), 20, 0, HEADS)).init(jax.random.key(0)).params
     kernel = np.asarray(params["decoder"]["dec1"]["kernel"])
     assert kernel.std() == pytest.approx(1024**-0.5, rel=0.02)
     assert not np.asarray(params["decoder"]["dec1"]["bias"]).any()
 
 
 def test_layers_do_not_share_their_numbers():
-    params = build(ARTICLE, (32, 32, 1), HEADS).init(jax.random.key(0)).params
+    params = build(ARTICLE, Shapes((32, 32, 1), 20, 0, HEADS)).init(jax.random.key(0)).params
     kernels = [params["encoder"][name]["kernel"] for name in ("fc_mu", "fc_log_var")]
     assert not np.isclose(*kernels).any()
-    other = build(ARTICLE, (32, 32, 1), HEADS).init(jax.random.key(1)).params
+    other = build(ARTICLE, Shapes((32, 32, 1), 20, 0, HEADS)).init(jax.random.key(1)).params
     assert not np.isclose(kernels[0], other["encoder"]["fc_mu"]["kernel"]).any()
 
 
@@ -356,7 +365,7 @@ def test_dropout_and_batch_norm_are_off_in_evaluation_and_on_in_training():
 @pytest.mark.parametrize("unbiased", [True, False])
 def test_running_statistics(unbiased):
     config = replace(ARTICLE, unbiased_running_variance=unbiased, batch_norm_momentum=0.25)
-    network = build(config, (32, 32, 1), HEADS)
+    network = build(config, Shapes((32, 32, 1), 20, 0, HEADS))
     variables = network.init(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (2, 32, 32, 1))
     encode = partial(network.apply, function=lambda model: model.encode(images)["mu"], train=True)
@@ -371,7 +380,7 @@ def test_running_statistics(unbiased):
 
 
 def test_given_masks_replace_drawn_ones():
-    network = build(ARTICLE, (32, 32, 1), HEADS)
+    network = build(ARTICLE, Shapes((32, 32, 1), 20, 0, HEADS))
     variables = network.init(jax.random.key(0))
     images = jax.random.uniform(jax.random.key(1), (4, 32, 32, 1))
     mask = np.zeros((20, 4), bool)
@@ -406,7 +415,7 @@ def test_every_product_forward_and_backward_has_the_configured_precision(convolu
     def precisions(precision):
         """Of the products and convolutions in a gradient, and the types of what goes into them."""
         config = replace(ARTICLE, precision=precision, convolution=convolution)
-        network = build(config, (32, 32, 1), HEADS)
+        network = build(config, Shapes((32, 32, 1), 20, 0, HEADS))
         variables = jax.eval_shape(network.init, jax.random.key(0))
 
         def loss(params, state, images):

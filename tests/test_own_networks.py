@@ -14,6 +14,7 @@ from vae_jax.config import ModelConfig, load_config
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import UserError
 from vae_jax.platforms import current
+from vae_jax.shapes import Shapes
 
 OWN = Path(__file__).parent / "own"
 NETWORKS = {
@@ -90,15 +91,13 @@ def test_what_is_random_differs_by_seed_and_nothing_else(name, fixed):
 class Plain(nn.Module):
     """Linear, with BatchNorm if asked for, in which `give` may spoil what is given."""
 
-    config: object
-    image_shape: tuple
-    heads: dict
-    outputs: int
+    options: object
+    shapes: object
 
     norm = False
 
     def setup(self):
-        self.to_heads = {name: nn.Dense(size) for name, size in self.heads.items()}
+        self.to_heads = {name: nn.Dense(size) for name, size in self.shapes.heads.items()}
         self.to_pixels = nn.Dense(64)
         if self.norm:
             self.batch_norm = nn.BatchNorm(momentum=0.9)
@@ -156,7 +155,10 @@ def test_whether_images_of_a_batch_depend_on_one_another_is_asked_of_the_network
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_our_networks_couple_images_where_they_have_batch_norm(batch_norm):
     model = ModelConfig("convolutional", 2, channels=(2,), hidden=4, batch_norm=batch_norm)
-    assert composition.models.build(model, SHAPE, {"mu": 2, "log_var": 2}).ties() == (batch_norm, batch_norm)
+    assert composition.models.build(model, Shapes(SHAPE, 2, 0, {"mu": 2, "log_var": 2})).ties() == (
+        batch_norm,
+        batch_norm,
+    )
 
 
 def test_a_running_statistic_alone_is_no_coupling(own):
@@ -380,18 +382,18 @@ def test_latent_mean_is_refused_where_the_loss_looks_at_densities_of_samples(opt
 def test_latent_mean_of_an_own_objective_is_judged_by_what_it_looks_at(monkeypatch):
     from vae_jax.objectives import Objective
 
-    def closed(key, model, images, config):
+    def closed(key, model, images, options):
         heads = model.encode(images)
         z, _ = model.sample(key, heads, 2)
         reconstruction = -model.log_likelihood(images, model.decode(z)).mean(0)
         return {"loss": reconstruction + model.kl(heads)}
 
-    def bound(key, model, images, config):
+    def bound(key, model, images, options):
         z, log_q = model.sample(key, model.encode(images))
         log_w = model.log_likelihood(images, model.decode(z)) + model.log_prior(z) - log_q
         return {"loss": -log_w}
 
-    def hidden(key, model, images, config):
+    def hidden(key, model, images, options):
         """A sampled KL with free bits, in which a density that is not a number would not show."""
         z, log_q = model.sample(key, model.encode(images))
         kl = log_q - model.log_prior(z)
@@ -485,7 +487,7 @@ def test_an_own_posterior_of_one_head_still_needs_a_likelihood_of_the_data(monke
     """It has the head of an autoencoder's code, and is none."""
     from vae_jax.posteriors import POSTERIORS, Posterior
 
-    def fixed(config, latent):
+    def fixed(options, shapes):
         def transform(params, noise, heads):
             return heads["mu"] + 0.1 * noise, jnp.zeros(noise.shape[:-1])
 
@@ -495,6 +497,6 @@ def test_an_own_posterior_of_one_head_still_needs_a_likelihood_of_the_data(monke
     options = {"posterior.name": "own", "data.treatment": "dynamic", "likelihood.name": "continuous_bernoulli"}
     with pytest.raises(UserError, match=r"data\.treatment: expected grey or dequantized"):
         composition.build(config_of("mlp", **options), SHAPE)
-    monkeypatch.setitem(POSTERIORS, "own", lambda config, latent: Posterior({"mean": latent}, lambda *_: None))
+    monkeypatch.setitem(POSTERIORS, "own", lambda options, shapes: Posterior({"mean": latent}, lambda *_: None))
     with pytest.raises(UserError, match=r"posterior\.name: expected own to have a head mu; found mean"):
         composition.build(config_of("mlp", **{"posterior.name": "own"}), SHAPE)

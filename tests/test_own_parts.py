@@ -27,20 +27,18 @@ import flax.linen as nn
 
 
 class Net(nn.Module):
-    config: object
-    image_shape: tuple
-    heads: dict
-    outputs: int
+    options: object
+    shapes: object
 
     def setup(self):
-        self.to_heads = {name: nn.Dense(size) for name, size in self.heads.items()}
-        self.to_pixels = nn.Dense(64 * self.outputs // len(os.environ.get("VALUE", "1")))
+        self.to_heads = {name: nn.Dense(size) for name, size in self.shapes.heads.items()}
+        self.to_pixels = nn.Dense(64 * self.shapes.outputs // len(os.environ.get("VALUE", "1")))
 
     def encode(self, images, train):
         return {name: head(images.reshape(len(images), -1)) for name, head in self.to_heads.items()}
 
     def decode(self, z, train):
-        return 1.0 * self.to_pixels(z).reshape(-1, 8, 8, self.outputs)
+        return 1.0 * self.to_pixels(z).reshape(-1, 8, 8, self.shapes.outputs)
 """
 CHANGED = NETWORK.replace("1.0", "9.0")  # as long as before
 LIKELIHOOD = """\
@@ -49,7 +47,7 @@ import jax.numpy as jnp
 from vae_jax.likelihoods import Likelihood
 
 
-def laplace(config, image_shape):
+def laplace(options, shapes):
     def log_prob(params, outputs, images):
         return -jnp.abs(images - jax.nn.sigmoid(outputs)).sum((1, 2, 3))
 
@@ -58,7 +56,7 @@ def laplace(config, image_shape):
 OBJECTIVE = """\
 
 
-def bound(key, model, images, config):
+def bound(key, model, images, options):
     z, log_q = model.sample(key, model.encode(images))
     reconstruction = -model.log_likelihood(images, model.decode(z))
     kl = log_q - model.log_prior(z)
@@ -113,11 +111,11 @@ def refused(function, *arguments, **named):
 # Named and refused
 
 SIGNATURES = {
-    "model.network": "(config, image_shape, heads, outputs)",
-    "posterior.name": "(config, latent)",
-    "prior.name": "(config, latent, image_shape)",
-    "likelihood.name": "(config, image_shape)",
-    "objective.name": "(key, model, images, config)",
+    "model.network": "(options, shapes)",
+    "posterior.name": "(options, shapes)",
+    "prior.name": "(options, shapes)",
+    "likelihood.name": "(options, shapes)",
+    "objective.name": "(key, model, images, options)",
 }
 
 
@@ -195,13 +193,11 @@ class Encoder(nn.Module):
 
 
 class Net(nn.Module):
-    config: object
-    image_shape: tuple
-    heads: dict
-    outputs: int
+    options: object
+    shapes: object
 
     def setup(self):
-        self.encode = Encoder(self.heads)
+        self.encode = Encoder(self.shapes.heads)
 
     @nn.compact
     def decode(self, z, train):
@@ -267,15 +263,15 @@ RAISING = {
     "setup": (
         "model.network=Net",
         NETWORK,
-        ("64 * self", "self.heads['ghost'] * self"),
-        "in setup: self.to_pixels = nn.Dense(self.heads['ghost'] * ",
+        ("64 * self", "self.shapes.heads['ghost'] * self"),
+        "in setup: self.to_pixels = nn.Dense(self.shapes.heads['ghost'] * ",
         "KeyError: 'ghost'",
     ),
     "decode": (
         "model.network=Net",
         NETWORK,
         ("1.0 * self", "z @ self"),
-        "in decode: return z @ self.to_pixels(z).reshape(-1, 8, 8, self.outputs): ",
+        "in decode: return z @ self.to_pixels(z).reshape(-1, 8, 8, self.shapes.outputs): ",
         "TypeError: ",
     ),
     "log_prob": (
@@ -351,7 +347,7 @@ def test_the_library_lets_it_pass(write, small_data, tmp_path):
 
 
 def test_an_error_of_ones_own_is_left_as_it_is(write, array, capsys, tmp_path):
-    path = write("from vae_jax import UserError\n\ndef q(config, latent):\n    raise UserError('latent: mine')\n")
+    path = write("from vae_jax import UserError\n\ndef q(options, shapes):\n    raise UserError('latent: mine')\n")
     options = flags(**{**TINY, **array, "posterior.name": f"{path}:q"})
     assert command(capsys, "train", "--out", tmp_path / "run", *options) == (2, "vae-jax: error: latent: mine\n")
 
@@ -366,7 +362,7 @@ def test_a_run_that_is_opened_shows_the_users_line_and_blames_no_checkpoint(copi
     ):
         code, said = command(capsys, *arguments)
         assert code == 2
-        assert said.startswith(f"vae-jax: error: {tmp_path}/mine.py:14 in setup: self.to_pixels = nn.Dense(")
+        assert said.startswith(f"vae-jax: error: {tmp_path}/mine.py:12 in setup: self.to_pixels = nn.Dense(")
         assert said.endswith("ZeroDivisionError: integer division or modulo by zero\n")
     with pytest.raises(ZeroDivisionError):
         run.load(copied)
@@ -668,3 +664,132 @@ def test_a_sweep_and_its_members_keep_theirs(write, small_data, tmp_path, monkey
         assert f"name: {path}:bound" in (moved / "seed=0" / "config.yaml").read_text()
     sweep._delete_sweep(moved)
     assert {each.name for each in moved.iterdir()} <= {".lock", "sweep.json"}
+
+
+# Options of their own
+
+RENYI = """\
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from vae_jax.options import TRACED, only
+
+
+@dataclass(frozen=True)
+class Options:
+    \"\"\"Of the bound.
+
+    Attributes:
+        alpha: how much the KL weighs.
+        kind: whether the KL is a square: plain or squared.
+        power: of a squared KL.
+    \"\"\"
+
+    alpha: Annotated[float, "[0, 10]", TRACED] = 1.0
+    kind: Literal["plain", "squared"] = "plain"
+    power: Annotated[int, "[1, 4]", only(kind="squared")] = 2
+
+
+def bound(key, model, images, options: Options):
+    z, log_q = model.sample(key, model.encode(images))
+    reconstruction = -model.log_likelihood(images, model.decode(z))
+    kl = log_q - model.log_prior(z)
+    cost = kl if options.kind == "plain" else kl**options.power
+    return {"loss": reconstruction + options.alpha * cost, "reconstruction": reconstruction, "kl": kl}
+"""
+
+
+FROZEN = "@dataclass(frozen=True)\n"
+
+
+def losses_of(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["train_loss"] for line in lines]
+
+
+def test_a_users_options_are_options_like_ours(write, tmp_path, capsys):
+    name = f"{write(RENYI)}:bound"
+    config = load_config(**{"objective.name": name, "objective.alpha": "2"})
+    assert config.objective.options.alpha == 2.0
+    assert load_config(objective={"alpha": 2, "name": name}).objective.options == config.objective.options
+    (tmp_path / "some.yaml").write_text(f"objective: {{name: '{name}', alpha: 2.0, kind: squared, beta: 1.0}}")
+    options = load_config(tmp_path / "some.yaml").objective.options  # ours of that name is as it is by default
+    assert (options.alpha, options.kind, options.power) == (2.0, "squared", 2)
+    for given, message in {
+        "alpha=11": "objective.alpha: expected a number in [0, 10]; found 11.0",
+        "alpha=much": "objective.alpha: expected a number; found much",
+        "kind=square": "objective.kind: expected one of plain, squared; found 'square' (did you mean squared?)",
+        "power=3": "objective.power: expected objective.kind squared; found plain",
+        "alpa=1": "--objective.alpa: expected an option of a configuration; found none of that name (did you mean "
+        "--objective.alpha?)",
+        "beta=2": f"objective.beta: expected objective.name vae; found {name}",
+    }.items():
+        out = tmp_path / "refused"
+        flag = [f"--objective.{given}", "--objective.name", name]
+        assert cli.main(["train", "--out", str(out), *flags(**TINY), *flag]) == 2
+        assert capsys.readouterr().err == f"vae-jax: error: {message}\n"
+        assert not out.exists()
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--objective.name", name, "--objective.alpha", "3", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--objective.alpha VALUE how much the KL weighs (a number in [0, 10]; 3.0)" in shown
+    assert "--objective.beta" not in shown
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("class Options:\n    alpha: float = 1.0\n", "expected a frozen dataclass; found Options"),
+        ("@dataclass\nclass Options:\n    alpha: float = 1.0\n", "expected a frozen dataclass; found Options"),
+        (
+            "@dataclass(frozen=True)\nclass Options:\n    alpha: float\n",
+            "Options.alpha: expected an option with a",
+        ),
+        (
+            "@dataclass(frozen=True)\nclass Options:\n    alpha: dict = None\n",
+            "Options.alpha: expected an option of a",
+        ),
+    ],
+)
+def test_what_a_users_options_may_not_be(write, options, message):
+    text = f"from dataclasses import dataclass\n{options}\ndef bound(key, model, images, options: Options): ..."
+    name = f"{write(text)}:bound"
+    line = refused(build, load_config(**{**TINY, "objective.name": name, "objective.alpha": 1}), (8, 8, 1))
+    assert line.startswith(f"objective.name {name}: ")
+    assert message in line
+    plain = f"{write(OBJECTIVE, 'plain.py')}:bound"
+    line = refused(build, load_config(**{**TINY, "objective.name": plain, "objective.alpha": 1}), (8, 8, 1))
+    assert line.startswith("--objective.alpha: expected an option of a configuration; found none")
+
+
+def test_a_users_options_are_kept_with_the_run_and_it_goes_on_with_them(write, tmp_path, capsys):
+    path, out = write(RENYI), tmp_path / "run"
+    begin = ["train", "--out", str(out), *flags(**TINY), "--objective.name", f"{path}:bound", "--objective.alpha", "2"]
+    assert cli.main(begin) == 0
+    assert read_config(out).objective.changed == (("alpha", 2.0),)
+    path.write_text(RENYI.replace("alpha *", "alpha * 1.5 *"))  # the run has its own copy
+    capsys.readouterr()
+    assert cli.main([*begin[:-1], "3", "--resume", "--train.epochs", "2"]) == 2
+    assert "changed: objective.alpha (the run has 2.0, found 3.0)" in capsys.readouterr().err
+    for again in (["train", "--out", str(out)], begin):
+        assert cli.main([*again, "--resume", "--train.epochs", "2"]) == 0
+    assert cli.main(["evaluate", str(out), "--json"]) == 0
+    whole = tmp_path / "whole"
+    path.write_text(RENYI)
+    assert cli.main(["train", "--out", str(whole), *begin[3:], "--train.epochs", "2"]) == 0
+    assert losses_of(whole) == pytest.approx(losses_of(out), rel=1e-6)
+
+
+def test_a_users_option_is_swept_and_traced(write, tmp_path, capsys):
+    name, out = f"{write(RENYI)}:bound", tmp_path / "sweep"
+    begin = ["sweep", "--out", str(out), *flags(**TINY), "--objective.name", name, "--set", "objective.alpha=0.5,2"]
+    assert cli.main(begin) == 0
+    assert "compiling 2 members as one program" in capsys.readouterr().out
+    for value in ("0.5", "2"):
+        alone = tmp_path / f"alone_{value}"
+        assert cli.main(["train", "--out", str(alone), *begin[3:-2], "--objective.alpha", value]) == 0
+        assert losses_of(out / f"alpha={value},seed=0") == pytest.approx(losses_of(alone), rel=1e-6)
+    assert losses_of(out / "alpha=0.5,seed=0") != losses_of(out / "alpha=2,seed=0")
+    assert cli.main(["sweep", "--out", str(out), "--resume"]) == 0
+    assert cli.main([*begin[:-1], "objective.alpha=0.5,11", "--overwrite"]) == 2
+    assert "objective.alpha: expected a number in [0, 10]; found 11.0" in capsys.readouterr().err

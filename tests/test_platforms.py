@@ -27,7 +27,7 @@ def test_a_model_is_that_of_the_platform_it_is_built_for(network):
         composition, objective = build(config, SHAPE, platform)
         assert composition.platform is platform
         state = jax.eval_shape(lambda: train.start(config, SHAPE, len(images)))
-        step = jax.jit(train.make_step(config, composition, objective, optimizer.build(config.train, 1)))
+        step = jax.jit(train.make_step(config, composition, objective, optimizer.build(config, 1)))
         programs[name] = step.lower(state.variables, state.opt_state, images, jax.random.key(0)).as_text()
     native = {name: "stablehlo.convolution" in program for name, program in programs.items()}
     assert native == {name: platform.convolution == "native" for name, platform in PLATFORMS.items()}
@@ -101,7 +101,7 @@ def test_members_train_the_same_in_loops_of_known_length(side_by_side, small_dat
 def test_our_optimiser_may_have_its_parameters_as_one_vector(clip):
     random = np.random.RandomState(0)
     params = {name: jnp.asarray(random.randn(*shape)) for name, shape in (("a", (3, 40)), ("b", ()), ("c", (5,)))}
-    transformation = optimizer.build(TrainConfig(gradient_clip=clip, learning_rate=0.1), 10)
+    transformation = optimizer.build(Config(train=TrainConfig(gradient_clip=clip, learning_rate=0.1)), 10)
     assert isinstance(transformation, optimizer.Elementwise)
 
     def after(params, packing):

@@ -1,6 +1,5 @@
 """Priors against closed forms, quadrature, their own samples and their limits; the VampPrior in a whole model."""
 
-from dataclasses import replace
 from functools import cache
 
 import jax
@@ -11,14 +10,22 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
 from vae_jax import composition
-from vae_jax.config import Config, ModelConfig, ObjectiveConfig, PosteriorConfig, PriorConfig, without_unused
+from vae_jax.config import Config, ModelConfig, ObjectiveConfig, PriorConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.posteriors.gaussian import diagonal_log_prob
 from vae_jax.priors import PRIORS, Aggregate, get
 from vae_jax.priors.vamp import pseudo_inputs
+from vae_jax.shapes import Shapes
 
-CONFIG = PriorConfig(components=3, flows=3, hidden=8)
+SMALL = {"prior.components": 3, "prior.flows": 3, "prior.hidden": 8}
 SHAPE = (4, 4, 1)
+
+
+def small(name, latent):
+    """A small prior, over so many dimensions."""
+    return get(adapted(Config(), **SMALL, **{"prior.name": name}).prior, Shapes(SHAPE, latent))
+
+
 NAMES = sorted(PRIORS)
 LEARNED = [name for name in NAMES if name != "standard_normal"]
 
@@ -51,7 +58,7 @@ def shaken(params, scale=0.5):
 @cache
 def example(name, latent, scale=0.5):
     """(params, log_prob of z, sample of a key and a number), of a prior as if trained."""
-    prior, given = get(replace(CONFIG, name=name), latent, SHAPE), aggregate(latent)
+    prior, given = small(name, latent), aggregate(latent)
     params = shaken(jax.jit(prior.init)(jax.random.key(0)), scale)
     log_prob = jax.jit(lambda params, z: prior.log_prob(params, z, given))
     sample = jax.jit(lambda params, key, count: prior.sample(params, key, count, given), static_argnums=2)
@@ -105,7 +112,7 @@ def test_values_and_gradients_are_finite_far_out_and_for_large_parameters(name, 
 def test_gradients_are_finite_wherever_values_are(name):
     """At extreme parameters, where a component of a mixture may underflow beside others that do not."""
     count, random = 200, np.random.RandomState(3)
-    prior, given = get(replace(CONFIG, name=name), 2, SHAPE), aggregate(2)
+    prior, given = small(name, 2), aggregate(2)
 
     def extreme(path, leaf):
         values = (0.0, 1.0, 80.0) if "log_var" in jax.tree_util.keystr(path) else (0.0, 1.0, 100.0, 1e4)
@@ -125,7 +132,7 @@ def test_the_standard_normal_and_what_a_flow_starts_as_are_scipys():
     expected = multivariate_normal(np.zeros(3)).logpdf(z)
     drawn = []
     for name in ("standard_normal", "flow"):
-        prior = get(replace(CONFIG, name=name), 3, SHAPE)
+        prior = small(name, 3)
         params = prior.init(jax.random.key(0))
         np.testing.assert_allclose(prior.log_prob(params, jnp.asarray(z), aggregate(3)), expected, rtol=1e-5)
         drawn.append(np.asarray(prior.sample(params, jax.random.key(1), 5, aggregate(3))))
@@ -143,7 +150,7 @@ def test_a_mixture_is_the_sum_of_its_components_and_starts_with_the_standard_nor
     ]
     np.testing.assert_allclose(log_prob(params, jnp.asarray(z)), np.log(sum(parts)), rtol=1e-5)
 
-    start = get(PriorConfig(name="mixture", components=20_000), 2, SHAPE).init(jax.random.key(0))
+    start = get(PriorConfig(name="mixture", components=20_000), Shapes(SHAPE, 2)).init(jax.random.key(0))
     second = np.square(np.asarray(start["mu"], float)) + np.exp(np.asarray(start["log_var"], float))
     np.testing.assert_allclose(second.mean(0), 1, atol=5 * 0.5 * (2 / 20_000) ** 0.5)
     assert not np.asarray(start["logits"]).any()
@@ -168,13 +175,9 @@ def test_the_vamp_prior_is_the_mean_of_the_posteriors_at_its_pseudo_inputs():
 
 
 def model_with(prior, posterior="diagonal_gaussian", **objective):
-    config = Config(
-        model=ModelConfig(network="mlp", latent=3, layers=(8,)),
-        posterior=PosteriorConfig(name=posterior, flows=2, hidden=8, context=4),
-        prior=replace(CONFIG, name=prior),
-        objective=ObjectiveConfig(**objective),
-    )
-    return without_unused(config)
+    config = Config(model=ModelConfig(network="mlp", latent=3, layers=(8,)), objective=ObjectiveConfig(**objective))
+    sizes = {"posterior.flows": 2, "posterior.hidden": 8, "posterior.context": 4}
+    return adapted(config, **SMALL, **sizes, **{"prior.name": prior, "posterior.name": posterior})
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_all_of_a_models_parameters_have_a_finite_gradient(name, posterior, obje
     def loss(params):
         terms, _ = network.apply(
             variables._replace(params=params),
-            lambda model: found.terms(jax.random.key(3), model, images, config.objective),
+            lambda model: found.terms(jax.random.key(3), model, images, config.objective.options),
             jax.random.key(4),
             True,
         )

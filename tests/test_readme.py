@@ -13,7 +13,9 @@ from safetensors import safe_open
 from vae_jax import cli
 from vae_jax.cli import VERBS
 from vae_jax.compare import results
-from vae_jax.config import Config, options_of, shipped
+from vae_jax.config import shipped
+from vae_jax.config.change import options_of_section
+from vae_jax.config.schema import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -55,12 +57,11 @@ def test_the_examples_of_extending_it_train_and_evaluate_from_files_of_their_own
         (code,) = (code for code in CODE if entry in code)
         (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
         if name == "renyi":
-            assert sum(bool(line.strip()) for line in code.splitlines()) <= 15
+            assert sum(bool(line.strip()) for line in code.splitlines()) <= 21
     small = "--data.image_size 8 --train.epochs 2 --model.channels [4,8] --model.hidden 16 --model.latent 3"
-    (renyi,), (laplace,) = (
-        re.findall(rf"^    vae-jax (train .*{name}.*)$", README, re.MULTILINE) for name in ("renyi.py", "laplace.py")
-    )
-    for command in (f"{renyi} {small}", laplace + " --data.image_size 8 --train.epochs 2 --model.batch_norm false"):
+    commands = re.findall(r"^    vae-jax (train --config .*)$", README, re.MULTILINE)
+    renyi, laplace = (next(command for command in commands if name in command) for name in ("renyi.py", "laplace.py"))
+    for command in (f"{renyi} {small}", f"{laplace} --data.image_size 8 --train.epochs 2"):
         assert cli.main(command.split()) == 0, command
     monkeypatch.chdir("/")  # a run finds its files from anywhere
     capsys.readouterr()
@@ -88,9 +89,10 @@ def test_what_it_names_exists():
         r"`(vae_jax/[\w/]*(?:\.py)?|tests/\w+\.py)`", README
     ):
         assert (ROOT / path).exists(), path
-    sections = "data|model|posterior|prior|likelihood|objective|train|output"
+    sections = "data|model|posterior|prior|likelihood|objective|train|output|optimizer"
+    known = {f"{name}.{option}" for name in SECTIONS for option in options_of_section(name)}
     for option in re.findall(rf"`((?:{sections})\.(?!py`|json`)\w+)`", README):
-        assert option in options_of(Config()), option
+        assert option in known, option
     assert set(re.findall(r"\| `vae-jax (\w+)", README)) == set(VERBS)
     assert set(re.findall(r"^\| `(\w+)` \| the", README, re.MULTILINE)) == set(shipped())
 

@@ -432,8 +432,8 @@ def test_a_diverged_run_saves_nothing_of_it_and_goes_on_if_such_steps_are_skippe
     """The loss of step 9, in the second epoch, is NaN."""
     bad = step_keys(step_key(make_keys(0).steps, 8)).objective
 
-    def broken(key, model, images, config):
-        found = OBJECTIVES["vae"].terms(key, model, images, config)
+    def broken(key, model, images, options):
+        found = OBJECTIVES["vae"].terms(key, model, images, options)
         is_bad = (jax.random.key_data(key) == jax.random.key_data(bad)).all()
         return found | {"loss": jnp.where(is_bad, jnp.nan, found["loss"])}
 

@@ -16,8 +16,11 @@ from run_fixtures import TINY, compiled_once, flags, snapshot
 from vae_jax import data, members, memory, run, sweep, train
 from vae_jax.cli import main
 from vae_jax.cli import sweep as cli_sweep
+from vae_jax.config import PARTS as SECTIONS
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig, load_config
+from vae_jax.config.parts import options_class, registry_of
 from vae_jax.errors import Diverged, Stopped, UserError
+from vae_jax.options import TRACED, options_in
 
 PLAIN = Config(model=ModelConfig(network="mlp", layers=(5,), latent=3), train=TrainConfig(epochs=2, batch_size=16))
 # The same through folders and commands.
@@ -55,7 +58,7 @@ OPTIONS = {
         {"schedule": "warmup"},
         {
             "train.learning_rate": (1e-3, 1e-2),
-            "train.adam_eps": (1e-8, 1e-2),
+            "optimizer.eps": (1e-8, 1e-2),
             "objective.beta": (1.0, 4.0),
             "objective.warmup_epochs": (1.0, 5.0),
         },
@@ -75,7 +78,13 @@ OPTIONS = {
 
 
 def test_every_option_that_is_traced_is_tested():
-    assert {option for _, values in OPTIONS.values() for option in values} == set(members.TRACED)
+    known = {f"train.{name}": option for name, option in options_in(TrainConfig).items()}
+    for section in SECTIONS:
+        for part in registry_of(section):
+            options = options_in(options_class(section, part))
+            known |= {f"{section}.{name}": option for name, option in options.items()}
+    traced = {name for name, option in known.items() if TRACED in option.marks}
+    assert {option for _, values in OPTIONS.values() for option in values} == traced
 
 
 @pytest.mark.usefixtures("float64")
@@ -569,7 +578,7 @@ def test_what_a_thousand_members_are_is_known_at_once():
     assert len({member.name for member in found}) == 1000
     last = found[-1]
     assert last.name == "beta=49,latent=3,seed=9"
-    assert (last.config.objective.beta, last.config.model.latent, last.config.seed) == (49.0, 3, 9)
+    assert (last.config.objective.options.beta, last.config.model.latent, last.config.seed) == (49.0, 3, 9)
 
 
 def test_what_does_not_fit_the_data_leaves_an_earlier_sweep_alone(base, images, tmp_path):

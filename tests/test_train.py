@@ -10,7 +10,7 @@ import pytest
 from run_fixtures import optimized
 
 from vae_jax import members, optimizer, run, sweep, train
-from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from vae_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import Diverged, UserError
 from vae_jax.keys import make_keys
@@ -62,7 +62,7 @@ def parts(config, data):
     """The step, the initial state, the images and the keys of a run."""
     network, objective = train.build(config, data.image_shape)
     steps = -(-len(data.train) // config.train.batch_size)
-    step = train.make_step(config, network, objective, optimizer.build(config.train, steps))
+    step = train.make_step(config, network, objective, optimizer.build(config, steps))
     return step, train.start(config, data.image_shape, len(data.train)), jnp.asarray(data.train.images)
 
 
@@ -282,8 +282,8 @@ def broken_gradient(marked, kl):
 def one_bad_image(request, small_data, monkeypatch):
     """Data of which training image 7 gives no finite loss, or no finite gradient."""
 
-    def broken(key, model, images, config):
-        terms = OBJECTIVES["vae"].terms(key, model, images, config)
+    def broken(key, model, images, options):
+        terms = OBJECTIVES["vae"].terms(key, model, images, ObjectiveConfig().options)
         return terms | {"loss": terms["loss"] + request.param(images.mean((1, 2, 3)) == 1, terms["kl"])}
 
     monkeypatch.setitem(OBJECTIVES, "broken", Objective(broken, unit=request.param.__name__.split("_")[1]))
@@ -360,8 +360,8 @@ def test_a_skipped_step_leaves_the_running_statistics(one_bad_image):
 def test_a_gradient_that_overflows_adams_moments_counts_as_not_finite(small_data, monkeypatch):
     """It is finite, and so is the loss; but the moments would be infinite and the parameters never move again."""
 
-    def steep(key, model, images, config):
-        terms = OBJECTIVES["vae"].terms(key, model, images, config)
+    def steep(key, model, images, options):
+        terms = OBJECTIVES["vae"].terms(key, model, images, ObjectiveConfig().options)
         marked, kl = images.mean((1, 2, 3)) == 1, terms["kl"]
         return terms | {"loss": terms["loss"] + jnp.where(marked, 1e24 * (kl - jax.lax.stop_gradient(kl)), 0.0)}
 
@@ -413,23 +413,24 @@ def rate(config, epoch, step):
     [("constant", 1, 1, 1), ("cosine", 1, 0.5, 0), ("linear", 1, 0.5, 0), ("exponential", 1, 0.81, 0.6561)],
 )
 def test_schedules(schedule, first, middle, last):
-    config = TrainConfig(epochs=4, learning_rate=0.01, schedule=schedule, decay_rate=0.9)
+    config = with_train(epochs=4, learning_rate=0.01, schedule=schedule, decay_rate=0.9)
     for step, factor in ((0, first), (10, middle), (20, last)):
         assert rate(config, 5, step) == pytest.approx(0.01 * factor, rel=1e-3, abs=1e-6)
 
 
 def test_warmup_and_clipping():
-    config = TrainConfig(epochs=3, learning_rate=0.01, warmup_steps=10, schedule="linear")
+    config = with_train(epochs=3, learning_rate=0.01, warmup_steps=10, schedule="linear")
     assert rate(config, 10, 5) == pytest.approx(0.005, rel=1e-3)
     assert rate(config, 10, 10) == pytest.approx(0.01, rel=1e-3)
     assert rate(config, 10, 20) == pytest.approx(0.005, rel=1e-3)
-    decaying = replace(config, schedule="exponential", decay_rate=0.9)  # a factor per epoch, from the warm-up's end on
+    decaying = with_train(config, schedule="exponential", decay_rate=0.9)  # a factor per epoch, from the warm-up on
     assert rate(decaying, 10, 20) == pytest.approx(0.009, rel=1e-3)
-    clipped = optimizer.build(TrainConfig(gradient_clip=0.5, adam_eps=1e9, learning_rate=1e9), 10)
+    adam = OptimizerConfig(eps=1e9)  # which passes the gradient on
+    clipped = optimizer.build(Config(optimizer=adam, train=TrainConfig(gradient_clip=0.5, learning_rate=1e9)), 10)
     change, _ = clipped.update(jnp.array([3.0, 4.0]), clipped.init(jnp.zeros(2)))
     np.testing.assert_allclose(change, [-0.3, -0.4], rtol=1e-4)  # with a huge ε Adam passes the gradient on
     with pytest.raises(UserError, match=r"train\.schedule: .*found 'step'"):
-        optimizer.build(TrainConfig(schedule="step"), 10)
+        TrainConfig(schedule="step")
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "denoising_autoencoder"])

@@ -18,7 +18,7 @@ from vae_jax.errors import UserError
 from vae_jax.folder import read_config
 from vae_jax.interop.exchange import export_run
 
-MINE = "def bound(key, model, images, config): ...\n\n\ndef other(key, model, images, config): ...\n"
+MINE = "def bound(key, model, images, options): ...\n\n\ndef other(key, model, images, options): ...\n"
 FLAG = "--trust-code"
 
 

@@ -137,7 +137,8 @@ def test_code_runs_once_it_is_trusted(tmp_path, monkeypatch):
     (tmp_path / "tall.py").write_text(
         "from vae_jax.priors import Prior\n"
         "import jax, jax.numpy as jnp\n"
-        "def tall(config, latent, image_shape):\n"
+        "def tall(options, shapes):\n"
+        "    latent = shapes.latent\n"
         "    sample = lambda params, key, count, aggregate: 2 * jax.random.normal(key, (count, latent))\n"
         "    return Prior(lambda params, z, aggregate: -jnp.square(z).sum(-1) / 8, sample)\n"
     )

@@ -33,7 +33,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vae_jax.checked import HISTORY_LIMIT, UnfitError, parse, read_bytes, typed
-from vae_jax.config import Option
+from vae_jax.config import Json
 from vae_jax.errors import PATH, UserError, brief, cut, in_words
 from vae_jax.folder import check_held, is_folder, make_inside, remove, replacing_folder, write_text
 from vae_jax.interruption import uninterrupted
@@ -104,7 +104,7 @@ class Description(NamedTuple):
     files: dict[str, str]
     digest: str = ""
     made_with: dict[str, str] = {}  # noqa: RUF012
-    options: dict[str, Option] = {}  # noqa: RUF012
+    options: dict[str, Json] = {}  # noqa: RUF012
     run: str = ""
 
 

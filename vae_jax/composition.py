@@ -20,12 +20,13 @@ from vae_jax.expectation import Shape, expect
 from vae_jax.keys import objective_key, part_key, probing_key
 from vae_jax.likelihoods import Likelihood
 from vae_jax.models import Autoencoder, Trace, Variables
-from vae_jax.objectives import Model, Objective
+from vae_jax.objectives import Around, Model, Objective
 from vae_jax.objectives.base import make_draw
 from vae_jax.platforms import Platform, current, on
 from vae_jax.posteriors import Heads, Latents, Posterior, Sample
 from vae_jax.priors import Aggregate, Prior
-from vae_jax.registry import check_functions, lookup
+from vae_jax.registry import check_functions
+from vae_jax.shapes import Shapes
 from vae_jax.treatments import TREATMENTS
 
 PARTS = ("posterior", "prior", "likelihood")  # beside the networks, and only where they have parameters
@@ -86,12 +87,12 @@ def build(
     Raises:
         UserError: if the configuration does not fit together.
     """
-    check_used(config)
-    objective, latent = objectives.get(config.objective), config.model.latent
-    make_posterior = posteriors.get if objective.generative else posteriors.point
-    posterior = make_posterior(config.posterior, latent)
-    prior = priors.get(config.prior, latent, image_shape)
-    likelihood = likelihoods.get(config.likelihood, image_shape)
+    objective = objectives.get(config.objective)
+    check_used(config, objective.generative)
+    shapes = Shapes(image_shape, config.model.latent, config.model.classes)
+    posterior = posteriors.get(config.posterior, shapes) if objective.generative else posteriors.point(None, shapes)
+    prior = priors.get(config.prior, shapes)
+    likelihood = likelihoods.get(config.likelihood, shapes)
     for option, part, kind in (
         ("posterior", posterior, Posterior),
         ("prior", prior, Prior),
@@ -103,8 +104,9 @@ def build(
         check_functions(part, f"{option}.name")
     if "mu" not in posterior.heads:
         _refuse("posterior.name", f"{config.posterior.name} to have a head mu", listed(posterior.heads) or "none")
-    treat = lookup(TREATMENTS, config.data.treatment, "data.treatment")
-    network = models.build(config.model, image_shape, posterior.heads, likelihood.outputs, posterior.shape)
+    treat = TREATMENTS[config.data.treatment]
+    shapes = shapes._replace(heads=posterior.heads, outputs=likelihood.outputs, latent_shape=posterior.shape)
+    network = models.build(config.model, shapes)
     check(config, posterior, prior, likelihood, objective, network.ties)
     composition = _compose(
         config, image_shape, network, posterior, prior, likelihood, objective, treat, platform or current()
@@ -118,7 +120,7 @@ def build(
         images = jax.ShapeDtypeStruct((2, *image_shape), float)
         return jax.eval_shape(terms, variables, images, jax.ShapeDtypeStruct((2,), jnp.int32))
 
-    figures = objectives.figures_of(objective, trace, config.objective)
+    figures = objectives.figures_of(objective, trace, config.objective.options)
     return composition, objectives.checked(objective._replace(figures=figures), config.objective.name)
 
 
@@ -143,24 +145,14 @@ def check(
     Raises:
         UserError: with the reason.
     """
-    options, treatment = config.objective, config.data.treatment
+    treatment = config.data.treatment
     q, p = f"posterior {config.posterior.name}", f"prior {config.prior.name}"
-    sampled = options.kl == "sampled" or options.gradient == "stl"
-
     closed = posterior.kl.get(prior.kind)
     if posterior.support != prior.support:
         expected = f"one over the posterior's {posterior.support}, as of {q}"
         _refuse("prior.name", expected, f"{config.prior.name}, over {prior.support}")
-    if options.kl == "analytic" and not closed:
-        _refuse("objective.kl", f"sampled or auto with {q} and {p}, whose KL has no closed form", options.kl)
-    if options.kl == "analytic" and options.gradient == "stl":
-        _refuse("objective.gradient", "standard with an analytic KL, which has no score of q to leave out", "stl")
-    if options.free_bits and not (closed and closed.by_dimension and not sampled):
-        known = f"0 with {q}, {p}, objective.kl {options.kl} and objective.gradient {options.gradient}"
-        _refuse("objective.free_bits", f"{known}: it needs each dimension's KL in closed form", options.free_bits)
-    if options.gradient != "standard" and not posterior.log_prob:
-        known_where = f"standard with {q}, whose density is known at its own samples only"
-        _refuse("objective.gradient", known_where, options.gradient)
+    options = config.objective.options
+    objective.check(options, Around(posterior, closed, q, p))
     if prior.posterior and not posterior.log_prob:
         _refuse(
             "prior.name",
@@ -171,9 +163,9 @@ def check(
         _refuse("model.classes", f"0 with {p}, whose pseudo-inputs have no labels", config.model.classes)
     # Where the images of a batch depend on one another in training, as with BatchNorm, so do the samples of an image.
     plain = "one without BatchNorm (of ours, model.batch_norm false)"
-    if (objective.apart or options.gradient == "dreg") and ties().couples:
-        what = f"objective {options.name} with gradient {options.gradient}"
-        why = f"{what}, which weighs each sample's own gradient"
+    if objective.apart(options) and ties().couples:
+        gradient = f" with gradient {options.gradient}" if hasattr(options, "gradient") else ""
+        why = f"objective {config.objective.name}{gradient}, which weighs each sample's own gradient"
         in_it = "in which the images of a batch depend on one another"
         _refuse("model.network", f"{plain} or the like with {why}", f"{config.model.network}, {in_it}")
     if prior.posterior and any(ties()):
@@ -216,7 +208,7 @@ def _compose(
             for number, (name, part) in enumerate(zip(PARTS, (posterior, prior, likelihood), strict=True))
         }
         if objective.init:
-            parts |= objective.init(objective_key(key), config.objective, shape, image_shape)
+            parts |= objective.init(objective_key(key), config.objective.options, shape, image_shape)
         if clash := [name for name in owned if name in variables.params or name in variables.state]:
             what = f"a network without parts or collections called {clash[0]}, as the model's own are"
             _refuse("model.network", what, config.model.network)
@@ -423,7 +415,7 @@ def _names_of_own(config: Config, objective: Objective, shape: Shape, image_shap
     """
     if not (init := objective.init):
         return ()
-    made = jax.eval_shape(lambda key: init(key, config.objective, shape, image_shape), probing_key())
+    made = jax.eval_shape(lambda key: init(key, config.objective.options, shape, image_shape), probing_key())
     if not isinstance(made, dict) or not made.keys().isdisjoint(PARTS):
         named = listed(made) if isinstance(made, dict) else type(made).__name__
         what = f"objective {config.objective.name} to init a dict of parameters by other names than {listed(PARTS)}"

@@ -206,7 +206,7 @@ def make_terms(
                 result = {}
                 for place, phase in enumerate(objective.phases):
                     own_key, _ = batch_keys(further_key(key, place) if place else key, number)
-                    result |= phase.terms(own_key, model, treated, config.objective)
+                    result |= phase.terms(own_key, model, treated, config.objective.options)
                 return result
 
             density = jnp.asarray(jnp.nan) if latent == "mean" else None
@@ -225,7 +225,7 @@ def _looks_at_densities(config: Config, network: Composition, objective: Objecti
 
     def terms(density: Array, variables: Variables, images: Array, labels: Array | None) -> Terms:
         def of(model: Bound) -> Terms:
-            return objective.terms(probing_key(), model, images, config.objective)
+            return objective.terms(probing_key(), model, images, config.objective.options)
 
         return network.apply(variables, of, labels=labels, density=density)[0]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from vae_jax.checked import UnfitError, read_json, read_text
-from vae_jax.config import Config, read_file, without_unused
+from vae_jax.config import Config, read_file
 from vae_jax.errors import UserError, argument
 
 DATA = "data.json"  # in a run folder: what it was trained on
@@ -49,7 +49,7 @@ def read_config(folder: Path) -> Config:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: expected a run folder with a config.yaml in it, found none")
     # What an older version ignored without a word was nothing: what such a run is does not depend on it.
-    return without_unused(read_file(folder / "config.yaml"))
+    return read_file(folder / "config.yaml", strict=False)
 
 
 def is_folder(path: Path) -> bool:

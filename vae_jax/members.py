@@ -4,7 +4,6 @@ On an accelerator the members train side by side (`vmap`). On a CPU, whose cores
 inside the program (`lax.map`), which saves what lies between calls and leaves each member's arithmetic as it is alone.
 """
 
-import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
@@ -18,7 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from vae_jax import memory, optimizer
 from vae_jax.composition import build
-from vae_jax.config import Config, default
+from vae_jax.config import Config, at_default, traced_in, value_of, with_values
 from vae_jax.data.dataset import Dataset
 from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import block, make_terms
@@ -53,23 +52,9 @@ from vae_jax.train import (
     watched,
 )
 
-# Options that only change numbers in the compiled program; any other may change the program itself.
-TRACED = (
-    "train.learning_rate",
-    "train.adam_eps",
-    "objective.beta",
-    "objective.warmup_epochs",
-    "objective.cycle_epochs",
-    "objective.cycle_ratio",
-    "objective.capacity",
-    "objective.capacity_epochs",
-    "objective.capacity_weight",
-    "objective.elbo_weight",
-    "objective.corruption_level",
-)
 SHARE = 0.8  # of the memory that is free, which a program may take
 MOST = 500  # members of a program, or as many as half of the files that a process may open: each has its folder's lock
-Values = dict[str, Array]  # of TRACED options
+Values = dict[str, Array]  # of traced options
 
 
 class Member(NamedTuple):
@@ -86,28 +71,7 @@ class Member(NamedTuple):
 
 def alike(config: Config) -> Config:
     """The configuration without what members may differ in: members of which it is the same make one program."""
-    plain = default(Config)
-    return with_values(config, {option: value_of(plain, option) for option in ("seed", *TRACED)})
-
-
-def with_values(config: Config, values: dict[str, Any]) -> Config:
-    """The configuration with these options, unchecked: they may be traced."""
-    config = copy.copy(config)
-    for option, value in values.items():
-        section, _, name = option.rpartition(".")
-        owner = config
-        if section:
-            owner = copy.copy(getattr(config, section))
-            object.__setattr__(config, section, owner)
-        object.__setattr__(owner, name, value)
-    return config
-
-
-def value_of(config: Any, option: str) -> Any:
-    """An option's value by its dotted name."""
-    for name in option.split("."):
-        config = getattr(config, name)
-    return config
+    return at_default(config, ["seed", *traced_in(config)])
 
 
 def _over_members(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,7 +132,8 @@ class Several(Program):
         began = time.perf_counter()
         self.config, self.size, self.count = configs[0], size, len(data.train)
         self._states: TrainState | None = None
-        self._options = [option for option in TRACED if len({value_of(config, option) for config in configs}) > 1]
+        values = {option: {value_of(config, option) for config in configs} for option in traced_in(configs[0])}
+        self._options = [option for option, several in values.items() if len(several) > 1]
         self._network, self._objective = build(self.config, data.image_shape)
         self.names = names_of(self._objective)
         batch_size = self.batch_size = self.config.train.batch_size
@@ -178,7 +143,7 @@ class Several(Program):
         self.initial = jax.jit(_over_members(self._start))
         self._finite = jax.jit(jax.vmap(all_finite))
         platform = self._network.platform
-        self.pack, self.unpack = make_packing(platform, optimizer.build(self.config.train, self.steps), self._objective)
+        self.pack, self.unpack = make_packing(platform, optimizer.build(self.config, self.steps), self._objective)
         if platform.packed:
             self.pack, self.unpack = jax.jit(jax.vmap(self.pack)), jax.jit(jax.vmap(self.unpack))
 
@@ -279,7 +244,7 @@ class Several(Program):
     def _train(self, size, length, states, alive, orders, seeds, values, images, labels, first, *last):
         def member(state, alive, order, seed, values):
             config = with_values(self.config, values)
-            step = make_step(config, self._network, self._objective, optimizer.build(config.train, self.steps))
+            step = make_step(config, self._network, self._objective, optimizer.build(config, self.steps))
             stride = self.config.train.batch_size
             steps = make_calls(step, stride, size, length) if length else make_steps(step, stride, size)
 
@@ -318,7 +283,7 @@ def check(config: Config, data: Dataset) -> None:
     check_batches(config, len(data.train), network)
     check_parameters(config, network)
     check_labels(config, data)
-    make_step(config, network, objective, optimizer.build(config.train, 1))
+    make_step(config, network, objective, optimizer.build(config, 1))
 
 
 def program_that_fits(configs: Sequence[Config], images: Images, at_most: int | None = None) -> Several:

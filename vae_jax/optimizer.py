@@ -1,12 +1,15 @@
-"""The optimiser: Adam with a schedule and clipping, from the configuration."""
+"""The optimiser with its schedule and clipping, from the configuration."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
 import optax
 
-from vae_jax.config import TrainConfig
-from vae_jax.registry import lookup
+from vae_jax.config import Config, TrainConfig, entry_of
+from vae_jax.errors import UserError
+from vae_jax.options import TRACED
 
 
 def _steps(config: TrainConfig, epoch: int) -> int:
@@ -32,12 +35,8 @@ ENDING = ("cosine", "linear")  # these depend on how many epochs there will be
 
 
 def schedule(config: TrainConfig, epoch: int) -> optax.Schedule:
-    """The learning rate by the step, for a run whose epochs have `epoch` steps.
-
-    Raises:
-        UserError: if the schedule is unknown.
-    """
-    rate = lookup(SCHEDULES, config.schedule, "train.schedule")(config, epoch)
+    """The learning rate by the step, for a run whose epochs have `epoch` steps."""
+    rate = SCHEDULES[config.schedule](config, epoch)
     if config.warmup_steps:
         warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
         rate = optax.join_schedules([warmup, rate], [config.warmup_steps])
@@ -55,13 +54,42 @@ class Elementwise(optax.GradientTransformation):
     __slots__ = ()
 
 
-def build(config: TrainConfig, epoch: int) -> optax.GradientTransformation:
-    """Adam (Kingma & Ba 2015) as configured, for a run whose epochs have `epoch` steps.
+@dataclass(frozen=True)
+class AdamOptions:
+    """Of adam.
+
+    Attributes:
+        b1: decay of the first moment.
+        b2: decay of the second moment.
+        eps: added to the root of the second moment.
+    """
+
+    b1: Annotated[float, "[0, 1)"] = 0.9
+    b2: Annotated[float, "[0, 1)"] = 0.999
+    eps: Annotated[float, "(0, inf)", TRACED] = 1e-8
+
+
+def adam(options: AdamOptions, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    """Adam (Kingma & Ba 2015)."""
+    return Elementwise(*optax.adam(learning_rate, options.b1, options.b2, options.eps))
+
+
+# Each: (options, learning rate by the step) -> optax transformation; the annotation of `options` names its options.
+OPTIMIZERS = {"adam": adam}
+
+
+def build(config: Config, epoch: int) -> optax.GradientTransformation:
+    """The configured optimiser with its schedule and clipping, for a run whose epochs have `epoch` steps.
 
     Raises:
-        UserError: if the schedule is unknown.
+        UserError: if there is no such optimiser, or a user's gives no optax transformation.
     """
-    adam = optax.adam(schedule(config, epoch), config.adam_b1, config.adam_b2, config.adam_eps)
-    if config.gradient_clip is None:
-        return Elementwise(*adam)
-    return Elementwise(*optax.chain(optax.clip_by_global_norm(config.gradient_clip), adam))
+    name = config.optimizer.name
+    rule = entry_of("optimizer", name)(config.optimizer.options, schedule(config.train, epoch))
+    if not isinstance(rule, optax.GradientTransformation):
+        kind = f"{type(rule).__module__}.{type(rule).__name__}"
+        raise UserError(f"optimizer.name: expected {name} to give an optax.GradientTransformation; found {kind}")
+    if config.train.gradient_clip is None:
+        return rule
+    clipped = optax.chain(optax.clip_by_global_norm(config.train.gradient_clip), rule)
+    return Elementwise(*clipped) if isinstance(rule, Elementwise) else clipped

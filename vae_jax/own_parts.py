@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vae_jax.checked import read_json, shown
-from vae_jax.config import Config, expand
+from vae_jax.config import EXTENSIBLE, Config, expand, renamed_part
 from vae_jax.errors import UserError, argument
 from vae_jax.folder import contents, make_inside, replacing, write_text
-from vae_jax.registry import EXTENSIBLE, Source, locate, pin, source_of
+from vae_jax.registry import Source, locate, pin, source_of
 from vae_jax.signature import NoSecretError, is_own, sign
 
 CODE, INDEX, SIGNATURE = "code", "sources.json", "signature.json"
@@ -55,9 +55,9 @@ def _options(config: Config) -> dict[tuple[str, str], str]:
 
 def renamed(config: Config, names: Mapping[str, str]) -> Config:
     """The configuration with import paths replaced by others."""
-    for (section, option), name in _options(config).items():
+    for (section, _), name in _options(config).items():
         if names.get(name, name) != name:
-            config = replace(config, **{section: replace(getattr(config, section), **{option: names[name]})})
+            config = replace(config, **{section: renamed_part(getattr(config, section), names[name])})
     return config
 
 

@@ -26,8 +26,7 @@ from vae_jax.errors import PATH, QUOTED, UserError, brief, listed, message_of, q
 
 T = TypeVar("T")
 
-# Options that may name something of a user's own.
-EXTENSIBLE = ("model.network", "posterior.name", "prior.name", "likelihood.name", "objective.name")
+NAMED = ("options", "shapes", "learning_rate")  # arguments that users' functions have by these names
 PREFIX = "vae_jax_user_"  # of the names of modules that are files
 FILE_LIMIT = 1 << 24  # bytes of a user's file
 LINE_LIMIT, MESSAGE_LIMIT = 120, 500  # characters of a user's line, and of what was raised there
@@ -110,7 +109,26 @@ def _imported(registry: Mapping[str, Any], name: str, option: str, takes: tuple[
         return found  # it is what our own entries are
     expected = f"{option}: expected {entry} in {where} to be a function or a class of ({', '.join(takes)})"
     check_takes(found, expected, *takes)
+    _check_named(found, expected, takes)
     return found
+
+
+def _check_named(function: Any, expected: str, takes: tuple[str, ...]) -> None:
+    """Refuses a function whose arguments mean something else: those that are NAMED must have their names.
+
+    Raises:
+        UserError: that begins with `expected`.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some of Python's own have none
+        return
+    for name, parameter in zip(takes, parameters, strict=False):
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return
+        if name in NAMED and parameter.name != name:
+            shown = ", ".join(parameter.name for parameter in parameters)
+            raise UserError(f"{expected}; found {getattr(function, '__name__', _kind(function))}({shown})")
 
 
 def _module(where: str) -> ModuleType:

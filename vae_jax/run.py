@@ -35,7 +35,18 @@ import numpy as np
 import vae_jax
 from vae_jax import checked, figures, models, optimizer, own_parts
 from vae_jax.composition import build
-from vae_jax.config import Config, check_used, options_of, to_yaml
+from vae_jax.config import (
+    EXTENSIBLE,
+    PARTS,
+    Config,
+    adapted,
+    changed_options,
+    check_used,
+    options_of,
+    resolve_parts,
+    to_yaml,
+    value_of,
+)
 from vae_jax.data import Dataset, resolve, settled
 from vae_jax.devices import Devices, cores
 from vae_jax.errors import PATH, Diverged, Stopped, UserError, argument, cut, in_words, listed, printable
@@ -161,6 +172,7 @@ def train(
                 report(f"warning: {line}")
         elif resume:
             report(f"no run in {folder} yet: beginning one")
+        config = resolve_parts(config)
         make_recorder = Recorder if devices.writes else Follower
         recorder = make_recorder(config, data, folder, lambda: bool(devices.agree(should_stop(), np.any)), devices)
         _check_alike(config, recorder.digest, earlier, devices)  # all have read by then what the first will write over
@@ -312,8 +324,8 @@ def adopt(
             (making / "checkpoints").mkdir()
             if unsigned := own_parts.keep(sources, names, making):
                 report(unsigned)
-            options = _plain_options(own_parts.by_copy(config, making))
-            saved = checkpoint.Saved(state, [], 0, options=options, run=_digest_of_run(options, making))
+            copies = own_parts.by_copy(config, making)
+            saved = checkpoint.Saved(state, [], 0, options=_plain_options(copies), run=_digest_of_run(copies, making))
             checkpoint.save(making / "checkpoints", saved, read_back=True)
             write_text(making / "config.yaml", to_yaml(config))
             check_held(folder / "config.yaml")
@@ -372,14 +384,16 @@ def load(
     used = own_parts.as_kept(config, folder, trust_code)
     config = replace(config, data=resolve(config.data))
     configured = _plain_options(own_parts.by_copy(config, folder))
-    config = replace(used, data=config.data)
+    config = resolve_parts(replace(used, data=config.data))
+    configured = _as_now(configured, config, folder)
     for line in own_parts.changes(folder):
         report(line)
     shape = config.data.image_shape
 
     def check(found: "Description") -> None:
         _check_own(folder, found)
-        if changed := _changed_options(configured, found.options, configured):
+        then = _as_now({**found.options}, config, folder) if found.options else {}
+        if changed := _changed_options(configured, then, configured):
             report(f"warning: {folder}/config.yaml is not what the run was trained with; changed: {changed}")
 
     saved = _restore(folder, checkpoint, config, shape, report, check)
@@ -439,10 +453,11 @@ def standing(
     Raises:
         UserError: if the run is not continued as it began.
     """
-    config = own_parts.as_kept(config, folder, trust_code, own_parts.names_in(config))
+    config = resolve_parts(own_parts.as_kept(config, folder, trust_code, own_parts.names_in(config)))
     if edited := own_parts.edited(folder):
         raise UserError(f"{edited[0]}; {argument('resume', True)} continues a run as it began")
-    now, configured = (_plain_options(own_parts.by_copy(options, folder)) for options in (config, read_config(folder)))
+    now = _plain_options(own_parts.by_copy(config, folder))
+    configured = _as_now(_plain_options(own_parts.by_copy(read_config(folder), folder)), config, folder)
 
     def check(then: dict[str, Any]) -> None:
         """Refuses to continue a run as something else; its configuration tells where an older checkpoint does not."""
@@ -453,7 +468,7 @@ def standing(
 
     def check_found(found: "Description") -> None:
         _check_own(folder, found)
-        check({**found.options})
+        check(_as_now({**found.options}, config, folder) if found.options else {})
 
     earlier = _restore(folder, "latest", config, data.image_shape, report, check_found)
     if earlier is None:
@@ -522,13 +537,12 @@ def _plain_options(config: Config) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options_of(config).items()}
 
 
-def _digest_of_run(options: dict[str, Any], folder: Path) -> str:
+def _digest_of_run(config: Config, folder: Path) -> str:
     """Tells one run from another by its seed and all other options that stay as they are, and by its users' files."""
-    plain = _plain_options(Config())
     fixed = {
-        option: value
-        for option, value in options.items()
-        if not option.startswith(CHANGEABLE) and value != plain.get(option)
+        option: list(value) if isinstance(value, tuple) else value
+        for option, value in changed_options(config).items()
+        if not option.startswith(CHANGEABLE)
     }
     code = {known.copy: known.sha256 for known in own_parts.read_index(folder).values() if known.copy}
     return hashlib.sha256(json.dumps([fixed, code], sort_keys=True).encode()).hexdigest()
@@ -554,23 +568,49 @@ def _check_own(folder: Path, found: "Description") -> None:
         )
 
 
+def _as_now(options: dict[str, Any], config: Config, folder: Path) -> dict[str, Any]:
+    """Options as a checkpoint tells them, by their names of now and of the chosen parts only.
+
+    Args:
+        options: as an older version may have named them, or left them out.
+        config: of the run, whose users' files are loaded.
+        folder: of the run.
+    """
+    copies = own_parts.by_copy(config, folder)
+    loaded = {option: value_of(config, option) for option in EXTENSIBLE}
+    then = {
+        option: loaded[option] if option in loaded and value == value_of(copies, option) else value
+        for option, value in options.items()
+    }
+    then = resolve_parts(adapted(Config(), **then), set(loaded.values()))
+    return _plain_options(own_parts.by_copy(then, folder))
+
+
 def _changed_options(now: dict[str, Any], then: dict[str, Any], configured: dict[str, Any]) -> str:
     """The options that must stay as they were in a run and did not, in words.
 
     Args:
         now: what they are to be.
-        then: what the run was trained with; what an older version had not is as it is by default. Empty where that is
-            not known.
+        then: what the run was trained with, by `_as_now`. Empty where that is not known.
         configured: what its config.yaml says.
     """
-    plain, ending = _plain_options(Config()), now["train.schedule"] in optimizer.ENDING
+    if not then:
+        return ""
+    ending = now["train.schedule"] in optimizer.ENDING
     changeable = tuple(option for option in CHANGEABLE if option != "train.epochs" or not ending)
+    others = {section for section, name in zip(PARTS, EXTENSIBLE, strict=True) if now[name] != then[name]}
     return listed(
-        f"{option} (the run has {cut(str(before), PATH)}, found {cut(str(value), PATH)}"
-        f"{' in its config.yaml' * (configured[option] == value)})"
-        for option, value in now.items()
-        if then and value != (before := then.get(option, plain[option])) and not option.startswith(changeable)
+        f"{option} (the run has {_shown(option, then)}, found {_shown(option, now)}"
+        f"{' in its config.yaml' * (configured.get(option) == now.get(option))})"
+        for option in now | then
+        if now.get(option) != then.get(option)
+        and not option.startswith(changeable)
+        and (option in EXTENSIBLE or option.partition(".")[0] not in others)
     )
+
+
+def _shown(option: str, options: dict[str, Any]) -> str:
+    return cut(str(options[option]), PATH) if option in options else "its default"
 
 
 class Recorder:
@@ -626,7 +666,7 @@ class Recorder:
             if unsigned := own_parts.keep(self.sources, own_parts.names_in(self.config), folder):
                 report(unsigned)
             self.options = _plain_options(own_parts.by_copy(self.config, folder))
-            run = (earlier and earlier.run) or _digest_of_run(self.options, folder)
+            run = (earlier and earlier.run) or _digest_of_run(own_parts.by_copy(self.config, folder), folder)
             self.noted = self.noted._replace(run=run)
             write_text(folder / DATA, json.dumps(self.noted._asdict(), indent=2) + "\n")
             make_inside(folder / "figures")

@@ -25,15 +25,17 @@ import numpy as np
 from vae_jax import figures, likelihoods, members, objectives, own_parts, train
 from vae_jax.checked import read_json
 from vae_jax.config import (
+    EXTENSIBLE,
     Config,
-    Option,
+    Json,
     changed_options,
     check_used,
     load_config,
-    option_types,
     options_of,
+    resolve_parts,
     values_in,
     with_options,
+    with_values,
 )
 from vae_jax.data import Dataset, settled
 from vae_jax.errors import PATH, Diverged, Stopped, UserError, argument, cut, listed
@@ -50,8 +52,8 @@ from vae_jax.folder import (
 )
 from vae_jax.likelihoods.base import TREATED
 from vae_jax.objectives import FIGURES
-from vae_jax.registry import EXTENSIBLE
 from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, read_reason, standing
+from vae_jax.shapes import Shapes
 from vae_jax.tables import csv_text, escaped
 
 SPECIFICATION = "sweep.json"
@@ -78,7 +80,7 @@ class Sweep(NamedTuple):
 class _Specification(NamedTuple):
     """What SWEEP/sweep.json holds; its fields are those of `Sweep`."""
 
-    config: dict[str, Option]
+    config: dict[str, Json]
     seeds: int
     set: dict[str, list[str]]
 
@@ -245,11 +247,7 @@ def members_of(sweep: Sweep) -> list[Member]:
             raise UserError(f"{argument('settings')}: {error}") from error
         label = [f"{name}={labels[option][setting[option]]}" for name, option in zip(names, setting, strict=True)]
         for seed in range(config.seed, config.seed + sweep.seeds):
-            own = (
-                with_options(config, seed=str(seed))
-                if seed == config.seed
-                else members.with_values(config, {"seed": seed})
-            )
+            own = with_options(config, seed=str(seed)) if seed == config.seed else with_values(config, {"seed": seed})
             found.append(Member(",".join([*label, f"seed={seed}"]), setting, own))
     if len({member.name.casefold() for member in found}) < len(found):  # as some file systems compare them
         raise UserError(
@@ -327,7 +325,7 @@ def read_sweep(folder: Path) -> Sweep:
     except FileNotFoundError as error:
         raise UserError(f"{folder}: expected a sweep's folder with a {SPECIFICATION} in it; found none") from error
     try:
-        if strange := [option for option in found.config if option not in option_types()]:
+        if strange := [option for option in found.config if option != "seed" and "." not in option]:
             raise UserError(f"config: expected options of a configuration; found {listed(strange)}")
         options: dict[str, Any] = found.config
         sweep = _checked(Sweep(load_config(**options), found.seeds, found.set))
@@ -401,6 +399,7 @@ def run(
     if resume:
         check_files()
         found = _as_kept(found, folder, trust_code)
+    found = [member._replace(config=resolve_parts(member.config)) for member in found]
     groups: dict[Config, list[Member]] = {}
     for member in found:
         groups.setdefault(members.alike(member.config), []).append(member)
@@ -480,7 +479,8 @@ def ranking(sweep: Sweep, config: Config, data: Dataset) -> Ranking:
         parts = ("reconstruction", "kl") if objective.generative else ("reconstruction",)
     measure = TREATED[treatment]
     if objective.generative:
-        likelihood = likelihoods.get(config.likelihood, data.image_shape)
+        shapes = Shapes(data.image_shape, config.model.latent, config.model.classes)
+        likelihood = likelihoods.get(config.likelihood, shapes)
         measure = likelihoods.measured(likelihood, config.likelihood.name, treatment)
     return Ranking(split, parts, objective.unit, measure, objective.generative)
 
@@ -513,7 +513,7 @@ def _train_group(
             # A member may have been trained on by itself.
             further = max(epochs, read_config(path).train.epochs)
             earlier = standing(
-                members.with_values(member.config, {"train.epochs": further}), data, path, report, digest, trust_code
+                with_values(member.config, {"train.epochs": further}), data, path, report, digest, trust_code
             )
         if earlier:
             step = int(earlier.state.step)

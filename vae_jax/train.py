@@ -38,7 +38,6 @@ from vae_jax.objectives.base import in_order
 from vae_jax.optimizer import Elementwise
 from vae_jax.packing import pack, pack_like, unpack
 from vae_jax.platforms import Platform, built_for, current
-from vae_jax.registry import lookup
 from vae_jax.sizes import check_memory
 
 REDUCTIONS = {"sum": jnp.sum, "mean": jnp.mean}
@@ -128,7 +127,7 @@ def make_step(
     packed (see `make_packing`) comes back packed. With
     `train.skip_nonfinite` an update whose loss or gradient is not finite changes nothing, and its sums are NaN.
     """
-    reduce = lookup(REDUCTIONS, config.train.reduction, "train.reduction")
+    reduce = REDUCTIONS[config.train.reduction]
     single = one_phase(objective)
 
     def step(
@@ -150,7 +149,7 @@ def make_step(
                 trained: PyTree, now: Variables = now, phase: Phase = phase, keys: StepKeys = keys
             ) -> tuple[Array, tuple[Variables, Terms]]:
                 def terms(model: Model) -> Terms:
-                    return phase.terms(keys.objective, model, targets, config.objective)
+                    return phase.terms(keys.objective, model, targets, config.objective.options)
 
                 params = trained if single else {**now.params, **trained}
                 then = unpack(now._replace(params=params))
@@ -559,7 +558,7 @@ def start_from(config: Config, objective: Objective, variables: Variables, image
 
     # As one program: one by one, jax would compile a program for each shape of array.
     def fresh(params: PyTree) -> tuple[Array, PyTree, Array]:
-        opt_state = init_optimizer(optimizer.build(config.train, steps), objective, params)
+        opt_state = init_optimizer(optimizer.build(config, steps), objective, params)
         return jnp.zeros((), jnp.int32), opt_state, jnp.zeros((steps, len(names_of(objective))))
 
     step, opt_state, sums = jax.jit(fresh)(variables.params)
@@ -858,7 +857,7 @@ class Single(Program):
         check_batches(config, self.count, network)
         check_parameters(config, network)
         self.names, self.steps = names_of(objective), -(-self.count // self.batch_size)
-        transformation = optimizer.build(config.train, self.steps)
+        transformation = optimizer.build(config, self.steps)
         step = make_step(config, network, objective, transformation)
         self._keys = make_keys(config.seed)
 

@@ -112,7 +112,7 @@ def _by_name(variables: PyTree) -> dict[str, Any]:
 
 
 def _read_config(path: Path, options: dict[str, Any], trust_code: bool) -> Config:
-    if unknown := options.keys() - options_of(Config()).keys():
+    if unknown := [option for option in options if option != "seed" and "." not in option]:
         raise UserError(f"{path}: expected options of a configuration; found {listed(sorted(unknown))}")
     try:
         config = load_config(None, **options)

@@ -10,22 +10,20 @@ WIDTH = 16
 class GroupNormNet(nn.Module):
     """Two strided convolutions, a linear layer for each head, and the way back."""
 
-    config: object
-    image_shape: tuple
-    heads: dict
-    outputs: int
+    options: object
+    shapes: object
 
     conv = nn.Conv
     conv_transpose = nn.ConvTranspose
 
     def setup(self):
-        height, width, channels = self.image_shape
+        height, width, channels = self.shapes.image_shape
         self.small = height // 4, width // 4
         self.down = [self.conv(WIDTH * i, (4, 4), strides=(2, 2), use_bias=False) for i in (1, 2)]
-        self.to_heads = {name: nn.Dense(size, use_bias=False) for name, size in self.heads.items()}
+        self.to_heads = {name: nn.Dense(size, use_bias=False) for name, size in self.shapes.heads.items()}
         self.from_z = nn.Dense(self.small[0] * self.small[1] * 2 * WIDTH, use_bias=False)
         self.up = self.conv_transpose(WIDTH, (4, 4), strides=(2, 2), use_bias=False)
-        self.last = self.conv_transpose(channels * self.outputs, (4, 4), strides=(2, 2), use_bias=False)
+        self.last = self.conv_transpose(channels * self.shapes.outputs, (4, 4), strides=(2, 2), use_bias=False)
         self.norms = [nn.GroupNorm(4), nn.GroupNorm(4), nn.GroupNorm(4)]
 
     def encode(self, images, train):

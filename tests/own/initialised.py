@@ -15,20 +15,18 @@ def from_seed(key, shape, dtype=jnp.float32):
 class Initialised(nn.Module):
     """Linear, scaled by a parameter; counts the training steps in a collection "steps"."""
 
-    config: object
-    image_shape: tuple
-    heads: dict
-    outputs: int
+    options: object
+    shapes: object
 
     def setup(self):
-        height, width, channels = self.image_shape
-        self.scale = self.param("scale", nn.initializers.constant(0.5), (self.config.latent,))
-        self.drawn = self.param("drawn", nn.initializers.normal(0.02), (self.config.latent,))
+        height, width, channels = self.shapes.image_shape
+        self.scale = self.param("scale", nn.initializers.constant(0.5), (self.shapes.latent,))
+        self.drawn = self.param("drawn", nn.initializers.normal(0.02), (self.shapes.latent,))
         self.to_heads = {
             name: nn.Dense(size, kernel_init=nn.initializers.zeros, bias_init=nn.initializers.constant(0.25))
-            for name, size in self.heads.items()
+            for name, size in self.shapes.heads.items()
         }
-        self.to_pixels = nn.Dense(height * width * channels * self.outputs, kernel_init=from_seed)
+        self.to_pixels = nn.Dense(height * width * channels * self.shapes.outputs, kernel_init=from_seed)
         self.count = self.variable("steps", "count", jnp.zeros, (), jnp.int32)
 
     def encode(self, images, train):
@@ -40,4 +38,4 @@ class Initialised(nn.Module):
         if train:  # noise from a stream of its own
             z = z + 0.01 * jax.random.normal(self.make_rng("jitter"), z.shape)
         z = z * jnp.broadcast_to(self.scale + self.drawn, z.shape)
-        return self.to_pixels(z).reshape(len(z), *self.image_shape[:2], -1)
+        return self.to_pixels(z).reshape(len(z), *self.shapes.image_shape[:2], -1)

@@ -77,27 +77,27 @@ def passing(place, function):
     return passed
 
 
-def posterior(config, latent):
+def posterior(options, shapes):
     at("posterior")
-    own = posteriors.get(PosteriorConfig(), latent)
+    own = posteriors.get(PosteriorConfig(), shapes)
     return own._replace(transform=passing("transform", own.transform))
 
 
-def prior(config, latent, image_shape):
+def prior(options, shapes):
     at("prior")
-    own = priors.get(PriorConfig(), latent, image_shape)
+    own = priors.get(PriorConfig(), shapes)
     return own._replace(log_prob=passing("log_prior", own.log_prob), kind="")
 
 
-def likelihood(config, image_shape):
+def likelihood(options, shapes):
     at("likelihood")
-    own = likelihoods.get(LikelihoodConfig(), image_shape)
+    own = likelihoods.get(LikelihoodConfig(), shapes)
     return own._replace(log_prob=passing("log_prob", own.log_prob))
 
 
-def objective(key, model, images, config):
+def objective(key, model, images, options):
     at("objective")
-    return objectives.get(ObjectiveConfig()).terms(key, model, images, config)
+    return objectives.get(ObjectiveConfig()).terms(key, model, images, ObjectiveConfig().options)
 
 
 def bias(key, shape, dtype):
@@ -106,17 +106,15 @@ def bias(key, shape, dtype):
 
 
 class Net(nn.Module):
-    config: object
-    image_shape: tuple
-    heads: dict
-    outputs: int
+    options: object
+    shapes: object
 
     def setup(self):
         at("setup")
-        height, width, channels = self.image_shape
-        self.shape = height, width, channels * self.outputs
-        self.to_heads = {name: nn.Dense(size) for name, size in self.heads.items()}
-        self.to_pixels = nn.Dense(height * width * channels * self.outputs, bias_init=bias)
+        height, width, channels = self.shapes.image_shape
+        self.shape = height, width, channels * self.shapes.outputs
+        self.to_heads = {name: nn.Dense(size) for name, size in self.shapes.heads.items()}
+        self.to_pixels = nn.Dense(height * width * channels * self.shapes.outputs, bias_init=bias)
 
     def encode(self, images, train):
         at("encode")
@@ -127,9 +125,9 @@ class Net(nn.Module):
         return self.to_pixels(z).reshape(-1, *self.shape)
 
 
-def network(config, image_shape, heads, outputs):
+def network(options, shapes):
     at("network")
-    return Net(config, image_shape, heads, outputs)
+    return Net(options, shapes)
 
 
 at("import")

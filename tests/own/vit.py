@@ -18,21 +18,19 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Encoder and decoder over patches; a learned token is read out."""
 
-    config: object
-    image_shape: tuple
-    heads: dict
-    outputs: int
+    options: object
+    shapes: object
 
     def setup(self):
-        height, width, channels = self.image_shape
+        height, width, channels = self.shapes.image_shape
         self.rows, self.columns = height // PATCH, width // PATCH
-        self.pixels = channels * self.outputs
+        self.pixels = channels * self.shapes.outputs
         normal = nn.initializers.normal(0.02)
         self.embed, self.block = nn.Dense(WIDTH, use_bias=False), Block()
         self.token = self.param("token", normal, (1, 1, WIDTH))
         self.positions = self.param("positions", normal, (1, self.rows * self.columns + 1, WIDTH))
         self.place = nn.Embed(self.rows * self.columns, WIDTH)
-        self.to_heads = {name: nn.Dense(size) for name, size in self.heads.items()}
+        self.to_heads = {name: nn.Dense(size) for name, size in self.shapes.heads.items()}
         self.to_patches = nn.Dense(PATCH * PATCH * self.pixels)
         self.from_z = nn.DenseGeneral((1, WIDTH))
 

@@ -6,7 +6,6 @@ jax is imported only once a command has its arguments, so that help and refusals
 import argparse
 import io
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -14,9 +13,10 @@ from typing import Any
 
 from vae_jax import interruption
 from vae_jax.cli import compare, exchange, sweep, train, use
+from vae_jax.cli.arguments import Parser, read
 from vae_jax.cli.common import Verb, flag, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
-from vae_jax.config import check_used, expand, from_namespace, read, to_yaml, yaml_mode
+from vae_jax.config import check_used, expand, to_yaml
 from vae_jax.errors import (
     UserError,
     arguments_spelled,
@@ -32,8 +32,6 @@ from vae_jax.interruption import Listener
 from vae_jax.registry import lookup, users_line
 
 PRINT_CONFIG = "--print_config"
-# What jsonargparse says of a flag without a section.
-NO_NUMBER = re.compile(r"""Parser key "(\w+)": Expected a <class '(int|float)'>\. Got value: (.*)""", re.DOTALL)
 VERBS = {**train.VERBS, **sweep.VERBS, **use.VERBS, **exchange.VERBS, **compare.VERBS}
 
 
@@ -83,15 +81,16 @@ def _run(arguments: list[str], own_process: bool) -> int:
         _overview(arguments)
         return 0
     verb = VERBS[arguments[0]]
-    options = _parse(arguments[0], verb, [each for each in arguments[1:] if each != PRINT_CONFIG])
-    if PRINT_CONFIG in arguments:
-        if not hasattr(options, "train"):
-            raise UserError(f"unrecognized arguments: {PRINT_CONFIG}")
-        print(to_yaml(from_namespace(options)), end="")  # jsonargparse would print the command's flags too
-        return 0
-    if own_process:
+    if own_process:  # before jax is imported, which the options of a part come with
         keep_compiled()
         _leave_out()
+    options = _parse(arguments[0], verb, [each for each in arguments[1:] if each != PRINT_CONFIG])
+    if PRINT_CONFIG in arguments:
+        if not hasattr(options, "configuration"):
+            raise UserError(f"unrecognized arguments: {PRINT_CONFIG}")
+        print(to_yaml(options.configuration), end="")
+        return 0
+    if own_process:
         _check_memory()
     return _shown_by_line(verb, options)
 
@@ -237,30 +236,19 @@ def _overview(arguments: Sequence[str]) -> None:
 
 
 def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
-    from jsonargparse import ArgumentParser, DefaultHelpFormatter
-
-    class Formatter(DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        """jsonargparse's help, with the examples' lines kept."""
-
-    parser = ArgumentParser(
+    parser = Parser(
         prog=f"vae-jax {name}",
         usage=f"vae-jax {name} {verb.usage} [options]",
         description=verb.summary[0].upper() + verb.summary[1:] + ".",
         epilog=verb.epilog,
-        formatter_class=Formatter,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         exit_on_error=False,
         allow_abbrev=False,
-        parser_mode=yaml_mode(),
     )
     verb.options(parser)
     try:
         options = read(parser, arguments)
     except UserError as error:
-        if found := NO_NUMBER.fullmatch(str(error)):
-            key, kind, value = found.groups()
-            option = f"-{key}" if len(key) == 1 else f"--{key.replace('_', '-')}"
-            number = "a whole number" if kind == "int" else "a number"
-            raise UserError(f"{option}: expected {number}; found {cut(value)}") from error
         if "arguments are required" not in str(error):
             raise
         raise UserError(f"expected `vae-jax {name} {verb.usage}`: {error}") from error
@@ -271,6 +259,6 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
                 f"--resume: expected a run that has begun in {options.out}, found none; begin it with --config"
             )
         options = read(parser, arguments, read_config(expand(options.out)))  # it goes on as it began
-    if hasattr(options, "train"):
-        check_used(from_namespace(options))
+    if hasattr(options, "configuration"):
+        check_used(options.configuration)
     return options

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vae_jax import coordinator, own_parts
-from vae_jax.config import DataConfig, check_data_used, expand
+from vae_jax.cli.arguments import whole
+from vae_jax.config import DataConfig, check_section, expand
 from vae_jax.errors import UserError, brief, listed, memory_is_full, on_terminal, printable, quoted
 from vae_jax.folder import check_no_link, check_writable, read_config, read_data
 
@@ -101,10 +102,10 @@ def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def run_options(parser: Any) -> None:
-    parser.add_argument("run", metavar="RUN", type=str, help="a run folder, as `vae-jax train` leaves it")
-    parser.add_argument("--checkpoint", type=str, default="latest", help="latest or best")
+    parser.add_argument("run", metavar="RUN", help="a run folder, as `vae-jax train` leaves it")
+    parser.add_argument("--checkpoint", default="latest", help="latest or best")
     for name in DATA_PATHS:
-        parser.add_argument(f"--data.{name}", type=str, default=None, help=f"in place of the run's own data.{name}")
+        parser.add_argument(f"--data.{name}", default=None, help=f"in place of the run's own data.{name}")
     trust_option(parser)
     device_option(parser)
 
@@ -128,7 +129,7 @@ def check_code(options: Any, folder: Path) -> None:
 
 
 def folder_options(parser: Any, metavar: str, what: str) -> None:
-    parser.add_argument("--out", type=str, default=None, metavar=metavar, help=f"the {what} folder to make")
+    parser.add_argument("--out", default=None, metavar=metavar, help=f"the {what} folder to make")
     parser.add_argument("--resume", action="store_true", help=f"continue the {what} in it, if there is one")
     parser.add_argument("--overwrite", action="store_true", help=f"delete the {what} in it first, if there is one")
     trust_option(parser, what)
@@ -148,31 +149,31 @@ def folder_of(options: Any, expected: str, example: str) -> Path:
 
 
 def device_option(parser: Any) -> None:
-    parser.add_argument("--device", type=str, default=None, help="cpu, gpu or tpu; by default the best one jax finds")
+    parser.add_argument("--device", default=None, help="cpu, gpu or tpu; by default the best one jax finds")
 
 
 def out_option(parser: Any, default: str) -> None:
-    parser.add_argument("--out", type=str, default=None, metavar="FILE", help=f"what to write; default {default}")
+    parser.add_argument("--out", default=None, metavar="FILE", help=f"what to write; default {default}")
 
 
 def devices_options(parser: Any) -> None:
     device_option(parser)
     parser.add_argument(
-        "--devices", type=int, default=None, metavar="N", help="how many devices share the batches; by default all"
+        "--devices", type=whole, default=None, metavar="N", help="how many devices share the batches; by default all"
     )
     parser.add_argument(
         "--distributed", action="store_true", help="be one of several processes, each started with the same command"
     )
-    parser.add_argument("--coordinator", type=str, default=None, metavar="HOST:PORT", help="of the first process …")
-    parser.add_argument("--processes", type=int, default=None, metavar="N", help="… how many there are …")
+    parser.add_argument("--coordinator", default=None, metavar="HOST:PORT", help="of the first process …")
+    parser.add_argument("--processes", type=whole, default=None, metavar="N", help="… how many there are …")
     parser.add_argument(
         "--process",
-        type=int,
+        type=whole,
         default=None,
         metavar="I",
         help="… and which one this is, from 0 on; Slurm, Kubernetes and Open MPI tell all three",
     )
-    parser.add_argument("--wait", type=int, default=50, metavar="SECONDS", help="in which all processes must begin")
+    parser.add_argument("--wait", type=whole, default=50, metavar="SECONDS", help="in which all processes must begin")
 
 
 def join_processes(options: Any) -> None:
@@ -270,12 +271,12 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
     from vae_jax.run import digest_of_all
     from vae_jax.train import check_labels
 
-    given = {name: path for name in DATA_PATHS if (path := getattr(options.data, name)) is not None}
+    given = {name: path for name in DATA_PATHS if (path := getattr(options, f"data.{name}")) is not None}
     config = replace(trained.config.data, **given)
     if "cache_dir" not in given and config.cache_dir and not is_cache(expand(config.cache_dir)):
         say(f"{config.cache_dir}, the run's data.cache_dir, is no cache here: --data.cache_dir names one")
         config = replace(config, cache_dir=None)
-    check_data_used(DataConfig(config.source, **given))
+    check_section(DataConfig(config.source, **given))
     data = load(config, report=say)
     noted = read_data(expand(options.run))
     if noted and "path" not in given and noted.digest != digest_of_all(trained.config, data):

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vae_jax.cli.arguments import add_options, whole
 from vae_jax.cli.common import Verb, absolute_paths, answer, device_option, positive, say, set_device
-from vae_jax.config import add_options, expand, from_namespace
+from vae_jax.config import expand
 from vae_jax.errors import UserError, on_terminal
 from vae_jax.folder import check_writable, contents
 from vae_jax.registry import lookup
@@ -19,26 +20,25 @@ SAID_EVERY = 10.0  # seconds between lines on what goes on, where there is no te
 
 
 def _options(parser: Any) -> None:
-    parser.add_argument("--out", type=str, default="comparison", metavar="DIR", help="the folder to write into")
+    parser.add_argument("--out", default="comparison", metavar="DIR", help="the folder to write into")
     parser.add_argument("--overwrite", action="store_true", help="write over the comparison in it, if there is one")
     parser.add_argument(
         "--levels",
-        type=str,
         default="function,gradient,trajectory,result",
         help="which levels, with commas: function (every layer's output), gradient (of every parameter), trajectory "
         "(losses step by step, from the same weights with the same noise), result (independent runs and their cost)",
     )
-    parser.add_argument("--steps", type=int, default=200, help="steps of the trajectory")
-    parser.add_argument("--seeds", type=int, default=3, help="independent runs of each framework, from --seed on")
+    parser.add_argument("--steps", type=whole, default=200, help="steps of the trajectory")
+    parser.add_argument("--seeds", type=whole, default=3, help="independent runs of each framework, from --seed on")
     parser.add_argument(
         "--epochs",
-        type=int,
+        type=whole,
         default=0,
         help="of each independent run, on all images; 0 for a quick look at few epochs of 12,800 images, spread over "
         "all",
     )
     parser.add_argument(
-        "--add", type=str, nargs="+", default=[], metavar="FILE", help="results of other frameworks to lay beside them"
+        "--add", nargs="+", default=[], metavar="FILE", help="results of other frameworks to lay beside them"
     )
     device_option(parser)
     add_options(parser)
@@ -63,7 +63,7 @@ def _compare(options: Any) -> int:
     from vae_jax.compare.level import DIFFERS
 
     added = [results.read(expand(path)) for path in options.add]
-    config = absolute_paths(from_namespace(options))
+    config = absolute_paths(options.configuration)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several processes may share a GPU
     device = set_device(options.device)
     from vae_jax import data

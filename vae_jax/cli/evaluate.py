@@ -4,6 +4,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any
 
+from vae_jax.cli.arguments import whole
 from vae_jax.cli.common import Verb, answer, load_data, open_run, positive, progress, run_options, say, split_of
 from vae_jax.errors import UserError, quoted
 
@@ -17,25 +18,29 @@ CHAINS = 16  # of annealed importance sampling, for each image
 
 def _evaluate_options(parser: Any) -> None:
     run_options(parser)
-    parser.add_argument("--latent", type=str, default="sample", help="z from the posterior: sample, or its mean")
-    parser.add_argument("--split", type=str, default="test", help="the images: test, validation or train")
-    parser.add_argument("--images", type=int, default=None, metavar="N", help="N images, spread over the split, only")
+    parser.add_argument("--latent", default="sample", help="z from the posterior: sample, or its mean")
+    parser.add_argument("--split", default="test", help="the images: test, validation or train")
+    parser.add_argument("--images", type=whole, default=None, metavar="N", help="N images, spread over the split, only")
     parser.add_argument(
         "--nll-samples",
-        type=int,
+        type=whole,
         default=None,
         metavar="K",
         help="estimate the negative log-likelihood too, importance-weighted with K samples an image; 5000 is usual",
     )
     parser.add_argument(
         "--ais",
-        type=int,
+        type=whole,
         default=None,
         metavar="TEMPERATURES",
         help="estimate it by annealed importance sampling too, over so many temperatures",
     )
     parser.add_argument(
-        "--ais-chains", type=int, default=None, metavar="N", help=f"chains for each image with --ais; default {CHAINS}"
+        "--ais-chains",
+        type=whole,
+        default=None,
+        metavar="N",
+        help=f"chains for each image with --ais; default {CHAINS}",
     )
     parser.add_argument(
         "--diagnostics",

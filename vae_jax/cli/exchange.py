@@ -3,18 +3,19 @@
 import shlex
 from typing import Any
 
+from vae_jax.cli.arguments import add_options
 from vae_jax.cli.common import Verb, absolute_paths, answer, check_code, say, set_device, trust_option
 from vae_jax.cli.train import pictures
-from vae_jax.config import DataConfig, add_options, expand, from_namespace
+from vae_jax.config import DataConfig, expand
 from vae_jax.errors import UserError, quoted
 from vae_jax.folder import check_folder, check_no_link, check_writable
 
 
 def _export_options(parser: Any) -> None:
-    parser.add_argument("run", metavar="RUN", type=str, help="a run folder, as `vae-jax train` leaves it")
-    parser.add_argument("file", metavar="FILE", type=str, help="what to write; its name ends in .safetensors")
-    parser.add_argument("--to", type=str, default="torch", help="whose names and layouts: torch, for load_state_dict")
-    parser.add_argument("--checkpoint", type=str, default="latest", help="latest or best")
+    parser.add_argument("run", metavar="RUN", help="a run folder, as `vae-jax train` leaves it")
+    parser.add_argument("file", metavar="FILE", help="what to write; its name ends in .safetensors")
+    parser.add_argument("--to", default="torch", help="whose names and layouts: torch, for load_state_dict")
+    parser.add_argument("--checkpoint", default="latest", help="latest or best")
     parser.add_argument("--overwrite", action="store_true", help="write over FILE if it exists")
     trust_option(parser)
 
@@ -41,8 +42,8 @@ def _export(options: Any) -> None:
 
 
 def _import_options(parser: Any) -> None:
-    parser.add_argument("file", metavar="FILE", type=str, help="a .safetensors file, or a state_dict in a .pt file")
-    parser.add_argument("run", metavar="RUN", type=str, help="the run folder to make")
+    parser.add_argument("file", metavar="FILE", help="a .safetensors file, or a state_dict in a .pt file")
+    parser.add_argument("run", metavar="RUN", help="the run folder to make")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in it first, if there is one")
     add_options(parser)
 
@@ -50,7 +51,7 @@ def _import_options(parser: Any) -> None:
 def _import(options: Any) -> None:
     path, folder = expand(options.file), expand(options.run)
     check_folder(folder, False, options.overwrite)
-    config = absolute_paths(from_namespace(options))
+    config = absolute_paths(options.configuration)
     set_device("cpu")
     from vae_jax.interop.exchange import import_run
     from vae_jax.models import count_parameters

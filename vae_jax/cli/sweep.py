@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from vae_jax import own_parts
+from vae_jax.cli.arguments import add_options, whole
 from vae_jax.cli.common import (
     Verb,
     absolute_paths,
@@ -18,13 +19,13 @@ from vae_jax.cli.common import (
     set_device,
 )
 from vae_jax.cli.train import say_too_late, stop_signals, tell_stopping
-from vae_jax.config import Config, add_options, from_namespace
+from vae_jax.config import Config
 from vae_jax.errors import PATH, Stopped, UserError, cut, on_terminal, printable
 
 
 def _sweep_options(parser: Any) -> None:
     folder_options(parser, "SWEEP", "sweep")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from the configuration's seed on")
+    parser.add_argument("--seeds", type=whole, default=1, help="how many seeds, from the configuration's seed on")
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE,…", help="values to try; may be given several times"
     )
@@ -36,7 +37,7 @@ def _sweep(options: Any) -> int:
     folder = folder_of(options, "the folder to make", "sweeps/beta")
     from vae_jax.sweep import SPECIFICATION, check_sweep_folder, make_sweep, members_of, names_in, read_sweep
 
-    config = from_namespace(options)
+    config = options.configuration
     begun = options.resume and (folder / SPECIFICATION).is_file()
     no_options = not options.config and config == Config()
     if options.resume and not begun and no_options and not options.set:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_jax import own_parts
+from vae_jax.cli.arguments import add_options
 from vae_jax.cli.common import (
     Verb,
     absolute_paths,
@@ -22,7 +23,7 @@ from vae_jax.cli.common import (
     say,
     set_device,
 )
-from vae_jax.config import Config, add_options, from_namespace
+from vae_jax.config import Config
 from vae_jax.errors import PATH, Stopped, cut, on_terminal
 from vae_jax.folder import check_folder, read_config
 from vae_jax.interruption import SAME
@@ -37,7 +38,7 @@ def _train_options(parser: Any) -> None:
 def _train(options: Any) -> int:
     folder = folder_of(options, "the run folder to make", "runs/first")
     check_folder(folder, options.resume, options.overwrite)
-    config = from_namespace(options)
+    config = options.configuration
     # What the run's own configuration has named, where that is what it goes on with, the user has not.
     named_by_run = own_parts.names_in(read_config(folder)) if options.resume and not options.config else []
     users = [own_parts.absolute_name(name) for name in own_parts.names_in(config) if name not in named_by_run]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli import evaluate
+from vae_jax.cli.arguments import number, whole
 from vae_jax.cli.common import (
     Verb,
     answer,
@@ -36,7 +37,7 @@ SOURCES = ("prior", "gmm", "second_stage")  # of z; the last two are in vae_jax/
 
 def _label_option(parser: Any, what: str) -> None:
     meaning = f"a class's name or number, where the model is told labels (model.classes): {what}"
-    parser.add_argument("--label", type=str, default=None, help=meaning)
+    parser.add_argument("--label", default=None, help=meaning)
 
 
 def _label(options: Any) -> int | None:
@@ -125,8 +126,8 @@ def _drawn(sheet: "Sheet", blocks: Iterator[tuple[range, Any]], path: Path) -> N
 
 def _reconstruct_options(parser: Any) -> None:
     run_options(parser)
-    parser.add_argument("images", metavar="IMAGES", type=str, nargs="*", help="image files; without any, test images")
-    parser.add_argument("-n", type=int, default=64, help="how many test images, spread over all of them")
+    parser.add_argument("images", metavar="IMAGES", nargs="*", help="image files; without any, test images")
+    parser.add_argument("-n", type=whole, default=64, help="how many test images, spread over all of them")
     _label_option(parser, "the one of the image files")
     out_option(parser, "RUN/figures/reconstructions.png")
 
@@ -167,11 +168,10 @@ def _reconstruct(options: Any) -> None:
 
 def _sample_options(parser: Any) -> None:
     run_options(parser)
-    parser.add_argument("-n", type=int, default=64, help="how many")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same pictures")
+    parser.add_argument("-n", type=whole, default=64, help="how many")
+    parser.add_argument("--seed", type=whole, default=0, help="the same seed gives the same pictures")
     parser.add_argument(
         "--from",
-        type=str,
         default="prior",
         help="where z comes from: prior, or a density fitted now to the training images' latents, which makes an "
         "autoencoder generative too: gmm (a mixture of 10 Gaussians) or second_stage (a VAE of z)",
@@ -245,7 +245,7 @@ def _fitted(options: Any, trained: "Trained", source: str) -> Any:
 
 def _encode_options(parser: Any) -> None:
     run_options(parser)
-    parser.add_argument("--split", type=str, default="test", help="the images: test, validation or train")
+    parser.add_argument("--split", default="test", help="the images: test, validation or train")
     out_option(parser, "RUN/latents_<SPLIT>.npz")
 
 
@@ -269,9 +269,9 @@ def _encode(options: Any) -> None:
 
 def _interpolate_options(parser: Any) -> None:
     run_options(parser)
-    parser.add_argument("-n", type=int, default=8, help="rows, each from one test image to another")
-    parser.add_argument("--steps", type=int, default=12, help="pictures in a row")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the test images")
+    parser.add_argument("-n", type=whole, default=8, help="rows, each from one test image to another")
+    parser.add_argument("--steps", type=whole, default=12, help="pictures in a row")
+    parser.add_argument("--seed", type=whole, default=0, help="chooses the test images")
     out_option(parser, "RUN/figures/interpolation.png")
 
 
@@ -308,9 +308,9 @@ def _interpolate(options: Any) -> None:
 
 def _traverse_options(parser: Any) -> None:
     run_options(parser)
-    parser.add_argument("--image", type=int, default=0, help="number of the test image to start from")
-    parser.add_argument("--steps", type=int, default=11, help="pictures in a row")
-    parser.add_argument("--extent", type=float, default=3.0, help="each dimension runs from -EXTENT to EXTENT")
+    parser.add_argument("--image", type=whole, default=0, help="number of the test image to start from")
+    parser.add_argument("--steps", type=whole, default=11, help="pictures in a row")
+    parser.add_argument("--extent", type=number, default=3.0, help="each dimension runs from -EXTENT to EXTENT")
     out_option(parser, "RUN/figures/traversal.png")
 
 

@@ -118,7 +118,7 @@ class Pair:
         targets = self.network.treat(None, images)
 
         def terms(model: Model) -> Any:
-            return self.objective.terms(own.objective, model, targets, self.config.objective)
+            return self.objective.terms(own.objective, model, targets, self.config.objective.options)
 
         def noise(model: Model) -> Any:
             # z of mean 0 and variance 1 is the noise itself.
@@ -137,7 +137,7 @@ def difference(found: Any, expected: Any) -> tuple[float, float]:
 
 def dead_biases(config: Config) -> set[str]:
     """PyTorch's names of the biases that feed a BatchNorm, whose true gradient is 0: it subtracts them again."""
-    if not config.model.batch_norm:
+    if not config.model.options.batch_norm:
         return set()
-    layers = len(config.model.channels)
+    layers = len(config.model.options.channels)
     return {f"conv{i + 1}.bias" for i in range(layers)} | {f"dec{i + 1}.bias" for i in range(layers - 1)}

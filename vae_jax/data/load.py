@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vae_jax.config import DataConfig, check_data_used, expand
+from vae_jax.config import DataConfig, check_section, expand
 from vae_jax.data.array import array
 from vae_jax.data.binarize import TREATMENTS, binarize
 from vae_jax.data.cache import cache_folder, cached
@@ -47,7 +47,7 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     Raises:
         UserError: an option, a file or the network does not let it.
     """
-    check_data_used(config)
+    check_section(config)
     report = report or (lambda line: None)
     lookup(dict.fromkeys(TREATMENTS), config.treatment, "data.treatment")
     opened, config = _open(config, report)

@@ -40,12 +40,10 @@ class TorchTraining:
     def __init__(self, config: Config, twin: TorchTwin, epoch: int, steps: int):
         """Takes the twin to train for so many steps, `epoch` of them in an epoch."""
         self.config, self.twin = config, twin
-        train = config.train
+        train, adam = config.train, config.optimizer.options
         self.rates = np.asarray(jax.vmap(optimizer.schedule(train, epoch))(jnp.arange(steps)), float)
         self.rates = np.broadcast_to(self.rates, steps)
-        self.adam = torch.optim.Adam(
-            twin.parameters(), train.learning_rate, (train.adam_b1, train.adam_b2), train.adam_eps
-        )
+        self.adam = torch.optim.Adam(twin.parameters(), train.learning_rate, (adam.b1, adam.b2), adam.eps)
         self.taken = 0
 
     def backward(

@@ -34,10 +34,9 @@ KNOWN = {
     "posterior.name": "diagonal_gaussian",
     "prior.name": "standard_normal",
     "likelihood.name": "bernoulli",
-    "objective.gradient": "standard",
-    "objective.schedule": "constant",
-    "objective.free_bits": 0,
+    "optimizer.name": "adam",
 }
+OPTIONS = {"gradient": "standard", "schedule": "constant", "free_bits": 0}  # likewise, of the objective vae
 
 
 def check_objective(config: ObjectiveConfig) -> None:
@@ -48,8 +47,12 @@ def check_objective(config: ObjectiveConfig) -> None:
     """
     if config.name not in OBJECTIVES:
         raise UserError(f"objective.name: the PyTorch twin knows {' and '.join(OBJECTIVES)}; found {config.name}")
-    if config.kl == "sampled":
-        raise UserError("objective.kl: the PyTorch twin knows analytic; found sampled")
+    if config.name == "vae":
+        if config.options.kl == "sampled":
+            raise UserError("objective.kl: the PyTorch twin knows analytic; found sampled")
+        for option, known in OPTIONS.items():
+            if (given := getattr(config.options, option)) != known:
+                raise UserError(f"objective.{option}: the PyTorch twin knows {known}; found {given}")
 
 
 def check_known(config: Config) -> None:
@@ -81,30 +84,31 @@ class TorchTwin(nn.Module):
             UserError: if PyTorch has no layer for what the configuration asks, or its sizes do not fit.
         """
         super().__init__()
-        if config.batch_norm and not config.unbiased_running_variance:
+        options = config.options
+        if options.batch_norm and not options.unbiased_running_variance:
             raise UserError("model.unbiased_running_variance: PyTorch's BatchNorm knows only true; found false")
-        sizes = plan(config, image_shape)
-        self.config, self.plan, self.heads = config, sizes, heads
-        self.activation = ACTIVATIONS[config.activation]
-        channels = (image_shape[2], *config.channels)
-        layers = len(config.channels)
+        sizes = plan(options, image_shape)
+        self.options, self.plan, self.heads = options, sizes, heads
+        self.activation = ACTIVATIONS[options.activation]
+        channels = (image_shape[2], *options.channels)
+        layers = len(options.channels)
         for i in range(layers):
-            conv = nn.Conv2d(channels[i], channels[i + 1], config.kernel, sizes.strides[i], sizes.paddings[i])
+            conv = nn.Conv2d(channels[i], channels[i + 1], options.kernel, sizes.strides[i], sizes.paddings[i])
             self.add_module(f"conv{i + 1}", conv)
             self._add_norm(f"BN{i + 1}", channels[i + 1])
         side = sizes.sizes[-1]
-        self.fc1 = nn.Linear(channels[-1] * side * side, config.hidden)
+        self.fc1 = nn.Linear(channels[-1] * side * side, options.hidden)
         for head in heads:
-            self.add_module(f"fc_{head}", nn.Linear(config.hidden, config.latent))
+            self.add_module(f"fc_{head}", nn.Linear(options.hidden, config.latent))
         self.fc2 = nn.Linear(config.latent, sizes.widths[0] * side * side)
         for i in range(layers):
             mirrored = layers - 1 - i
             stride, padding = sizes.strides[mirrored], sizes.paddings[mirrored]
-            reached = (sizes.sizes[mirrored + 1] - 1) * stride - 2 * padding + config.kernel
+            reached = (sizes.sizes[mirrored + 1] - 1) * stride - 2 * padding + options.kernel
             dec = nn.ConvTranspose2d(
                 sizes.widths[i],
                 sizes.widths[i + 1],
-                config.kernel,
+                options.kernel,
                 stride,
                 padding,
                 output_padding=sizes.sizes[mirrored] - reached,
@@ -114,8 +118,8 @@ class TorchTwin(nn.Module):
                 self._add_norm(f"deb{i + 1}", sizes.widths[i + 1])
 
     def _add_norm(self, name: str, channels: int) -> None:
-        if self.config.batch_norm:
-            self.add_module(name, nn.BatchNorm2d(channels, momentum=self.config.batch_norm_momentum))
+        if self.options.batch_norm:
+            self.add_module(name, nn.BatchNorm2d(channels, momentum=self.options.batch_norm_momentum))
 
     def _layer(self, name: str, x: Tensor) -> Tensor:
         return self.get_submodule(name)(x)
@@ -134,34 +138,34 @@ class TorchTwin(nn.Module):
             x: images in [0, 1].
             masks: dropout's, (batch, latent) for each "dropout_<head>"; by default PyTorch draws them.
         """
-        config = self.config
-        for i in range(len(config.channels)):
+        options = self.options
+        for i in range(len(options.channels)):
             x = self._layer(f"conv{i + 1}", x)
-            if config.batch_norm:
+            if options.batch_norm:
                 x = self._layer(f"BN{i + 1}", x)
             x = self.activation(x)
         x = self.fc1(x.flatten(1))
-        if config.hidden_activation:
+        if options.hidden_activation:
             x = self.activation(x)
         heads = {}
         for head in self.heads:
             h = self._layer(f"fc_{head}", x)
-            if config.head_activation:
+            if options.head_activation:
                 h = self.activation(h)
-            heads[head] = self._drop(f"dropout_{head}", h, config.head_dropout, masks)
+            heads[head] = self._drop(f"dropout_{head}", h, options.head_dropout, masks)
         return heads
 
     def decode(self, z: Tensor, masks: Mapping[str, Tensor] | None = None) -> Tensor:
         """z (batch, latent) to logits (batch, channels, height, width); `masks` may hold "dropout_fc2"."""
         x = self.activation(self.fc2(z))
-        x = self._drop("dropout_fc2", x, self.config.decoder_dropout, masks)
+        x = self._drop("dropout_fc2", x, self.options.decoder_dropout, masks)
         side = self.plan.sizes[-1]
         x = x.view(-1, self.plan.widths[0], side, side)
-        layers = len(self.config.channels)
+        layers = len(self.options.channels)
         for i in range(layers):
             x = self._layer(f"dec{i + 1}", x)
             if i < layers - 1:
-                if self.config.batch_norm:
+                if self.options.batch_norm:
                     x = self._layer(f"deb{i + 1}", x)
                 x = self.activation(x)
         return x
@@ -192,4 +196,4 @@ class TorchTwin(nn.Module):
         logits = self.decode(mu + noise * torch.exp(log_var / 2), masks)
         reconstruction = functional.binary_cross_entropy_with_logits(logits, images, reduction="none").sum((1, 2, 3))
         kl = -0.5 * (1 + log_var - mu.square() - log_var.exp()).sum(1)
-        return reconstruction + config.beta * kl, reconstruction, kl
+        return reconstruction + config.options.beta * kl, reconstruction, kl

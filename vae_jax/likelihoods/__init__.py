@@ -1,12 +1,12 @@
 """Likelihoods p(x|z): one function each, and one line here."""
 
-from vae_jax.config import LikelihoodConfig
+from vae_jax.config import LikelihoodConfig, entry_of
 from vae_jax.likelihoods.base import Likelihood, bits_per_dimension, measured
 from vae_jax.likelihoods.bernoulli import bernoulli, bernoulli_log_prob, pixel_mean, squared_error
 from vae_jax.likelihoods.continuous_bernoulli import continuous_bernoulli
 from vae_jax.likelihoods.gaussian import gaussian
 from vae_jax.likelihoods.logistic import discretized_logistic, discretized_logistic_mixture
-from vae_jax.registry import lookup
+from vae_jax.shapes import Shapes
 
 __all__ = [
     "LIKELIHOODS",
@@ -19,7 +19,7 @@ __all__ = [
     "squared_error",
 ]
 
-# Each: (config, image shape) -> Likelihood.
+# Each: (options, Shapes) -> Likelihood; the annotation of `options` names the dataclass of its options.
 LIKELIHOODS = {
     "bernoulli": bernoulli,
     "continuous_bernoulli": continuous_bernoulli,
@@ -29,10 +29,10 @@ LIKELIHOODS = {
 }
 
 
-def get(config: LikelihoodConfig, image_shape: tuple[int, int, int]) -> Likelihood:
-    """The configured likelihood of images of (height, width, channels).
+def get(config: LikelihoodConfig, shapes: Shapes) -> Likelihood:
+    """The configured likelihood of images.
 
     Raises:
-        UserError: if the name is unknown.
+        UserError: if the name is unknown, or an option has a value that it cannot have.
     """
-    return lookup(LIKELIHOODS, config.name, "likelihood.name", ("config", "image_shape"))(config, image_shape)
+    return entry_of("likelihood", config.name)(config.options, shapes)

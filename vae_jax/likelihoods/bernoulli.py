@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vae_jax.config import LikelihoodConfig
 from vae_jax.layout import Images, to_features
 from vae_jax.likelihoods.base import Likelihood, sum_pixels
+from vae_jax.shapes import Shapes
 
 
-def bernoulli(config: LikelihoodConfig, image_shape: tuple[int, int, int]) -> Likelihood:
+def bernoulli(options: None, shapes: Shapes) -> Likelihood:
     """Independent Bernoulli pixels; the decoder gives logits."""
     return Likelihood(
         1,

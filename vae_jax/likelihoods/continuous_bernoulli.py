@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vae_jax.config import LikelihoodConfig
 from vae_jax.layout import Images, to_features
 from vae_jax.likelihoods.base import Likelihood, sum_pixels
+from vae_jax.shapes import Shapes
 
 # log(sinh u / u) = Σ 2²ⁿ B₂ₙ u²ⁿ / (2n·(2n)!), n = 1, 2, …; where |u| < 1/2 what is left out is below 3e-14.
 SERIES = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250, 2 / 127702575)
 
 
-def continuous_bernoulli(config: LikelihoodConfig, image_shape: tuple[int, int, int]) -> Likelihood:
+def continuous_bernoulli(options: None, shapes: Shapes) -> Likelihood:
     """Independent continuous Bernoulli pixels; the decoder gives logits."""
     return Likelihood(
         1,

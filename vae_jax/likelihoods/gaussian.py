@@ -9,44 +9,59 @@ about the images, and training ends in infinities (Mattei & Frellsen 2018).
 """
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from vae_jax.config import LikelihoodConfig
 from vae_jax.errors import UserError
 from vae_jax.layout import Images, to_features
 from vae_jax.likelihoods.base import Likelihood, Outputs, sum_pixels
 from vae_jax.likelihoods.bernoulli import pixel_mean
-from vae_jax.registry import lookup
+from vae_jax.options import one_of
+from vae_jax.shapes import Shapes
 
 FLOOR = 1 / 510  # half a grey level: nothing finer is in the images
 TREATMENTS = ("grey", "dequantized")
 REASON = "where all pixels are 0 or 1 a learned variance falls to its floor"
 
 
-def gaussian(config: LikelihoodConfig, image_shape: tuple[int, int, int]) -> Likelihood:
+@dataclass(frozen=True)
+class GaussianOptions:
+    """Of gaussian.
+
+    Attributes:
+        variance: fixed, shared (one for all pixels, learned) or pixel (one for each, from the decoder).
+        scale: the standard deviation where it is fixed, and where it starts otherwise; grey levels are 0 to 1.
+    """
+
+    variance: Annotated[str, one_of("fixed", "shared", "pixel")] = "fixed"
+    scale: Annotated[float, "[0.001, 1000]"] = 0.1
+
+
+def gaussian(options: GaussianOptions, shapes: Shapes) -> Likelihood:
     """Independent Gaussian pixels.
 
     Raises:
-        UserError: if `config.variance` is unknown, or `config.scale` is below what a learned one can be.
+        UserError: if `options.scale` is below what a learned one can be.
     """
-    return lookup(VARIANCES, config.variance, "likelihood.variance")(config)
+    return VARIANCES[options.variance](options)
 
 
-def fixed(config: LikelihoodConfig) -> Likelihood:
-    """The standard deviation is `config.scale`: up to a constant the squared error, divided by 2·scale²."""
+def fixed(options: GaussianOptions) -> Likelihood:
+    """The standard deviation is `options.scale`: up to a constant the squared error, divided by 2·scale²."""
     return Likelihood(
         1,
-        lambda params, outputs, images: gaussian_log_prob(outputs, jnp.asarray(math.log(config.scale)), images),
+        lambda params, outputs, images: gaussian_log_prob(outputs, jnp.asarray(math.log(options.scale)), images),
         lambda params, outputs: pixel_mean(outputs),
         measure="density",
     )
 
 
-def shared(config: LikelihoodConfig) -> Likelihood:
-    """One learned standard deviation for all pixels, which starts at `config.scale`: the σ-VAE (Rybkin et al. 2021)."""
-    start = _raw(config.scale)
+def shared(options: GaussianOptions) -> Likelihood:
+    """One learned standard deviation for all pixels, from `options.scale` on: the σ-VAE (Rybkin et al. 2021)."""
+    start = _raw(options.scale)
 
     def init(key: Key[Array, ""]) -> PyTree:
         return {"log_scale": jnp.full((), start, float)}
@@ -62,12 +77,12 @@ def shared(config: LikelihoodConfig) -> Likelihood:
     )
 
 
-def pixel(config: LikelihoodConfig) -> Likelihood:
+def pixel(options: GaussianOptions) -> Likelihood:
     """Each pixel's own standard deviation, from the decoder (Kingma & Welling 2013, appendix C.2).
 
-    The decoder's second number is added to an offset, so that training starts near `config.scale`.
+    The decoder's second number is added to an offset, so that training starts near `options.scale`.
     """
-    start = _raw(config.scale)
+    start = _raw(options.scale)
 
     def log_prob(params: PyTree, outputs: Outputs, images: Images) -> Float[Array, " batch"]:
         means, raw = jnp.split(outputs, 2, -1)

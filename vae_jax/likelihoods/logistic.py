@@ -6,15 +6,17 @@ of the images, in which a level is 1/255; locations are sigmoids of the decoder'
 """
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from vae_jax.config import LikelihoodConfig
 from vae_jax.layout import Images, to_features
 from vae_jax.likelihoods.base import Likelihood, Outputs, sum_pixels
 from vae_jax.likelihoods.gaussian import floored
+from vae_jax.shapes import Shapes
 
 LEVEL = 1 / 255
 # A mass is at most 1, so that the floor is for the arithmetic: small enough for one level to get all but 1e-7 of the
@@ -24,7 +26,18 @@ START = math.log(0.1)  # of the logarithm of a scale, where the decoder gives 0:
 TREATMENTS, REASON = ("grey",), "it is a distribution of the 256 grey levels themselves"
 
 
-def discretized_logistic(config: LikelihoodConfig, image_shape: tuple[int, int, int]) -> Likelihood:
+@dataclass(frozen=True)
+class MixtureOptions:
+    """Of discretized_logistic_mixture.
+
+    Attributes:
+        components: of the mixture, for each pixel.
+    """
+
+    components: Annotated[int, "[1, 1024]"] = 5
+
+
+def discretized_logistic(options: None, shapes: Shapes) -> Likelihood:
     """Independent pixels; the decoder gives each one's location (its logit) and scale (its logarithm)."""
 
     def log_prob(params: PyTree, outputs: Outputs, images: Images) -> Float[Array, " batch"]:
@@ -37,14 +50,14 @@ def discretized_logistic(config: LikelihoodConfig, image_shape: tuple[int, int, 
     return Likelihood(2, log_prob, mean, treatments=TREATMENTS, reason=REASON, measure="levels")
 
 
-def discretized_logistic_mixture(config: LikelihoodConfig, image_shape: tuple[int, int, int]) -> Likelihood:
-    """Independent pixels, each of its own mixture of `config.components` discretized logistics.
+def discretized_logistic_mixture(options: MixtureOptions, shapes: Shapes) -> Likelihood:
+    """Independent pixels, each of its own mixture of `options.components` discretized logistics.
 
     The decoder gives first the logits of the components' weights, then their locations, then their scales. Every
     channel has weights of its own, and channels are independent given z. Salimans et al. (2017, section 2.2) share the
     weights, and let red move green's location and both move blue's.
     """
-    components = config.components
+    components = options.components
 
     def log_prob(params: PyTree, outputs: Outputs, images: Images) -> Float[Array, " batch"]:
         x = to_features(images)

@@ -11,18 +11,19 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
-from vae_jax.config import ModelConfig
+from vae_jax.config import ModelConfig, entry_of
 from vae_jax.errors import UserError
 from vae_jax.expectation import expect, expect_all
 from vae_jax.keys import own_network_key, probing_key, step_keys
 from vae_jax.models.convolutional import convolutional
-from vae_jax.models.initialization import INITIALIZATIONS, initialize
+from vae_jax.models.initialization import initialize
 from vae_jax.models.layers import UNFILLED
 from vae_jax.models.mlp import mlp
 from vae_jax.models.residual import residual
-from vae_jax.registry import check_takes, lookup, users_line
+from vae_jax.registry import check_takes, users_line
+from vae_jax.shapes import Shapes
 
-# Each: (config, image shape, heads with their sizes, outputs for each channel of a pixel) -> module.
+# Each: (options, Shapes) -> module; the annotation of `options` names the dataclass of its options.
 NETWORKS = {"convolutional": convolutional, "mlp": mlp, "residual": residual}
 
 
@@ -119,35 +120,26 @@ class Trace(NamedTuple):
     masks: dict[str, Array]
 
 
-def build(
-    config: ModelConfig,
-    image_shape: tuple[int, int, int],
-    heads: Mapping[str, int | tuple[int, ...]],
-    outputs: int = 1,
-    latent_shape: tuple[int, ...] | None = None,
-) -> Network:
-    """The configured network for images of (height, width, channels).
+def build(config: ModelConfig, shapes: Shapes) -> Network:
+    """The configured network.
 
     Args:
-        config: of the model. With `classes`, an image comes with as many further channels, and z with as many numbers.
-        image_shape: (height, width, channels).
-        heads: of the posterior, each with its size, or its shape: a network may give such a one flat.
-        outputs: numbers that the decoder gives for each channel of a pixel.
-        latent_shape: of one z; None for a vector of `config.latent` numbers.
+        config: of the model.
+        shapes: of what it takes and gives, whole.
 
     Raises:
         UserError: if a name is unknown or the sizes do not fit.
     """
-    lookup(INITIALIZATIONS, config.initialization, "model.initialization")
-    make_module = lookup(NETWORKS, config.network, "model.network", ("config", "image_shape", "heads", "outputs"))
-    module = make_module(config, image_shape, heads, outputs)
+    make_module, options = entry_of("model", config.network), config.options
+    module = make_module(options, shapes)
     if not isinstance(module, nn.Module):
         kind = f"{type(module).__module__}.{type(module).__name__}"
         raise UserError(f"model.network: expected {config.network} to give a flax.linen.Module; found {kind}")
-    precision = lookup(PRECISIONS, config.precision, "model.precision")
-    height, width, channels = image_shape
+    precision = PRECISIONS[config.precision]
+    heads, outputs = shapes.heads, shapes.outputs
+    height, width, channels = shapes.image_shape
     head_shapes = {name: size if isinstance(size, tuple) else (size,) for name, size in heads.items()}
-    *places, numbers = latent_shape or (config.latent,)
+    *places, numbers = shapes.latent_shape or (shapes.latent,)
     latent_shape = (*places, numbers + config.classes)
 
     def bind(module: nn.Module, train: bool) -> Autoencoder:
@@ -279,7 +271,7 @@ def build(
     def ties() -> Ties:
         if (known := getattr(module, "couples", None)) is not None:  # ours say so
             return Ties(bool(known), bool(known))
-        made_of = make_module, config, image_shape, tuple(heads.items()), outputs, latent_shape
+        made_of = make_module, config, shapes._replace(heads=tuple(heads.items()))
         if made_of not in _TIES:
             inputs = (height, width, channels + config.classes), latent_shape
             with jax.ensure_compile_time_eval():  # whoever asks may be traced

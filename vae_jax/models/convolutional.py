@@ -4,12 +4,12 @@ Layers carry the names of the PyTorch original's state_dict: conv1, BN1, …, fc
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from vae_jax.config import ModelConfig
 from vae_jax.errors import UserError
 from vae_jax.layout import Features, tiles, to_features, to_images
 from vae_jax.models.convolution import choose, output_size
@@ -17,11 +17,37 @@ from vae_jax.models.layers import (
     ACTIVATIONS,
     BatchNorm,
     Conv,
+    ConvolutionsOptions,
     ConvTranspose,
     Dropout,
     Linear,
 )
-from vae_jax.registry import lookup
+from vae_jax.shapes import Shapes
+
+
+@dataclass(frozen=True)
+class ConvolutionalOptions(ConvolutionsOptions):
+    """Of convolutional.
+
+    Attributes:
+        kernel: side of every convolution's kernel.
+        strides: of the encoder's convolutions, one for all or one each; the decoder mirrors them.
+        paddings: of the encoder's convolutions, one each; null derives them from the image size.
+        hidden: units of the linear layer between the convolutions and the heads.
+        hidden_activation: an activation after the hidden linear layer (the article has none).
+        head_activation: an activation after the heads for mean and log-variance (the article has it).
+        head_dropout: dropout rate after the heads (the article has 0.2; 0 for none).
+        decoder_dropout: dropout rate after the decoder's linear layer.
+    """
+
+    kernel: Annotated[int, "[1, 64]"] = 4
+    strides: Annotated[int | tuple[int, ...], "[1, 64]"] = 2
+    paddings: Annotated[tuple[int, ...] | None, "[0, 64]"] = None
+    hidden: Annotated[int, "[1, 65536]"] = 128
+    hidden_activation: bool = False
+    head_activation: bool = True
+    head_dropout: Annotated[float, "[0, 1)"] = 0.2
+    decoder_dropout: Annotated[float, "[0, 1)"] = 0.2
 
 
 class Plan(NamedTuple):
@@ -40,7 +66,7 @@ class Plan(NamedTuple):
     widths: tuple[int, ...]
 
 
-def plan(config: ModelConfig, image_shape: tuple[int, int, int], outputs: int = 1) -> Plan:
+def plan(options: ConvolutionalOptions, image_shape: tuple[int, int, int], outputs: int = 1) -> Plan:
     """Derives the network's sizes.
 
     Where `model.paddings` is null, each convolution is padded by half of what its kernel exceeds its stride, rounded
@@ -53,9 +79,9 @@ def plan(config: ModelConfig, image_shape: tuple[int, int, int], outputs: int = 
     height, width, image_channels = image_shape
     if height != width:
         raise UserError(f"model.network convolutional: expected a square image; found {height}x{width}")
-    layers = len(config.channels)
-    strides = config.strides if isinstance(config.strides, tuple) else (config.strides,) * layers
-    for option, given in (("strides", strides), ("paddings", config.paddings)):
+    layers = len(options.channels)
+    strides = options.strides if isinstance(options.strides, tuple) else (options.strides,) * layers
+    for option, given in (("strides", strides), ("paddings", options.paddings)):
         if given is not None and len(given) != layers:
             raise UserError(
                 f"model.{option}: expected one value for each of the {layers} entries of model.channels; "
@@ -64,27 +90,27 @@ def plan(config: ModelConfig, image_shape: tuple[int, int, int], outputs: int = 
     sizes, paddings = [height], []
     for i, stride in enumerate(strides):
         size = sizes[-1]
-        if config.paddings is not None:
-            padding = config.paddings[i]
-        elif i == layers - 1 and size >= config.kernel:
+        if options.paddings is not None:
+            padding = options.paddings[i]
+        elif i == layers - 1 and size >= options.kernel:
             padding = 0
         else:
-            padding = max(0, (config.kernel - stride + 1) // 2)
-        result = output_size(size, config.kernel, stride, padding)
+            padding = max(0, (options.kernel - stride + 1) // 2)
+        result = output_size(size, options.kernel, stride, padding)
         if result < 1:
             raise UserError(
-                f"model.channels: convolution {i + 1} of {layers} (kernel {config.kernel}, stride {stride}, padding "
+                f"model.channels: convolution {i + 1} of {layers} (kernel {options.kernel}, stride {stride}, padding "
                 f"{padding}) does not fit into {size}x{size} pixels, from images of {height}x{width}; use fewer "
                 f"channels, smaller strides or a larger data.image_size"
             )
-        if padding >= config.kernel:
+        if padding >= options.kernel:
             raise UserError(
-                f"model.paddings: expected less than model.kernel ({config.kernel}); found {padding}, with which "
+                f"model.paddings: expected less than model.kernel ({options.kernel}); found {padding}, with which "
                 f"the kernel would see nothing but padding"
             )
         sizes.append(result)
         paddings.append(padding)
-    widths = (config.channels[-1], *config.channels[:0:-1], outputs * image_channels)
+    widths = (options.channels[-1], *options.channels[:0:-1], outputs * image_channels)
     return Plan(tuple(sizes), tuple(strides), tuple(paddings), widths)
 
 
@@ -92,38 +118,38 @@ class Encoder(nn.Module):
     """Images to the heads of the posterior.
 
     Attributes:
-        config: the model's configuration.
+        options: the network's.
         plan: the sizes derived from it.
         heads: what the posterior needs, such as "mu" and "log_var", with its size; each is one linear layer, fc_mu, ….
     """
 
-    config: ModelConfig
+    options: ConvolutionalOptions
     plan: Plan
     heads: Mapping[str, int]
 
     @nn.compact
     def __call__(self, x: Features, *, train: bool) -> dict[str, Float[Array, "_ batch"]]:
-        config = self.config
-        activation = ACTIVATIONS[config.activation]
-        convolution = choose(config.convolution)
-        for i, features in enumerate(config.channels):
+        options = self.options
+        activation = ACTIVATIONS[options.activation]
+        convolution = choose(options.convolution)
+        for i, features in enumerate(options.channels):
             stride, padding = self.plan.strides[i], self.plan.paddings[i]
-            conv = Conv(features, config.kernel, stride, padding, convolution, name=f"conv{i + 1}")
-            x = conv(x, dead_bias=train and config.batch_norm)
-            if config.batch_norm:
-                norm = BatchNorm(config.batch_norm_momentum, config.unbiased_running_variance, name=f"BN{i + 1}")
+            conv = Conv(features, options.kernel, stride, padding, convolution, name=f"conv{i + 1}")
+            x = conv(x, dead_bias=train and options.batch_norm)
+            if options.batch_norm:
+                norm = BatchNorm(options.batch_norm_momentum, options.unbiased_running_variance, name=f"BN{i + 1}")
                 x = norm(x, train=train)
             x = activation(x)
         # (channels, height, width) flattened in this order is PyTorch's order too.
-        x = Linear(config.hidden, name="fc1")(x.transpose(1, 2, 3, 0, 4).reshape(-1, x.shape[0] * x.shape[-1]))
-        if config.hidden_activation:
+        x = Linear(options.hidden, name="fc1")(x.transpose(1, 2, 3, 0, 4).reshape(-1, x.shape[0] * x.shape[-1]))
+        if options.hidden_activation:
             x = activation(x)
         heads = {}
         for head, size in self.heads.items():
             h = Linear(size, name=f"fc_{head}")(x)
-            if config.head_activation:
+            if options.head_activation:
                 h = activation(h)
-            heads[head] = Dropout(config.head_dropout, name=f"dropout_{head}")(h, train=train)
+            heads[head] = Dropout(options.head_dropout, name=f"dropout_{head}")(h, train=train)
         return heads
 
 
@@ -131,21 +157,21 @@ class Decoder(nn.Module):
     """Latents to what the likelihood needs of the image's pixels.
 
     Attributes:
-        config: the model's configuration.
+        options: the network's.
         plan: the sizes derived from it.
     """
 
-    config: ModelConfig
+    options: ConvolutionalOptions
     plan: Plan
 
     @nn.compact
     def __call__(self, z: Float[Array, "latent batch"], *, train: bool) -> Features:
-        config, plan = self.config, self.plan
-        activation = ACTIVATIONS[config.activation]
-        convolution = choose(config.convolution)
+        options, plan = self.options, self.plan
+        activation = ACTIVATIONS[options.activation]
+        convolution = choose(options.convolution)
         side = plan.sizes[-1]
         x = activation(Linear(plan.widths[0] * side * side, name="fc2")(z))
-        x = Dropout(config.decoder_dropout, name="dropout_fc2")(x, train=train)
+        x = Dropout(options.decoder_dropout, name="dropout_fc2")(x, train=train)
         x = x.reshape(plan.widths[0], side, side, tiles(z.shape[-1]), -1).transpose(3, 0, 1, 2, 4)
         layers = len(plan.strides)
         for i, features in enumerate(plan.widths[1:]):
@@ -153,15 +179,15 @@ class Decoder(nn.Module):
             x = ConvTranspose(
                 features,
                 plan.sizes[mirrored],
-                config.kernel,
+                options.kernel,
                 plan.strides[mirrored],
                 plan.paddings[mirrored],
                 convolution,
                 name=f"dec{i + 1}",
-            )(x, dead_bias=train and config.batch_norm and i < layers - 1)
+            )(x, dead_bias=train and options.batch_norm and i < layers - 1)
             if i < layers - 1:
-                if config.batch_norm:
-                    norm = BatchNorm(config.batch_norm_momentum, config.unbiased_running_variance, name=f"deb{i + 1}")
+                if options.batch_norm:
+                    norm = BatchNorm(options.batch_norm_momentum, options.unbiased_running_variance, name=f"deb{i + 1}")
                     x = norm(x, train=train)
                 x = activation(x)
         return x
@@ -170,20 +196,18 @@ class Decoder(nn.Module):
 class ConvolutionalAutoencoder(nn.Module):
     """Encoder and decoder behind the interface of `vae_jax.models`: images and latents with the batch first."""
 
-    config: ModelConfig
-    image_shape: tuple[int, int, int]
-    heads: Mapping[str, int]
-    outputs: int
+    options: ConvolutionalOptions
+    shapes: Shapes
 
     @property
     def couples(self) -> bool:
         """Whether in training the images of a batch depend on one another, which running statistics then remember."""
-        return self.config.batch_norm
+        return self.options.batch_norm
 
     def setup(self):
-        sizes = plan(self.config, self.image_shape, self.outputs)
-        self.encoder = Encoder(self.config, sizes, self.heads)
-        self.decoder = Decoder(self.config, sizes)
+        sizes = plan(self.options, self.shapes.image_shape, self.shapes.outputs)
+        self.encoder = Encoder(self.options, sizes, self.shapes.heads)
+        self.decoder = Decoder(self.options, sizes)
 
     def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch _"]]:
         heads = self.encoder(to_features(x), train=train)
@@ -193,15 +217,11 @@ class ConvolutionalAutoencoder(nn.Module):
         return to_images(self.decoder(z.T, train=train))
 
 
-def convolutional(
-    config: ModelConfig, image_shape: tuple[int, int, int], heads: Mapping[str, int], outputs: int
-) -> ConvolutionalAutoencoder:
+def convolutional(options: ConvolutionalOptions, shapes: Shapes) -> ConvolutionalAutoencoder:
     """The article's network; 165,409 parameters for 32x32 grey images and 20 latent dimensions.
 
     Raises:
-        UserError: if the configuration names no known activation, or the sizes do not fit.
+        UserError: if the sizes do not fit.
     """
-    lookup(ACTIVATIONS, config.activation, "model.activation")
-    choose(config.convolution)
-    plan(config, image_shape)
-    return ConvolutionalAutoencoder(config, image_shape, heads, outputs)
+    plan(options, shapes.image_shape)
+    return ConvolutionalAutoencoder(options, shapes)

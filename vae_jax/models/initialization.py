@@ -10,7 +10,6 @@ import jax
 from jaxtyping import Array, Float, Key, PyTree
 
 from vae_jax.models.layers import MARK
-from vae_jax.registry import lookup
 
 Draw = Float[Array, " numbers"]
 
@@ -48,11 +47,8 @@ def initialize(name: str, key: Key[Array, ""], params: PyTree, unfilled: PyTree)
         key: of all the numbers drawn.
         params: of a network.
         unfilled: the collection in which the layers of layers.py have left their paths.
-
-    Raises:
-        UserError: if the name is unknown.
     """
-    draw, factors = lookup(INITIALIZATIONS, name, "model.initialization")
+    draw, factors = INITIALIZATIONS[name]
     numbers = draw(key, sum(leaf.size for leaf in jax.tree.leaves(params)))
     used = 0
 

@@ -7,8 +7,9 @@ Parameters are float32; a layer computes in the type of its input, BatchNorm's s
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import Annotated, cast
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,8 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
-from vae_jax.models.convolution import Convolution
+from vae_jax.models.convolution import CONVOLUTIONS, Convolution
+from vae_jax.options import FILLED, one_of, only
 from vae_jax.platforms import current
 
 
@@ -43,6 +45,29 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
 }
+
+
+@dataclass(frozen=True)
+class ConvolutionsOptions:
+    """Of a network of convolutions.
+
+    Attributes:
+        channels: feature maps of the encoder's convolutions, or a residual network's stages, first to last; the
+            decoder mirrors them.
+        activation: after every layer but the last: leaky_relu (slope 0.01), relu, elu, gelu, silu or tanh.
+        batch_norm: BatchNorm after every convolution but the decoder's last, or before all but a residual encoder's
+            first.
+        batch_norm_momentum: weight of the newest batch in the running statistics (PyTorch's convention).
+        unbiased_running_variance: as PyTorch keeps it; false keeps the biased variance, as Flax does.
+        convolution: auto (native on a TPU, matmul elsewhere), native (XLA's) or matmul (im2col + matrix product).
+    """
+
+    channels: Annotated[tuple[int, ...], "[1, 65536]", FILLED] = (8, 16, 32, 64)
+    activation: Annotated[str, one_of(*ACTIVATIONS)] = "leaky_relu"
+    batch_norm: bool = True
+    batch_norm_momentum: Annotated[float, "(0, 1]", only(batch_norm=True)] = 0.1
+    unbiased_running_variance: bool = True
+    convolution: Annotated[str, one_of("auto", *CONVOLUTIONS)] = "auto"
 
 
 # A collection that exists while a network is initialised: it has an entry at the path of each layer of this file, whose

@@ -6,83 +6,93 @@ and `gated: true` Tomczak & Welling's (2018, section 4.2).
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from vae_jax.config import ModelConfig
 from vae_jax.models.layers import ACTIVATIONS, Linear
-from vae_jax.registry import lookup
+from vae_jax.options import one_of, only
+from vae_jax.shapes import Shapes
+
+
+@dataclass(frozen=True)
+class MLPOptions:
+    """Of mlp.
+
+    Attributes:
+        layers: units of the hidden layers, first to last; the decoder mirrors them.
+        gated: the layers are gated, each unit multiplied by another's sigmoid, and have no activation.
+        activation: after every layer but the last: leaky_relu (slope 0.01), relu, elu, gelu, silu or tanh.
+    """
+
+    layers: Annotated[tuple[int, ...], "[1, 65536]"] = (200, 200)
+    gated: bool = False
+    activation: Annotated[str, one_of(*ACTIVATIONS), only(gated=False)] = "leaky_relu"
 
 
 class Hidden(nn.Module):
     """Fully connected layers over (features, batch)."""
 
-    config: ModelConfig
+    options: MLPOptions
     layers: Sequence[int]
 
     @nn.compact
     def __call__(self, x: Float[Array, "inputs batch"]) -> Float[Array, "outputs batch"]:
-        activation = ACTIVATIONS[self.config.activation]
+        activation = ACTIVATIONS[self.options.activation]
         for i, units in enumerate(self.layers):
             h = Linear(units, name=f"fc{i + 1}")(x)
             # Dauphin et al. 2017, section 3, without an activation beside the gate.
-            x = h * jax.nn.sigmoid(Linear(units, name=f"gate{i + 1}")(x)) if self.config.gated else activation(h)
+            x = h * jax.nn.sigmoid(Linear(units, name=f"gate{i + 1}")(x)) if self.options.gated else activation(h)
         return x
 
 
 class Encoder(nn.Module):
     """Images to the heads of the posterior, each one linear layer."""
 
-    config: ModelConfig
+    options: MLPOptions
     heads: Mapping[str, int]
 
     @nn.compact
     def __call__(self, x: Float[Array, "inputs batch"]) -> dict[str, Float[Array, "_ batch"]]:
-        x = Hidden(self.config, self.config.layers, name="hidden")(x)
+        x = Hidden(self.options, self.options.layers, name="hidden")(x)
         return {head: Linear(size, name=f"fc_{head}")(x) for head, size in self.heads.items()}
 
 
 class Decoder(nn.Module):
     """Latents to what the likelihood needs of the image's pixels."""
 
-    config: ModelConfig
+    options: MLPOptions
     outputs: int
 
     @nn.compact
     def __call__(self, z: Float[Array, "latent batch"]) -> Float[Array, "outputs batch"]:
-        return Linear(self.outputs, name="fc_out")(Hidden(self.config, self.config.layers[::-1], name="hidden")(z))
+        return Linear(self.outputs, name="fc_out")(Hidden(self.options, self.options.layers[::-1], name="hidden")(z))
 
 
 class MLP(nn.Module):
     """Encoder and decoder behind the interface of `vae_jax.models`: images and latents with the batch first."""
 
-    config: ModelConfig
-    image_shape: tuple[int, int, int]
-    heads: Mapping[str, int]
-    outputs: int
+    options: MLPOptions
+    shapes: Shapes
 
     couples = False  # in training, the images of a batch do not depend on one another
 
     def setup(self):
-        self.encoder = Encoder(self.config, self.heads)
-        self.decoder = Decoder(self.config, self.outputs * math.prod(self.image_shape))
+        self.encoder = Encoder(self.options, self.shapes.heads)
+        self.decoder = Decoder(self.options, self.shapes.outputs * math.prod(self.shapes.image_shape))
 
     def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch _"]]:
         heads = self.encoder(x.reshape(len(x), -1).T)
         return {name: head.T for name, head in heads.items()}
 
     def decode(self, z: Float[Array, "batch latent"], *, train: bool) -> Float[Array, "batch h w c"]:
-        height, width, channels = self.image_shape
-        return self.decoder(z.T).T.reshape(-1, height, width, self.outputs * channels)
+        height, width, channels = self.shapes.image_shape
+        return self.decoder(z.T).T.reshape(-1, height, width, self.shapes.outputs * channels)
 
 
-def mlp(config: ModelConfig, image_shape: tuple[int, int, int], heads: Mapping[str, int], outputs: int) -> MLP:
-    """A pair of MLPs.
-
-    Raises:
-        UserError: if the configuration names no known activation.
-    """
-    lookup(ACTIVATIONS, config.activation, "model.activation")
-    return MLP(config, image_shape, heads, outputs)
+def mlp(options: MLPOptions, shapes: Shapes) -> MLP:
+    """A pair of MLPs."""
+    return MLP(options, shapes)

@@ -6,23 +6,35 @@ activation (pre-activation, He et al. 2016b, figure 1b), so the sums of the bloc
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
 
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from vae_jax.config import ModelConfig
 from vae_jax.errors import UserError
 from vae_jax.layout import Features, tiles, to_features, to_images
 from vae_jax.models.convolution import choose
-from vae_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, ConvTranspose, Linear
-from vae_jax.registry import lookup
+from vae_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, ConvolutionsOptions, ConvTranspose, Linear
+from vae_jax.shapes import Shapes
 
 # Twice the stride, so that each pixel of a transposed convolution's result gets equally many contributions, and no
 # chequered pattern appears (Odena et al. 2016).
 KERNEL = 4
 
 
-def plan(config: ModelConfig, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+@dataclass(frozen=True)
+class ResidualOptions(ConvolutionsOptions):
+    """Of residual.
+
+    Attributes:
+        blocks: residual blocks after each of the network's changes of size.
+    """
+
+    blocks: Annotated[int, "[0, 64]"] = 1
+
+
+def plan(options: ResidualOptions, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
     """The side of the image before the first stage, then after each.
 
     Raises:
@@ -31,14 +43,14 @@ def plan(config: ModelConfig, image_shape: tuple[int, int, int]) -> tuple[int, .
     height, width, _ = image_shape
     if height != width:
         raise UserError(f"model.network residual: expected a square image; found {height}x{width}")
-    most, stages = (height - 1).bit_length(), len(config.channels)
+    most, stages = (height - 1).bit_length(), len(options.channels)
     if stages > most:
         raise UserError(
             f"model.channels: expected at most {most} stages, each of which halves images of {height}x{width}; "
             f"found {stages}"
         )
     sizes = [height]
-    for _ in config.channels:
+    for _ in options.channels:
         sizes.append((sizes[-1] + 1) // 2)
     return tuple(sizes)
 
@@ -48,35 +60,35 @@ def padding(size: int) -> int:
     return KERNEL // 2 - 1 + size % 2
 
 
-def dead_bias(config: ModelConfig, train: bool) -> bool:
+def dead_bias(options: ResidualOptions, train: bool) -> bool:
     """Whether a convolution's bias is dead: whoever reads the sum of the blocks normalises it first."""
-    return train and config.batch_norm
+    return train and options.batch_norm
 
 
 class Activated(nn.Module):
     """Normalisation, if there is one, and activation."""
 
-    config: ModelConfig
+    options: ResidualOptions
 
     @nn.compact
     def __call__(self, x: Features, *, train: bool) -> Features:
-        config = self.config
-        if config.batch_norm:
-            x = BatchNorm(config.batch_norm_momentum, config.unbiased_running_variance, name="BN")(x, train=train)
-        return ACTIVATIONS[config.activation](x)
+        options = self.options
+        if options.batch_norm:
+            x = BatchNorm(options.batch_norm_momentum, options.unbiased_running_variance, name="BN")(x, train=train)
+        return ACTIVATIONS[options.activation](x)
 
 
 class Block(nn.Module):
     """x + conv(act(norm(conv(act(norm(x)))))), with convolutions of 3x3."""
 
-    config: ModelConfig
+    options: ResidualOptions
 
     @nn.compact
     def __call__(self, x: Features, *, train: bool) -> Features:
-        h, convolution = x, choose(self.config.convolution)
+        h, convolution = x, choose(self.options.convolution)
         for i in (1, 2):
-            h = Activated(self.config, name=f"act{i}")(h, train=train)
-            h = Conv(x.shape[1], 3, 1, 1, convolution, name=f"conv{i}")(h, dead_bias=dead_bias(self.config, train))
+            h = Activated(self.options, name=f"act{i}")(h, train=train)
+            h = Conv(x.shape[1], 3, 1, 1, convolution, name=f"conv{i}")(h, dead_bias=dead_bias(self.options, train))
         return x + h
 
 
@@ -84,26 +96,26 @@ class Encoder(nn.Module):
     """Images to the heads of the posterior, each one linear layer, fc_mu, ….
 
     Attributes:
-        config: the model's configuration.
+        options: the network's.
         sizes: see `plan`.
         heads: what the posterior needs, such as "mu" and "log_var", with its size.
     """
 
-    config: ModelConfig
+    options: ResidualOptions
     sizes: tuple[int, ...]
     heads: Mapping[str, int]
 
     @nn.compact
     def __call__(self, x: Features, *, train: bool) -> dict[str, Float[Array, "_ batch"]]:
-        config, convolution = self.config, choose(self.config.convolution)
-        dead = dead_bias(config, train)
-        for i, features in enumerate(config.channels):
+        options, convolution = self.options, choose(self.options.convolution)
+        dead = dead_bias(options, train)
+        for i, features in enumerate(options.channels):
             if i:
-                x = Activated(config, name=f"act{i}")(x, train=train)
+                x = Activated(options, name=f"act{i}")(x, train=train)
             x = Conv(features, KERNEL, 2, padding(self.sizes[i]), convolution, name=f"conv{i + 1}")(x, dead_bias=dead)
-            for j in range(config.blocks):
-                x = Block(config, name=f"block{i + 1}_{j + 1}")(x, train=train)
-        x = Activated(config, name=f"act{len(config.channels)}")(x, train=train)
+            for j in range(options.blocks):
+                x = Block(options, name=f"block{i + 1}_{j + 1}")(x, train=train)
+        x = Activated(options, name=f"act{len(options.channels)}")(x, train=train)
         x = x.transpose(1, 2, 3, 0, 4).reshape(-1, x.shape[0] * x.shape[-1])
         return {head: Linear(size, name=f"fc_{head}")(x) for head, size in self.heads.items()}
 
@@ -112,49 +124,47 @@ class Decoder(nn.Module):
     """Latents to what the likelihood needs of the image's pixels.
 
     Attributes:
-        config: the model's configuration.
+        options: the network's.
         sizes: see `plan`.
         outputs: numbers for each pixel, all channels together.
     """
 
-    config: ModelConfig
+    options: ResidualOptions
     sizes: tuple[int, ...]
     outputs: int
 
     @nn.compact
     def __call__(self, z: Float[Array, "latent batch"], *, train: bool) -> Features:
-        config, convolution = self.config, choose(self.config.convolution)
-        side, channels = self.sizes[-1], config.channels[-1]
+        options, convolution = self.options, choose(self.options.convolution)
+        side, channels = self.sizes[-1], options.channels[-1]
         x = Linear(channels * side * side, name="fc")(z)
         x = x.reshape(channels, side, side, tiles(z.shape[-1]), -1).transpose(3, 0, 1, 2, 4)
         # Named as the encoder's stages that they mirror, the last one first.
-        for i in reversed(range(len(config.channels))):
-            for j in range(config.blocks):
-                x = Block(config, name=f"block{i + 1}_{j + 1}")(x, train=train)
-            x = Activated(config, name=f"act{i + 1}")(x, train=train)
-            features, size = (config.channels[i - 1] if i else self.outputs), self.sizes[i]
+        for i in reversed(range(len(options.channels))):
+            for j in range(options.blocks):
+                x = Block(options, name=f"block{i + 1}_{j + 1}")(x, train=train)
+            x = Activated(options, name=f"act{i + 1}")(x, train=train)
+            features, size = (options.channels[i - 1] if i else self.outputs), self.sizes[i]
             dec = ConvTranspose(features, size, KERNEL, 2, padding(size), convolution, name=f"dec{i + 1}")
-            x = dec(x, dead_bias=i > 0 and dead_bias(config, train))
+            x = dec(x, dead_bias=i > 0 and dead_bias(options, train))
         return x
 
 
 class ResidualAutoencoder(nn.Module):
     """Encoder and decoder behind the interface of `vae_jax.models`: images and latents with the batch first."""
 
-    config: ModelConfig
-    image_shape: tuple[int, int, int]
-    heads: Mapping[str, int]
-    outputs: int
+    options: ResidualOptions
+    shapes: Shapes
 
     @property
     def couples(self) -> bool:
         """Whether in training the images of a batch depend on one another, which running statistics then remember."""
-        return self.config.batch_norm
+        return self.options.batch_norm
 
     def setup(self):
-        sizes = plan(self.config, self.image_shape)
-        self.encoder = Encoder(self.config, sizes, self.heads)
-        self.decoder = Decoder(self.config, sizes, self.outputs * self.image_shape[-1])
+        sizes = plan(self.options, self.shapes.image_shape)
+        self.encoder = Encoder(self.options, sizes, self.shapes.heads)
+        self.decoder = Decoder(self.options, sizes, self.shapes.outputs * self.shapes.image_shape[-1])
 
     def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch _"]]:
         heads = self.encoder(to_features(x), train=train)
@@ -164,15 +174,11 @@ class ResidualAutoencoder(nn.Module):
         return to_images(self.decoder(z.T, train=train))
 
 
-def residual(
-    config: ModelConfig, image_shape: tuple[int, int, int], heads: Mapping[str, int], outputs: int
-) -> ResidualAutoencoder:
+def residual(options: ResidualOptions, shapes: Shapes) -> ResidualAutoencoder:
     """A pair of residual networks.
 
     Raises:
-        UserError: if the configuration names no known activation or convolution, or the sizes do not fit.
+        UserError: if the sizes do not fit.
     """
-    lookup(ACTIVATIONS, config.activation, "model.activation")
-    choose(config.convolution)
-    plan(config, image_shape)
-    return ResidualAutoencoder(config, image_shape, heads, outputs)
+    plan(options, shapes.image_shape)
+    return ResidualAutoencoder(options, shapes)

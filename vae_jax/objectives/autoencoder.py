@@ -1,21 +1,38 @@
 """The plain autoencoder's objective, and the denoising autoencoder's."""
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
 from vae_jax.likelihoods import squared_error
 from vae_jax.objectives.base import Terms
+from vae_jax.options import TRACED, one_of
 
 
-def autoencoder(key, model, images, config) -> Terms:
+@dataclass(frozen=True)
+class DenoisingOptions:
+    """Of denoising_autoencoder.
+
+    Attributes:
+        corruption: of the input: gaussian (added noise) or masking (pixels set to 0).
+        corruption_level: the noise's standard deviation (grey levels are 0 to 1), or the fraction masked.
+    """
+
+    corruption: Annotated[str, one_of("gaussian", "masking")] = "gaussian"
+    corruption_level: Annotated[float, "[0, 1]", TRACED] = 0.3
+
+
+def autoencoder(key, model, images, options) -> Terms:
     """‖x − x̂‖² per image, summed over pixels (the L2 loss); the code is not sampled."""
     return _reconstruct(key, model, images, images)
 
 
-def denoising_autoencoder(key, model, images, config) -> Terms:
+def denoising_autoencoder(key, model, images, options: DenoisingOptions) -> Terms:
     """‖x − x̂‖² per image, where x̂ is made from a corrupted x (Vincent et al. 2008, section 2.3)."""
     noise_key, key = jax.random.split(key)
-    corrupted = CORRUPTIONS[config.corruption](noise_key, images, config.corruption_level)
+    corrupted = CORRUPTIONS[options.corruption](noise_key, images, options.corruption_level)
     return _reconstruct(key, model, corrupted, images)
 
 

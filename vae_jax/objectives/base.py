@@ -7,8 +7,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from vae_jax.config import ObjectiveConfig
-from vae_jax.posteriors import Heads, Latents, Sample
+from vae_jax.errors import UserError
+from vae_jax.posteriors import KL, Heads, Latents, Posterior, Sample
 
 Images = Float[Array, "batch height width channels"]
 Outputs = Float[Array, "*batch height width outputs"]
@@ -145,15 +145,45 @@ class Phase(NamedTuple):
     optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda own: own
 
 
+class Around(NamedTuple):
+    """The parts around an objective.
+
+    Attributes:
+        posterior: q(z|x).
+        closed: its KL from the prior, where that has a closed form.
+        q: the posterior's name, for messages.
+        p: the prior's.
+    """
+
+    posterior: Posterior
+    closed: KL | None
+    q: str
+    p: str
+
+
+def check_gradient(gradient: str, around: Around) -> None:
+    """Refuses a gradient for which q(z|x) must be known at any z.
+
+    Raises:
+        UserError: naming the posterior.
+    """
+    if gradient != "standard" and not around.posterior.log_prob:
+        known_where = f"standard with {around.q}, whose density is known at its own samples only"
+        raise UserError(f"objective.gradient: expected {known_where}; found {gradient}")
+
+
 class Objective(NamedTuple):
     """A registered objective.
 
     Attributes:
-        terms: (key, model, images, config) -> Terms.
+        terms: (key, model, images, options) -> Terms. The annotation of `options` names the dataclass of its options,
+            see `vae_jax.options`.
         unit: of the loss, and of all figures whose unit is not in `units`.
         generative: whether there are q(z|x), p(z) and p(x|z) at all; an autoencoder has but a code.
-        apart: whether it weighs the gradient of each sample by itself, so that samples must not depend on one another.
-        init: (key, config, latent shape, image shape) -> parameters of networks of its own, by their names, which are
+        apart: options -> whether it weighs the gradient of each sample by itself, so that samples must not depend on
+            one another.
+        check: (options, parts around it) -> None, or a UserError where these options need other parts.
+        init: (key, options, latent shape, image shape) -> parameters of networks of its own, by their names, which are
             neither the model's parts' nor its networks'.
         trains: names of the parts whose parameters its loss changes; None for all but those that later phases train.
         then: further phases of a step.
@@ -162,10 +192,11 @@ class Objective(NamedTuple):
             of it.
     """
 
-    terms: Callable[[Key[Array, ""], Model, Images, ObjectiveConfig], Terms]
+    terms: Callable[[Key[Array, ""], Model, Images, Any], Terms]
     unit: str = "nats per image"
     generative: bool = True
-    apart: bool = False
+    apart: Callable[[Any], bool] = lambda options: False
+    check: Callable[[Any, Around], None] = lambda options, around: None
     init: Callable[[Key[Array, ""], Any, tuple[int, ...], tuple[int, ...]], dict[str, PyTree]] | None = None
     trains: tuple[str, ...] | None = None
     then: tuple[Phase, ...] = ()

@@ -1,59 +1,122 @@
 """Importance-weighted bounds: several samples of z an image, weighted by w = p(x|z)·p(z) / q(z|x)."""
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp, softmax
 
-from vae_jax.objectives.base import Terms
+from vae_jax.objectives.base import Around, Terms, check_gradient
+from vae_jax.options import TRACED, one_of
 
 FLOOR = 1e-20  # keeps a weight's gradient apart from 0, far below what float32 tells from 1
 
 
-def iwae(key, model, images, config) -> Terms:
+@dataclass(frozen=True)
+class SamplesOptions:
+    """Of an importance-weighted bound.
+
+    Attributes:
+        samples: k, of z for each image; where there are groups, in each of them.
+    """
+
+    samples: Annotated[int, "[1, 1000000]"] = 5
+
+
+@dataclass(frozen=True)
+class IWAEOptions(SamplesOptions):
+    """Of iwae.
+
+    Attributes:
+        gradient: standard; stl (sticking the landing: without the score of q) or dreg (doubly reparameterized).
+    """
+
+    gradient: Annotated[str, one_of("standard", "stl", "dreg")] = "standard"
+
+
+@dataclass(frozen=True)
+class PIWAEOptions(SamplesOptions):
+    """Of piwae.
+
+    Attributes:
+        groups: M, of samples, averaged over.
+    """
+
+    groups: Annotated[int, "[1, 1000000]"] = 4
+
+
+@dataclass(frozen=True)
+class MIWAEOptions(IWAEOptions, PIWAEOptions):
+    """Of miwae."""
+
+
+@dataclass(frozen=True)
+class CIWAEOptions(SamplesOptions):
+    """Of ciwae.
+
+    Attributes:
+        elbo_weight: of the ELBO, between 0 (IWAE) and 1 (ELBO).
+    """
+
+    elbo_weight: Annotated[float, "[0, 1]", TRACED] = 0.5
+
+
+def iwae(key, model, images, options: IWAEOptions) -> Terms:
     """−log (1/k Σ w), in nats per image (Burda et al. 2016, equation 8); weights per image, over its samples.
 
     Gradient stl leaves out the score of q (Roeder et al. 2017, section 6.3), which is biased for k > 1; dreg is the
     unbiased doubly reparameterized gradient (Tucker et al. 2019, equation 8).
     """
-    return _bound(key, model, images, config, groups=1)
+    return _bound(key, model, images, options, groups=1)
 
 
-def miwae(key, model, images, config) -> Terms:
+def miwae(key, model, images, options: MIWAEOptions) -> Terms:
     """The mean over M groups of the IWAE bound of k samples each (Rainforth et al. 2018, equation 8)."""
-    return _bound(key, model, images, config, groups=config.groups)
+    return _bound(key, model, images, options, groups=options.groups)
 
 
-def piwae(key, model, images, config) -> Terms:
+def piwae(key, model, images, options: PIWAEOptions) -> Terms:
     """IWAE of all M·k samples for the decoder and the prior, MIWAE for the posterior; the loss is IWAE's.
 
     (Rainforth et al. 2018, section 5.)
     """
     heads = model.encode(images)
-    total = config.groups * config.samples
+    total = options.groups * options.samples
     z, log_q, weigh = _redirect(*model.sample(key, heads, total))
     log_w, parts = _weigh(model, images, z, log_q)
-    within = softmax(_grouped(log_w, config.groups), 1).reshape(log_w.shape) / config.groups
+    within = softmax(_grouped(log_w, options.groups), 1).reshape(log_w.shape) / options.groups
     loss = jnp.log(total) - logsumexp(log_w, 0)
     return {"loss": jax.lax.stop_gradient(loss) + weigh(log_w, softmax(log_w, 0), within), **parts}
 
 
-def ciwae(key, model, images, config) -> Terms:
+def ciwae(key, model, images, options: CIWAEOptions) -> Terms:
     """−β·ELBO − (1 − β)·IWAE, β being `objective.elbo_weight` (Rainforth et al. 2018, equation 12)."""
-    log_w, parts = _weigh(model, images, *model.sample(key, model.encode(images), config.samples))
-    bound = logsumexp(log_w, 0) - jnp.log(config.samples)
-    return {"loss": -config.elbo_weight * log_w.mean(0) - (1 - config.elbo_weight) * bound, **parts}
+    log_w, parts = _weigh(model, images, *model.sample(key, model.encode(images), options.samples))
+    bound = logsumexp(log_w, 0) - jnp.log(options.samples)
+    return {"loss": -options.elbo_weight * log_w.mean(0) - (1 - options.elbo_weight) * bound, **parts}
 
 
-def _bound(key, model, images, config, groups) -> Terms:
+def is_dreg(options: IWAEOptions) -> bool:
+    """Whether the gradient weighs each sample's own."""
+    return options.gradient == "dreg"
+
+
+def check_iwae(options: IWAEOptions, around: Around) -> None:
+    """Refuses a gradient for which q(z|x) must be known at any z."""
+    check_gradient(options.gradient, around)
+
+
+def _bound(key, model, images, options, groups) -> Terms:
     heads = model.encode(images)
-    z, log_q = model.sample(key, heads, groups * config.samples)
+    z, log_q = model.sample(key, heads, groups * options.samples)
     weigh = None
-    if config.gradient == "dreg":
+    if options.gradient == "dreg":
         z, log_q, weigh = _redirect(z, log_q)
-    if config.gradient != "standard":
+    if options.gradient != "standard":
         log_q = model.log_posterior(z, heads)
     log_w, parts = _weigh(model, images, z, log_q)
-    loss = jnp.log(config.samples) - logsumexp(_grouped(log_w, groups), 1).mean(0)
+    loss = jnp.log(options.samples) - logsumexp(_grouped(log_w, groups), 1).mean(0)
     if weigh is not None:
         weights = softmax(_grouped(log_w, groups), 1).reshape(log_w.shape)
         loss = jax.lax.stop_gradient(loss) + weigh(log_w, weights / groups, jnp.square(weights) / groups)

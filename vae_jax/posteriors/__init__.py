@@ -1,14 +1,14 @@
 """Approximate posteriors q(z|x): one function each, and one line here."""
 
-from vae_jax.config import PosteriorConfig
+from vae_jax.config import PosteriorConfig, entry_of
 from vae_jax.posteriors.base import KL, Heads, Latents, Posterior, Sample
 from vae_jax.posteriors.flows import iaf, planar
 from vae_jax.posteriors.gaussian import diagonal_gaussian, full_gaussian, point
-from vae_jax.registry import lookup
+from vae_jax.shapes import Shapes
 
 __all__ = ["KL", "POSTERIORS", "Heads", "Latents", "Posterior", "Sample", "get", "point"]
 
-# Each: (config, latent dimensions) -> Posterior.
+# Each: (options, Shapes) -> Posterior; the annotation of `options` names the dataclass of its options.
 POSTERIORS = {
     "diagonal_gaussian": diagonal_gaussian,
     "full_gaussian": full_gaussian,
@@ -17,10 +17,10 @@ POSTERIORS = {
 }
 
 
-def get(config: PosteriorConfig, latent: int) -> Posterior:
-    """The configured posterior over `latent` dimensions.
+def get(config: PosteriorConfig, shapes: Shapes) -> Posterior:
+    """The configured posterior.
 
     Raises:
-        UserError: if the name is unknown.
+        UserError: if the name is unknown, or an option has a value that it cannot have.
     """
-    return lookup(POSTERIORS, config.name, "posterior.name", ("config", "latent"))(config, latent)
+    return entry_of("posterior", config.name)(config.options, shapes)

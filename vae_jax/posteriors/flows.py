@@ -1,6 +1,8 @@
 """Posteriors made by normalising flows: invertible maps of a diagonal Gaussian's sample."""
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,9 @@ from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
 from vae_jax.autoregressive import MADE
-from vae_jax.config import PosteriorConfig
 from vae_jax.posteriors.base import Heads, Latents, Posterior
 from vae_jax.posteriors.gaussian import diagonal_log_prob, diagonal_transform
+from vae_jax.shapes import Shapes
 
 # A flow shrinks nothing by more than this: float32 could not undo it.
 SMALLEST_SLOPE = 1e-3
@@ -24,12 +26,36 @@ SMALLEST = 1e-6  # of w's largest entry, up to which a planar flow bends nothing
 _WEIGHT = -math.expm1(SMALLEST_SLOPE - 1)
 
 
-def planar(config: PosteriorConfig, latent: int) -> Posterior:
+@dataclass(frozen=True)
+class FlowsOptions:
+    """Of a flow.
+
+    Attributes:
+        flows: steps of it.
+    """
+
+    flows: Annotated[int, "[1, 1024]"] = 4
+
+
+@dataclass(frozen=True)
+class IAFOptions(FlowsOptions):
+    """Of iaf.
+
+    Attributes:
+        hidden: units of each hidden layer of its networks.
+        context: numbers that the encoder gives it beside its first Gaussian.
+    """
+
+    hidden: Annotated[int, "[1, 65536]"] = 64
+    context: Annotated[int, "[1, 65536]"] = 32
+
+
+def planar(options: FlowsOptions, shapes: Shapes) -> Posterior:
     """N(μ, diag σ²) through K planar flows, whose parameters are the encoder's (Rezende & Mohamed 2015, section 4.1).
 
     There is no closed form of a planar flow's inverse, so log q(z|x) is known at its own samples only.
     """
-    flows = config.flows
+    flows, latent = options.flows, shapes.latent
     heads = {"mu": latent, "log_var": latent, "u": flows * latent, "w": flows * latent, "b": flows}
 
     def transform(params: PyTree, noise: Latents, heads: Heads) -> tuple[Latents, Float[Array, "*batch"]]:
@@ -81,17 +107,18 @@ def _constrained(x: Float[Array, "*batch"]) -> tuple[Float[Array, "*batch"], Flo
     return below + positive + above, below - negative + above
 
 
-def iaf(config: PosteriorConfig, latent: int) -> Posterior:
+def iaf(options: IAFOptions, shapes: Shapes) -> Posterior:
     """N(μ, diag σ²) through K inverse autoregressive flows (Kingma et al. 2016, algorithm 1).
 
     Their networks are the model's own, not the encoder's, which gives them a context h beside μ and log σ². A sample
     takes one pass through each; log q(z|x) at another z takes as many passes as z has dimensions, one after the other.
     """
-    made = MADE(latent, config.context, config.hidden)
-    heads = {"mu": latent, "log_var": latent, "context": config.context}
+    latent = shapes.latent
+    made = MADE(latent, options.context, options.hidden)
+    heads = {"mu": latent, "log_var": latent, "context": options.context}
 
     def init(key: Key[Array, ""]) -> PyTree:
-        return jax.vmap(made.init)(jax.random.split(key, config.flows))
+        return jax.vmap(made.init)(jax.random.split(key, options.flows))
 
     def gate(params: PyTree, z: Latents, context: Float[Array, "*batch context"]) -> tuple[Latents, Latents]:
         """m and σ (Kingma et al. 2016, equation 13)."""
@@ -129,6 +156,6 @@ def iaf(config: PosteriorConfig, latent: int) -> Posterior:
 
     def _restored(z: Latents) -> Latents:
         """From the order after the last flow to that of μ, and back."""
-        return z[..., ::-1] if config.flows % 2 else z
+        return z[..., ::-1] if options.flows % 2 else z
 
     return Posterior(heads, transform, init, log_prob)

@@ -8,16 +8,16 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, PyTree
 
-from vae_jax.config import PosteriorConfig
 from vae_jax.posteriors.base import KL, Heads, Latents, Posterior
+from vae_jax.shapes import Shapes
 
 LOG_2PI = math.log(2 * math.pi)
 
 
-def diagonal_gaussian(config: PosteriorConfig, latent: int) -> Posterior:
+def diagonal_gaussian(options: None, shapes: Shapes) -> Posterior:
     """N(μ, diag σ²) (Kingma & Welling 2013, equation 9)."""
     return Posterior(
-        {"mu": latent, "log_var": latent},
+        {"mu": shapes.latent, "log_var": shapes.latent},
         diagonal_transform,
         log_prob=diagonal_log_prob,
         kl={"standard_normal": KL(lambda heads, _: diagonal_kl(heads).sum(-1), lambda heads, _: diagonal_kl(heads))},
@@ -43,8 +43,9 @@ def diagonal_kl(heads: Heads) -> Float[Array, "*batch latent"]:
     return -0.5 * (1 + log_var - jnp.square(mu) - jnp.exp(log_var))
 
 
-def full_gaussian(config: PosteriorConfig, latent: int) -> Posterior:
+def full_gaussian(options: None, shapes: Shapes) -> Posterior:
     """N(μ, LLᵀ), L lower triangular with the diagonal exp(½ log σ²) (Kingma & Welling 2019, section 2.5.1)."""
+    latent = shapes.latent
     heads = {"mu": latent, "log_var": latent, "lower": latent * (latent - 1) // 2}
     return Posterior(
         {name: size for name, size in heads.items() if size},
@@ -90,6 +91,6 @@ def _point(params: PyTree, noise: Latents, heads: Heads) -> tuple[Latents, Float
     return heads["mu"], jnp.zeros(heads["mu"].shape[:-1])
 
 
-def point(config: PosteriorConfig, latent: int) -> Posterior:
+def point(options: None, shapes: Shapes) -> Posterior:
     """An autoencoder's code: all mass on one z, so there is no density."""
-    return Posterior({"mu": latent}, _point)
+    return Posterior({"mu": shapes.latent}, _point)

@@ -1,16 +1,16 @@
 """Priors p(z): one function each, and one line here."""
 
-from vae_jax.config import PriorConfig
+from vae_jax.config import PriorConfig, entry_of
 from vae_jax.priors.base import Aggregate, Prior
 from vae_jax.priors.flow import flow
 from vae_jax.priors.mixture import mixture
 from vae_jax.priors.standard_normal import standard_normal, standard_normal_log_prob
 from vae_jax.priors.vamp import vamp
-from vae_jax.registry import lookup
+from vae_jax.shapes import Shapes
 
 __all__ = ["PRIORS", "Aggregate", "Prior", "get", "standard_normal_log_prob"]
 
-# Each: (config, latent dimensions, image shape) -> Prior.
+# Each: (options, Shapes) -> Prior; the annotation of `options` names the dataclass of its options.
 PRIORS = {
     "standard_normal": standard_normal,
     "mixture": mixture,
@@ -19,10 +19,10 @@ PRIORS = {
 }
 
 
-def get(config: PriorConfig, latent: int, image_shape: tuple[int, int, int]) -> Prior:
-    """The configured prior over `latent` dimensions, for images of (height, width, channels).
+def get(config: PriorConfig, shapes: Shapes) -> Prior:
+    """The configured prior.
 
     Raises:
-        UserError: if the name is unknown.
+        UserError: if the name is unknown, or an option has a value that it cannot have.
     """
-    return lookup(PRIORS, config.name, "prior.name", ("config", "latent", "image_shape"))(config, latent, image_shape)
+    return entry_of("prior", config.name)(config.options, shapes)

@@ -1,32 +1,49 @@
 """A normalising flow as the prior."""
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
-from vae_jax.config import PriorConfig
 from vae_jax.perceptron import init_perceptron, perceptron
 from vae_jax.posteriors import Latents
 from vae_jax.priors.base import Aggregate, Prior
 from vae_jax.priors.standard_normal import standard_normal_log_prob
+from vae_jax.shapes import Shapes
 
 HIDDEN_LAYERS = 2
 
 
-def flow(config: PriorConfig, latent: int, image_shape: tuple[int, int, int]) -> Prior:
+@dataclass(frozen=True)
+class FlowOptions:
+    """Of flow.
+
+    Attributes:
+        flows: coupling layers, one after another.
+        hidden: units of each hidden layer of their networks.
+    """
+
+    flows: Annotated[int, "[1, 1024]"] = 4
+    hidden: Annotated[int, "[1, 65536]"] = 64
+
+
+def flow(options: FlowOptions, shapes: Shapes) -> Prior:
     """N(0, I) through affine coupling layers (RealNVP; Dinh et al. 2017, section 3); it starts as the identity.
 
     Every second dimension passes a layer as it is and says how the others are scaled and moved; the next layer has it
     the other way round. One dimension alone is scaled and moved by constants.
     """
-    passes = np.add.outer(np.arange(config.flows), np.arange(latent)) % 2 == 0
+    latent = shapes.latent
+    passes = np.add.outer(np.arange(options.flows), np.arange(latent)) % 2 == 0
 
     def init(key: Key[Array, ""]) -> PyTree:
-        sizes = (latent, *(HIDDEN_LAYERS * (config.hidden,)), 2 * latent)
-        networks = jax.vmap(lambda key: init_perceptron(key, sizes))(jax.random.split(key, config.flows))
-        return {"networks": networks, "scale": jnp.ones((config.flows, latent))}
+        sizes = (latent, *(HIDDEN_LAYERS * (options.hidden,)), 2 * latent)
+        networks = jax.vmap(lambda key: init_perceptron(key, sizes))(jax.random.split(key, options.flows))
+        return {"networks": networks, "scale": jnp.ones((options.flows, latent))}
 
     def log_prob(params: PyTree, z: Latents, aggregate: Aggregate) -> Float[Array, "*batch"]:
         def undo(carry, layer):

@@ -1,22 +1,35 @@
 """A mixture of Gaussians as the prior."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jax.nn import log_softmax, logsumexp
 from jaxtyping import Array, Float, Key, PyTree
 
-from vae_jax.config import PriorConfig
 from vae_jax.posteriors import Latents
 from vae_jax.posteriors.gaussian import diagonal_log_prob
 from vae_jax.priors.base import Aggregate, Prior
+from vae_jax.shapes import Shapes
 
 
-def mixture(config: PriorConfig, latent: int, image_shape: tuple[int, int, int]) -> Prior:
+@dataclass(frozen=True)
+class ComponentsOptions:
+    """Of a prior that is a mixture.
+
+    Attributes:
+        components: of the mixture; of vamp the pseudo-inputs.
+    """
+
+    components: Annotated[int, "[1, 65536]"] = 100
+
+
+def mixture(options: ComponentsOptions, shapes: Shapes) -> Prior:
     """Σ πₖ N(z; μₖ, diag σₖ²), all of it learned (Tomczak & Welling 2018, section 4.3, "MoG prior")."""
-    count = config.components
+    count, latent = options.components, shapes.latent
 
     def init(key: Key[Array, ""]) -> PyTree:
         # Half of the variance within the components and half between them: that of N(0, I) in all.

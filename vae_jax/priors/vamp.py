@@ -6,12 +6,13 @@ import jax
 from jax.nn import logsumexp
 from jaxtyping import Array, Float, Key, PyTree
 
-from vae_jax.config import PriorConfig
 from vae_jax.posteriors import Latents
 from vae_jax.priors.base import Aggregate, Prior
+from vae_jax.priors.mixture import ComponentsOptions
+from vae_jax.shapes import Shapes
 
 
-def vamp(config: PriorConfig, latent: int, image_shape: tuple[int, int, int]) -> Prior:
+def vamp(options: ComponentsOptions, shapes: Shapes) -> Prior:
     """1/K Σ q(z|uₖ) (Tomczak & Welling 2018, equation 9), the uₖ learned with the rest.
 
     A pseudo-input is the sigmoid of what is trained, so that it is an image in [0, 1] and no pixel ever loses its
@@ -19,15 +20,15 @@ def vamp(config: PriorConfig, latent: int, image_shape: tuple[int, int, int]) ->
     """
 
     def init(key: Key[Array, ""]) -> PyTree:
-        return {"pseudo_inputs": jax.random.normal(key, (config.components, *image_shape))}
+        return {"pseudo_inputs": jax.random.normal(key, (options.components, *shapes.image_shape))}
 
     def log_prob(params: PyTree, z: Latents, aggregate: Aggregate) -> Float[Array, "*batch"]:
         within = aggregate.log_prob(z, pseudo_inputs(params))
-        return logsumexp(within, -1) - math.log(config.components)
+        return logsumexp(within, -1) - math.log(options.components)
 
     def sample(params: PyTree, key: Key[Array, ""], count: int, aggregate: Aggregate) -> Float[Array, "count latent"]:
         which, noise = jax.random.split(key)
-        chosen = jax.random.randint(which, (count,), 0, config.components)
+        chosen = jax.random.randint(which, (count,), 0, options.components)
         return aggregate.sample(noise, pseudo_inputs(params)[chosen])
 
     return Prior(log_prob, sample, init, posterior=True)

@@ -1,0 +1,135 @@
+"""A command's arguments: its own by argparse, and beside them a configuration's options by their dotted names."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from vae_jax.config import Config, find, read_file, with_options
+from vae_jax.config.change import options_of_section
+from vae_jax.config.parts import PARTS, options_class
+from vae_jax.config.schema import SECTIONS
+from vae_jax.errors import UserError, brief, cut
+from vae_jax.options import KINDS, SIZE_LIMIT, TEXT_LIMIT, Option, as_text, nearest, options_in
+
+NUMBER = re.compile(r"[-+]?[0-9]{1,18}")
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose faults are one line each."""
+
+    configured = False  # whether a configuration's options are arguments too
+
+    def error(self, message: str) -> Any:
+        raise UserError(brief(message))
+
+
+def whole(text: str) -> int:
+    """A whole number, of an argument."""
+    if not NUMBER.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number; found {cut(text)}")
+    return int(text)
+
+
+def number(text: str) -> float:
+    """A number, of an argument."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number; found {cut(text)}") from None
+
+
+def add_options(parser: Parser) -> None:
+    """Makes a configuration's options arguments of a command."""
+    parser.configured = True
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="a YAML file, or the name of a shipped one; files of code that it names are run",
+    )
+
+
+def read(parser: Parser, arguments: Sequence[str], base: Config | None = None) -> argparse.Namespace:
+    """Parses a command's arguments; where it has a configuration's options, `configuration` is what they make.
+
+    Args:
+        parser: of the command.
+        arguments: of the command.
+        base: the configuration that flags change; by default that of the file that --config names, or the default one.
+
+    Raises:
+        UserError: one line for whatever is wrong.
+    """
+    file, changes, rest = None, {}, []
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, value = argument.partition("=")
+        option = flag.removeprefix("--")
+        _check_length(argument, flag, SIZE_LIMIT)
+        own = parser.configured and flag.startswith("--") and _is_option(option)
+        if not own and not (parser.configured and flag == "--config"):
+            # What is neither an option's value nor a list of them is a name or a path.
+            _check_length(argument, flag, SIZE_LIMIT if "--set" in (flag, *rest[-1:]) else TEXT_LIMIT)
+            rest.append(argument)
+            continue
+        if not equals and ((value := next(remaining, "--")) == "-h" or value.startswith("--")):
+            raise UserError(f"{flag}: expected a value; found none")
+        if flag == "--config":
+            file = find(value)
+        else:
+            changes.pop(option, None)  # of a section and its option the later one wins
+            changes[option] = None if value == "null" and _may_be_null(option) else value
+    helps = parser.configured and bool({"-h", "--help"} & set(rest))
+    config = Config()
+    if parser.configured:
+        config = with_options((base or Config()) if file is None else read_file(file), **changes)
+    if helps:
+        _add_help(parser, config)
+    try:
+        found, unknown = parser.parse_known_args(rest)
+    except argparse.ArgumentError as error:
+        raise UserError(brief(f"{error.argument_name}: {error.message}")) from error
+    if unknown:
+        options = [option for action in parser._actions for option in action.option_strings]
+        hint = nearest(unknown[0], options) if unknown[0].startswith("-") else ""
+        raise UserError(brief(f"unrecognized arguments: {' '.join(unknown)}") + hint)
+    if parser.configured:
+        found.config, found.configuration = file, config
+    return found
+
+
+def _is_option(name: str) -> bool:
+    section, dot, _ = name.partition(".")
+    return section in SECTIONS or (section == "seed" and not dot)
+
+
+def _may_be_null(option: str) -> bool:
+    section, _, name = option.partition(".")
+    known = options_of_section(section).get(name) if section in SECTIONS else None
+    return known is not None and type(None) in known.kinds
+
+
+def _check_length(argument: str, flag: str, most: int) -> None:
+    if len(argument) > most:
+        raise UserError(f"{cut(flag)}: expected at most {most:,} characters; found {len(argument):,}")
+
+
+def _add_help(parser: Parser, config: Config) -> None:
+    """Adds the options of a configuration for the help to show: of each section, and of the part that it names."""
+    _add_group(parser, "configuration", "", {"seed": options_in(Config)["seed"]}, {})
+    for name, kind in SECTIONS.items():
+        section, title = getattr(config, name), f"{name}: {kind.__doc__.partition('.')[0]}"
+        _add_group(parser, title, f"{name}.", options_in(kind), vars(section))
+        if name in PARTS and (options := options_in(options_class(name, section.part))):
+            _add_group(parser, f"{name} {section.part}", f"{name}.", options, vars(section.options))
+
+
+def _add_group(parser: Parser, title: str, prefix: str, options: dict[str, Option], values: dict[str, Any]) -> None:
+    group = parser.add_argument_group(title)
+    for name, option in options.items():
+        kinds = " or ".join(KINDS[kind] for kind in option.kinds)
+        bounds = f" in {option.interval}" if option.interval else ""
+        chosen = f"one of {', '.join(option.choices.names)}" if option.choices else kinds + bounds
+        given = as_text(values.get(name, option.default))
+        help = f"{option.help.removesuffix(chr(46))} ({chosen}; {given})".replace("%", "%%")
+        group.add_argument(f"--{prefix}{name}", metavar="VALUE", help=help)

@@ -1,0 +1,75 @@
+"""What a run is made of: frozen dataclasses, filled from a YAML file in `configs/` and from overrides.
+
+A part's own options stand with the part, see `vae_jax.options`; jax is imported once they are looked at.
+"""
+
+from vae_jax.config.change import (
+    Json,
+    adapted,
+    as_used,
+    at_default,
+    changed_options,
+    check_section,
+    check_used,
+    options_of,
+    resolve_parts,
+    traced_in,
+    value_of,
+    values_in,
+    with_options,
+    with_values,
+    without_unused,
+)
+from vae_jax.config.files import expand, find, load_config, read_file, shipped, to_yaml
+from vae_jax.config.parts import EXTENSIBLE, PARTS, entry_of
+from vae_jax.config.schema import (
+    Config,
+    DataConfig,
+    LikelihoodConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    OutputConfig,
+    PosteriorConfig,
+    PriorConfig,
+    TrainConfig,
+    renamed_part,
+)
+
+__all__ = [
+    "EXTENSIBLE",
+    "PARTS",
+    "Config",
+    "DataConfig",
+    "Json",
+    "LikelihoodConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "OutputConfig",
+    "PosteriorConfig",
+    "PriorConfig",
+    "TrainConfig",
+    "adapted",
+    "as_used",
+    "at_default",
+    "changed_options",
+    "check_section",
+    "check_used",
+    "entry_of",
+    "expand",
+    "find",
+    "load_config",
+    "options_of",
+    "read_file",
+    "renamed_part",
+    "resolve_parts",
+    "shipped",
+    "to_yaml",
+    "traced_in",
+    "value_of",
+    "values_in",
+    "with_options",
+    "with_values",
+    "without_unused",
+]

@@ -1,0 +1,396 @@
+"""What a run is made of: frozen dataclasses, one for each section of a configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, ClassVar
+
+from vae_jax.config.parts import PARTS, having, options_class, registry_of
+from vae_jax.errors import UserError
+from vae_jax.options import TRACED, is_traced, made, nearest, one_of, only, options_in, shown, value
+
+SOURCES = ("digits", "mnist", "fashion_mnist", "kmnist", "tfds", "folder", "array")
+
+
+@dataclass(frozen=True)
+class Section:
+    """Options that are checked when they are set."""
+
+    SECTION: ClassVar[str] = ""
+
+    def __post_init__(self):
+        for name, option in options_in(type(self)).items():
+            given = getattr(self, name)
+            if given is not option.default:
+                object.__setattr__(self, name, value(f"{self.SECTION}.{name}".removeprefix("."), option, given))
+
+
+@dataclass(frozen=True, init=False)
+class Chosen(Section):
+    """A part, by its name or a user's import path, and its options.
+
+    Attributes:
+        changed: the part's options that are not as they are by default, sorted by name. Of a part that is not ours they
+            stay as they were given until `resolved`.
+    """
+
+    changed: tuple[tuple[str, Any], ...] = field(default=(), metadata={"of_part": True})
+
+    def __init__(self, *values: Any, **given: Any):
+        """Takes the section's own options, in their order or by name, and by name the part's.
+
+        Raises:
+            UserError: naming an option that is none of this part's, or what is wrong with its value.
+        """
+        own = options_in(type(self))
+        named = {**dict(zip(own, values, strict=False)), **given}
+        for name, option in own.items():
+            object.__setattr__(self, name, named.pop(name, option.default))
+        self.__post_init__()
+        changed = {**dict(named.pop("changed", ())), **named}
+        object.__setattr__(self, "changed", settled(self.SECTION, self.part, changed))
+
+    @property
+    def part(self) -> str:
+        """The part's name."""
+        return getattr(self, PARTS[self.SECTION].option)
+
+    @property
+    def options(self) -> Any:
+        """The part's own dataclass, or None if it has none. A user's file is loaded for it.
+
+        Raises:
+            UserError: if there is no such part, or an option is none of it or has a wrong value.
+        """
+        kind = options_class(self.SECTION, self.part)
+        traced = {name: given for name, given in self.changed if is_traced(given)}
+        given = {name: given for name, given in self.changed if name not in traced}
+        changed = dict(_of_part(self.SECTION, self.part, kind, given, False))
+        return kind and made(kind, self.SECTION, changed | traced)
+
+
+def settled(section: str, part: str, given: Mapping[str, Any], drop: bool = False) -> tuple[tuple[str, Any], ...]:
+    """A part's options that are not as they are by default; those of a part that is not ours as they are given.
+
+    Args:
+        section: of the part.
+        part: its name.
+        given: values by option; what jax traces stays as it is.
+        drop: leave out options that only another of our parts has, whatever they are.
+
+    Raises:
+        UserError: naming an option that no part of ours has; or that only others have, unless it is as it is there by
+            default; or what is wrong with its value.
+    """
+    if not given:
+        return ()
+    if part not in registry_of(section):
+        return tuple(sorted((name, _plain(f"{section}.{name}", raw)) for name, raw in given.items()))
+    return _of_part(section, part, options_class(section, part), given, drop)
+
+
+def resolved(section: Chosen) -> Chosen:
+    """The section with the options of a user's part as those of ours always are: checked. Its file is loaded.
+
+    Raises:
+        UserError: naming an option that is none of this part's, or what is wrong with its value.
+    """
+    kind = options_class(section.SECTION, section.part)
+    changed = _of_part(section.SECTION, section.part, kind, dict(section.changed), False)
+    return with_changed(section, changed)
+
+
+def renamed_part(section: Chosen, name: str) -> Any:
+    """The section with its part by another name, the same part, of which nothing is looked at."""
+    return unchecked(section, **{PARTS[section.SECTION].option: name})
+
+
+def with_changed(section: Any, changed: tuple[tuple[str, Any], ...]) -> Any:
+    """The section with other options of its part, unchecked."""
+    return unchecked(section, changed=changed)
+
+
+def unchecked(section: Any, **values: Any) -> Any:
+    copy = object.__new__(type(section))
+    for name, own in (vars(section) | values).items():
+        object.__setattr__(copy, name, own)
+    return copy
+
+
+def _of_part(
+    section: str, part: str, kind: type | None, given: Mapping[str, Any], drop: bool
+) -> tuple[tuple[str, Any], ...]:
+    options, changed = options_in(kind), []
+    for name, raw in sorted(given.items()):
+        if option := options.get(name):
+            found = None if raw == "null" and type(None) in option.kinds else value(f"{section}.{name}", option, raw)
+            if found != option.default:
+                changed.append((name, found))
+            continue
+        if not (others := having(section, name)):
+            known = [*options_in(SECTIONS[section]), *options]
+            raise unknown(f"{section}.{name}", *(f"{section}.{own}" for own in known))
+        plain = next(iter(others.values()))
+        if not drop and value(f"{section}.{name}", plain, raw) != plain.default:
+            by = f"{section}.{PARTS[section].option}"
+            raise UserError(f"{section}.{name}: expected {by} {' or '.join(others)}; found {part}")
+    return tuple(changed)
+
+
+def unknown(option: str, *known: str) -> UserError:
+    """What is said of an option that there is not, with the nearest one of those that there are."""
+    hint = nearest(f"--{option}", [f"--{name}" for name in known])
+    return UserError(f"--{option:.60}: expected an option of a configuration; found none of that name{hint}")
+
+
+def _plain(name: str, raw: Any) -> Any:
+    """What was given for an option of which nothing is known yet, if it may be an option at all."""
+    if isinstance(raw, list | tuple):
+        return tuple(_plain(name, part) for part in raw)
+    if isinstance(raw, bool | int | float | str) or raw is None:
+        return raw
+    if getattr(raw, "shape", None) == ():
+        return raw.item()
+    raise UserError(f"{name}: expected a value; found {shown(raw)}")
+
+
+@dataclass(frozen=True)
+class DataConfig(Section):
+    """Where the images come from and what is done to them before training.
+
+    Attributes:
+        source: digits (bundled, no download), mnist, fashion_mnist, kmnist, tfds (any other image data set of
+            tensorflow-datasets, see data.name), folder (image files) or array (an .npy or .npz file).
+        name: the data set's name where data.source is tfds, for example cifar10 or emnist/letters.
+        path: the folder, or the .npy or .npz file, where data.source is folder or array.
+        manual_dir: a folder with files downloaded by hand; for the MNIST family manual_dir/<data set>/ is looked at
+            first, then manual_dir itself. Checksums are verified.
+        cache_dir: where downloads and resized images are kept; by default vae_jax in the user's cache folder.
+        image_size: images are resized to image_size x image_size (bilinear). Null stands for 32, but for the sources
+            tfds, folder and array for the middle one of the images' smaller sides, at most 64.
+        channels: 1 for grey, 3 for RGB. Null stands for 1, but for the sources tfds, folder and array for 3 where any
+            image has colours.
+        treatment: of the levels 0 to 255 that an image has: grey (as they are, divided by 255), static (binarised once,
+            each pixel to 1 with its grey level's probability), dynamic (the same afresh each time an image is seen) or
+            dequantized (noise below one level added, for likelihoods of continuous values).
+        validation: held out of the training images where the source has no validation split of its own; below 1 a
+            fraction, from 1 on a number of images.
+        test: held out for testing where the source has no test split of its own; below 1 a fraction, from 1 on a
+            number of images.
+        skip_bad: where data.source is folder, leave out images that cannot be used, and list them, instead of
+            refusing the folder.
+    """
+
+    SECTION = "data"
+
+    source: Annotated[str, one_of(*SOURCES, own=True)] = "digits"
+    name: Annotated[str | None, only(source="tfds")] = None
+    path: Annotated[str | None, only(source=("folder", "array"))] = None
+    manual_dir: Annotated[str | None, only(source=("mnist", "fashion_mnist", "kmnist", "tfds"))] = None
+    cache_dir: str | None = None
+    image_size: Annotated[int | None, "[1, 1024]"] = None
+    channels: Annotated[int | None, "[1, 3]"] = None
+    treatment: Annotated[str, one_of("grey", "static", "dynamic", "dequantized")] = "grey"
+    validation: Annotated[float, "[0, inf)"] = 0.0
+    test: Annotated[float, "[0, inf)"] = 0.2
+    skip_bad: Annotated[bool, only(source="folder")] = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.channels == 2:
+            raise UserError("data.channels: expected 1 (grey) or 3 (RGB); found 2")
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of an image, of a configuration that sets them, as a run's does.
+
+        Raises:
+            UserError: it does not.
+        """
+        if self.image_size is None or self.channels is None:
+            raise UserError("data.image_size, data.channels: expected numbers; found null")
+        return self.image_size, self.image_size, self.channels
+
+
+@dataclass(frozen=True, init=False)
+class ModelConfig(Chosen):
+    """The encoder and the decoder. The defaults are the article's network, quirks included.
+
+    Attributes:
+        network: which pair of networks (vae_jax/models): convolutional (the article's), mlp or residual; or the import
+            path of your own.
+        latent: dimensions of the latent space z.
+        classes: how many labels there are, if the networks are told each image's (the conditional VAE); 0 for none.
+        initialization: pytorch (uniform in ±1/√fan_in, biases too), lecun (Flax's: LeCun normal, biases 0) or glorot
+            (uniform in ±√(6/(fan_in + fan_out)), biases 0).
+        precision: of the networks' arithmetic: float32; tensorfloat32 (products rounded to 10 bits on hardware that
+            has it, float32 elsewhere); or bfloat16 (activations and products; parameters, BatchNorm's statistics,
+            the loss and the optimiser stay in float32).
+    """
+
+    SECTION = "model"
+
+    network: str = "convolutional"
+    latent: Annotated[int, "[1, 65536]"] = 20
+    classes: Annotated[int, "[0, 65536]"] = 0
+    initialization: Annotated[str, one_of("pytorch", "lecun", "glorot")] = "pytorch"
+    precision: Annotated[str, one_of("float32", "tensorfloat32", "bfloat16")] = "float32"
+
+
+@dataclass(frozen=True, init=False)
+class PosteriorConfig(Chosen):
+    """The approximate posterior q(z|x).
+
+    Attributes:
+        name: diagonal_gaussian, full_gaussian (with a full covariance), planar (a planar flow) or iaf (an inverse
+            autoregressive flow), see vae_jax/posteriors; or the import path of your own.
+    """
+
+    SECTION = "posterior"
+
+    name: str = "diagonal_gaussian"
+
+
+@dataclass(frozen=True, init=False)
+class PriorConfig(Chosen):
+    """The prior p(z).
+
+    Attributes:
+        name: standard_normal, mixture (of Gaussians), vamp (the posterior at learned pseudo-inputs) or flow (a
+            normalising flow of coupling layers), see vae_jax/priors; or the import path of your own.
+    """
+
+    SECTION = "prior"
+
+    name: str = "standard_normal"
+
+
+@dataclass(frozen=True, init=False)
+class LikelihoodConfig(Chosen):
+    """The likelihood p(x|z).
+
+    Attributes:
+        name: bernoulli, continuous_bernoulli, gaussian, discretized_logistic or discretized_logistic_mixture, see
+            vae_jax/likelihoods; or the import path of your own.
+    """
+
+    SECTION = "likelihood"
+
+    name: str = "bernoulli"
+
+
+@dataclass(frozen=True, init=False)
+class ObjectiveConfig(Chosen):
+    """What is minimised.
+
+    Attributes:
+        name: vae (−ELBO), capacity_vae (the KL pulled to a growing capacity), iwae, miwae, piwae, ciwae (importance-
+            weighted bounds), autoencoder (squared error, no sampling) or denoising_autoencoder (the same from a
+            corrupted input), see vae_jax/objectives; or the import path of your own.
+    """
+
+    SECTION = "objective"
+
+    name: str = "vae"
+
+
+@dataclass(frozen=True, init=False)
+class OptimizerConfig(Chosen):
+    """The rule that turns gradients into steps.
+
+    Attributes:
+        name: adam, see vae_jax/optimizer.py; or the import path of your own.
+    """
+
+    SECTION = "optimizer"
+
+    name: str = "adam"
+
+
+@dataclass(frozen=True)
+class TrainConfig(Section):
+    """How it is minimised: on shuffled batches.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images in a batch; the last, smaller batch of an epoch is used too.
+        learning_rate: the optimiser's, at its highest.
+        schedule: of the learning rate: constant, cosine or linear (both down to 0 at the end), exponential, or burda
+            (stages of 1, 3, 9, 27, … epochs, at rates that fall tenfold from the first to the eighth).
+        warmup_steps: steps in which the learning rate first rises linearly from 0.
+        decay_rate: with schedule exponential, the factor per epoch.
+        gradient_clip: largest global norm of a gradient, or null for no clipping.
+        skip_nonfinite: leave out updates whose loss or gradient is infinite or NaN, and count them, instead of
+            stopping at the first; a run still stops after an epoch of nothing else.
+        reduction: of a batch's losses before the gradient: sum (the article's) or mean. Reported figures are per
+            image either way.
+        chunk_steps: steps compiled into one call, between which progress shows; 0 measures about a second. The
+            results do not depend on it.
+        shard_images: images on the device at a time, streamed there while the ones before train, for data sets that
+            do not fit; 0 keeps all of them there if they fill at most a quarter of its memory. The results do not
+            depend on it.
+    """
+
+    SECTION = "train"
+
+    epochs: Annotated[int, "[1, 1000000]"] = 5
+    batch_size: Annotated[int, "[1, 1000000]"] = 64
+    learning_rate: Annotated[float, "(0, inf)", TRACED] = 1e-3
+    schedule: Annotated[str, one_of("constant", "cosine", "linear", "exponential", "burda")] = "constant"
+    warmup_steps: Annotated[int, "[0, 1000000000]"] = 0
+    decay_rate: Annotated[float, "(0, 1]", only(schedule="exponential")] = 0.95
+    gradient_clip: Annotated[float | None, "(0, inf)"] = None
+    skip_nonfinite: bool = False
+    reduction: Annotated[str, one_of("sum", "mean")] = "sum"
+    chunk_steps: Annotated[int, "[0, 1000000000]"] = 0
+    shard_images: Annotated[int, "[0, 1000000000]"] = 0
+
+
+@dataclass(frozen=True)
+class OutputConfig(Section):
+    """What a run keeps in its folder.
+
+    Attributes:
+        keep_checkpoints: newest checkpoints kept, besides the best one.
+        checkpoint_minutes: an epoch longer than this is checkpointed inside as well.
+        figure_every: epochs between pictures of reconstructions; the last epoch always gets one.
+        figure_images: images in a picture of reconstructions or samples.
+    """
+
+    SECTION = "output"
+
+    keep_checkpoints: Annotated[int, "[1, 1000000]"] = 2
+    checkpoint_minutes: Annotated[float, "(0, inf)"] = 10.0
+    figure_every: Annotated[int, "[1, 1000000]"] = 1
+    figure_images: Annotated[int, "[1, 1024]"] = 64
+
+
+@dataclass(frozen=True)
+class Config(Section):
+    """One run, whole.
+
+    Attributes:
+        seed: of everything random: initialisation, shuffling, noise and dropout.
+        data: the images.
+        model: the networks.
+        posterior: q(z|x).
+        prior: p(z).
+        likelihood: p(x|z).
+        objective: what is minimised.
+        optimizer: by which steps.
+        train: how it is minimised.
+        output: what is kept.
+    """
+
+    seed: Annotated[int, "[0, 4294967295]"] = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    posterior: PosteriorConfig = field(default_factory=PosteriorConfig)
+    prior: PriorConfig = field(default_factory=PriorConfig)
+    likelihood: LikelihoodConfig = field(default_factory=LikelihoodConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+
+
+SECTIONS: dict[str, Any] = {section.name: section.type for section in fields(Config) if is_dataclass(section.type)}

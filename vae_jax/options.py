@@ -1,0 +1,308 @@
+"""Options: the fields of a frozen dataclass, whose annotations say what each may be.
+
+    @dataclass(frozen=True)
+    class Renyi:
+        alpha: Annotated[float, "[0, 1)", TRACED] = 0.5
+        kl: Annotated[str, one_of("analytic", "sampled")] = "analytic"
+
+An option is a whole number, a number, text, true or false, a list of whole numbers, or null, or several of these
+(`int | None`). In `Annotated` an interval bounds a number, or each number of a list; `one_of` (or a Literal) lists what
+text may be; `only` names what the option needs. Help comes from "Attributes:". Nothing here imports jax.
+"""
+
+import functools
+import json
+import math
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import PurePath
+from types import NoneType
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+from vae_jax import checked, plain_yaml
+from vae_jax.checked import within
+from vae_jax.errors import UserError, cut
+from vae_jax.registry import lookup
+
+SIZE_LIMIT = 1 << 17  # characters of a value
+TEXT_LIMIT = 4096  # characters of a name or a path
+COUNT_LIMIT = 64  # numbers in a list
+NO_DECIMAL = re.compile(r"[-+]?(0[0-9_box][0-9a-fA-F_]*|[0-9][0-9_]*(:[0-9]+)+\.?[0-9_]*)")  # 017, 0x1F, 1:30
+LIST = tuple[int, ...]
+KINDS = {kind: checked.KINDS[kind] for kind in (int, float, str, bool, NoneType)} | {LIST: "a list of whole numbers"}
+HELP = re.compile(r"^ *Attributes:\n(.*)", re.MULTILINE | re.DOTALL)
+
+
+class Choices(NamedTuple):
+    """What text may be.
+
+    Attributes:
+        names: of the choices.
+        own: whether it may be something else too, which whoever looks at it knows.
+    """
+
+    names: tuple[str, ...]
+    own: bool
+
+
+def one_of(*names: str, own: bool = False) -> Choices:
+    """In an annotation: the option is one of these names."""
+    return Choices(names, own)
+
+
+class Need(NamedTuple):
+    """What another option of the same dataclass must be for this one to be looked at.
+
+    Attributes:
+        option: the other one's name.
+        values: of which it must have one.
+    """
+
+    option: str
+    values: tuple[Any, ...]
+
+
+def only(**needs: Any) -> Need:
+    """In an annotation: the option is looked at only where another one has a value, or one of a tuple of them."""
+    ((option, values),) = needs.items()
+    return Need(option, values if isinstance(values, tuple) else (values,))
+
+
+class _Mark(NamedTuple):
+    name: str
+
+
+TRACED = _Mark(
+    "traced"
+)  # in an annotation: the number may be traced; members of a sweep that differ in it share a program
+FILLED = _Mark("filled")  # in an annotation: the list is not empty
+
+
+class Option(NamedTuple):
+    """One option.
+
+    Attributes:
+        kinds: what it may be, each one of KINDS.
+        default: its value where none is given.
+        interval: that its numbers lie in, or empty.
+        choices: what text may be, or None.
+        needs: what others must be for it to be looked at.
+        marks: TRACED, FILLED.
+        help: what it is, in words.
+    """
+
+    kinds: tuple[Any, ...]
+    default: Any
+    interval: str
+    choices: Choices | None
+    needs: tuple[Need, ...]
+    marks: tuple[_Mark, ...]
+    help: str
+
+
+@functools.cache
+def options_in(kind: Any) -> dict[str, Option]:
+    """A dataclass's options by name; none where there is no dataclass.
+
+    Raises:
+        UserError: if it is no frozen dataclass whose fields have defaults and are of KINDS.
+    """
+    if kind is None:
+        return {}
+    if not (isinstance(kind, type) and is_dataclass(kind) and kind.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        raise UserError(f"options: expected a frozen dataclass; found {getattr(kind, '__name__', kind)!s:.60}")
+    hints, words = get_type_hints(kind, include_extras=True), help_in(kind)
+    own = [field for field in fields(kind) if not (field.metadata.get("of_part") or is_dataclass(field.type))]
+    return {
+        field.name: _option(kind, field.name, field.default, hints[field.name], words.get(field.name, ""))
+        for field in own
+    }
+
+
+def _option(owner: type, name: str, default: Any, hint: Any, help: str) -> Option:
+    hint, *more = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+    if get_origin(hint) is Literal:
+        hint, more = str, [*more, one_of(*get_args(hint))]
+    kinds = (hint,) if hint in KINDS else get_args(hint)
+    if not kinds or not set(kinds) <= set(KINDS):
+        raise UserError(
+            f"{owner.__name__}.{name}: expected an option of {', '.join(KINDS.values())}; found {hint!s:.60}"
+        )
+    if default is MISSING:
+        raise UserError(f"{owner.__name__}.{name}: expected an option with a default; found none")
+    interval = next((part for part in more if isinstance(part, str)), "")
+    choices = next((part for part in more if isinstance(part, Choices)), None)
+    needs = tuple(part for part in more if isinstance(part, Need))
+    return Option(
+        kinds, default, interval, choices, needs, tuple(part for part in more if isinstance(part, _Mark)), help
+    )
+
+
+def help_in(kind: type) -> dict[str, str]:
+    """What the docstrings of a class and of those it is made from say of their attributes."""
+    words: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        if (doc := vars(base).get("__doc__")) and (match := HELP.search(doc)):
+            entries = re.split(r"^ +(\w+): ", f"\n{_dedented(match[1])}", flags=re.MULTILINE)[1:]
+            words |= {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}
+    return words
+
+
+def _dedented(text: str) -> str:
+    """The lines of a block of attributes, each entry indented by one and what goes on by more, until the block ends."""
+    lines = text.splitlines()
+    depth = len(lines[0]) - len(lines[0].lstrip())
+    block = []
+    for line in lines:
+        inside = len(line) - len(line.lstrip())
+        if line.strip() and inside < depth:
+            break
+        # What goes on is no entry, whatever stands before its first colon.
+        block.append(f" {line.strip()}" if inside == depth else line.strip())
+    return "\n".join(block)
+
+
+def value(name: str, option: Option, given: Any) -> Any:
+    """An option's value as one of what it may be. Text is read as YAML, unless the option may be text.
+
+    Args:
+        name: of the option, with its section.
+        option: which one.
+        given: what is to be its value.
+
+    Raises:
+        UserError: naming the option, what was expected and what was found.
+    """
+    found = given
+    if type(given) not in option.kinds or isinstance(given, str):  # what is fine is left, since thousands are made
+        found = _converted(name, option.kinds, given)
+    for number in found if isinstance(found, tuple) else (found,):
+        if option.interval and number is not None and type(number) is not str and not within(number, option.interval):
+            raise UserError(f"{name}: expected a number in {option.interval}; found {number!s:.40}")
+    if FILLED in option.marks and found == ():
+        raise UserError(f"{name}: expected at least one number; found none")
+    if option.choices and not option.choices.own and isinstance(found, str):
+        lookup(dict.fromkeys(option.choices.names), found, name)
+    return found
+
+
+def _converted(name: str, kinds: tuple[Any, ...], given: Any) -> Any:
+    read = read_text(name, given) if isinstance(given, str) and str not in kinds else given
+    if LIST in kinds and isinstance(read, list | tuple) and len(read) > COUNT_LIMIT:
+        raise UserError(f"{name}: expected at most {COUNT_LIMIT} numbers; found {len(read):,}")
+    found = _as_one_of(kinds, read)
+    if found is ...:
+        values = read if isinstance(read, list | tuple) else [read]
+        strange = [part for part in values if isinstance(part, str) and NO_DECIMAL.fullmatch(part)]
+        if strange and str not in kinds:
+            raise UserError(f"{name}: expected a decimal number; found {strange[0]:.60}")
+        wanted = "a value" if read is None else " or ".join(KINDS[kind] for kind in kinds)
+        raise UserError(f"{name}: expected {wanted}; found {shown(given)}")
+    if isinstance(found, str):
+        if len(found) > TEXT_LIMIT:
+            raise UserError(f"{name}: expected at most {TEXT_LIMIT:,} characters; found {len(found):,}")
+        if "\0" in found:
+            raise UserError(f"{name}: expected at most {TEXT_LIMIT:,} characters; found a null character")
+        if not found.isascii() and found != found.encode(errors="replace").decode():
+            raise UserError(f"{name}: expected text in UTF-8; found {found!a:.60}")  # a path in another encoding, say
+    if isinstance(read, int) and abs(read) > 1e308:
+        raise UserError(f"{name}: expected a number below 1e308; found one too large")
+    return found
+
+
+def read_text(name: str, text: str) -> Any:
+    """What a text is as YAML; the text itself where it is none."""
+    if len(text) > SIZE_LIMIT:
+        raise UserError(f"{name}: expected at most {SIZE_LIMIT:,} characters; found {len(text):,}")
+    try:
+        return plain_yaml.load(text)
+    except ValueError:
+        return text
+
+
+def _as_one_of(kinds: tuple[Any, ...], given: Any) -> Any:
+    """A value as one of these kinds; an ellipsis where it is none of them."""
+    if getattr(given, "shape", None) == ():  # NumPy's numbers are as good
+        given = given.item()
+    if type(given) in kinds:
+        return given
+    if type(given) is int and float in kinds:
+        return float(given) if abs(given) <= 1e308 else math.inf
+    if isinstance(given, PurePath) and str in kinds:
+        return str(given)
+    if isinstance(given, list | tuple) and LIST in kinds:
+        numbers = tuple(_as_one_of((int,), number) for number in given)
+        return ... if ... in numbers else numbers
+    return ...
+
+
+def is_traced(given: Any) -> bool:
+    """Whether a value is one that jax traces."""
+    return "jax" in sys.modules and isinstance(given, sys.modules["jax"].core.Tracer)
+
+
+def made(kind: type, section: str, changed: Mapping[str, Any]) -> Any:
+    """A dataclass with some of its options changed, each checked unless jax traces it.
+
+    Raises:
+        UserError: naming an option that is none, or what is wrong with its value.
+    """
+    options = options_in(kind)
+    values = {name: value(f"{section}.{name}", option, option.default) for name, option in options.items()}
+    traced = {name: given for name, given in changed.items() if is_traced(given)}
+    for name, given in changed.items():
+        if name not in traced:
+            values[name] = value(f"{section}.{name}", options[name], given)
+    result = kind(**values)
+    for name, given in traced.items():
+        object.__setattr__(result, name, given)
+    return result
+
+
+def unmet(kind: Any, values: Any) -> list[tuple[str, Need, Any]]:
+    """The options that are set and that nothing looks at: each with what it needs, and what is in its place.
+
+    Args:
+        kind: a dataclass with options.
+        values: one of it.
+    """
+    options = options_in(kind)
+    found = []
+    for name, option in options.items():
+        if not option.needs or getattr(values, name) == option.default:
+            continue
+        for need in option.needs:
+            other, choices = getattr(values, need.option), options[need.option].choices
+            if other not in need.values and not (choices and choices.own and other not in choices.names):
+                found.append((name, need, other))
+                break
+    return found
+
+
+def shown(given: Any) -> str:
+    """A value on one line of bounded length."""
+    if given is None:
+        return "null"
+    try:
+        return cut(" ".join(str(given).split())) or "nothing"
+    except ValueError:  # a whole number of very many digits
+        return "one too large"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint at the option that was probably meant."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def as_text(given: Any) -> str:
+    """A value as a flag takes it."""
+    if isinstance(given, float) and not math.isfinite(given):
+        return ".nan" if math.isnan(given) else ".inf" if given > 0 else "-.inf"
+    if isinstance(given, str | PurePath):
+        return str(given)
+    return json.dumps(list(given) if isinstance(given, tuple) else given, default=str)

@@ -1,0 +1,26 @@
+"""The sizes that the parts of a model share, which every part's function is given."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Shapes(NamedTuple):
+    """What is fixed before a part is made.
+
+    Attributes:
+        image_shape: (height, width, channels) of an image.
+        latent: dimensions of z.
+        classes: how many labels there are; 0 where the model is not told them. An image then comes to the encoder with
+            as many further channels, and z to the decoder with as many further numbers.
+        heads: of the posterior, each with its size, or its shape: a network may give such a one flat. Known to networks
+            only, as is what follows.
+        outputs: numbers that the decoder gives for each channel of a pixel.
+        latent_shape: of one z; None for a vector of `latent` numbers.
+    """
+
+    image_shape: tuple[int, int, int]
+    latent: int
+    classes: int = 0
+    heads: Mapping[str, Any] = {}
+    outputs: int = 1
+    latent_shape: tuple[int, ...] | None = None
