@@ -199,7 +199,7 @@ HEAVY = ("jax", "jaxlib", "flax", "optax", "orbax", "tensorflow_datasets", "matp
         "import vae_jax.cli; vae_jax.cli.main([])",
         "import vae_jax.cli; vae_jax.cli.main(['trian'])",
         "import vae_jax.cli; vae_jax.cli.main(['train', '--train.epochs', 'ten', '--out', 'x'])",
-        "import vae_jax.cli\ntry: vae_jax.cli.main(['train', '--help'])\nexcept SystemExit: pass",
+        "import vae_jax.cli\ntry: vae_jax.cli.main(['evaluate', '--help'])\nexcept SystemExit: pass",
     ],
 )
 def test_nothing_heavy_is_imported_for_it(code):
@@ -410,7 +410,7 @@ def test_flags_win_whatever_the_order(capsys, order, tmp_path):
     path.write_text("train: {epochs: 3, batch_size: 7}")
     config, flag = ["--config", str(path)], ["--train.epochs", "4"]
     arguments = {"before": flag + config, "after": config + flag, "equals": [*flag, f"--config={path}"]}[order]
-    train = _parse("train", VERBS["train"], arguments).train
+    train = _parse("train", VERBS["train"], arguments).configuration.train
     assert (train.epochs, train.batch_size) == (4, 7)
 
 
@@ -557,7 +557,7 @@ def test_train(command, made, tmp_path):
     assert all(pixels(path).size for path in pictures)
     assert found["best_by"] == "validation_loss"
     config = load_config(folder / "config.yaml")
-    assert (config.train.epochs, config.model.channels, config.data.validation) == (2, (4, 8), 200)
+    assert (config.train.epochs, config.model.options.channels, config.data.validation) == (2, (4, 8), 200)
     assert not list(tmp_path.rglob("*.tmp"))
     # The same seed gives the same model.
     assert {**found, **TIMED} == {**summary(made), **TIMED}
@@ -1336,7 +1336,9 @@ def test_classes_that_a_model_is_not_told_get_further_numbers(tmp_path, capsys):
         **{"data.source": "folder", "data.path": "elsewhere", "data.image_size": 8, "data.cache_dir": str(tmp_path)}
     )
     trained = Trained(config, (8, 8, 1), None, [], ("a", "b", "c"))
-    options = SimpleNamespace(run=str(tmp_path), data=SimpleNamespace(manual_dir=None, cache_dir=None, path=str(path)))
+    options = SimpleNamespace(
+        run=str(tmp_path), **dict.fromkeys(("data.manual_dir", "data.cache_dir")), **{"data.path": str(path)}
+    )
     data = load_data(options, trained)
     assert data.class_names == ("a", "b", "c", "x")
     assert data.test.labels.tolist() == [0] * 4 + [1] * 4 + [3] * 4

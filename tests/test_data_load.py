@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vae_jax import memory
-from vae_jax.config import DataConfig, check_data_used
+from vae_jax.config import DataConfig, check_section
 from vae_jax.data import SOURCES, Dataset, Split, load, read_images, resolve
 from vae_jax.data.cache import cache_folder
 from vae_jax.data.load import hold_out
@@ -632,7 +632,7 @@ def test_memory_is_asked_of_the_system():
     ],
 )
 def test_an_option_that_nothing_looks_at_is_refused(config, message):
-    for use in (check_data_used, load):
+    for use in (check_section, load):
         with pytest.raises(UserError) as error:
             use(config)
         assert str(error.value) == message

@@ -36,7 +36,8 @@ from vae_jax import own_parts, run, sweep
 from vae_jax.checkpoint import DESCRIPTION, Keeper, Saved, restore
 from vae_jax.cli import VERBS, _parse
 from vae_jax.compare import results
-from vae_jax.config import Config, DataConfig, check_used, from_namespace, load_config, to_yaml
+from vae_jax.config import Config, DataConfig, check_used, load_config, to_yaml
+from vae_jax.config.change import options_of_section
 from vae_jax.data import Dataset, load
 from vae_jax.data.idx import read_idx
 from vae_jax.errors import UserError, printable
@@ -137,9 +138,7 @@ def mutated(draw, content: bytes) -> bytes:
 # --- Configurations --------------------------------------------------------------------------------------------------
 
 SECTIONS = [field.name for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)]
-OPTIONS = ["seed"] + [
-    f"{name}.{field.name}" for name in SECTIONS for field in dataclasses.fields(getattr(Config(), name))
-]
+OPTIONS = ["seed"] + [f"{name}.{option}" for name in SECTIONS for option in options_of_section(name)]
 STRANGE = [
     *("yes", "no", "on", "off", "y", "true", "null", "~", "", "-", "--", "=", "<<", "?", ":", "*a", "&a", "&a [*a]"),
     *("017", "0o17", "0x1F", "0b1", "1:30", "1:30.5", "1e3", "1e-3", "1E400", "1_000", "+1", "-0", "-1", "1.", ".5"),
@@ -246,7 +245,7 @@ def test_flags(place, given_flags):
     names = (*OPTIONS, *SECTIONS, "--", "config", "arguments", "train")
     options = outcome(lambda: _parse("train", VERBS["train"], arguments), *names)
     if options is not None:
-        check_config(from_namespace(options), place)
+        check_config(options.configuration, place)
 
 
 # --- MNIST's files ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Whose code a run's folder or configuration may run: what this user's own training has signed, or what is trusted."""
 
-import argparse
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import pytest
 from run_fixtures import snapshot
 
 from vae_jax import cli, own_parts, registry, run, signature, sweep
+from vae_jax.cli.arguments import Parser
 from vae_jax.config import Config, load_config, to_yaml
 from vae_jax.errors import UserError
 from vae_jax.folder import read_config
@@ -181,13 +181,9 @@ def test_code_that_no_training_of_ones_own_has_put_there_is_run_by_no_command(
 
 
 def test_every_command_that_opens_a_run_can_be_told_to_trust_it():
-    class Parser(argparse.ArgumentParser):
-        def add_class_arguments(self, *_): ...
-
     known = set()
     for name, verb in cli.VERBS.items():
         parser = Parser(exit_on_error=False)
-        parser.register("action", "config", argparse.Action)
         verb.options(parser)
         known |= {name} if FLAG in parser.format_help() else set()
     assert set(cli.VERBS) - known == {"import", "compare"}
@@ -398,7 +394,7 @@ def test_without_a_home_folder_the_word_is_needed_and_that_is_said(tmp_path, mon
 
 def test_the_working_folder_is_not_looked_at_for_packages(tmp_path, ran):
     """As `vae-jax` does not, so `python -m vae_jax`."""
-    for name in ("jsonargparse", "yaml", "matplotlib", "sitecustomize", "typeshed_client"):
+    for name in ("yaml", "matplotlib", "sitecustomize"):
         evil(tmp_path / f"{name}.py")
     command = [sys.executable, "-m", "vae_jax", "evaluate", "--help"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
