@@ -14,6 +14,7 @@ from vae_jax.config import ModelConfig, load_config
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import UserError
 from vae_jax.platforms import current
+from vae_jax.posteriors import KL
 from vae_jax.shapes import Shapes
 
 OWN = Path(__file__).parent / "own"
@@ -462,8 +463,22 @@ PART_FAULTS = [
         r"log q\(z\|x\): expected",
     ),
     ("posterior", "diagonal_gaussian", "transform", lambda value: (value[0].T, value[1]), r"transform, z: expected"),
-    ("posterior", "diagonal_gaussian", "kl", jnp.sum, r"kl: expected floats of shape \(5,\); found .*\(\)"),
 ]
+
+
+def test_a_closed_form_of_another_shape_is_refused(monkeypatch):
+    make = composition.posteriors.POSTERIORS["diagonal_gaussian"]
+
+    def spoilt(*arguments):
+        good = make(*arguments)
+        total = good.kl["standard_normal"].total
+        return good._replace(kl={"standard_normal": KL(lambda heads, own: total(heads, own).sum())})
+
+    monkeypatch.setitem(composition.posteriors.POSTERIORS, "own", spoilt)
+    config = config_of("mlp", **{"model.layers": [4], "posterior.name": "own", "train.batch_size": 5})
+    message = r"^posterior\.name own, kl, total: expected floats of shape \(5,\); found floats of shape \(\)"
+    with pytest.raises(UserError, match=message):
+        train.fit(config, Dataset("noise", Split(IMAGES[:10]), Split(IMAGES[:5])))
 
 
 @pytest.mark.parametrize(("part", "name", "function", "spoil", "message"), PART_FAULTS)

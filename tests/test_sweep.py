@@ -174,7 +174,7 @@ def test_members_are_split_where_the_compiler_finds_no_room_or_too_few_files_may
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
             self.size, self.needs = size, 1
 
-    monkeypatch.setattr(members, "Program", Full)
+    monkeypatch.setattr(members, "Several", Full)
     configs, images = [members.with_values(PLAIN, {"seed": seed}) for seed in range(7)], members.Images(small_data)
     assert members.program_that_fits(configs, images).size == 3  # half of 7
     monkeypatch.setattr(members, "MOST", 2)
@@ -535,7 +535,7 @@ def test_a_sweep_goes_on_with_its_options_in_their_order(base, tmp_path):
     plan, turned = (sweep.make_sweep(base, 1, each) for each in (settings, settings[::-1]))
     (tmp_path / "sweep.json").write_text(sweep._specification(plan))
     sweep.check_sweep_folder(tmp_path, plan, True, False)
-    found = r"--set \(the sweep has objective\.beta=1,2 train\.batch_size=50,100, found train\.batch_size=50,100 obj"
+    found = r"settings \(the sweep has objective\.beta=1,2 train\.batch_size=50,100, found train\.batch_size=50,100 obj"
     with pytest.raises(UserError, match=f"changed: {found}"):
         sweep.check_sweep_folder(tmp_path, turned, True, False)
 

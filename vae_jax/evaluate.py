@@ -118,9 +118,10 @@ def in_batches(
     count: int,
     *arrays: Array | None,
     first: Int[Array, ""] | int = 0,
-    size: int = BATCH,
+    size: int | None = None,
 ) -> Any:
     """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, joined again."""
+    size = size or BATCH
     batches = -(-count // size)
     # The last batch is filled up with the first images; the surplus is cut off again.
     index = (jnp.arange(batches * size) % count).reshape(batches, size)
@@ -181,7 +182,7 @@ def make_terms(
     config: Config,
     network: Composition,
     objective: Objective,
-    size: int = BATCH,
+    size: int | None = None,
     latent: str = "sample",
     devices: Devices | None = None,
 ) -> Callable[..., Terms]:

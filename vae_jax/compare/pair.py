@@ -123,7 +123,7 @@ class Pair:
         def noise(model: Model) -> Any:
             # z of mean 0 and variance 1 is the noise itself.
             heads = {name: jnp.zeros((len(images), size)) for name, size in self.network.posterior.heads.items()}
-            return model.sample(own.objective, heads)[0]
+            return model.sample(jax.random.clone(own.objective), heads)[0]
 
         trace = self.network.trace(variables, terms, own.dropout, train=True)
         return Draws(self.network.apply(variables, noise)[0], trace.masks)
