@@ -961,7 +961,7 @@ def test_what_is_no_run(refused, made, verb, tmp_path):
         assert not list(tmp_path.iterdir())
     assert "--checkpoint" in refused(verb, made, "--checkpoint", "newest")
     assert "--device" in refused(verb, made, "--device", "abacus")
-    assert "run" in refused(verb)
+    assert "RUN" in refused(verb)
 
 
 @pytest.mark.parametrize(

@@ -793,3 +793,46 @@ def test_a_users_option_is_swept_and_traced(write, tmp_path, capsys):
     assert cli.main(["sweep", "--out", str(out), "--resume"]) == 0
     assert cli.main([*begin[:-1], "objective.alpha=0.5,11", "--overwrite"]) == 2
     assert "objective.alpha: expected a number in [0, 10]; found 11.0" in capsys.readouterr().err
+
+
+def test_an_optimiser_of_ones_own_trains(write, tmp_path, capsys):
+    text = """\
+from dataclasses import dataclass
+from typing import Annotated
+
+import optax
+
+
+@dataclass(frozen=True)
+class Sgd:
+    momentum: Annotated[float, "[0, 1)"] = 0.0
+
+
+def sgd(options: Sgd, learning_rate):
+    return optax.sgd(learning_rate, options.momentum)
+
+
+def wrong(options, learning_rate):
+    return 3
+
+
+def older(config, rate):
+    return 3
+"""
+    path, losses = write(text), []
+    for momentum in ("0", "0.9"):
+        out = tmp_path / momentum
+        own = ["--optimizer.name", f"{path}:sgd", "--optimizer.momentum", momentum, "--train.learning_rate", "1e-4"]
+        assert cli.main(["train", "--out", str(out), *flags(**TINY), *own]) == 0
+        losses.append(losses_of(out))
+    assert losses[0] != losses[1]
+    capsys.readouterr()
+    for entry, said in {
+        "wrong": "to give an optax.GradientTransformation; found builtins.int",
+        "older": "to be a function or a class of (options, learning_rate); found older(config, rate)",
+    }.items():
+        assert (
+            cli.main(["train", "--out", str(tmp_path / "x"), *flags(**TINY), "--optimizer.name", f"{path}:{entry}"])
+            == 2
+        )
+        assert said in capsys.readouterr().err
