@@ -194,10 +194,17 @@ def test_dreg_and_piwae_weigh_each_samples_gradient_as_their_papers_say():
     shifts = {name: jnp.zeros_like(head) for name, head in heads.items()}
 
     def moved(shifts, scale):
-        return model._replace(
-            encode=lambda images: {name: head + shifts[name] for name, head in heads.items()},
-            decode=lambda z: scale * model.decode(z),
-        )
+        def encode(images):
+            return {name: head + shifts[name] for name, head in heads.items()}
+
+        def decode(z):
+            return scale * model.decode(z)
+
+        def sample(*arguments):
+            return Sample(*model.sample(*arguments))
+
+        parts = encode, sample, decode, model.log_likelihood, model.log_prior, model.kl, model.kl_by_dimension
+        return model._replace(draw=make_draw(*parts), encode=encode, decode=decode)
 
     def loss(name, shifts, scale, **options):
         return terms_of(name, moved(shifts, scale), **options)["loss"].sum()

@@ -92,7 +92,7 @@ def piwae(key, model, images, options: PIWAEOptions) -> Terms:
 
 def ciwae(key, model, images, options: CIWAEOptions) -> Terms:
     """−β·ELBO − (1 − β)·IWAE, β being `objective.elbo_weight` (Rainforth et al. 2018, equation 12)."""
-    log_w, parts = _weigh(model, images, *model.sample(key, model.encode(images), options.samples))
+    log_w, parts = _weigh_draw(model.draw(key, images, options.samples))
     bound = logsumexp(log_w, 0) - jnp.log(options.samples)
     return {"loss": -options.elbo_weight * log_w.mean(0) - (1 - options.elbo_weight) * bound, **parts}
 
@@ -108,14 +108,15 @@ def check_iwae(options: IWAEOptions, around: Around) -> None:
 
 
 def _bound(key, model, images, options, groups) -> Terms:
-    heads = model.encode(images)
-    z, log_q = model.sample(key, heads, groups * options.samples)
     weigh = None
-    if options.gradient == "dreg":
-        z, log_q, weigh = _redirect(z, log_q)
-    if options.gradient != "standard":
-        log_q = model.log_posterior(z, heads)
-    log_w, parts = _weigh(model, images, z, log_q)
+    if options.gradient == "standard":
+        log_w, parts = _weigh_draw(model.draw(key, images, groups * options.samples))
+    else:
+        heads = model.encode(images)
+        z, log_q = model.sample(key, heads, groups * options.samples)
+        if options.gradient == "dreg":
+            z, log_q, weigh = _redirect(z, log_q)
+        log_w, parts = _weigh(model, images, z, model.log_posterior(z, heads))
     loss = jnp.log(options.samples) - logsumexp(_grouped(log_w, groups), 1).mean(0)
     if weigh is not None:
         weights = softmax(_grouped(log_w, groups), 1).reshape(log_w.shape)
@@ -124,9 +125,17 @@ def _bound(key, model, images, options, groups) -> Terms:
 
 
 def _weigh(model, images, z, log_q):
-    """log w of every sample, (samples, batch), and the terms but the loss."""
-    reconstruction = -model.log_likelihood(images, model.decode(z))
-    kl = log_q - model.log_prior(z)
+    """log w of every sample, (samples, batch), and the terms but the loss; z may be one's own."""
+    return _parts(model.log_likelihood(images, model.decode(z)), log_q, model.log_prior(z))
+
+
+def _weigh_draw(draw):
+    """The same of what the model has drawn."""
+    return _parts(draw.log_px, draw.log_q, draw.log_pz)
+
+
+def _parts(log_px, log_q, log_pz):
+    reconstruction, kl = -log_px, log_q - log_pz
     return -reconstruction - kl, {"reconstruction": reconstruction.mean(0), "kl": kl.mean(0)}
 
 
