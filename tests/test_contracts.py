@@ -1,20 +1,27 @@
-"""What a model may be made of: a codebook with a state, a critic with a phase of its own, figures of a whole batch.
+"""What a model may be made of: a codebook with a state, a critic with a phase of its own, layers of z, and more.
 
 Toys, as a user would write them; each is trained by the same driver as every other model.
 """
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
+from jax.scipy.stats import norm
+from scipy.stats import multivariate_normal
 
-from vae_jax import composition, evaluate, keys, optimizer, platforms, run, train
-from vae_jax.config import Config, ModelConfig, TrainConfig, without_unused
+from vae_jax import composition, diagnostics, evaluate, keys, notebook, optimizer, platforms, run, train
+from vae_jax.config import Config, TrainConfig, adapted, with_options
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import UserError
-from vae_jax.models import Variables
+from vae_jax.estimators import annealed_nll, importance_nll
+from vae_jax.hierarchy import Hierarchy
+from vae_jax.likelihoods import LIKELIHOODS, Likelihood
+from vae_jax.models import NETWORKS, Variables
 from vae_jax.objectives import OBJECTIVES, Objective, Phase
 from vae_jax.posteriors import KL, POSTERIORS, Posterior, Sample
 from vae_jax.priors import PRIORS, Prior
@@ -115,18 +122,23 @@ def toys(monkeypatch):
     monkeypatch.setitem(OBJECTIVES, "adversarial", ADVERSARIAL)
 
 
+LADDER = f"{Path(__file__).parent}/own/ladder.py:ladder"
+TOYS = {
+    "codebook": {"posterior.name": "codebook", "prior.name": "codes"},
+    "adversarial": {"objective.name": "adversarial"},
+    "ladder": {"model.network": LADDER},
+    "ladder_iwae": {"model.network": LADDER, "objective.name": "iwae", "objective.samples": 3},
+}
+
+
 def config_of(toy, **changes):
-    config = Config(
-        model=ModelConfig(network="mlp", latent=LATENT, layers=(8,)),
-        train=TrainConfig(batch_size=32, epochs=2, chunk_steps=2, **changes),
-    )
-    parts = {"codebook": {"posterior": "codebook", "prior": "codes"}, "adversarial": {"objective": "adversarial"}}[toy]
-    return without_unused(
-        replace(config, **{part: replace(getattr(config, part), name=name) for part, name in parts.items()})
-    )
+    options = {"model.network": "mlp", "model.latent": LATENT} | TOYS[toy]
+    layers = {"model.layers": [8]} if options["model.network"] == "mlp" else {}
+    config = Config(train=TrainConfig(batch_size=32, epochs=2, chunk_steps=2, **changes))
+    return adapted(config, **options | layers)
 
 
-@pytest.mark.parametrize("toy", ["codebook", "adversarial"])
+@pytest.mark.parametrize("toy", TOYS)
 def test_toys_train_evaluate_and_resume_exactly(toy, small_data, tmp_path):
     config = config_of(toy)
     whole = train.fit(config, small_data)
@@ -143,6 +155,9 @@ def test_toys_train_evaluate_and_resume_exactly(toy, small_data, tmp_path):
     run.train(config, small_data, folder)
     kept = run.load(folder)
     same(kept.state, whole.state)
+    if "ladder" in toy:
+        assert "6 latent dimensions" in notebook.table(kept)
+        assert notebook.table(kept).count("network&#x27;s own") == 2
     model = run.use(kept)
     assert np.isfinite(model.reconstruct(small_data.test.images)).all()
     assert np.isfinite(model.sample(jax.random.key(0), 5)).all()
@@ -261,7 +276,7 @@ def test_a_critics_gradient_is_that_of_the_model_as_its_phase_finds_it(small_dat
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("toy", ["codebook", "adversarial"])
+@pytest.mark.parametrize("toy", ["codebook", "adversarial", "ladder"])
 def test_toys_train_as_a_gpu_would(toy, small_data):
     """Packed, in a loop of known length."""
     config = config_of(toy)
@@ -332,3 +347,208 @@ def test_a_state_of_another_shape_is_refused(state, message, monkeypatch, small_
     monkeypatch.setitem(POSTERIORS, "codebook", spoiled)
     with pytest.raises(UserError, match=f"posterior.name codebook, transform: .*{message}"):
         train.fit(config_of("codebook"), Dataset("few", Split(small_data.train.images), small_data.test))
+
+
+# --- Layers of z, drawn inside the decoder ---------------------------------------------------------------------------
+
+SCALE = 0.7
+
+
+def linear_gaussian(config, image_shape):
+    """N(the decoder's output, SCALE² I), under which the ladder is linear and Gaussian as a whole."""
+
+    def log_prob(params, mean, images):
+        return norm.logpdf(images, mean, SCALE).sum((1, 2, 3))
+
+    return Likelihood(1, log_prob, lambda params, mean: mean)
+
+
+@pytest.fixture
+def ladder(monkeypatch):
+    """(configuration, network, objective, variables) of the ladder with a linear Gaussian likelihood."""
+    monkeypatch.setitem(LIKELIHOODS, "linear_gaussian", linear_gaussian)
+    config = config_of("ladder")
+    config = adapted(config, **{"likelihood.name": "linear_gaussian"})
+    network, objective = composition.build(config, (8, 8, 1))
+    return config, network, objective, network.init(jax.random.key(3))
+
+
+def exact_nll(params, images):
+    """−log p(x): x = bias + top·(W·A + B) + e·A + noise, where low = top·W + e."""
+    decoder = {name: np.asarray(array, np.float64) for name, array in params["decoder"].items()}
+    of_top = decoder["low"] @ decoder["pixels"] + decoder["top_pixels"]
+    variances = np.exp(decoder["log_var"].reshape(-1, 1))
+    covariance = of_top.T @ of_top + decoder["pixels"].T @ (variances * decoder["pixels"]) + SCALE**2 * np.eye(64)
+    return -multivariate_normal.logpdf(images.reshape(-1, 64) / 255, decoder["bias"][0], covariance)
+
+
+def test_a_draw_of_a_hierarchy_by_hand(ladder, small_data):
+    _, network, _, variables = ladder
+    images = jnp.asarray(small_data.test.images / 255, jnp.float32)
+    draw, several, again = network.apply(
+        variables,
+        lambda model: (
+            model.draw(jax.random.key(0), images),
+            model.draw(jax.random.key(0), images, samples=3),
+            lambda z: (model.log_prior(z), model.log_posterior(z, model.encode(images)), model.decode(z)),
+        ),
+    )[0]
+    assert (network.latent, several.z.shape, several.kl.shape) == (6, (3, 20, 6), (20,))
+    params = jax.tree.map(lambda array: np.asarray(array, np.float64), variables.params)
+    top, low = np.split(np.asarray(draw.z, np.float64), [2], 1)
+    hidden = np.tanh(np.asarray(images).reshape(20, -1) @ params["encoder"]["hidden"])
+    q_top, q_low = ([*np.split(hidden @ params["heads"][layer], 2, 1)] for layer in ("top", "low"))
+    p_top, p_low = [0.0, 0.0], [top @ params["decoder"]["low"], params["decoder"]["log_var"].reshape(1, 4)]
+    q_low[0] = q_low[0] + p_low[0]
+
+    def log_prob(z, mu, log_var):
+        return scipy.stats.norm.logpdf(z, mu, np.exp(log_var / 2)).sum(1)
+
+    def kl(q, p):
+        return (p[1] / 2 - q[1] / 2 + (np.exp(q[1]) + (q[0] - p[0]) ** 2) / (2 * np.exp(p[1])) - 0.5).sum(1)
+
+    mean = top @ params["decoder"]["top_pixels"] + low @ params["decoder"]["pixels"] + params["decoder"]["bias"]
+    expected = {
+        "log_q": log_prob(top, *q_top) + log_prob(low, *q_low),
+        "log_pz": log_prob(top, *p_top) + log_prob(low, *p_low),
+        "log_px": scipy.stats.norm.logpdf(np.asarray(images).reshape(20, -1), mean, SCALE).sum(1),
+        "kl": kl(q_top, p_top) + kl(q_low, p_low),
+        "outputs": mean.reshape(20, 8, 8, 1),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(getattr(draw, name), value, rtol=2e-4, atol=2e-4, err_msg=name)
+    for of_several in (False, True):  # at z of one's own: the same, in passes from the top down that draw nothing
+        one = several if of_several else draw
+        for found, value in zip(again(one.z), (one.log_pz, one.log_q, one.outputs), strict=True):
+            np.testing.assert_allclose(found, value, rtol=2e-4, atol=2e-4)
+
+
+def test_estimates_of_a_hierarchys_evidence_are_the_exact_one(ladder, small_data):
+    config, network, objective, variables = ladder
+    images, key = small_data.test.images, jax.random.key(5)
+    exact = exact_nll(variables.params, images)
+    nll = importance_nll(config, network, variables, images, key, 5000)
+    np.testing.assert_allclose(nll.mean(), exact.mean(), atol=0.03)
+    np.testing.assert_allclose(nll, exact, atol=0.25)
+    annealed = annealed_nll(config, network, variables, images[:4], key, temperatures=60, chains=16, leapfrog=5)
+    np.testing.assert_allclose(annealed, exact[:4], atol=0.4)
+    for sampled in (False, True):  # the ELBO with its KL in closed form, and from samples
+        used = with_options(config, **{"objective.kl": "sampled" if sampled else "analytic"})
+        evaluator = evaluate.make_evaluator(used, network, objective, images.repeat(50, 0))
+        losses = evaluator(variables, key)["loss"].reshape(20, 50).mean(1)
+        assert (losses > exact + 0.1).all()
+
+
+def test_a_hierarchys_center_and_prior(ladder, small_data):
+    config, network, _, variables = ladder
+    images = small_data.test.images
+    model = evaluate.make_model(network, composition.build(config, (8, 8, 1))[1], variables)
+    encoded = model.encode(images)
+    hidden = encoded["hidden"]
+    heads = {layer: np.asarray(hidden @ variables.params["heads"][layer]) for layer in ("top", "low")}
+    top = heads["top"][:, :2]
+    low = heads["low"][:, :4] + top @ np.asarray(variables.params["decoder"]["low"])
+    np.testing.assert_allclose(encoded["mu"], np.concatenate([top, low], 1), rtol=1e-4, atol=1e-5)
+    z = np.asarray(model.draw(jax.random.key(0), 20_000))
+    weights = np.asarray(variables.params["decoder"]["low"])
+    covariance = np.block([[np.eye(2), weights], [weights.T, weights.T @ weights + np.exp(-0.5) * np.eye(4)]])
+    np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.05)
+    evaluator = evaluate.make_evaluator(config, network, OBJECTIVES["vae"], images, "mean")
+    assert np.isfinite(evaluator(variables, jax.random.key(0))["kl"]).all()
+    sampled = with_options(config, **{"objective.kl": "sampled"})
+    with pytest.raises(
+        UserError, match=r"expected sample, since with objective vae, network .*ladder the loss is made"
+    ):
+        evaluate.make_evaluator(sampled, network, OBJECTIVES["vae"], images, "mean")
+    assert np.isfinite(
+        diagnostics.diagnose(config, network, variables, small_data.test, jax.random.key(1))["aggregate_kl"]
+    )
+
+
+ZEROS = {"mu": jnp.zeros((1, 3)), "log_var": jnp.zeros((1, 3))}
+
+
+def own_hierarchy(monkeypatch, config=None, **spoiled):
+    """A network of one layer of three numbers, some of its functions replaced."""
+
+    def top_down(params, latent, activations):
+        z = latent(ZEROS, activations and ZEROS | {"mu": activations["h"]})
+        return (z @ params["decoder"]).reshape(-1, 8, 8, 1)
+
+    functions = {
+        "init": lambda key: {"decoder": jnp.ones((3, 64)), "encoder": jnp.ones((64, 3))},
+        "encode": lambda params, images: {"h": images.reshape(-1, 64) @ params["encoder"]},
+        "top_down": top_down,
+    }
+    monkeypatch.setitem(NETWORKS, "own", lambda options, shapes: Hierarchy(**functions | spoiled))
+    config = config or config_of("ladder")
+    return composition.build(adapted(config, **{"model.network": "own"}), (8, 8, 1))
+
+
+@pytest.mark.parametrize("name", ["vae", "iwae", "ciwae"])
+def test_a_draw_is_one_pass_from_the_top_down(name, monkeypatch):
+    passes = []
+
+    def top_down(params, latent, activations):
+        passes.append(activations is None)
+        z = latent(ZEROS, activations and ZEROS | {"mu": activations["h"]})
+        return (z @ params["decoder"]).reshape(-1, 8, 8, 1)
+
+    config = config_of("ladder")
+    config = adapted(config, **{"objective.name": name})
+    network, objective = own_hierarchy(monkeypatch, config, top_down=top_down)
+    variables, images = network.init(jax.random.key(0)), jnp.zeros((2, 8, 8, 1))
+    passes.clear()
+    network.apply(variables, lambda model: objective.terms(jax.random.key(0), model, images, config.objective.options))
+    assert passes == [False]
+
+
+def test_a_hierarchy_in_bfloat16(monkeypatch, small_data):
+    seen = []
+
+    def encode(params, images):
+        seen.append(images.dtype)
+        return {"h": images.reshape(-1, 64) @ params["encoder"].astype(images.dtype)}
+
+    config = config_of("ladder")
+    config = with_options(config, **{"model.precision": "bfloat16"})
+    network, _ = own_hierarchy(monkeypatch, config, encode=encode)
+    draw = network.apply(
+        network.init(jax.random.key(0)), lambda model: model.draw(jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
+    )[0]
+    assert set(seen) == {jnp.dtype(jnp.bfloat16)}
+    assert {array.dtype for array in jax.tree.leaves(draw)} == {jnp.dtype(jnp.float32)}
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [
+        ({"init": lambda key: jnp.zeros(3)}, "init: expected a dict of parameters; found floats"),
+        ({"init": lambda: {}}, "expected init of its Hierarchy to be a function of 1 argument"),
+        ({"encode": lambda params, images: images}, "encode: expected a dict of activations; found floats"),
+        ({"encode": lambda params, images: {"h": jnp.zeros(3)}}, r"encode, h: expected floats of shape \(2,\)"),
+        ({"top_down": lambda params, latent, h: h}, r"top_down: expected floats of shape \(2, 8, 8, 1\); found a dict"),
+        ({"top_down": lambda params, latent, h: latent(ZEROS, None)}, "layer 1, posterior: expected one, since"),
+        ({"top_down": lambda params, latent, h: latent(ZEROS, ZEROS | {"mu": jnp.zeros((2, 2))})}, "posterior, mu"),
+        ({"top_down": lambda params, latent, h: jnp.zeros((2, 8, 8, 1))}, "the same layers .* at least one"),
+    ],
+)
+def test_a_hierarchy_that_gives_something_else_is_refused(spoiled, message, monkeypatch):
+    with pytest.raises(UserError, match=rf"model\.network.*{message}"):
+        own_hierarchy(monkeypatch, **spoiled)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("posterior.name", "full_gaussian", "expected diagonal_gaussian with network .*its own posterior and prior"),
+        ("prior.name", "vamp", "expected standard_normal with network .*its own posterior and prior"),
+        ("model.classes", 3, "expected 0 with network"),
+        ("objective.name", "autoencoder", r"expected one with a p\(x\)"),
+        ("objective.free_bits", 0.5, "expected 0 with network"),
+    ],
+)
+def test_what_a_hierarchy_brings_itself_is_refused(option, value, message):
+    config = adapted(config_of("ladder"), **{option: value})
+    with pytest.raises(UserError, match=rf"{option}: {message}.*; found {value}"):
+        composition.build(config, (8, 8, 1))

@@ -56,7 +56,7 @@ def test_a_trained_model_is_a_table():
 def test_what_has_no_prior_or_history_is_a_table_without_them():
     rows = cells(trained(replace(CONFIG, objective=ObjectiveConfig(name="autoencoder")))._repr_html_())
     assert set(rows) == {"data", "network", "parameters", "objective", "trained"}
-    named = trained()._replace(config=replace(CONFIG, data=replace(CONFIG.data, name="<b>&")))
+    named = trained()._replace(config=replace(CONFIG, data=replace(CONFIG.data, source="tfds", name="<b>&")))
     assert "<b>" not in named._repr_html_()
     assert cells(named._repr_html_())["data"].startswith("<b>&")
 

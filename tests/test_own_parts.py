@@ -141,11 +141,15 @@ def test_what_cannot_be_called_so_is_refused(write, option, entry, found):
 @pytest.mark.parametrize(
     ("option", "text", "message"),
     [
-        ("model.network", "net = lambda *_: 3", "expected {name} to give a flax.linen.Module; found builtins.int"),
+        (
+            "model.network",
+            "net = lambda *_: 3",
+            "expected {name} to give a flax.linen.Module or a vae_jax.hierarchy.Hierarchy; found builtins.int",
+        ),
         (
             "model.network",
             "from flax import nnx\nclass net(nnx.Module):\n    def __init__(self, *_): ...",
-            "expected {name} to give a flax.linen.Module; found vae_jax_user_",
+            "expected {name} to give a flax.linen.Module or a vae_jax.hierarchy.Hierarchy; found vae_jax_user_",
         ),
         (
             "model.network",

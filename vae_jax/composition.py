@@ -107,6 +107,9 @@ def build(
     treat = TREATMENTS[config.data.treatment]
     shapes = shapes._replace(heads=posterior.heads, outputs=likelihood.outputs, latent_shape=posterior.shape)
     network = models.build(config.model, shapes)
+    if network.posterior and network.prior:
+        _check_own(config, objective)
+        posterior, prior = network.posterior, network.prior
     check(config, posterior, prior, likelihood, objective, network.ties)
     composition = _compose(
         config, image_shape, network, posterior, prior, likelihood, objective, treat, platform or current()
@@ -122,6 +125,22 @@ def build(
 
     figures = objectives.figures_of(objective, trace, config.objective.options)
     return composition, objectives.checked(objective._replace(figures=figures), config.objective.name)
+
+
+def _check_own(config: Config, objective: Objective) -> None:
+    """Refuses what makes no sense with a hierarchy, which has a posterior and a prior of its own.
+
+    Raises:
+        UserError: with the reason.
+    """
+    usual, brings = Config(), f"with network {config.model.network}, which brings its own posterior and prior"
+    for name in ("posterior", "prior"):
+        if (other := getattr(config, name).name) != (own := getattr(usual, name).name):
+            _refuse(f"{name}.name", f"{own} {brings}", other)
+    if config.model.classes:
+        _refuse("model.classes", f"0 {brings} and knows no labels", config.model.classes)
+    if not objective.generative:
+        _refuse("objective.name", f"one with a p(x) {brings}", config.objective.name)
 
 
 def check(
@@ -147,6 +166,8 @@ def check(
     """
     treatment = config.data.treatment
     q, p = f"posterior {config.posterior.name}", f"prior {config.prior.name}"
+    if posterior.decodes:
+        q, p = f"network {config.model.network}'s own posterior", "its prior"
     closed = posterior.kl.get(prior.kind)
     if posterior.support != prior.support:
         expected = f"one over the posterior's {posterior.support}, as of {q}"
@@ -228,6 +249,8 @@ def _compose(
         )
         params, state = parts
         given = {name: params.get(name, {}) for name in owned}
+        if network.posterior:
+            given |= dict.fromkeys(("posterior", "prior"), networks[0])
         return Variables(*networks), given | {name: Variables(given[name], of) for name, of in state.items()}
 
     def as_sample(result: Any, lead: Shape, what: str = "transform") -> Sample:
@@ -271,7 +294,10 @@ def _compose(
             if density is not None:
                 sample = center_of(parts["posterior"], heads)
                 z = sample.z if samples is None else jnp.broadcast_to(sample.z, (samples, *sample.z.shape))
-                return Sample(z, at(z), sample.cost)
+                decoded = sample.decoded and sample.decoded._replace(log_pz=at(sample.z))
+                if decoded and samples is not None:
+                    decoded = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (samples, *leaf.shape)), decoded)
+                return Sample(z, at(z), sample.cost, decoded=decoded)
             if samples is not None:
                 heads = {name: jnp.broadcast_to(head, (samples, *head.shape)) for name, head in heads.items()}
             sample = draw_from(parts["posterior"], key, heads)

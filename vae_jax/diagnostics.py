@@ -166,7 +166,7 @@ def pairwise_log_prob(network: Composition, variables: Variables) -> PairwiseLog
     """log q(z_i|x_j) of a model's posteriors."""
 
     def log_prob(z: Array, heads: Heads) -> Array:
-        count = len(heads["mu"])
+        count = len(next(iter(heads.values())))
         every = jnp.broadcast_to(z[:, None, :], (len(z), count, z.shape[-1]))
 
         def look(model: Any) -> Array:

@@ -157,10 +157,11 @@ def make_evaluator(
     if latent not in ("sample", "mean"):
         raise UserError(f"{argument('latent')}: expected sample or mean; found {latent!r}")
     if latent == "mean" and _looks_at_densities(config, network, objective):
+        parts = f"posterior {config.posterior.name} and prior {config.prior.name}"
         raise UserError(
-            f"{argument('latent')}: expected sample, since with objective {config.objective.name}, posterior "
-            f"{config.posterior.name} and prior {config.prior.name} the loss is made of densities at samples of z; "
-            f"found mean"
+            f"{argument('latent')}: expected sample, since with objective {config.objective.name}, "
+            f"{f'network {config.model.network}' if network.posterior.decodes else parts} the loss is made of "
+            f"densities at samples of z; found mean"
         )
     devices = devices or Devices()
     size = block(config, objective, len(images))
@@ -467,7 +468,7 @@ def make_posteriors(network: Composition, variables: Variables) -> Callable[...,
             def look(model: Bound) -> Posteriors:
                 heads = model.encode(treated)
                 z, log_q = model.sample(z_key, heads)
-                return Posteriors(heads, heads["mu"], z, log_q, model.log_prior(z))
+                return Posteriors(heads, z, z, log_q, model.log_prior(z))
 
             found = network.apply(variables, look, labels=labels)[0]
             return found._replace(centers=network.center(variables, found.heads)[0])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from vae_jax import figures, objectives
+from vae_jax import composition, figures
 from vae_jax.models import count_parameters
 
 if TYPE_CHECKING:
@@ -42,18 +42,20 @@ def table(trained: "Trained") -> str:
 
 
 def _rows(trained: "Trained") -> dict[str, str]:
-    config, objective = trained.config, objectives.get(trained.config.objective)
+    config = trained.config
+    network, objective = composition.build(config, trained.image_shape)
     size = "×".join(map(str, trained.image_shape))
     told = f", {config.model.classes} labels" if config.model.classes else ""
     rows = {
         "data": f"{config.data.name or config.data.source}, {size}, {config.data.treatment}{told}",
-        "network": f"{config.model.network}, {config.model.latent} latent dimensions",
+        "network": f"{config.model.network}, {network.latent} latent dimensions",
         "parameters": f"{count_parameters(trained.state.variables.params):,}",
         "objective": config.objective.name,
     }
     if objective.generative:
         for part in ("posterior", "prior", "likelihood"):
-            rows[part] = getattr(config, part).name
+            brought = network.posterior.decodes and part != "likelihood"
+            rows[part] = "the network's own" if brought else getattr(config, part).name
     epochs = len(trained.history)
     rows["trained"] = f"{epochs} epoch{'s' * (epochs != 1)}, {int(trained.state.step):,} steps, seed {config.seed}"
     for name, figure in (trained.history[-1] if trained.history else {}).items():

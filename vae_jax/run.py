@@ -747,7 +747,7 @@ class Recorder:
         figures.loss_curve(folder / "loss.png", history, self.objective.unit_of)
         if use.sample:
             _draw_samples(self.folder, config, use)
-        if config.model.latent == 2 and not config.model.classes:
+        if use.latent == 2 and not config.model.classes:
             draw_latent_plane(folder / "latent_plane.png", use, self.data)
         write_text(self.folder / "summary.json", json.dumps(self._summary(trained, seconds), indent=2) + "\n")
 

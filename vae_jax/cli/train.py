@@ -67,7 +67,7 @@ def _train(options: Any) -> int:
     answer(
         f"data: {name}, {len(images.train):,} training{held_out} and {len(images.test):,} test images "
         f"of {'x'.join(map(str, images.image_shape))}; model: {config.model.network}, "
-        f"{models.count_parameters(shapes.params):,} parameters, {config.model.latent} latent dimensions"
+        f"{models.count_parameters(shapes.params):,} parameters, {network.latent} latent dimensions"
     )
     said = ""
     with _progress(config, devices.writes) as on_progress, stop_signals() as stop:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,13 +15,16 @@ from jaxtyping import Array, Float, Key, PyTree
 from vae_jax.config import ModelConfig, entry_of
 from vae_jax.errors import UserError
 from vae_jax.expectation import expect, expect_all
+from vae_jax.hierarchy import Hierarchy, Layered, layered
 from vae_jax.keys import own_network_key, probing_key, step_keys
 from vae_jax.models.convolutional import convolutional
 from vae_jax.models.initialization import initialize
 from vae_jax.models.layers import UNFILLED
 from vae_jax.models.mlp import mlp
 from vae_jax.models.residual import residual
-from vae_jax.registry import check_takes, users_line
+from vae_jax.posteriors import Posterior
+from vae_jax.priors import Prior
+from vae_jax.registry import check_functions, check_takes, users_line
 from vae_jax.shapes import Shapes
 
 # Each: (options, Shapes) -> module; the annotation of `options` names the dataclass of its options.
@@ -86,12 +90,16 @@ class Network(NamedTuple):
             drawn: {part: {layer: {"mask": (features, batch)}}}.
         trace: (variables, function, key=None, train=False) -> Trace: the same, watched.
         ties: () -> Ties.
+        posterior: of a hierarchy, which draws z inside its decoder: its q(z|x), a function of the network's parameters.
+        prior: of a hierarchy, likewise its p(z).
     """
 
     init: Callable[[Key[Array, ""]], Variables]
     apply: Callable[..., tuple[Any, Variables]]
     trace: Callable[..., "Trace"]
     ties: Callable[[], "Ties"]
+    posterior: Posterior | None = None
+    prior: Prior | None = None
 
 
 class Ties(NamedTuple):
@@ -131,12 +139,16 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
         UserError: if a name is unknown or the sizes do not fit.
     """
     make_module, options = entry_of("model", config.network), config.options
-    module = make_module(options, shapes)
+    module, precision = make_module(options, shapes), PRECISIONS[config.precision]
+    heads, outputs = shapes.heads, shapes.outputs
+    if isinstance(module, Hierarchy):
+        check_functions(module, "model.network")
+        what = f"model.network {config.network}"
+        return _hierarchical(layered(what, module, shapes.image_shape, outputs, *precision))
     if not isinstance(module, nn.Module):
         kind = f"{type(module).__module__}.{type(module).__name__}"
-        raise UserError(f"model.network: expected {config.network} to give a flax.linen.Module; found {kind}")
-    precision = PRECISIONS[config.precision]
-    heads, outputs = shapes.heads, shapes.outputs
+        wanted = f"{config.network} to give a flax.linen.Module or a vae_jax.hierarchy.Hierarchy"
+        raise UserError(f"model.network: expected {wanted}; found {kind}")
     height, width, channels = shapes.image_shape
     head_shapes = {name: size if isinstance(size, tuple) else (size,) for name, size in heads.items()}
     *places, numbers = shapes.latent_shape or (shapes.latent,)
@@ -279,6 +291,24 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
         return _TIES[made_of]
 
     return Network(init, apply, trace, ties)
+
+
+def _hierarchical(parts: Layered) -> Network:
+    """The network of a hierarchy, which has no state and draws nothing beside z."""
+
+    def bind(variables: Variables) -> Autoencoder:
+        return Autoencoder(partial(parts.encode, variables.params), partial(parts.decode, variables.params))
+
+    def apply(variables: Variables, function: Callable[[Autoencoder], Any], *_: Any, **__: Any) -> Any:
+        return function(bind(variables)), variables
+
+    def trace(variables: Variables, function: Callable[[Autoencoder], Any], *_: Any, **__: Any) -> Trace:
+        return Trace(function(bind(variables)), {}, {})
+
+    def init(key: Key[Array, ""]) -> Variables:
+        return Variables(jax.jit(parts.init)(key))
+
+    return Network(init, apply, trace, lambda: Ties(False, False), parts.posterior, parts.prior)
 
 
 _TIES: dict[Any, Ties] = {}  # of users' networks, by what they are made of, since a run builds them several times

@@ -49,8 +49,9 @@ class Draw(NamedTuple):
         log_q: log q(z|x), (*batch,), in nats.
         log_pz: log p(z), (*batch,), in nats.
         log_px: log p(x|z), (*batch,), in nats.
-        kl: KL(q(z|x) ‖ p(z)), (batch,), in nats; None where it has no closed form.
-        kl_by_dimension: the same for each dimension, (batch, latent); None likewise.
+        kl: KL(q(z|x) ‖ p(z)), (batch,), in nats; None where it has no closed form. Of a hierarchy the mean over samples
+            of what is in closed form given the layers above, see `vae_jax.posteriors.base.Decoded`.
+        kl_by_dimension: the same for each dimension, (batch, latent); None likewise, and of a hierarchy.
         cost: what the posterior itself adds to a loss, (*batch,), as a codebook's commitment; None for nothing.
         heads: the posterior's, each (batch, size).
         outputs: what the likelihood makes images of, (*batch, height, width, outputs).
@@ -113,13 +114,16 @@ def make_draw(
     kl: Callable[[Heads], Array] | None,
     kl_by_dimension: Callable[[Heads], Array] | None,
 ) -> Callable[..., Draw]:
-    """`Model.draw` of a model in which z is drawn between an encoder and a decoder; `sample` gives all of a Sample."""
+    """`Model.draw` of a model; `sample` gives all of a Sample, which comes decoded where that is how z is drawn."""
 
     def draw(key: Key[Array, ""], images: Images, samples: int | None = None, targets: Images | None = None) -> Draw:
         heads = encode(images)
-        z, log_q, cost, _ = sample(key, heads, samples)
-        outputs = decode(z)
+        z, log_q, cost, _, decoded = sample(key, heads, samples)
+        outputs = decoded.outputs if decoded else decode(z)
         log_px = log_likelihood(images if targets is None else targets, outputs)
+        if decoded:
+            once = decoded.kl if samples is None else decoded.kl.mean(0)
+            return Draw(z, log_q, decoded.log_pz, log_px, once, None, cost, heads, outputs)
         closed_form = kl and kl(heads), kl_by_dimension and kl_by_dimension(heads)
         return Draw(z, log_q, log_prior(z), log_px, *closed_form, cost, heads, outputs)
 

@@ -123,7 +123,7 @@ def check_kl(options: KLOptions, around: Around) -> None:
     Raises:
         UserError: naming the option and the parts.
     """
-    if options.kl == "analytic" and not around.closed:
+    if options.kl == "analytic" and not (around.closed or around.posterior.decodes):
         raise UserError(
             f"objective.kl: expected sampled or auto with {around.q} and {around.p}, whose KL has no closed form; "
             f"found analytic"

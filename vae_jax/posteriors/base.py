@@ -15,6 +15,21 @@ def no_parameters(key: Key[Array, ""]) -> PyTree:
     return {}
 
 
+class Decoded(NamedTuple):
+    """What comes with z where it is drawn inside a decoder, see `vae_jax.hierarchy`.
+
+    Attributes:
+        outputs: what the likelihood makes images of, (*batch, height, width, outputs).
+        log_pz: log p(z), (*batch,), in nats.
+        kl: the sum over layers of KL(q(z_l|z_<l, x) ‖ p(z_l|z_<l)), (*batch,), in nats: given the layers above each is
+            in closed form, so that over samples the mean is KL(q(z|x) ‖ p(z)).
+    """
+
+    outputs: Float[Array, "*batch height width outputs"]
+    log_pz: Float[Array, "*batch"]
+    kl: Float[Array, "*batch"]
+
+
 class Sample(NamedTuple):
     """What a posterior makes of noise; (*batch,) are the heads' leading axes.
 
@@ -23,12 +38,14 @@ class Sample(NamedTuple):
         log_q: log q(z|x), (*batch,), in nats.
         cost: what it adds to a loss, (*batch,), as a codebook's commitment; None for nothing.
         state: its state from now on, of a posterior with one; None leaves it as it is. Out of training it is not kept.
+        decoded: what z has been decoded to, where it is drawn inside the decoder.
     """
 
     z: Latents
     log_q: Float[Array, "*batch"]
     cost: Float[Array, "*batch"] | None = None
     state: PyTree | None = None
+    decoded: Decoded | None = None
 
 
 class KL(NamedTuple):
@@ -60,6 +77,7 @@ class Posterior(NamedTuple):
         noise: (key, leading axes) -> noise; None for standard normal numbers, shaped as z.
         center: (own, heads) -> Sample without noise; None for that of noise that is all zeros.
         support: what z are in; the prior's is the same.
+        decodes: whether its samples come decoded, with their KL from the prior.
     """
 
     heads: Mapping[str, int | tuple[int, ...]]
@@ -71,3 +89,4 @@ class Posterior(NamedTuple):
     noise: Callable[[Key[Array, ""], tuple[int, ...]], PyTree] | None = None
     center: Callable[[PyTree, Heads], Sample | tuple[Latents, Float[Array, "*batch"]]] | None = None
     support: str = "real vectors"
+    decodes: bool = False
