@@ -5,6 +5,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import yaml
 from conftest import COLLECTED
@@ -48,6 +50,23 @@ def test_the_code_for_using_a_model_runs(tmp_path, monkeypatch):
     with safe_open(tmp_path / "digits.safetensors", framework="numpy") as stored:
         assert "params.encoder.conv1.kernel" in stored.keys()  # noqa: SIM118 (it is no dict)
         assert set(stored.metadata()) == {"format", "version", "model"}
+
+
+@pytest.mark.timeout(600)
+def test_the_code_for_loops_of_ones_own_runs():
+    text = (ROOT / "docs" / "loops.md").read_text(encoding="utf-8")
+    codes, names = re.findall(r"```python\n(.*?)```", text, re.DOTALL), {}
+    for code in codes:
+        exec(compile(code, "loops.md", "exec"), names)
+    loop = codes[0].split("optimizer =")[1]
+    assert sum(bool(line.strip()) for line in loop.splitlines()) <= 20
+    assert np.mean(names["losses"][-5:]) < 0.95 * np.mean(names["losses"][:5])
+    shapes = {name: names[name].shape for name in ("gradient", "pictures", "jacobians")}
+    assert shapes == {"gradient": (4, 32, 32, 1), "pictures": (3, 32, 32, 1), "jacobians": (3, 32, 32, 1, 20)}
+    step = 1e-3 * np.sign(names["gradient"])
+    with jax.enable_x64(True):  # the gradient, compared with differences
+        change = [float(names["negative_elbo"](names["images"] + sign * step)) for sign in (1, -1)]
+    assert (change[0] - change[1]) / 2 == pytest.approx(float((names["gradient"] * step).sum()), rel=0.02)
 
 
 def test_the_examples_of_extending_it_train_and_evaluate_from_files_of_their_own(tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ The public names; each is imported when it is first used, so that importing vae_
 TYPE_CHECKING = False  # typing's own would take longer to import than all that stands here
 if TYPE_CHECKING:
     from vae_jax import layers
+    from vae_jax.composition import build
     from vae_jax.config import Config, load_config
     from vae_jax.data import Dataset, Split
     from vae_jax.data import load as load_data
@@ -27,6 +28,7 @@ __all__ = [
     "TrainState",
     "Trained",
     "UserError",
+    "build",
     "fit",
     "layers",
     "load_config",
@@ -46,6 +48,7 @@ _PLACES = {
     "TrainState": "train:TrainState",
     "Trained": "train:Trained",
     "UserError": "errors:UserError",
+    "build": "composition:build",
     "fit": "train:fit",
     "layers": "layers",
     "load_config": "config:load_config",

@@ -10,14 +10,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
 from vae_jax import likelihoods, models, objectives, posteriors, priors
-from vae_jax.config import Config, check_used
+from vae_jax.config import PARTS as ALL_PARTS
+from vae_jax.config import Config, check_used, entry_of
 from vae_jax.errors import UserError, listed
 from vae_jax.expectation import Shape, expect
-from vae_jax.keys import objective_key, part_key, probing_key
+from vae_jax.keys import objective_key, part_key, probing_key, step_keys
 from vae_jax.likelihoods import Likelihood
 from vae_jax.models import Autoencoder, Trace, Variables
 from vae_jax.objectives import Around, Model, Objective
@@ -29,6 +31,7 @@ from vae_jax.registry import check_functions
 from vae_jax.shapes import Shapes
 from vae_jax.treatments import TREATMENTS
 
+ArrayLike = Array | np.ndarray
 PARTS = ("posterior", "prior", "likelihood")  # beside the networks, and only where they have parameters
 
 
@@ -74,10 +77,79 @@ class Composition(NamedTuple):
     platform: Platform
 
 
-def build(
-    config: Config, image_shape: tuple[int, int, int], platform: Platform | None = None
-) -> tuple[Composition, Objective]:
-    """The configured model and objective.
+class Built(NamedTuple):
+    """A model and what it is trained for, as pure functions of its variables: what a loop of one's own needs.
+
+        model = vae_jax.build(config, data.image_shape)
+        variables = model.init(jax.random.key(0))
+        gradient, (terms, updated) = jax.grad(model.loss, has_aux=True)(variables.params, variables.state, images, key)
+
+    Attributes:
+        network: the model.
+        objective: what is minimised.
+    """
+
+    network: Composition
+    objective: Objective
+
+    def init(self, key: Key[Array, ""]) -> Variables:
+        """The model's first variables."""
+        return self.network.init(key)
+
+    def terms(
+        self,
+        variables: Variables,
+        images: UInt8[ArrayLike, "batch *shape"] | Float[ArrayLike, "batch *shape"],
+        key: Key[Array, ""],
+        labels: Int[Array, " batch"] | None = None,
+        epoch: Float[Array, ""] | float = jnp.inf,
+        train: bool = False,
+    ) -> tuple[objectives.Terms, Variables]:
+        """The objective's figures of a batch, (batch,) each, of its first phase, and the variables that it leaves.
+
+        Args:
+            variables: of the model.
+            images: uint8, which are treated as `data.treatment` says; or floats in [0, 1] that have been, with respect
+                to which the terms may be differentiated.
+            key: of a step: the treatment, the noise and dropout.
+            labels: of the images, where the model is told them.
+            epoch: epochs trained, for schedules; infinite where they have ended.
+            train: with dropout and BatchNorm's own statistics of the batch, whose running ones are updated.
+        """
+        own, images = step_keys(key), jnp.asarray(images)
+        floats = jnp.issubdtype(images.dtype, jnp.floating)
+        targets = images if floats else self.network.treat(own.treatment, images)
+        more = {"train": train, "streams": own.streams if train else None}
+        return self.network.apply(
+            variables,
+            lambda model: self.objective.terms(own.objective, model, targets, self.objective.options),
+            own.dropout if train else None,
+            labels=labels,
+            epoch=epoch,
+            **more,
+        )
+
+    def loss(
+        self,
+        params: PyTree,
+        state: dict[str, PyTree],
+        images: UInt8[ArrayLike, "batch *shape"] | Float[ArrayLike, "batch *shape"],
+        key: Key[Array, ""],
+        labels: Int[Array, " batch"] | None = None,
+        epoch: Float[Array, ""] | float = jnp.inf,
+    ) -> tuple[Float[Array, ""], tuple[objectives.Terms, Variables]]:
+        """The mean loss of a batch in training, to be differentiated with respect to the parameters; see `terms`."""
+        terms, updated = self.terms(Variables(params, state), images, key, labels, epoch, train=True)
+        return terms["loss"].mean(), (terms, updated)
+
+
+MOST_BUILT = 8
+# What has been built lately, with the parts that it is made of: a run asks for its model in several places.
+_built: dict[Any, tuple[Built, tuple[Any, ...]]] = {}
+
+
+def build(config: Config, image_shape: tuple[int, int, int], platform: Platform | None = None) -> Built:
+    """The configured model and objective, made once for a configuration.
 
     Args:
         config: of the model.
@@ -87,6 +159,21 @@ def build(
     Raises:
         UserError: if the configuration does not fit together.
     """
+    platform = platform or current()
+    try:
+        # A name may come to stand for something else, as where a user's file has changed.
+        entries = tuple(entry_of(section, getattr(config, section).part) for section in ALL_PARTS)
+    except UserError:  # which is raised in its turn
+        return _build(config, image_shape, platform)
+    key = config, tuple(image_shape), platform, tuple(map(id, entries))
+    if key not in _built:
+        _built[key] = _build(config, image_shape, platform), entries
+        if len(_built) > MOST_BUILT:
+            del _built[next(iter(_built))]
+    return _built[key][0]
+
+
+def _build(config: Config, image_shape: tuple[int, int, int], platform: Platform) -> Built:
     objective = objectives.get(config.objective)
     check_used(config, objective.generative)
     shapes = Shapes(image_shape, config.model.latent, config.model.classes)
@@ -111,9 +198,7 @@ def build(
         _check_own(config, objective)
         posterior, prior = network.posterior, network.prior
     check(config, posterior, prior, likelihood, objective, network.ties)
-    composition = _compose(
-        config, image_shape, network, posterior, prior, likelihood, objective, treat, platform or current()
-    )
+    composition = _compose(config, image_shape, network, posterior, prior, likelihood, objective, treat, platform)
 
     def trace(look: Callable[[Model, Any], objectives.Terms]) -> objectives.Terms:
         def terms(variables: Variables, images: Array, labels: Array) -> objectives.Terms:
@@ -123,8 +208,9 @@ def build(
         images = jax.ShapeDtypeStruct((2, *image_shape), float)
         return jax.eval_shape(terms, variables, images, jax.ShapeDtypeStruct((2,), jnp.int32))
 
-    figures = objectives.figures_of(objective, trace, config.objective.options)
-    return composition, objectives.checked(objective._replace(figures=figures), config.objective.name)
+    options = config.objective.options
+    objective = objective._replace(figures=objectives.figures_of(objective, trace, options), options=options)
+    return Built(composition, objectives.checked(objective, config.objective.name))
 
 
 def _check_own(config: Config, objective: Objective) -> None:

@@ -194,6 +194,7 @@ class Objective(NamedTuple):
         units: of figures whose unit is another than the loss's, by name.
         figures: the names of its figures, in order, and which are numbers of the whole batch; None until they are asked
             of it.
+        options: its own, of the configuration that it was built from.
     """
 
     terms: Callable[[Key[Array, ""], Model, Images, Any], Terms]
@@ -206,6 +207,7 @@ class Objective(NamedTuple):
     then: tuple[Phase, ...] = ()
     units: Mapping[str, str] = {}
     figures: "Figures | None" = None
+    options: Any = None
 
     @property
     def phases(self) -> tuple[Phase, ...]:
