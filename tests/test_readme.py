@@ -67,6 +67,20 @@ def test_the_code_for_loops_of_ones_own_runs():
     assert (change[0] - change[1]) / 2 == pytest.approx(float((names["gradient"] * step).sum()), rel=0.02)
 
 
+def test_the_posterior_of_the_page_on_extending_trains_and_is_one_file_and_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (code,), (diff,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("python", "diff"))
+    (tmp_path / "laplace.py").write_text(code, encoding="utf-8")
+    (command,) = re.findall(r"^\$ vae-jax (train .*)$", text, re.MULTILINE)
+    assert cli.main([*command.split(), "--data.image_size", "8", "--train.epochs", "1", "--model.network", "mlp"]) == 0
+    assert json.loads((tmp_path / "runs/laplace/summary.json").read_text())["test_kl"] > 0
+    changed = [line for line in diff.splitlines() if re.match("[+-][^+-]", line)]
+    assert changed == ["+from vae_jax.posteriors.laplace import laplace", '+    "laplace": laplace,']
+    registry = (ROOT / "vae_jax/posteriors/__init__.py").read_text()
+    assert all(line[1:] in registry for line in diff.splitlines() if line.startswith(" "))
+
+
 def test_the_examples_of_extending_it_train_and_evaluate_from_files_of_their_own(tmp_path, monkeypatch, capsys):
     """Each in its own file, named by its import path; the commands are the README's, on smaller images."""
     monkeypatch.chdir(tmp_path)
@@ -74,7 +88,7 @@ def test_the_examples_of_extending_it_train_and_evaluate_from_files_of_their_own
         (code,) = (code for code in CODE if entry in code)
         (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
         if name == "renyi":
-            assert sum(bool(line.strip()) for line in code.splitlines()) <= 21
+            assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
     small = "--data.image_size 8 --train.epochs 2 --model.channels [4,8] --model.hidden 16 --model.latent 3"
     commands = re.findall(r"^    vae-jax (train --config .*)$", README, re.MULTILINE)
     renyi, laplace = (next(command for command in commands if name in command) for name in ("renyi.py", "laplace.py"))
@@ -86,6 +100,8 @@ def test_the_examples_of_extending_it_train_and_evaluate_from_files_of_their_own
         run = tmp_path / "runs" / name
         epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
         assert epochs[1]["train_loss"] < epochs[0]["train_loss"]
+        if name == "renyi":
+            assert all(1 <= epoch["test_ess"] <= 10 for epoch in epochs)
         assert cli.main(["evaluate", str(run), "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(epochs[1]["test_loss"], rel=1e-5)
 
