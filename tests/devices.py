@@ -1,13 +1,14 @@
 """Trains on 1, 2 and 4 of XLA's emulated devices and prints the losses as JSON; the tests start it."""
 
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
 
-from vae_jax import optimizer, train
+from vae_jax import objectives, optimizer, train
 from vae_jax.composition import build
-from vae_jax.config import Config, ModelConfig, TrainConfig
+from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from vae_jax.data import Dataset, Split
 from vae_jax.devices import Devices
 from vae_jax.feed import Feed
@@ -22,10 +23,17 @@ def config(shard_images):
     return Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(**shown))
 
 
-def losses(shard_images, count):
+def spread(key, model, images, options):
+    """An objective with a term of the whole batch, which must be that of all devices' images together."""
+    draw = model.draw(key, images)
+    spread = draw.heads["mu"].var(0).sum()
+    return {"loss": -draw.log_px + draw.kl + 10 * spread, "spread": spread}
+
+
+def losses(shard_images, count, own=None):
     steps = []
     found = train.fit(
-        config(shard_images),
+        own or config(shard_images),
         DATA,
         devices=Devices(count),
         on_epoch=lambda figures, state: steps.append(np.asarray(state.sums[:, 0], np.float64)),
@@ -54,6 +62,9 @@ found = {}
 for precision in ("float32", "float64"):
     jax.config.update("jax_enable_x64", precision == "float64")
     found[precision] = {count: losses(0, count) for count in COUNTS}
+objectives.OBJECTIVES["spread"] = objectives.Objective(spread)
+of_batch = replace(config(0), model=ModelConfig("mlp", 3, layers=(8,)), objective=ObjectiveConfig("spread"))
+found["of_batch"] = {count: losses(0, count, of_batch) for count in COUNTS}
 found["streamed"] = losses(32, 4)
 found["all_reduces"] = {count: all_reduces(count) for count in COUNTS}
 found["images_on_each"] = {

@@ -42,6 +42,12 @@ def test_losses_are_those_of_one_device(trained, devices):
     assert trained["float64"]["1"]["epochs"] != trained["float32"]["1"]["epochs"]
 
 
+@pytest.mark.parametrize("devices", ["2", "4"])
+def test_a_term_of_the_whole_batch_is_of_all_devices_images(trained, devices):
+    for what in ("steps", "epochs"):
+        np.testing.assert_allclose(trained["of_batch"][devices][what], trained["of_batch"]["1"][what], rtol=1e-9)
+
+
 def test_streaming_to_several_changes_no_bit(trained):
     assert trained["streamed"] == trained["float64"]["4"]
 

@@ -67,7 +67,8 @@ class Evaluator:
             count = shard.last - shard.first
             for first in range(0, count, self._size):
                 chosen = slice(first, min(first + self._size, len(shard.images)))
-                terms = self._evaluate(*self._arguments(variables, key, shard, chosen))
+                valid = np.int32(min(self._size, count - first))  # of what is spread, or a last shard's, some are not
+                terms = self._evaluate(*self._arguments(variables, key, shard, chosen), valid)
                 parts.append(jax.tree.map(lambda part, left=count - first: part[:left], terms))
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
 
@@ -90,7 +91,8 @@ class Evaluator:
     def _lower(self, variables: Variables, key: Key[Array, ""]) -> jax.stages.Lowered:
         """What a call is to be compiled of, once it is known how many images it takes."""
         images, labels = self._feed.shapes
-        arguments = variables, images, labels if self._config.model.classes else None, np.int32(0), key
+        zero = np.int32(0)
+        arguments = variables, images, labels if self._config.model.classes else None, zero, key, zero
         traced = self._evaluate.trace(*arguments)
         self._product = largest_product(traced.jaxpr)
         lowered = traced.lower()
@@ -119,12 +121,16 @@ def in_batches(
     *arrays: Array | None,
     first: Int[Array, ""] | int = 0,
     size: int | None = None,
+    valid: Int[Array, ""] | int | None = None,
 ) -> Any:
-    """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, joined again."""
+    """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, joined again.
+
+    Of the arrays the first `valid` are looked at, by default all.
+    """
     size = size or BATCH
     batches = -(-count // size)
     # The last batch is filled up with the first images; the surplus is cut off again.
-    index = (jnp.arange(batches * size) % count).reshape(batches, size)
+    index = (jnp.arange(batches * size) % (count if valid is None else valid)).reshape(batches, size)
 
     def body(_, number_and_index):
         number, index = number_and_index
@@ -187,9 +193,10 @@ def make_terms(
     latent: str = "sample",
     devices: Devices | None = None,
 ) -> Callable[..., Terms]:
-    """(variables, uint8 images, labels, first, key) -> the objective's terms for each image, to be compiled.
+    """(variables, uint8 images, labels, first, key, valid=None) -> the terms for each image, to be compiled.
 
-    The images' batches, of `size` images, are numbered from `first` on, and each has a key of its own.
+    The images' batches, of `size` images, are numbered from `first` on, and each has a key of its own. The terms of
+    images from number `valid` on are of no meaning.
     """
 
     def evaluate(
@@ -198,6 +205,7 @@ def make_terms(
         labels: Int[Array, " images"] | None,
         first: Int[Array, ""],
         key: Key[Array, ""],
+        valid: Int[Array, ""] | None = None,
     ) -> Terms:
         def batch(number, images, labels):
             _, treatment_key = batch_keys(key, number)
@@ -214,7 +222,7 @@ def make_terms(
             density = jnp.asarray(jnp.nan) if latent == "mean" else None
             return network.apply(variables, terms, labels=labels, density=density)[0]
 
-        return in_batches(batch, len(images), images, labels, first=first, size=size)
+        return in_batches(batch, len(images), images, labels, first=first, size=size, valid=valid)
 
     return evaluate
 
