@@ -17,7 +17,7 @@ from vae_jax import data, members, memory, run, sweep, train
 from vae_jax.cli import main
 from vae_jax.cli import sweep as cli_sweep
 from vae_jax.config import PARTS as SECTIONS
-from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig, load_config
+from vae_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, load_config
 from vae_jax.config.parts import options_class, registry_of
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.options import TRACED, options_in
@@ -59,6 +59,7 @@ OPTIONS = {
         {
             "train.learning_rate": (1e-3, 1e-2),
             "optimizer.eps": (1e-8, 1e-2),
+            "optimizer.weight_decay": (0.01, 1.0),
             "objective.beta": (1.0, 4.0),
             "objective.warmup_epochs": (1.0, 5.0),
         },
@@ -92,6 +93,7 @@ def test_every_option_that_is_traced_is_tested():
 def test_members_are_their_single_runs(small_data, case):
     objective, values = OPTIONS[case]
     base = replace(PLAIN, objective=ObjectiveConfig(**objective), train=replace(PLAIN.train, epochs=1))
+    base = replace(base, optimizer=OptimizerConfig(name="adamw"))  # it has every option that is traced
     configs = [members.with_values(base, {name: pair[number] for name, pair in values.items()}) for number in (0, 1)]
     # One member for each option that differs from the first in it alone, and one in all.
     alone = [

@@ -35,7 +35,7 @@ from vae_jax.models import BATCH_STATS, Variables
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Model, Objective, Phase, Terms, loss_of
 from vae_jax.objectives.base import in_order
-from vae_jax.optimizer import Elementwise
+from vae_jax.optimizer import Optimizer, Rule
 from vae_jax.packing import pack, pack_like, unpack
 from vae_jax.platforms import Platform, built_for, current
 from vae_jax.sizes import check_memory
@@ -118,7 +118,10 @@ class Trained(NamedTuple):
 
 
 def make_step(
-    config: Config, network: Composition, objective: Objective, transformation: optax.GradientTransformation
+    config: Config,
+    network: Composition,
+    objective: Objective,
+    transformation: Rule,
 ) -> Callable[..., tuple[Variables, PyTree, Float[Array, " figures"]]]:
     """One pure update: (variables, opt_state, images, key, labels=None, epoch=inf) -> (variables, opt_state, sums).
 
@@ -181,7 +184,7 @@ def one_phase(objective: Objective) -> bool:
     return objective.trains is None and not objective.then
 
 
-def init_optimizer(transformation: optax.GradientTransformation, objective: Objective, params: PyTree) -> PyTree:
+def init_optimizer(transformation: Rule, objective: Objective, params: PyTree) -> PyTree:
     """The optimiser's state before the first step; of several phases one each.
 
     Raises:
@@ -235,12 +238,10 @@ class Packing(NamedTuple):
     unpack: Callable[[TrainState], TrainState]
 
 
-def make_packing(
-    platform: Platform, transformation: optax.GradientTransformation, objective: Objective | None = None
-) -> Packing:
+def make_packing(platform: Platform, transformation: Optimizer, objective: Objective | None = None) -> Packing:
     """As suits the platform; parameters and the optimiser's state stay trees if their shapes matter to it, or the
     objective has several phases."""
-    whole = isinstance(transformation, Elementwise) and (objective is None or one_phase(objective))
+    whole = transformation.elementwise and (objective is None or one_phase(objective))
 
     def pack_state(state: TrainState) -> TrainState:
         params, own = state.variables

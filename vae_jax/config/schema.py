@@ -298,7 +298,8 @@ class OptimizerConfig(Chosen):
     """The rule that turns gradients into steps.
 
     Attributes:
-        name: adam, see vae_jax/optimizer.py; or the import path of your own.
+        name: adam, adamw, adamax, sgd, rmsprop, lion, muon or schedule_free, see docs/optimisers.md; or the import
+            path of your own.
     """
 
     SECTION = "optimizer"
@@ -323,6 +324,11 @@ class TrainConfig(Section):
             stopping at the first; a run still stops after an epoch of nothing else.
         reduction: of a batch's losses before the gradient: sum (the article's) or mean. Reported figures are per
             image either way.
+        accumulate: batches before one update, which follows the sum or, with reduction mean, the mean of their
+            gradients. The schedule counts batches; so does an epoch, whose last, smaller batch counts as one; what an
+            epoch leaves over goes on in the next one.
+        ema_decay: of an exponential moving average of the weights, which is evaluated, drawn from and saved as weights
+            in place of those that are trained; at update t at most (1 + t)/(10 + t). Null for none.
         chunk_steps: steps compiled into one call, between which progress shows; 0 measures about a second. The
             results do not depend on it.
         shard_images: images on the device at a time, streamed there while the ones before train, for data sets that
@@ -341,6 +347,8 @@ class TrainConfig(Section):
     gradient_clip: Annotated[float | None, "(0, inf)"] = None
     skip_nonfinite: bool = False
     reduction: Annotated[str, one_of("sum", "mean")] = "sum"
+    accumulate: Annotated[int, "[1, 1000000]"] = 1
+    ema_decay: Annotated[float | None, "[0, 1)"] = None
     chunk_steps: Annotated[int, "[0, 1000000000]"] = 0
     shard_images: Annotated[int, "[0, 1000000000]"] = 0
 

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from vae_jax.errors import UserError
+from vae_jax.optimizer import Rule
 from vae_jax.posteriors import KL, Heads, Latents, Posterior, Sample
 
 Images = Float[Array, "batch height width channels"]
@@ -146,7 +146,7 @@ class Phase(NamedTuple):
     name: str
     terms: Callable[..., Terms]
     trains: tuple[str, ...]
-    optimizer: Callable[[optax.GradientTransformation], optax.GradientTransformation] = lambda own: own
+    optimizer: Callable[[Rule], Rule] = lambda own: own
 
 
 class Around(NamedTuple):

@@ -1,0 +1,53 @@
+"""The optimiser with its schedule and what goes around it, from the configuration."""
+
+import optax
+
+from vae_jax.config import Config, entry_of
+from vae_jax.errors import UserError
+from vae_jax.optimizer.adam import adam, adamax, adamw, schedule_free
+from vae_jax.optimizer.around import accumulated, averaged, clipped
+from vae_jax.optimizer.base import Optimizer, Rule, decay_kernels, of_optax
+from vae_jax.optimizer.momentum import lion, rmsprop, sgd
+from vae_jax.optimizer.muon import muon
+from vae_jax.optimizer.schedules import ENDING, SCHEDULES, STAGES, schedule
+
+__all__ = ["ENDING", "OPTIMIZERS", "SCHEDULES", "STAGES", "Optimizer", "Rule", "build", "decay_kernels", "schedule"]
+
+# Each: (options, learning rate by the update) -> Optimizer, or an optax transformation; the annotation of `options`
+# names its options.
+OPTIMIZERS = {
+    "adam": adam,
+    "adamw": adamw,
+    "adamax": adamax,
+    "sgd": sgd,
+    "rmsprop": rmsprop,
+    "lion": lion,
+    "muon": muon,
+    "schedule_free": schedule_free,
+}
+
+
+def build(config: Config, epoch: int) -> Optimizer:
+    """The configured optimiser with its schedule, clipping, averages and accumulation.
+
+    Args:
+        config: of the run.
+        epoch: batches in an epoch.
+
+    Raises:
+        UserError: if there is no such optimiser, or a user's gives no optax transformation.
+    """
+    name, train = config.optimizer.name, config.train
+    by_batch, batches = schedule(train, epoch), train.accumulate
+    # An update's learning rate is that of its last batch.
+    by_update = by_batch if batches == 1 else lambda count: by_batch((count + 1) * batches - 1)
+    rule = entry_of("optimizer", name)(config.optimizer.options, by_update)
+    if not isinstance(rule, Rule):
+        kind = f"{type(rule).__module__}.{type(rule).__name__}"
+        raise UserError(f"optimizer.name: expected {name} to give an optax.GradientTransformation; found {kind}")
+    rule = rule if isinstance(rule, Optimizer) else of_optax(rule)
+    if train.gradient_clip is not None:
+        rule = clipped(rule, train.gradient_clip)
+    if train.ema_decay is not None:
+        rule = averaged(rule, train.ema_decay)
+    return accumulated(rule, batches, train.reduction == "mean") if batches > 1 else rule
