@@ -40,7 +40,7 @@ def trained(rule, params=PARAMS, steps=4, packing=lambda tree: tree, factor=1.0)
         gradient = packing(jax.tree.map(lambda leaf, i=i: factor * jnp.sin(leaf * (i + 1)), unpack(params)))
         change, state = rule.update(gradient, state, params)
         params = moved(params, change)
-    evaluated = rule.evaluated(state, params) if hasattr(rule, "evaluated") else params
+    evaluated = rule.evaluated(state, params) if getattr(rule, "evaluated", None) else params
     return unpack(params), unpack(evaluated)
 
 

@@ -315,7 +315,7 @@ def test_the_step_that_is_not_finite_is_named(one_bad_image, chunk):
     if OBJECTIVES["broken"].unit == "loss":
         assert f"the loss of step {bad + 1} of 5 is inf" in message
     elif (bad + 1) % chunk == 0 or bad >= 3:  # the fifth step has a loop of its own
-        assert f"parameters or Adam's moments are not finite after step {bad + 1} of 5" in message
+        assert f"parameters or the optimiser's state are not finite after step {bad + 1} of 5" in message
     else:
         assert f"the loss of step {bad + 2} of 5 is nan" in message
 
@@ -370,7 +370,7 @@ def test_a_gradient_that_overflows_adams_moments_counts_as_not_finite(small_data
     images[7] = 255
     data = replace(small_data, train=Split(images))
     step = bad_step(PLAIN, 0) + 1
-    with pytest.raises(Diverged, match=f"parameters or Adam's moments are not finite after step {step} of 5"):
+    with pytest.raises(Diverged, match=f"parameters or the optimiser's state are not finite after step {step} of 5"):
         train.fit(broken_with(chunk_steps=1), data)
     assert train.fit(broken_with(skip_nonfinite=True), data).history[0]["skipped_steps"] == 1
 

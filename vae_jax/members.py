@@ -37,6 +37,7 @@ from vae_jax.train import (
     check_jax,
     check_labels,
     check_parameters,
+    check_patience,
     compiling,
     drive,
     epoch_order,
@@ -49,6 +50,7 @@ from vae_jax.train import (
     names_of,
     needs_of,
     start_from,
+    used,
     watched,
 )
 
@@ -164,7 +166,7 @@ class Several(Program):
                 begun.append((end, batch, begin_loop(lowered, pool)))
             for split in self.splits:
                 shown = images.of(split, self.config)
-                lowered = jax.jit(self._terms).lower(states.variables, seeds, values, *shown)
+                lowered = jax.jit(self._terms).lower(states, seeds, values, *shown)
                 looks[split] = pool.submit(lowered.compile), shown
             shuffle = jax.jit(jax.vmap(self._shuffle, (0, None))).lower(seeds, jnp.int32(0))
             self.shuffle = pool.submit(shuffle.compile).result()
@@ -227,7 +229,7 @@ class Several(Program):
     def evaluate(self, split: str, whole: "_Whole") -> list[Terms]:
         """Each member's terms, (images,) each."""
         evaluate, shown = self._evaluators[split]
-        terms = jax.device_get(evaluate(whole.states.variables, self._seeds, self._values, *shown))
+        terms = jax.device_get(evaluate(whole.states, self._seeds, self._values, *shown))
         return [_at(terms, number) for number in range(self.size)]
 
     def agree(self, value: Any) -> Any:
@@ -255,13 +257,14 @@ class Several(Program):
 
         return _over_members(member)(states, alive, orders, seeds, values)
 
-    def _terms(self, variables, seeds, values, images, labels):
-        def member(variables, seed, values):
+    def _terms(self, states, seeds, values, images, labels):
+        def member(state, seed, values):
             config = with_values(self.config, values)
+            variables = used(config, state)
             terms = make_terms(config, self._network, self._objective, block(config, self._objective, len(images)))
             return terms(variables, images, labels, jnp.int32(0), make_keys(seed).evaluate)
 
-        return _over_members(member)(variables, seeds, values)
+        return _over_members(member)(states, seeds, values)
 
 
 def check(config: Config, data: Dataset) -> None:
@@ -283,6 +286,7 @@ def check(config: Config, data: Dataset) -> None:
     check_batches(config, len(data.train), network)
     check_parameters(config, network)
     check_labels(config, data)
+    check_patience(config, data)
     make_step(config, network, objective, optimizer.build(config, 1))
 
 

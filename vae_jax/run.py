@@ -42,6 +42,7 @@ from vae_jax.config import (
     adapted,
     changed_options,
     check_used,
+    expand,
     options_of,
     resolve_parts,
     to_yaml,
@@ -74,6 +75,8 @@ from vae_jax.train import (
     TrainState,
     compiling,
     fit,
+    has_stopped,
+    make_used,
     names_of,
     start,
     start_from,
@@ -96,6 +99,8 @@ CHANGEABLE = (
     "train.epochs",
     "train.chunk_steps",
     "train.shard_images",
+    "train.patience",
+    "train.min_delta",
     "train.skip_nonfinite",  # a run that diverged may go on with it
     *LOCAL,
 )
@@ -156,8 +161,12 @@ def train(
             that are configured, a checkpoint cannot be saved, or anything of `fit`.
         Stopped: once it has stopped because it should.
     """
+    from vae_jax.finetune import begun_from
+
     folder, devices = Path(folder), devices or Devices()
     config = own_parts.absolute(settled(config, data))
+    if config.train.start is not None:
+        config = replace(config, train=replace(config.train, start=str(expand(config.train.start).absolute())))
     check_used(config)
     check_shape(config, data)
     check_folder(folder, resume, overwrite)
@@ -193,12 +202,15 @@ def train(
         with compiling() as pool:  # orbax takes a third of a second to import, in which the model can be compiled
             pool.submit(import_module, "vae_jax.checkpoint")
         began = time.perf_counter()
+        begun = (earlier.state, earlier.history) if earlier else None
+        if begun is None and config.train.start is not None:
+            begun = begun_from(config, data.image_shape, len(data.train), report, trust_code), []
         try:
             trained = fit(
                 config,
                 data,
                 devices=devices,
-                resume=(earlier.state, earlier.history) if earlier else None,
+                resume=begun,
                 on_start=on_start,
                 on_progress=on_progress,
                 on_chunk=recorder.chunk,
@@ -210,8 +222,16 @@ def train(
             anew = f"begin anew ({how}){on if recorder.saved_step else ''}"
             recorder.diverged(error)
             raise Diverged(f"{error}; {anew}") from error
+        if has_stopped(config, trained.history):
+            report(stopped_line(config, trained.history))
         recorder.finish(trained, time.perf_counter() - began)
         return trained
+
+
+def stopped_line(config: Config, history: list[dict[str, Any]]) -> str:
+    """What is said of a run that has stopped early."""
+    count = config.train.patience
+    return f"stopped after epoch {len(history)}: validation loss has not fallen for {count} epoch{'s' * (count != 1)}"
 
 
 def check_shape(config: Config, data: Dataset) -> None:
@@ -301,6 +321,8 @@ def adopt(
     from vae_jax import checkpoint
 
     folder, config = Path(folder), own_parts.absolute(config)
+    if config.train.start is not None:
+        raise UserError(f"train.start: expected null, since these weights are begun with; found {config.train.start}")
     check_folder(folder, False, overwrite)
     shape = config.data.image_shape
     network, objective = build(config, shape)
@@ -422,7 +444,7 @@ def _restore(
 def use(trained: Trained) -> Model:
     """The trained model ready for use: encode, decode, reconstruct and sample, compiled."""
     network, objective = build(trained.config, trained.image_shape)
-    return make_model(network, objective, trained.state.variables)
+    return make_model(network, objective, trained.variables)
 
 
 def delete(folder: Path) -> None:
@@ -649,6 +671,7 @@ class Recorder:
             self.sources = own_parts.sources(own_parts.names_in(config))  # as they have been loaded by now
             self.models, self.digest = model_maker(network, self.objective), digest_of(config, data)
             self.noted = Data(data.name, digest_of_all(config, data, self.digest), data.class_names)
+        self.used = make_used(config)
         self.best_by = "test_loss" if data.validation is None else "validation_loss"
 
     def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
@@ -710,11 +733,13 @@ class Recorder:
     def epoch(self, epoch: dict[str, Any], state: TrainState) -> None:
         number, output = epoch["epoch"], self.config.output
         # Before the checkpoint: a run that goes on from there does not come by here again.
-        if number % output.figure_every == 0 or number == self.config.train.epochs:
+        last = number == self.config.train.epochs or has_stopped(self.config, [*self.history, epoch])
+        if number % output.figure_every == 0 or last:
             for program in self.drawing or []:
                 program.result()
             shown = self.data.test.spread(output.figure_images)
-            below = np.asarray(self.models.make(state.variables).reconstruct(shown.images, told(self.config, shown)))
+            use = self.models.make(self.used(state))
+            below = np.asarray(use.reconstruct(shown.images, told(self.config, shown)))
             path = self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png"
             figures.pairs(path, shown.images / 255, below)
         self.history.append(epoch)
@@ -742,7 +767,7 @@ class Recorder:
 
     def finish(self, trained: Trained, seconds: float) -> None:
         config, history = trained.config, trained.history
-        use = self.models.make(trained.state.variables)
+        use = self.models.make(trained.variables)
         folder = self.folder / "figures"
         figures.loss_curve(folder / "loss.png", history, self.objective.unit_of)
         if use.sample:
@@ -769,6 +794,7 @@ class Recorder:
             "best_epoch": best["epoch"],
             "best_loss": best[self.best_by],
             "best_by": self.best_by,
+            **({"stopped_early": True} if has_stopped(trained.config, history) else {}),
             "images_per_second": trained_images / sum(epoch["train_seconds"] for epoch in timed),
             "chunk_steps": history[-1]["chunk_steps"],
             "seconds": seconds,

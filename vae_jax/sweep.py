@@ -39,6 +39,7 @@ from vae_jax.config import (
 )
 from vae_jax.data import Dataset, settled
 from vae_jax.errors import PATH, Diverged, Stopped, UserError, argument, cut, listed
+from vae_jax.finetune import begun_from
 from vae_jax.folder import (
     LOCK,
     check_no_link,
@@ -52,7 +53,7 @@ from vae_jax.folder import (
 )
 from vae_jax.likelihoods.base import TREATED
 from vae_jax.objectives import FIGURES
-from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, read_reason, standing
+from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, read_reason, standing, stopped_line
 from vae_jax.shapes import Shapes
 from vae_jax.tables import csv_text, escaped
 
@@ -519,10 +520,11 @@ def _train_group(
             step = int(earlier.state.step)
             earlier = earlier._replace(state=jax.device_get(earlier.state))  # one copy on the device is enough
         outcomes[member.name] = Outcome(member, earlier.history[:epochs] if earlier else [])
+        ended = step == epochs * steps or train.has_stopped(member.config, outcomes[member.name].history)
         if resume and (path / DIVERGED).is_file():  # it would again
             failure = read_reason(path)
             outcomes[member.name] = outcomes[member.name]._replace(failure=failure)
-        elif step < epochs * steps or (step == epochs * steps and not (path / "summary.json").is_file()):
+        elif step <= epochs * steps and not (ended and (path / "summary.json").is_file()):
             waiting.setdefault(step, []).append((member, earlier))
     # Before it is compiled, so that what the members keep of a user's file is what is compiled.
     like = Recorder(group[0].config, data, folder / group[0].name) if waiting else None
@@ -546,7 +548,7 @@ def _train_group(
                 show(found.epoch, (turn + done) / turns, found.images_per_second)
 
             try:
-                _train_together(program, part, data, folder, report, progress, should_stop, outcomes, like)
+                _train_together(program, part, data, folder, report, progress, should_stop, outcomes, like, trust_code)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error) or program.size == 1:
                     raise
@@ -571,6 +573,7 @@ def _train_together(
     should_stop: Callable[[], bool],
     outcomes: dict[str, Outcome],
     like: Recorder | None,
+    trust_code: bool,
 ) -> None:
     """Trains members that stand at the same step, each into its folder."""
     with ExitStack() as stack:
@@ -618,7 +621,7 @@ def _train_together(
         trained = members.fit(
             program,
             [
-                members.Member(member.config, (earlier.state, earlier.history) if earlier else None)
+                members.Member(member.config, _begun(member.config, earlier, data, report, trust_code))
                 for member, earlier in part
             ],
             on_start=lambda: stop_where("stopped before the first step"),
@@ -632,8 +635,21 @@ def _train_together(
         for (member, _), recorder, ended in zip(part, recorders, trained, strict=True):
             if not isinstance(ended, Diverged):
                 state, history = ended
+                if train.has_stopped(member.config, history):
+                    report(f"{member.name}: {stopped_line(member.config, history)}")
                 recorder.finish(train.Trained(member.config, data.image_shape, state, history), seconds)
                 outcomes[member.name] = Outcome(member, history)
+
+
+def _begun(
+    config: Config, earlier: Any, data: Dataset, report: Callable[[str], None], trust_code: bool
+) -> tuple[train.TrainState, train.History] | None:
+    """What a member goes on from; None to begin anew."""
+    if earlier:
+        return earlier.state, earlier.history
+    if config.train.start is None:
+        return None
+    return jax.device_get(begun_from(config, data.image_shape, len(data.train), report, trust_code)), []
 
 
 def _delete_sweep(folder: Path) -> None:

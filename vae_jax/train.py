@@ -21,7 +21,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
-from vae_jax import models, optimizer, staging
+from vae_jax import models, objectives, optimizer, staging
 from vae_jax.composition import PARTS, Composition, build
 from vae_jax.config import Config, as_used
 from vae_jax.data.dataset import Dataset, Split
@@ -105,6 +105,11 @@ class Trained(NamedTuple):
     state: TrainState
     history: list[dict[str, Any]]
     class_names: tuple[str, ...] | None = None
+
+    @property
+    def variables(self) -> Variables:
+        """What the model is used with: the optimiser may evaluate other parameters than it trains, as their average."""
+        return make_used(self.config)(self.state)
 
     def __repr__(self) -> str:
         from vae_jax.notebook import line
@@ -198,6 +203,28 @@ def init_optimizer(transformation: Rule, objective: Objective, params: PyTree) -
             raise UserError(f"{what}: expected trains to name some of {listed(params)}; found {listed(unknown)}")
     phases = [(phase.optimizer(transformation), objective.trained(phase, params)) for phase in objective.phases]
     return tuple(own.init(trained) for own, trained in phases)
+
+
+def used(config: Config, state: TrainState) -> Variables:
+    """The variables that are evaluated, sampled from and saved as weights, with the optimiser's own parameters where it
+    has them; training goes on from `state.variables`."""
+    rule, (params, own) = optimizer.build(config, 1), state.variables
+    if rule.evaluated is None:
+        return state.variables
+    objective = objectives.get(config.objective)
+    if one_phase(objective):
+        return Variables(rule.evaluated(state.opt_state, params), own)
+    for phase, opt_state in zip(objective.phases, state.opt_state, strict=True):
+        if (evaluated := getattr(phase.optimizer(rule), "evaluated", None)) is not None:
+            params = {**params, **evaluated(opt_state, objective.trained(phase, params))}
+    return Variables(params, own)
+
+
+def make_used(config: Config) -> Callable[[TrainState], Variables]:
+    """`used` of a configuration, compiled where it computes anything."""
+    if optimizer.build(config, 1).evaluated is None:
+        return lambda state: state.variables
+    return jax.jit(partial(used, config))
 
 
 def names_of(objective: Objective) -> tuple[str, ...]:
@@ -502,14 +529,16 @@ def check_batches(config: Config, images: int, network: Composition) -> None:
 
 
 def check_parameters(config: Config, network: Composition) -> None:
-    """Refuses a network whose parameters, with their gradient and Adam's two moments, do not fit into memory.
+    """Refuses a network whose parameters, with their gradient and the optimiser's state, do not fit into memory.
 
     Raises:
         UserError: naming how many there are.
     """
     shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.params))
-    check_memory(4 * size, f"model: training its {models.count_parameters(shapes.params):,} parameters")
+    opt_state = jax.eval_shape(optimizer.build(config, 1).init, shapes.params)
+    held = [shapes.params, shapes.params, opt_state]
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
+    check_memory(size, f"model: training its {models.count_parameters(shapes.params):,} parameters")
 
 
 def blamed(config: Config, size: int) -> str:
@@ -629,6 +658,10 @@ def fit(
     """
     check_jax()
     config, devices = settled(config, data), devices or Devices()
+    if resume is None and config.train.start is not None:
+        from vae_jax.finetune import begun_from
+
+        resume = begun_from(config, data.image_shape, len(data.train)), []
     program = Single(config, data, devices, resume)
     if on_start:
         on_start()
@@ -735,13 +768,14 @@ def drive(
         on_diverged: called where a member diverges, with its number and why.
 
     Returns:
-        Of each member its final state and its history; or why it diverged. A member that diverges is left as it is, and
-        the others go on.
+        Of each member its final state and its history; or why it diverged. A member that diverges, or stops early, is
+        left as it is, and the others go on.
     """
     train, steps, size = configs[0].train, program.steps, program.batch_size
     failures: list[Diverged | None] = [None] * len(configs)
     states, taken = program.start()
-    alive = np.arange(program.size) < len(configs)
+    alive = np.zeros(program.size, bool)
+    alive[: len(configs)] = [not has_stopped(*run) for run in zip(configs, histories, strict=True)]
 
     def fail(member: int, error: Diverged) -> None:
         failures[member], alive[member] = error, False
@@ -751,6 +785,8 @@ def drive(
     chunk = train.chunk_steps or (histories[0][-1]["chunk_steps"] if histories[0] else FIRST_CHUNK)
     done = taken % steps
     for epoch in range(taken // steps, train.epochs):
+        if not alive.any():
+            break
         first, seconds, shares, images, loss = done, 0.0, 0.0, 0, math.nan
         began = time.perf_counter()
         for shard_last, shard in program.shards(epoch, done * size):
@@ -809,6 +845,7 @@ def drive(
                 "chunk_steps": chunk,
             }
             histories[member].append(figures)
+            alive[member] = not has_stopped(config, histories[member])
             if on_epoch:
                 on_epoch(member, figures, program.member(whole, member))
         done = 0
@@ -821,6 +858,34 @@ def drive(
         state if isinstance(state, Diverged) else (state, history)
         for state, history in zip(ended, histories, strict=True)
     ]
+
+
+def has_stopped(config: Config, history: History) -> bool:
+    """Whether a run with these figures has stopped early, see `TrainConfig.patience`."""
+    if config.train.patience is None:
+        return False
+    lowest, since = math.inf, 0
+    for figures in history:
+        fell = figures["validation_loss"] < lowest - config.train.min_delta
+        lowest, since = (figures["validation_loss"], 0) if fell else (lowest, since + 1)
+        if since == config.train.patience:
+            return True
+    return False
+
+
+def check_patience(config: Config, data: Dataset) -> None:
+    """Refuses early stopping where there is nothing to stop by.
+
+    Raises:
+        UserError: if there are no validation images, or only one of the two options is set.
+    """
+    if config.train.patience is not None and data.validation is None:
+        raise UserError(
+            f"train.patience: expected validation images, by whose loss training stops; found none in {data.name}; set "
+            f"data.validation"
+        )
+    if config.train.patience is None and config.train.min_delta:
+        raise UserError("train.min_delta: expected train.patience with it; found null")
 
 
 def _look(program: Program, whole: Any, histories: list[History], member: int) -> tuple[TrainState, History]:
@@ -870,6 +935,7 @@ class Single(Program):
             pack_state, self._unpack = (jax.jit(each, **devices.outputs) for each in (pack_state, self._unpack))
         variables, state = state.variables, pack_state(state)
         check_labels(config, data)
+        check_patience(config, data)
         data.warn_of_darkness()
         labels = told(config, data.train)
         self._feed = Feed(data.train.images, config.train.shard_images, self.batch_size, labels, devices)
@@ -881,6 +947,7 @@ class Single(Program):
         self.splits = list(self._evaluators)
 
         began = time.perf_counter()
+        self._used = make_used(config)
         self._shuffle = jax.jit(partial(epoch_order, images=self.count))
         self._finite = jax.jit(all_finite)
         self._steps_key, self._evaluation_key = devices.whole((self._keys.steps, self._keys.evaluate))
@@ -939,7 +1006,7 @@ class Single(Program):
         return self._devices.local(whole)
 
     def evaluate(self, split: str, whole: TrainState) -> list[Terms]:
-        return [self._evaluators[split](whole.variables, self._evaluation_key)]
+        return [self._evaluators[split](self._used(whole), self._evaluation_key)]
 
     def agree(self, value: Any) -> Any:
         return self._devices.agree(value)
@@ -953,8 +1020,8 @@ def check_finite(
     steps: int,
     history: list[dict[str, Any]],
 ) -> None:
-    """Stops a run whose losses, or what the last step left (parameters, running statistics, Adam's moments), are no
-    numbers any more.
+    """Stops a run whose losses, or what the last step left (parameters, running statistics, the optimiser's
+    state), are no numbers any more.
 
     Raises:
         Diverged: naming the first such step of the epoch.
@@ -964,7 +1031,7 @@ def check_finite(
     if left_finite and may_go_on:
         return
     if may_go_on:
-        bad, found = len(sums), f"parameters or Adam's moments are not finite after step {len(sums)} of {steps}"
+        bad, found = len(sums), f"parameters or the optimiser's state are not finite after step {len(sums)} of {steps}"
     else:
         bad = int(np.flatnonzero(~finite)[0])
         found = f"the loss of step {bad + 1} of {steps} is {sums[bad, 0]}"

@@ -51,7 +51,7 @@ def save_weights(trained: Trained, path: str | Path) -> Path:
     """
     path = Path(path)
     weights_file.check_target(path)
-    leaves, known = _by_name(trained.state.variables), set(weights_file.DTYPES.values())
+    leaves, known = _by_name(trained.variables), set(weights_file.DTYPES.values())
     if strange := [f"{name} ({leaf.dtype})" for name, leaf in leaves.items() if str(leaf.dtype) not in known]:
         raise UserError(f"{path}: expected arrays of types that safetensors has; found {listed(strange)}")
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}

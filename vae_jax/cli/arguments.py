@@ -12,6 +12,7 @@ from vae_jax.config.schema import SECTIONS
 from vae_jax.errors import UserError, brief, cut
 from vae_jax.options import KINDS, SIZE_LIMIT, TEXT_LIMIT, Option, as_text, nearest, options_in
 
+SHORT = {"--from": "train.start"}  # flags of options by another name
 NUMBER = re.compile(r"[-+]?[0-9]{1,18}")
 
 
@@ -47,6 +48,8 @@ def add_options(parser: Parser) -> None:
         metavar="FILE",
         help="a YAML file, or the name of a shipped one; files of code that it names are run",
     )
+    for flag, option in SHORT.items():
+        parser.add_argument(flag, metavar="VALUE", help=f"the same as --{option}")
 
 
 def read(parser: Parser, arguments: Sequence[str], base: Config | None = None) -> argparse.Namespace:
@@ -64,7 +67,7 @@ def read(parser: Parser, arguments: Sequence[str], base: Config | None = None) -
     remaining = iter(arguments)
     for argument in remaining:
         flag, equals, value = argument.partition("=")
-        option = flag.removeprefix("--")
+        option = SHORT.get(flag, flag.removeprefix("--"))
         _check_length(argument, flag, SIZE_LIMIT)
         own = parser.configured and flag.startswith("--") and _is_option(option)
         if not own and not (parser.configured and flag == "--config"):

@@ -256,7 +256,9 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
 def absolute_paths(config: "Config") -> "Config":
     """The configuration with its paths absolute, since a run must find its data and a user's files from anywhere."""
     found = {name: str(expand(path).absolute()) for name in DATA_PATHS if (path := getattr(config.data, name))}
-    return own_parts.absolute(replace(config, data=replace(config.data, **found)))
+    start = config.train.start and str(expand(config.train.start).absolute())
+    config = replace(config, data=replace(config.data, **found), train=replace(config.train, start=start))
+    return own_parts.absolute(config)
 
 
 def load_data(options: Any, trained: "Trained") -> "Dataset":

@@ -79,7 +79,7 @@ def _evaluate(options: Any) -> None:
     split = whole.spread(count)
     images, labels = split.images, train.told(trained.config, split)
     evaluate = make_evaluator(trained.config, network, objective, images, options.latent, labels)
-    terms = evaluate(trained.state.variables, make_keys(trained.config.seed).evaluate)
+    terms = evaluate(trained.variables, make_keys(trained.config.seed).evaluate)
     values = means(terms)
     loss = values["loss"]
     found: dict[str, Any] = {
@@ -150,8 +150,10 @@ def _say_if_slow(trained: "Trained", network: "Composition") -> None:
 
     from vae_jax.models.convolution import is_slow_in_loops
 
+    variables = trained.variables
+
     def decode(z: Any, labels: Any) -> Any:
-        return network.apply(trained.state.variables, lambda model: model.decode(z), labels=labels)[0]
+        return network.apply(variables, lambda model: model.decode(z), labels=labels)[0]
 
     labels = jnp.zeros(1, jnp.int32) if network.classes else None
     if is_slow_in_loops(jax.jit(decode).lower(jnp.zeros((1, network.latent)), labels)):
@@ -174,7 +176,7 @@ def _estimates(
     from vae_jax.train import told
 
     key = estimates_key(make_keys(trained.config.seed).evaluate)
-    run = (trained.config, network, trained.state.variables, split.images)
+    run = (trained.config, network, trained.variables, split.images)
     labels = told(trained.config, split)
     found, lines = {}, []
 
@@ -219,7 +221,7 @@ def _diagnostics(
         found = diagnostics.diagnose(
             trained.config,
             network,
-            trained.state.variables,
+            trained.variables,
             split,
             key,
             train=train,

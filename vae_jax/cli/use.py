@@ -239,7 +239,7 @@ def _fitted(options: Any, trained: "Trained", source: str) -> Any:
     key, labels = make_keys(trained.config.seed).samplers, train.told(trained.config, images)
     with progress(f"fitting {source}") as on_progress:
         return samplers.fit_sampler(
-            source, network, trained.state.variables, images.images, key, labels, on_progress=on_progress
+            source, network, trained.variables, images.images, key, labels, on_progress=on_progress
         )
 
 

@@ -329,6 +329,10 @@ class TrainConfig(Section):
             epoch leaves over goes on in the next one.
         ema_decay: of an exponential moving average of the weights, which is evaluated, drawn from and saved as weights
             in place of those that are trained; at update t at most (1 + t)/(10 + t). Null for none.
+        patience: epochs without a lower validation loss after which training stops; null for none.
+        min_delta: with train.patience, by how much the loss must be lower to count.
+        start: a run folder whose weights training begins with, as its latest checkpoint is evaluated, with a fresh
+            optimiser; null to begin anew.
         chunk_steps: steps compiled into one call, between which progress shows; 0 measures about a second. The
             results do not depend on it.
         shard_images: images on the device at a time, streamed there while the ones before train, for data sets that
@@ -349,6 +353,9 @@ class TrainConfig(Section):
     reduction: Annotated[str, one_of("sum", "mean")] = "sum"
     accumulate: Annotated[int, "[1, 1000000]"] = 1
     ema_decay: Annotated[float | None, "[0, 1)"] = None
+    patience: Annotated[int | None, "[1, 1000000]"] = None
+    min_delta: Annotated[float, "[0, inf)"] = 0.0
+    start: str | None = None
     chunk_steps: Annotated[int, "[0, 1000000000]"] = 0
     shard_images: Annotated[int, "[0, 1000000000]"] = 0
 

@@ -47,12 +47,12 @@ def export_run(
     path = Path(path)
     weights_file.check_target(path)
     trained = run.load(folder, checkpoint, report, trust_code)
-    _check_exchangeable(trained.config, trained.state.variables)
-    state, origin = trained.state, run.origin(folder)
-    step = int(state.step)
+    variables, origin = trained.variables, run.origin(folder)
+    _check_exchangeable(trained.config, variables)
+    step = int(trained.state.step)
     counters = {name: count + step for name, count in origin.counters.items()} if origin else step
     try:
-        arrays = to_state_dict(state.variables, counters)
+        arrays = to_state_dict(variables, counters)
     except KeyError as error:
         raise UserError(f"{Path(folder) / run.ORIGIN}: expected a count for each BatchNorm; {error} missing") from error
     weights_file.write(path, arrays)

@@ -14,6 +14,7 @@ from torch.nn import functional
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig
 from vae_jax.errors import UserError
 from vae_jax.models.convolutional import plan
+from vae_jax.options import as_text
 
 ACTIVATIONS = {
     "leaky_relu": functional.leaky_relu,  # its default slope is 0.01
@@ -35,6 +36,10 @@ KNOWN = {
     "prior.name": "standard_normal",
     "likelihood.name": "bernoulli",
     "optimizer.name": "adam",
+    "train.accumulate": 1,
+    "train.ema_decay": None,
+    "train.patience": None,
+    "train.start": None,
 }
 OPTIONS = {"gradient": "standard", "schedule": "constant", "free_bits": 0}  # likewise, of the objective vae
 
@@ -66,7 +71,7 @@ def check_known(config: Config) -> None:
         section, name = option.split(".")
         found = getattr(getattr(config, section), name)
         if found != known:
-            raise UserError(f"{option}: the PyTorch twin knows {known}; found {found}")
+            raise UserError(f"{option}: the PyTorch twin knows {as_text(known)}; found {as_text(found)}")
 
 
 def heads_of(config: Config) -> tuple[str, ...]:

@@ -1,7 +1,5 @@
 """The optimiser with its schedule and what goes around it, from the configuration."""
 
-import optax
-
 from vae_jax.config import Config, entry_of
 from vae_jax.errors import UserError
 from vae_jax.optimizer.adam import adam, adamax, adamw, schedule_free

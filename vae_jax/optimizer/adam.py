@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+import jax
 import optax
 import optax.contrib
 from jaxtyping import PyTree
@@ -96,6 +97,8 @@ def schedule_free(options: ScheduleFreeOptions, learning_rate: optax.Schedule) -
     averaging = optax.contrib.schedule_free(steps, learning_rate, options.b1)
 
     def evaluated(opt_state: PyTree, params: PyTree) -> PyTree:
-        return optax.contrib.schedule_free_eval_params(opt_state, params)
+        # (y − (1 − b1)·z) / b1, written so that it is y where z is, as before the first step.
+        ahead = (1 - options.b1) / options.b1
+        return jax.tree.map(lambda y, z: y + ahead * (y - z), params, opt_state.z)
 
     return of_optax(averaging, elementwise=True)._replace(evaluated=evaluated)

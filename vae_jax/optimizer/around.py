@@ -1,5 +1,6 @@
 """What goes around any optimiser: clipping, an average of the weights, several batches for one update."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -15,10 +16,7 @@ def clipped(rule: Optimizer, norm: float) -> Optimizer:
     """With gradients of this global norm at most."""
     chain = optax.chain(optax.clip_by_global_norm(norm), cast(Any, rule))
 
-    def evaluated(opt_state: PyTree, params: PyTree) -> PyTree:
-        return rule.evaluated(opt_state[1], params)
-
-    return rule._replace(init=chain.init, update=chain.update, evaluated=evaluated)
+    return _within(rule, cast(Any, chain.init), chain.update, lambda state: state[1])
 
 
 class Averaged(NamedTuple):
@@ -48,7 +46,8 @@ def averaged(rule: Optimizer, decay: float) -> Optimizer:
 
     def update(gradient: PyTree, state: Averaged, params: PyTree) -> tuple[PyTree, Averaged]:
         change, within = rule.update(gradient, state.rule, params)
-        now = rule.evaluated(within, optax.apply_updates(params, change))
+        now = optax.apply_updates(params, change)
+        now = rule.evaluated(within, now) if rule.evaluated else now
         updates = state.updates + 1
         t = jnp.asarray(updates, float)
         d = jnp.minimum(decay, (1 + t) / (10 + t))
@@ -91,4 +90,11 @@ def accumulated(rule: Optimizer, batches: int, mean: bool) -> Optimizer:
 
         return lax.cond(state.batches == batches - 1, change, wait)
 
-    return rule._replace(init=init, update=update, evaluated=lambda state, params: rule.evaluated(state.rule, params))
+    return _within(rule, init, update, lambda state: state.rule)
+
+
+def _within(rule: Optimizer, init: Any, update: Any, inner: Callable[[PyTree], PyTree]) -> Optimizer:
+    """The optimiser with another init and update, in whose state `inner` finds its own."""
+    own = rule.evaluated
+    evaluated = None if own is None else lambda state, params: own(inner(state), params)
+    return rule._replace(init=init, update=update, evaluated=evaluated)

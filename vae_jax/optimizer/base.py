@@ -13,19 +13,14 @@ from vae_jax.packing import pack_like, unpack
 KERNEL = "kernel"  # the name of weights in Flax's layers, and in ours
 
 
-def as_trained(opt_state: PyTree, params: PyTree) -> PyTree:
-    """The parameters as they are."""
-    del opt_state
-    return params
-
-
 class Optimizer(NamedTuple):
     """An optax transformation that may evaluate other parameters than it trains.
 
     Attributes:
         init: params -> state.
         update: (gradient, state, params) -> (change, state).
-        evaluated: (state, params) -> params: what is evaluated, sampled from and saved as weights.
+        evaluated: (state, params) -> params: what is evaluated, sampled from and saved as weights; None where that is
+            what is trained.
         elementwise: whether all parameters may as well be one vector (see `vae_jax.packing`): what is done to a number
             depends on that number, on whether it is in a kernel, and on sums over all of them, as a global norm, but on
             no array's shape.
@@ -33,7 +28,7 @@ class Optimizer(NamedTuple):
 
     init: Callable[[PyTree], PyTree]
     update: Callable[..., tuple[PyTree, PyTree]]
-    evaluated: Callable[[PyTree, PyTree], PyTree] = as_trained
+    evaluated: Callable[[PyTree, PyTree], PyTree] | None = None
     elementwise: bool = False
 
 

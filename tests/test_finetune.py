@@ -1,0 +1,174 @@
+"""Weights that are evaluated in place of those trained, training that stops early, and that begins with a run's."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from run_fixtures import TINY, compiled_once, flags
+
+from vae_jax import members, run, train
+from vae_jax.cli import main
+from vae_jax.config import Config, ModelConfig, TrainConfig, with_options
+from vae_jax.data import load
+from vae_jax.errors import UserError
+from vae_jax.finetune import begun_from
+from vae_jax.weights import load_weights, save_weights
+
+PLAIN = Config(model=ModelConfig(network="mlp", layers=(5,), latent=3), train=TrainConfig(epochs=2, batch_size=16))
+SMALL = {name: value for name, value in TINY.items() if name not in ("model.channels", "model.hidden")}
+SMALL |= {"model.network": "mlp", "model.layers": [5]}
+SHAPE = (8, 8, 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+def same(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"train.ema_decay": 0.9}, {"optimizer.name": "schedule_free"}, {"train.ema_decay": 0.5, "train.accumulate": 2}],
+)
+def test_what_is_evaluated_is_what_is_used_and_saved(small_data, tmp_path, options):
+    config = with_options(PLAIN, **options, **{"train.learning_rate": 1e-2})
+    trained = train.fit(config, small_data)
+    used = trained.variables
+    raw = trained.state.variables
+    assert not np.array_equal(used.params["decoder"]["fc_out"]["kernel"], raw.params["decoder"]["fc_out"]["kernel"])
+    # The same run without a second set of parameters trains the same, and evaluates otherwise.
+    use = run.use(trained)
+    np.testing.assert_array_equal(
+        use.decode(np.zeros((1, 3), np.float32)),
+        run.use(trained._replace(state=trained.state._replace(variables=used), config=PLAIN)).decode(
+            np.zeros((1, 3), np.float32)
+        ),
+    )
+    save_weights(trained, tmp_path / "weights.safetensors")
+    same(load_weights(tmp_path / "weights.safetensors").variables.params, used.params)
+
+
+def test_averages_are_evaluated_and_training_goes_on_from_the_weights(small_data):
+    plain = train.fit(PLAIN, small_data)
+    averaged = train.fit(with_options(PLAIN, **{"train.ema_decay": 0.99}), small_data)
+    assert [figures["train_loss"] for figures in plain.history] == pytest.approx(
+        [figures["train_loss"] for figures in averaged.history], rel=1e-6
+    )
+    assert plain.history[-1]["test_loss"] != averaged.history[-1]["test_loss"]
+
+
+STOPPING = {"train.epochs": 6, "train.patience": 2, "train.min_delta": 1e9}  # nothing falls so far but the first
+
+
+def test_training_stops_once_the_validation_loss_has_not_fallen(small_data):
+    trained = train.fit(with_options(PLAIN, **STOPPING), small_data)
+    assert [figures["epoch"] for figures in trained.history] == [1, 2, 3]
+    again = train.fit(with_options(PLAIN, **STOPPING), small_data, resume=(trained.state, trained.history))
+    same(again.state, trained.state)
+    assert again.history == trained.history
+    further = train.fit(
+        with_options(PLAIN, **STOPPING | {"train.patience": 4}), small_data, resume=(trained.state, trained.history)
+    )
+    assert len(further.history) == 5
+
+
+def test_members_stop_by_themselves(small_data):
+    rates = 1e-30, 1e-2
+    configs = [
+        with_options(PLAIN, **{"train.epochs": 4, "train.patience": 1, "train.learning_rate": rate}) for rate in rates
+    ]
+    alone = [train.fit(config, small_data) for config in configs]
+    program = members.program_that_fits(configs, members.Images(small_data))
+    ended = members.fit(program, [members.Member(config) for config in configs])
+    assert len(alone[0].history) < len(alone[1].history)
+    for (_, history), single in zip(ended, alone, strict=True):
+        assert len(history) == len(single.history)
+
+
+def test_what_patience_needs(small_data):
+    with pytest.raises(UserError, match=r"^train\.patience: expected validation images, .*; found none in noise"):
+        train.fit(with_options(PLAIN, **{"train.patience": 1}), replace(small_data, validation=None))
+    for check in (train.fit, members.check):
+        with pytest.raises(UserError, match=r"^train\.min_delta: expected train\.patience with it; found null"):
+            check(with_options(PLAIN, **{"train.min_delta": 1.0}), small_data)
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """A run with averages, that has stopped early."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    options = SMALL | STOPPING | {"train.ema_decay": 0.9}
+    assert main(["train", "--out", str(folder), *flags(**options)]) == 0
+    return folder
+
+
+def test_a_run_tells_that_it_has_stopped_and_stays_so(first, capsys):
+    summary = json.loads((first / "summary.json").read_text())
+    assert summary["stopped_early"] is True
+    assert summary["epochs"] == 3
+    assert (first / "figures/reconstructions_epoch_0003.png").is_file()
+    assert main(["train", "--out", str(first), "--resume"]) == 0
+    assert "stopped after epoch 3: validation loss has not fallen for 2 epochs\n" in capsys.readouterr().out
+    assert json.loads((first / "summary.json").read_text())["epochs"] == 3
+
+
+def begun(first, **options):
+    lines = []
+    config = with_options(Config(), **SMALL, **{"train.start": str(first)}, **options)
+    return begun_from(config, SHAPE, 1000, lines.append), lines
+
+
+def test_training_begins_with_the_evaluated_weights_of_a_run(first):
+    state, lines = begun(first, **{"optimizer.name": "sgd", "objective.beta": 2.0})
+    same(state.variables, run.load(first).variables)
+    assert int(state.step) == 0
+    assert lines == [f"beginning with decoder, encoder from {first}"]
+
+
+def test_parts_that_the_run_does_not_have_begin_anew(first):
+    state, lines = begun(first, **{"prior.name": "mixture", "posterior.name": "iaf"})
+    assert set(state.variables.params) == {"decoder", "encoder", "posterior", "prior"}
+    assert len(lines) == 1
+    assert "; posterior, prior, encoder." in lines[0] or "anew" in lines[0]
+    state, lines = begun(first, **{"objective.name": "autoencoder"})
+    assert lines == [
+        f"beginning with decoder, encoder.fc_mu, encoder.hidden from {first}; left out: encoder.fc_log_var"
+    ]
+
+
+def test_a_shape_that_differs_is_refused(first, tmp_path):
+    with pytest.raises(UserError, match=r"train\.start .*: expected decoder\.hidden\.\S+ of shape \[3, 5\]; found"):
+        begun(first, **{"model.latent": 3})
+    with pytest.raises(UserError, match="no run"):
+        begun(tmp_path / "none")
+
+
+def test_a_run_from_another_by_the_command(first, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(first.parent)
+    folder = tmp_path / "second"
+    options = flags(**SMALL, **{"optimizer.name": "lion", "train.learning_rate": 1e-5})
+    assert main(["train", "--out", str(folder), "--from", "first", *options]) == 0
+    assert f"beginning with decoder, encoder from {first}" in capsys.readouterr().out
+    assert f"start: {first}" in (folder / "config.yaml").read_text()
+    history = run.load(folder).history
+    assert history[0]["test_loss"] < run.load(first).history[0]["test_loss"]
+    monkeypatch.setattr("vae_jax.finetune.begun_from", None)  # a run that has a checkpoint does not look there again
+    assert main(["train", "--out", str(folder), "--resume", "--train.epochs", "3"]) == 0
+    assert len(run.load(folder).history) == 3
+
+
+def test_a_sweep_from_a_run(first, tmp_path):
+    folder = tmp_path / "sweep"
+    options = flags(**SMALL | {"train.epochs": 1}, **{"train.start": first})
+    assert main(["sweep", "--out", str(folder), "--seeds", "2", *options]) == 0
+    losses = [json.loads(path.read_text())["test_loss"] for path in sorted(folder.glob("*/summary.json"))]
+    assert len(losses) == 2
+    data = load(run.load(first).config.data)
+    config = with_options(Config(), **SMALL | {"train.epochs": 1, "train.start": str(first)})
+    assert train.fit(config, data).history[0]["test_loss"] == pytest.approx(losses[0], rel=1e-5)

@@ -1,0 +1,81 @@
+"""Beginning with another run's weights, see `TrainConfig.start`."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vae_jax import run
+from vae_jax.composition import build
+from vae_jax.config import Config
+from vae_jax.errors import UserError, listed
+from vae_jax.keys import make_keys
+from vae_jax.models import Variables
+from vae_jax.train import TrainState, start_from
+
+Leaves = dict[tuple[str, ...], Any]  # by their path
+
+
+def begun_from(
+    config: Config,
+    image_shape: tuple[int, int, int],
+    images: int,
+    report: Callable[[str], None] = warnings.warn,
+    trust_code: bool = False,
+) -> TrainState:
+    """The state before the first step, with the weights and the statistics that the run in `train.start` has.
+
+    Args:
+        config: of the run to begin.
+        image_shape: (height, width, channels).
+        images: to train on.
+        report: called with a line that says what is taken from the other run, what starts anew and what is left out.
+        trust_code: see `vae_jax.run.load`, of the other run.
+
+    Raises:
+        UserError: if there is no such run, it has nothing of this model's, or an array of another shape.
+    """
+    assert config.train.start is not None
+    folder = Path(config.train.start)
+    network, objective = build(config, image_shape)
+    fresh = network.init(make_keys(config.seed).init)
+    own = _leaves(fresh)
+    given = _leaves(run.load(folder, report=report, trust_code=trust_code).variables)
+    for path, leaf in own.items():
+        if path in given and given[path].shape != leaf.shape:
+            raise UserError(
+                f"train.start {folder}: expected {'.'.join(path)} of shape {list(leaf.shape)}; found "
+                f"{list(given[path].shape)}"
+            )
+    taken = [path for path in own if path in given]
+    if not taken:
+        raise UserError(f"train.start {folder}: expected a run with parameters of this model; found none of them")
+    every = [*own, *given]
+    parts = [f"{_named(taken, every)} from {folder}"]
+    if anew := [path for path in own if path not in given]:
+        parts.append(f"{_named(anew, every)} anew")
+    if left := [path for path in given if path not in own]:
+        parts.append(f"left out: {_named(left, every)}")
+    report(f"beginning with {'; '.join(parts)}")
+    leaves = [jnp.asarray(given[path], leaf.dtype) if path in given else leaf for path, leaf in own.items()]
+    return start_from(config, objective, jax.tree.unflatten(jax.tree.structure(fresh), leaves), images)
+
+
+def _leaves(variables: Variables) -> Leaves:
+    """Parameters and state by their paths."""
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    # The first key is the field, params or state, of which the second has collections by name.
+    return {tuple(str(getattr(key, "key", key)) for key in path[1:]): leaf for path, leaf in leaves}
+
+
+def _named(chosen: Iterable[tuple[str, ...]], every: Iterable[tuple[str, ...]]) -> str:
+    """Those of the paths in words: a part's name where all of it is chosen, else the names of what is in it."""
+    chosen = set(chosen)
+    names: dict[str, None] = {}
+    for path in chosen if len(chosen) == 1 else sorted(chosen):
+        whole = all(other in chosen for other in every if other[0] == path[0])
+        names[path[0] if whole else ".".join(path[:2])] = None
+    return listed(names)
