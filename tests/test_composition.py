@@ -172,7 +172,7 @@ def test_a_combination_trains(numbers):
 
 
 REFUSED = {
-    r"model\.network: expected one without BatchNorm .* with objective piwae .*; found residual": {
+    r"model\.network: expected one without BatchNorm .* with objective piwae, .*; found residual": {
         "objective.name": "piwae",
         "model.network": "residual",
         "model.channels": [4],

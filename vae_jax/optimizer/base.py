@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from vae_jax.packing import pack_like, unpack
 
@@ -45,7 +45,7 @@ def is_kernel(path: tuple[Any, ...]) -> bool:
     return bool(path) and getattr(path[-1], "key", None) == KERNEL
 
 
-def decay_kernels(rate: float) -> optax.GradientTransformation:
+def decay_kernels(rate: float | Array) -> optax.GradientTransformation:
     """Adds the kernels times `rate` to what comes in, and nothing to other parameters, packed or not."""
 
     def kernels_of(params: PyTree) -> PyTree:
@@ -62,7 +62,7 @@ def decay_kernels(rate: float) -> optax.GradientTransformation:
 
 
 def descend(
-    direction: optax.GradientTransformation, learning_rate: optax.Schedule, weight_decay: float = 0.0
+    direction: optax.GradientTransformation, learning_rate: optax.Schedule, weight_decay: float | Array = 0.0
 ) -> optax.GradientTransformation:
     """Steps against a direction, of the learning rate's length, that also take a part of each kernel away.
 
