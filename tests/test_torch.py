@@ -76,7 +76,7 @@ def test_the_function(name):
     single = level.details["float32"]["layers"]
     layers = {row["layer"] for row in single}
     assert {"conv1", "fc1", "fc_mu", "fc2", "dec1", "mu (head)", "reconstruction"} <= layers
-    assert ("BN1" in layers) == CASES[name][0].model.batch_norm
+    assert ("BN1" in layers) == CASES[name][0].model.options.batch_norm
     for row in single:
         assert row["difference"] <= 1e-5
         assert row["largest"] > 0.01
@@ -149,7 +149,7 @@ def test_another_gradient_and_training_are_found(monkeypatch, what):
 
     def forward(self, images, config, noise=None, masks=None):
         if what == "kl":
-            config = replace(config, beta=1.001 * config.beta)
+            config = replace(config, changed=(), beta=1.001 * config.options.beta)
         else:
             self.BN1.momentum = 0.1001
         return original(self, images, config, noise, masks)
