@@ -383,10 +383,11 @@ def train_alone(config, images):
 
 OWN = """
 from vae_jax.likelihoods import LIKELIHOODS
+from vae_jax.likelihoods.gaussian import GaussianOptions
 from vae_jax.objectives import OBJECTIVES, Objective
 def bits(*arguments): return None
 in_bits = Objective(bits, "bits per image")
-def likelihood(*arguments): return LIKELIHOODS["gaussian"](*arguments)._replace(measure="")
+def likelihood(options: GaussianOptions, shapes): return LIKELIHOODS["gaussian"](options, shapes)._replace(measure="")
 """
 GREY, SQUARED = "nats per image, cross-entropies of grey levels", "squared error per image, grey levels"
 # What is swept, and the kind of each setting's figures; of settings of a kind the last one is made the best.
