@@ -123,7 +123,7 @@ def prepare_members(count: int, epochs: int) -> Any:
 
     def of(epochs: int) -> list[Any]:
         config = replace(base, train=replace(base.train, epochs=epochs))
-        return [members.Member(replace(config, seed=seed)) for seed in range(count)]
+        return [members.Run(replace(config, seed=seed)) for seed in range(count)]
 
     program = members.program_that_fits([member.config for member in of(1)], shown)
     members.fit(program, of(1))  # warm

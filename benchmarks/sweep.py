@@ -51,7 +51,7 @@ def together(configs, images):
         if number == len(configs) - 1:
             marks.append(time.perf_counter())
 
-    ended = members.fit(program, [members.Member(config) for config in configs], on_epoch=on_epoch)
+    ended = members.fit(program, [members.Run(config) for config in configs], on_epoch=on_epoch)
     return [history for _, history in ended], [np.concatenate(each) for each in steps], marks[-1] - marks[0]
 
 

@@ -85,7 +85,7 @@ def test_members_stop_by_themselves(small_data):
     ]
     alone = [train.fit(config, small_data) for config in configs]
     program = members.program_that_fits(configs, members.Images(small_data))
-    ended = members.fit(program, [members.Member(config) for config in configs])
+    ended = members.fit(program, [members.Run(config) for config in configs])
     assert len(alone[0].history) < len(alone[1].history)
     for (_, history), single in zip(ended, alone, strict=True):
         assert len(history) == len(single.history)

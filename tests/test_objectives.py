@@ -10,7 +10,7 @@ from vae_jax import posteriors
 from vae_jax.config import ObjectiveConfig, PosteriorConfig
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import bernoulli_log_prob, pixel_mean
-from vae_jax.objectives import OBJECTIVES, Model, get
+from vae_jax.objectives import OBJECTIVES, BoundModel, get
 from vae_jax.objectives.autoencoder import CORRUPTIONS
 from vae_jax.objectives.base import make_draw
 from vae_jax.posteriors import Sample
@@ -49,7 +49,7 @@ def linear_model(weight, generative=True, seen=None, epoch=np.inf):
 
     closed = posterior.kl.get("standard_normal")
     kl, by_dimension = (closed and (lambda heads, of=of: of(heads, {})) for of in closed or (None, None))
-    return Model(
+    return BoundModel(
         make_draw(encode, sample, decode, log_likelihood, standard_normal_log_prob, kl, by_dimension),
         encode,
         lambda *arguments: sample(*arguments)[:2],

@@ -197,7 +197,7 @@ def test_runs_resume_bit_for_bit_and_members_are_their_single_runs(small_data, n
     resumed = train.fit(configs[0], small_data, resume=(begun.state, begun.history))
     jax.tree.map(np.testing.assert_array_equal, resumed.state, alone[0].state)
     program = members.program_that_fits(configs, members.Images(small_data))
-    together: Any = members.fit(program, [members.Member(config) for config in configs])
+    together: Any = members.fit(program, [members.Run(config) for config in configs])
     for (state, _), single in zip(together, alone, strict=True):
         close(state, single.state)
 

@@ -87,7 +87,7 @@ def test_members_train_the_same_in_loops_of_known_length(side_by_side, small_dat
     looks = []
     ended = members.fit(
         program,
-        [members.Member(config) for config in configs],
+        [members.Run(config) for config in configs],
         on_chunk=lambda numbers, look: looks.append(look(1)[0]),
     )
     for (state, history), alone in zip(ended, expected, strict=True):

@@ -44,7 +44,7 @@ def figures(history):
 def check_members_are_single_runs(configs, small_data):
     program = members.program_that_fits(configs, members.Images(small_data))
     assert program.size == len(configs)
-    found = members.fit(program, [members.Member(config) for config in configs])
+    found = members.fit(program, [members.Run(config) for config in configs])
     for config, (state, history) in zip(configs, found, strict=True):
         alone = train.fit(config, small_data)
         np.testing.assert_allclose(figures(history), figures(alone.history), rtol=1e-9)
@@ -102,7 +102,7 @@ def test_members_are_their_single_runs(small_data, case):
     ]
     check_members_are_single_runs(configs, small_data)
     history = members.fit(
-        members.program_that_fits(alone, members.Images(small_data)), [members.Member(each) for each in alone]
+        members.program_that_fits(alone, members.Images(small_data)), [members.Run(each) for each in alone]
     )
     first = train.fit(configs[0], small_data).history[0]["train_loss"]
     assert all(abs(found[-1]["train_loss"] - first) > 1e-6 for _, found in history)  # each option does something
@@ -127,7 +127,7 @@ def test_a_member_is_its_single_run_bit_for_bit_on_a_cpu(small_data):
         members.with_values(PLAIN, {"seed": seed, "objective.beta": beta}) for seed, beta in ((0, 1.0), (1, 2.0))
     ]
     found = members.fit(
-        members.program_that_fits(configs, members.Images(small_data)), [members.Member(config) for config in configs]
+        members.program_that_fits(configs, members.Images(small_data)), [members.Run(config) for config in configs]
     )
     for config, (state, history) in zip(configs, found, strict=True):
         alone = train.fit(config, small_data)
@@ -142,7 +142,7 @@ def test_a_member_that_diverges_is_frozen_and_harms_no_other(small_data):
     program = members.program_that_fits(configs, members.Images(small_data))
     found = members.fit(
         program,
-        [members.Member(config) for config in configs],
+        [members.Run(config) for config in configs],
         on_epoch=lambda number, epoch, state: seen.append((number, epoch["epoch"])),
     )
     assert isinstance(found[1], Diverged)
@@ -159,7 +159,7 @@ def test_members_are_split_where_the_memory_does_not_hold_them(small_data, monke
     monkeypatch.setattr(memory, "available", lambda: int((one.needs + whole.needs) / 2 / members.SHARE))
     program = members.program_that_fits(configs, members.Images(small_data))
     assert 1 <= program.size < 5
-    few = members.fit(program, [members.Member(configs[4])])  # the rest of the program stays empty
+    few = members.fit(program, [members.Run(configs[4])])  # the rest of the program stays empty
     assert len(few) == 1
     assert figures(few[0][1]) == figures(train.fit(configs[4], small_data).history)
     monkeypatch.setattr(memory, "available", lambda: 10)

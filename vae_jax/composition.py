@@ -22,7 +22,7 @@ from vae_jax.expectation import Shape, expect
 from vae_jax.keys import objective_key, part_key, probing_key, step_keys
 from vae_jax.likelihoods import Likelihood
 from vae_jax.models import Autoencoder, Trace, Variables
-from vae_jax.objectives import Around, Model, Objective
+from vae_jax.objectives import Around, BoundModel, Objective
 from vae_jax.objectives.base import make_draw
 from vae_jax.platforms import Platform, current, on
 from vae_jax.posteriors import Heads, Latents, Posterior, Sample
@@ -41,7 +41,7 @@ class Composition(NamedTuple):
     Attributes:
         init: key -> Variables.
         apply: (variables, function, key=None, train=False, masks=None, labels=None, epoch=inf, streams=None,
-            density=None) -> (function(Model), updated Variables); see `vae_jax.models.Network`. `labels` are those of
+            density=None) -> (function(BoundModel), updated Variables); see `vae_jax.models.Network`. `labels` are of
             the images, (batch,), where the model is told them. With a density, every z that is drawn is the posterior's
             centre, and every density at z this one.
         trace: (variables, function, key=None, train=False) -> Trace: the same, watched.
@@ -200,7 +200,7 @@ def _build(config: Config, image_shape: tuple[int, int, int], platform: Platform
     check(config, posterior, prior, likelihood, objective, network.ties)
     composition = _compose(config, image_shape, network, posterior, prior, likelihood, objective, treat, platform)
 
-    def trace(look: Callable[[Model, Any], objectives.Terms]) -> objectives.Terms:
+    def trace(look: Callable[[BoundModel, Any], objectives.Terms]) -> objectives.Terms:
         def terms(variables: Variables, images: Array, labels: Array) -> objectives.Terms:
             return composition.apply(variables, lambda model: look(model, images), labels=labels)[0]
 
@@ -370,7 +370,7 @@ def _compose(
         labels: Int[Array, " batch"] | None,
         epoch: Float[Array, ""],
         density: Float[Array, ""] | None = None,
-    ) -> Model:
+    ) -> BoundModel:
         p, px = parts["prior"], parts["likelihood"]
 
         def encode(images: Array) -> Heads:
@@ -448,7 +448,7 @@ def _compose(
         kl = closed_form(closed and closed.total, "total", ())
         kl_by_dimension = closed_form(closed and closed.by_dimension, "by_dimension", (latent,))
 
-        return Model(
+        return BoundModel(
             make_draw(encode, drawn, decode, log_likelihood, log_prior, kl, kl_by_dimension),
             encode,
             sample,
@@ -465,7 +465,7 @@ def _compose(
 
     def apply(
         variables: Variables,
-        function: Callable[[Model], Any],
+        function: Callable[[BoundModel], Any],
         key: Key[Array, ""] | None = None,
         train: bool = False,
         masks: PyTree = None,
@@ -486,7 +486,10 @@ def _compose(
         return result, Variables(variables.params, {**updated.state, **moved})
 
     def trace(
-        variables: Variables, function: Callable[[Model], Any], key: Key[Array, ""] | None = None, train: bool = False
+        variables: Variables,
+        function: Callable[[BoundModel], Any],
+        key: Key[Array, ""] | None = None,
+        train: bool = False,
     ) -> Trace:
         networks, parts = split(variables)
         return network.trace(

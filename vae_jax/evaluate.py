@@ -25,8 +25,7 @@ from vae_jax.feed import Feed, Shard
 from vae_jax.keys import batch_keys, encoding_key, further_key, probing_key, sampling_key
 from vae_jax.models import Variables
 from vae_jax.models.convolution import is_slow_in_loops
-from vae_jax.objectives import Model as Bound
-from vae_jax.objectives import Objective, Terms
+from vae_jax.objectives import BoundModel, Objective, Terms
 from vae_jax.objectives.base import in_order
 from vae_jax.posteriors import Heads, Latents
 from vae_jax.sizes import check_memory, largest_operation, largest_product
@@ -212,7 +211,7 @@ def make_terms(
             images = devices.split(images) if devices else images
             treated = network.treat(treatment_key, images)
 
-            def terms(model: Bound) -> Terms:
+            def terms(model: BoundModel) -> Terms:
                 result = {}
                 for place, phase in enumerate(objective.phases):
                     own_key, _ = batch_keys(further_key(key, place) if place else key, number)
@@ -234,7 +233,7 @@ def _looks_at_densities(config: Config, network: Composition, objective: Objecti
     """
 
     def terms(density: Array, variables: Variables, images: Array, labels: Array | None) -> Terms:
-        def of(model: Bound) -> Terms:
+        def of(model: BoundModel) -> Terms:
             return objective.terms(probing_key(), model, images, config.objective.options)
 
         return network.apply(variables, of, labels=labels, density=density)[0]
@@ -473,7 +472,7 @@ def make_posteriors(network: Composition, variables: Variables) -> Callable[...,
             z_key, treatment_key = batch_keys(key, number)
             treated = network.treat(treatment_key, images)
 
-            def look(model: Bound) -> Posteriors:
+            def look(model: BoundModel) -> Posteriors:
                 heads = model.encode(treated)
                 z, log_q = model.sample(z_key, heads)
                 return Posteriors(heads, z, z, log_q, model.log_prior(z))

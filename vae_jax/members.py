@@ -59,7 +59,7 @@ MOST = 500  # members of a program, or as many as half of the files that a proce
 Values = dict[str, Array]  # of traced options
 
 
-class Member(NamedTuple):
+class Run(NamedTuple):
     """One run among others.
 
     Attributes:
@@ -182,7 +182,7 @@ class Several(Program):
         values = {option: jnp.asarray([value_of(config, option) for config in configs]) for option in self._options}
         return jnp.asarray([config.seed for config in configs], jnp.uint32), values
 
-    def take(self, members: Sequence[Member]) -> None:
+    def take(self, members: Sequence[Run]) -> None:
         """Takes the members that are to be trained, as many as there is room for or fewer."""
         surplus = [members[-1]] * (self.size - len(members))  # never trained; the program needs its size
         everyone = [*members, *surplus]
@@ -345,7 +345,7 @@ def _free() -> int:
 
 def fit(
     program: Several,
-    members: Sequence[Member],
+    members: Sequence[Run],
     *,
     on_start: Callable[[], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,

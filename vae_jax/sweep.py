@@ -621,7 +621,7 @@ def _train_together(
         trained = members.fit(
             program,
             [
-                members.Member(member.config, _begun(member.config, earlier, data, report, trust_code))
+                members.Run(member.config, _begun(member.config, earlier, data, report, trust_code))
                 for member, earlier in part
             ],
             on_start=lambda: stop_where("stopped before the first step"),

@@ -33,7 +33,7 @@ from vae_jax.feed import Feed, Shard
 from vae_jax.keys import StepKeys, epoch_key, make_keys, phase_key, step_key, step_keys
 from vae_jax.models import BATCH_STATS, Variables
 from vae_jax.models.convolution import is_slow_in_loops
-from vae_jax.objectives import Model, Objective, Phase, Terms, loss_of
+from vae_jax.objectives import BoundModel, Objective, Phase, Terms, loss_of
 from vae_jax.objectives.base import in_order
 from vae_jax.optimizer import Optimizer, Rule
 from vae_jax.packing import pack, pack_like, unpack
@@ -156,7 +156,7 @@ def make_step(
             def loss(
                 trained: PyTree, now: Variables = now, phase: Phase = phase, keys: StepKeys = keys
             ) -> tuple[Array, tuple[Variables, Terms]]:
-                def terms(model: Model) -> Terms:
+                def terms(model: BoundModel) -> Terms:
                     return phase.terms(keys.objective, model, targets, config.objective.options)
 
                 params = trained if single else {**now.params, **trained}

@@ -10,7 +10,7 @@ import torch
 
 from vae_jax.compare.level import Level, Request, judge
 from vae_jax.compare.pair import PRECISIONS, Pair, difference, precisely
-from vae_jax.objectives import Model
+from vae_jax.objectives import BoundModel
 
 TOLERANCES = {"float32": 1e-5, "float64": 1e-12}  # of the larger of 1 and the output's largest entry
 
@@ -38,7 +38,7 @@ def _outputs(request: Request, precision: str) -> dict[str, Any]:
     variables = pair.variables()
     pair.share(variables)
 
-    def whole(model: Model, images: Any) -> Any:
+    def whole(model: BoundModel, images: Any) -> Any:
         heads = model.encode(pair.network.treat(None, images))
         return heads, model.mean(model.decode(heads["mu"]))
 

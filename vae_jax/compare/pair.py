@@ -18,7 +18,7 @@ from vae_jax.interop.torch_twin import TorchTwin
 from vae_jax.interop.torch_weights import to_state_dict
 from vae_jax.keys import make_keys, step_key, step_keys
 from vae_jax.models import Variables
-from vae_jax.objectives import Model
+from vae_jax.objectives import BoundModel
 
 PRECISIONS = ("float32", "float64")
 PERTURBATION = 0.3  # of fresh running statistics, whose 0 and 1 would make evaluation mode trivial
@@ -117,10 +117,10 @@ class Pair:
         own = step_keys(step_key(key, step))
         targets = self.network.treat(None, images)
 
-        def terms(model: Model) -> Any:
+        def terms(model: BoundModel) -> Any:
             return self.objective.terms(own.objective, model, targets, self.config.objective.options)
 
-        def noise(model: Model) -> Any:
+        def noise(model: BoundModel) -> Any:
             # z of mean 0 and variance 1 is the noise itself.
             heads = {name: jnp.zeros((len(images), size)) for name, size in self.network.posterior.heads.items()}
             return model.sample(jax.random.clone(own.objective), heads)[0]

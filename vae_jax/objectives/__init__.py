@@ -11,7 +11,7 @@ from vae_jax.errors import UserError, listed, quoted
 from vae_jax.expectation import expect, kind
 from vae_jax.keys import probing_key
 from vae_jax.objectives.autoencoder import autoencoder, denoising_autoencoder
-from vae_jax.objectives.base import FIGURES, Around, Draw, Figures, Model, Objective, Phase, Terms, in_order
+from vae_jax.objectives.base import FIGURES, Around, BoundModel, Draw, Figures, Objective, Phase, Terms, in_order
 from vae_jax.objectives.importance import check_iwae, ciwae, is_dreg, iwae, miwae, piwae
 from vae_jax.objectives.vae import capacity_vae, check_kl, check_vae, vae
 from vae_jax.registry import check_functions
@@ -20,9 +20,9 @@ __all__ = [
     "FIGURES",
     "OBJECTIVES",
     "Around",
+    "BoundModel",
     "Draw",
     "Figures",
-    "Model",
     "Objective",
     "Phase",
     "Terms",
@@ -68,7 +68,7 @@ def checked(objective: Objective, name: str) -> Objective:
     def check(phase: Phase) -> Callable[..., Terms]:
         where = f"objective.name {name}" + f", phase {phase.name}" * bool(phase.name)
 
-        def terms(key: Any, model: Model, images: Any, options: Any) -> Terms:
+        def terms(key: Any, model: BoundModel, images: Any, options: Any) -> Terms:
             result = phase.terms(key, model, images, options)
             if not isinstance(result, dict) or "loss" not in result:
                 raise UserError(f'{where}: expected it to give a dict with a "loss"; found {_described(result)}')
@@ -98,7 +98,9 @@ def loss_of(phase: Phase, terms: Terms) -> Any:
     return terms[_full_name(phase, "loss")]
 
 
-def figures_of(objective: Objective, trace: Callable[[Callable[[Model, Any], Terms]], Terms], config: Any) -> Figures:
+def figures_of(
+    objective: Objective, trace: Callable[[Callable[[BoundModel, Any], Terms]], Terms], config: Any
+) -> Figures:
     """What figures an objective has, asked of it by tracing unless it says so.
 
     Args:
@@ -113,7 +115,7 @@ def figures_of(objective: Objective, trace: Callable[[Callable[[Model, Any], Ter
         return objective.figures
     shapes: dict[str, Any] = {}
 
-    def look(model: Model, images: Any) -> Terms:
+    def look(model: BoundModel, images: Any) -> Terms:
         for phase in objective.phases:
             result = phase.terms(probing_key(), model, images, config)
             for figure, value in result.items() if isinstance(result, dict) else ():

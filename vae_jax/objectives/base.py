@@ -68,7 +68,7 @@ class Draw(NamedTuple):
     outputs: Outputs
 
 
-class Model(NamedTuple):
+class BoundModel(NamedTuple):
     """What an objective works with: q(z|x), p(z) and p(x|z), with the run's variables bound.
 
     An image may have several samples: z is then (samples, batch, latent), and so on. What an objective does not use is
@@ -114,7 +114,7 @@ def make_draw(
     kl: Callable[[Heads], Array] | None,
     kl_by_dimension: Callable[[Heads], Array] | None,
 ) -> Callable[..., Draw]:
-    """`Model.draw` of a model; `sample` gives all of a Sample, which comes decoded where that is how z is drawn."""
+    """`BoundModel.draw` of a model; `sample` gives all of a Sample, decoded already where that is how z is drawn."""
 
     def draw(key: Key[Array, ""], images: Images, samples: int | None = None, targets: Images | None = None) -> Draw:
         heads = encode(images)
@@ -197,7 +197,7 @@ class Objective(NamedTuple):
         options: its own, of the configuration that it was built from.
     """
 
-    terms: Callable[[Key[Array, ""], Model, Images, Any], Terms]
+    terms: Callable[[Key[Array, ""], BoundModel, Images, Any], Terms]
     unit: str = "nats per image"
     generative: bool = True
     apart: Callable[[Any], bool] = lambda options: False
