@@ -23,7 +23,7 @@ def begun_from(
     config: Config,
     image_shape: tuple[int, int, int],
     images: int,
-    report: Callable[[str], None] = warnings.warn,
+    report: Callable[[str], None] | None = None,
     trust_code: bool = False,
 ) -> TrainState:
     """The state before the first step, with the weights and the statistics that the run in `train.start` has.
@@ -32,7 +32,8 @@ def begun_from(
         config: of the run to begin.
         image_shape: (height, width, channels).
         images: to train on.
-        report: called with a line that says what is taken from the other run, what starts anew and what is left out.
+        report: called with a line that says what is taken from the other run, what starts anew and what is left out;
+            by default that is not said, and what `vae_jax.run.load` reports is a warning.
         trust_code: see `vae_jax.run.load`, of the other run.
 
     Raises:
@@ -43,7 +44,7 @@ def begun_from(
     network, objective = build(config, image_shape)
     fresh = network.init(make_keys(config.seed).init)
     own = _leaves(fresh)
-    given = _leaves(run.load(folder, report=report, trust_code=trust_code).variables)
+    given = _leaves(run.load(folder, report=report or warnings.warn, trust_code=trust_code).variables)
     for path, leaf in own.items():
         if path in given and given[path].shape != leaf.shape:
             raise UserError(
@@ -59,7 +60,8 @@ def begun_from(
         parts.append(f"{_named(anew, every)} anew")
     if left := [path for path in given if path not in own]:
         parts.append(f"left out: {_named(left, every)}")
-    report(f"beginning with {'; '.join(parts)}")
+    if report:
+        report(f"beginning with {'; '.join(parts)}")
     leaves = [jnp.asarray(given[path], leaf.dtype) if path in given else leaf for path, leaf in own.items()]
     return start_from(config, objective, jax.tree.unflatten(jax.tree.structure(fresh), leaves), images)
 
