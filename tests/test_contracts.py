@@ -25,6 +25,7 @@ from vae_jax.models import NETWORKS, Variables
 from vae_jax.objectives import OBJECTIVES, Objective, Phase
 from vae_jax.posteriors import KL, POSTERIORS, Posterior, Sample
 from vae_jax.priors import PRIORS, Prior
+from vae_jax.shapes import Shapes
 
 CODES, DECAY = 4, 0.99
 LATENT = 3
@@ -190,7 +191,7 @@ def test_a_codebook_moves_in_training_only_and_without_a_gradient(small_data):
 
 def test_the_average_of_a_codebook_by_hand():
     """Codes 0 and 10 in one dimension, of which a batch has 1, 2 and 9."""
-    posterior = codebook(None, 1)
+    posterior = codebook(None, Shapes((2, 2, 1), 1))
     state = {"codes": jnp.array([[0.0], [10.0]]), "counts": jnp.ones(2), "sums": jnp.array([[0.0], [10.0]])}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("test_contracts.CODES", 2)

@@ -183,7 +183,16 @@ class Several(Program):
         return jnp.asarray([config.seed for config in configs], jnp.uint32), values
 
     def take(self, members: Sequence[Run]) -> None:
-        """Takes the members that are to be trained, as many as there is room for or fewer."""
+        """Takes the members that are to be trained, as many as there is room for or fewer.
+
+        Raises:
+            UserError: if one begins with another run's weights and does not bring them.
+        """
+        if strange := [member for member in members if member.config.train.start and not member.resume]:
+            raise UserError(
+                f"train.start: expected members that bring the weights they begin with; found one without those of "
+                f"{strange[0].config.train.start}"
+            )
         surplus = [members[-1]] * (self.size - len(members))  # never trained; the program needs its size
         everyone = [*members, *surplus]
         self._seeds, self._values = self.arguments([member.config for member in everyone])
