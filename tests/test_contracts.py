@@ -6,6 +6,7 @@ Toys, as a user would write them; each is trained by the same driver as every ot
 from dataclasses import replace
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,7 @@ from jax.scipy.stats import norm
 from scipy.stats import multivariate_normal
 
 from vae_jax import composition, diagnostics, evaluate, keys, notebook, optimizer, platforms, run, train
-from vae_jax.config import Config, TrainConfig, adapted, with_options
+from vae_jax.config import Config, ModelConfig, TrainConfig, adapted, with_options
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import UserError
 from vae_jax.estimators import annealed_nll, importance_nll
@@ -289,6 +290,96 @@ def test_toys_train_as_a_gpu_would(toy, small_data):
             states[name] = train.fit(config, small_data).state
     for first, second in zip(*map(jax.tree.leaves, states.values()), strict=True):
         np.testing.assert_allclose(first, second, rtol=2e-4, atol=2e-5)
+
+
+def test_all_of_a_step_sees_the_state_before_it(small_data):
+    """Two draws of one step, and of an evaluation: the second is quantised by the codes that the first was."""
+    config = config_of("codebook")
+    network, _ = composition.build(config, small_data.image_shape)
+    variables, images = network.init(jax.random.key(0)), jnp.asarray(small_data.train.images[:8]) / 255
+
+    def twice(model):
+        return [model.draw(key, images).z for key in jax.random.split(jax.random.key(1))]
+
+    for train_now in (True, False):
+        (first, second), updated = network.apply(variables, twice, jax.random.key(2), train=train_now)
+        np.testing.assert_allclose(first, second, rtol=1e-6)
+        assert train_now != np.array_equal(updated.state["posterior"]["codes"], variables.state["posterior"]["codes"])
+
+
+def test_a_phase_keeps_the_average_of_the_weights_or_is_refused(small_data, monkeypatch):
+    import optax
+
+    config = config_of("adversarial", ema_decay=0.9)
+    trained = train.fit(config, small_data)
+    for part in ("encoder", "critic"):
+        used, raw = (jax.tree.leaves(of.params[part])[0] for of in (trained.variables, trained.state.variables))
+        assert not np.allclose(used, raw)
+    own = ADVERSARIAL.then[0]._replace(optimizer=lambda rule: optax.chain(rule))
+    monkeypatch.setitem(OBJECTIVES, "adversarial", ADVERSARIAL._replace(then=(own,)))
+    with pytest.raises(UserError, match="phase critic: expected an optimizer that keeps what is evaluated"):
+        train.fit(config, small_data)
+
+
+def test_figures_that_a_batch_leaves_out_are_refused(small_data, monkeypatch):
+    def some(key, model, images, options):
+        draw = model.draw(key, images)
+        return {"loss": -draw.log_px} | ({"more": draw.log_pz} if len(images) == 32 else {"other": draw.log_pz})
+
+    monkeypatch.setitem(OBJECTIVES, "adversarial", Objective(some))
+    with pytest.raises(UserError, match=r"objective\.name adversarial: expected the figures loss, other; found .*more"):
+        train.fit(config_of("adversarial"), small_data)
+
+
+def shaped(options, shapes):
+    """z of shape (2, 3)."""
+
+    def transform(own, noise, heads):
+        log_q = -0.5 * (np.log(2 * np.pi) + jnp.square(noise)).sum((-2, -1))
+        return heads["mu"] + noise, log_q
+
+    return Posterior({"mu": (2, 3)}, transform, shape=(2, 3))
+
+
+def shaped_prior(options, shapes):
+    def log_prob(params, z, aggregate):
+        return -0.5 * (np.log(2 * np.pi) + jnp.square(z)).sum((-2, -1))
+
+    return Prior(log_prob, lambda params, key, count, aggregate: jax.random.normal(key, (count, 2, 3)))
+
+
+class Shaped(nn.Module):
+    """A network for z of shape (2, 3)."""
+
+    options: None
+    shapes: object
+
+    def setup(self):
+        self.into, self.out = nn.Dense(6), nn.Dense(64)
+
+    def encode(self, images, train):
+        return {"mu": self.into(images.reshape(len(images), -1))}
+
+    def decode(self, z, train):
+        assert z.shape[1:] == (2, 3)
+        return self.out(z.reshape(len(z), -1)).reshape(-1, 8, 8, 1)
+
+
+def test_z_of_any_shape_are_trained_drawn_and_decoded(small_data, monkeypatch):
+    monkeypatch.setitem(POSTERIORS, "codebook", shaped)
+    monkeypatch.setitem(PRIORS, "codes", shaped_prior)
+    config = config_of("codebook")
+    with pytest.raises(UserError, match=r"model\.network: expected one of your own, .*\(2, 3\); found mlp"):
+        composition.build(config, small_data.image_shape)
+    config = replace(config, model=ModelConfig("shaped", 6))
+    monkeypatch.setitem(composition.models.NETWORKS, "shaped", lambda options, shapes: Shaped(None, shapes))
+    model = run.use(train.fit(config, small_data))
+    images = small_data.test.images[:3]
+    assert model.encode(images)["mu"].shape == model.draw(jax.random.key(0), 3).shape == (3, 2, 3)
+    assert model.reconstruct(images).shape == model.sample(jax.random.key(0), 3).shape == (3, 8, 8, 1)
+    network, _ = composition.build(config, small_data.image_shape)
+    with pytest.raises(UserError, match="diagnostics: expected a model whose z are vectors"):
+        composition.check_vectors(network, "diagnostics")
 
 
 # --- Figures of a whole batch ----------------------------------------------------------------------------------------

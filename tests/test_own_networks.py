@@ -434,10 +434,14 @@ OBJECTIVE_FAULTS = {
 @pytest.mark.parametrize("message", OBJECTIVE_FAULTS)
 def test_what_an_objective_gives_is_looked_at(monkeypatch, message):
     from vae_jax.objectives import Objective
-    from vae_jax.objectives.vae import vae
+    from vae_jax.objectives.vae import VAEOptions, vae
 
     spoil = OBJECTIVE_FAULTS[message]
-    monkeypatch.setitem(composition.objectives.OBJECTIVES, "own", Objective(lambda *a: spoil(vae(*a))))
+
+    def spoilt(key, model, images, options: VAEOptions):
+        return spoil(vae(key, model, images, options))
+
+    monkeypatch.setitem(composition.objectives.OBJECTIVES, "own", Objective(spoilt))
     config = config_of("mlp", **{"model.layers": [4], "objective.name": "own", "train.batch_size": 5})
     data = Dataset("noise", Split(IMAGES[:10]), Split(IMAGES[:5]))
     with pytest.raises(UserError, match=rf"^objective\.name own.* {message}|^objective\.name own, {message}"):
@@ -506,12 +510,12 @@ def test_an_own_posterior_of_one_head_still_needs_a_likelihood_of_the_data(monke
         def transform(params, noise, heads):
             return heads["mu"] + 0.1 * noise, jnp.zeros(noise.shape[:-1])
 
-        return Posterior({"mu": latent}, transform)
+        return Posterior({"mu": shapes.latent}, transform)
 
     monkeypatch.setitem(POSTERIORS, "own", fixed)
     options = {"posterior.name": "own", "data.treatment": "dynamic", "likelihood.name": "continuous_bernoulli"}
     with pytest.raises(UserError, match=r"data\.treatment: expected grey or dequantized"):
         composition.build(config_of("mlp", **options), SHAPE)
-    monkeypatch.setitem(POSTERIORS, "own", lambda options, shapes: Posterior({"mean": latent}, lambda *_: None))
+    monkeypatch.setitem(POSTERIORS, "own", lambda options, shapes: Posterior({"mean": 3}, lambda *_: None))
     with pytest.raises(UserError, match=r"posterior\.name: expected own to have a head mu; found mean"):
         composition.build(config_of("mlp", **{"posterior.name": "own"}), SHAPE)

@@ -378,7 +378,7 @@ def test_a_sweep_shows_the_users_line(write, array, capsys, tmp_path):
     options = [*flags(**TINY, **array), "--objective.name", f"{path}:bound"]
     code, said = command(capsys, "sweep", "--out", tmp_path / "sweep", *options)
     assert code == 2
-    assert said.splitlines()[-1].startswith(f"vae-jax: error: {path}:7 in bound: kl = ghost")
+    assert said.splitlines()[-1].startswith(f"vae-jax: error: {path}:6 in bound: kl = ghost")
 
 
 # What a run keeps

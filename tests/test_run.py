@@ -16,7 +16,7 @@ import yaml
 from run_fixtures import compiled_once, snapshot
 
 from vae_jax import memory, run, sweep
-from vae_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainConfig, load_config
+from vae_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainConfig, load_config, with_options
 from vae_jax.data import Dataset, Split, load
 from vae_jax.errors import Stopped, UserError
 from vae_jax.evaluate import make_evaluator, means
@@ -489,20 +489,20 @@ def test_overwrite_deletes_the_run_and_nothing_else(data, copied, tmp_path):
 @pytest.mark.parametrize(
     "changed",
     [
-        with_train(schedule="cosin"),
-        with_train(reduction="max"),
-        replace(CONFIG, model=replace(CONFIG.model, activation="rleu")),
-        replace(CONFIG, model=replace(CONFIG.model, channels=(4, 8, 16, 32, 64))),
-        replace(CONFIG, objective=replace(CONFIG.objective, name="gan")),
-        with_train(batch_size=17),
+        lambda: with_train(schedule="cosin"),
+        lambda: with_train(reduction="max"),
+        lambda: with_options(CONFIG, **{"model.activation": "rleu"}),
+        lambda: with_options(CONFIG, **{"model.channels": [4, 8, 16, 32, 64]}),
+        lambda: with_options(CONFIG, **{"objective.name": "gan"}),
+        lambda: with_train(batch_size=17),
     ],
     ids=["schedule", "reduction", "activation", "channels", "objective", "batch_size"],
 )
 def test_nothing_is_deleted_or_written_for_what_cannot_be_trained(data, copied, changed, tmp_path):
     before = snapshot(copied)
-    refused(run.train, changed, data, copied, overwrite=True)
+    refused(lambda: run.train(changed(), data, copied, overwrite=True))
     assert snapshot(copied) == before
-    refused(run.train, changed, data, tmp_path / "new" / "run")
+    refused(lambda: run.train(changed(), data, tmp_path / "new" / "run"))
     assert not (tmp_path / "new").exists()
 
 

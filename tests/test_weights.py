@@ -86,7 +86,10 @@ def test_the_file_has_names_by_path_and_nothing_of_this_machine(tmp_path, file):
             lambda arrays, about: arrays.update({"params.encoder.fc_mu.bias": np.zeros(3)}),
             r"of another type: params.encoder.fc_mu.bias \(expected float32, found float64\)$",
         ),
-        (lambda arrays, about: about["options"].update({"model.wings": 2}), "options .*; found model.wings$"),
+        (
+            lambda arrays, about: about["options"].update({"model.wings": 2}),
+            "model.wings: expected an option of a configuration; found none of that name",
+        ),
         (lambda arrays, about: about["options"].update(name="article"), "options .*; found name$"),
         (lambda arrays, about: about["options"].update({"model.latent": -1}), "model.latent: expected .*found -1"),
         (lambda arrays, about: about["options"].update({"model.latent": [[]]}), "model.latent: "),

@@ -6,7 +6,7 @@ Here samples get their axis, labels reach the networks, and images are treated; 
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -370,6 +370,7 @@ def _compose(
         labels: Int[Array, " batch"] | None,
         epoch: Float[Array, ""],
         density: Float[Array, ""] | None = None,
+        moved: dict[str, Variables] | None = None,
     ) -> BoundModel:
         p, px = parts["prior"], parts["likelihood"]
 
@@ -387,8 +388,8 @@ def _compose(
             if samples is not None:
                 heads = {name: jnp.broadcast_to(head, (samples, *head.shape)) for name, head in heads.items()}
             sample = draw_from(parts["posterior"], key, heads)
-            if sample.state is not None:
-                parts["posterior"] = _moved_on(named["posterior"], parts["posterior"], sample.state)
+            if sample.state is not None and moved is not None:  # everything in this pass sees the state before it
+                moved["posterior"] = _moved_on(named["posterior"], parts["posterior"], sample.state)
             return sample
 
         def at(z: Latents) -> Array:
@@ -475,15 +476,16 @@ def _compose(
         density: Float[Array, ""] | None = None,
     ) -> tuple[Any, Variables]:
         networks, parts = split(variables)
+        moved: dict[str, Variables] = {}
 
         def run(autoencoder: Autoencoder) -> Any:
-            return function(model(autoencoder, parts, labels, jnp.asarray(epoch), density))
+            return function(model(autoencoder, parts, labels, jnp.asarray(epoch), density, moved))
 
         result, updated = network.apply(networks, run, key, train, masks, streams)
         if not train:
             return result, variables
-        moved = {name: parts[name].state for name in owned if name in variables.state}
-        return result, Variables(variables.params, {**updated.state, **moved})
+        own = {name: cast(Variables, moved.get(name, parts[name])).state for name in owned if name in variables.state}
+        return result, Variables(variables.params, {**updated.state, **own})
 
     def trace(
         variables: Variables,
@@ -520,6 +522,16 @@ def _broadcast(posterior: Posterior, heads: Heads, lead: Shape) -> Heads:
     """Heads with the axes of samples that z has."""
     own = len(_lead(posterior, heads)[0])
     return {name: jnp.broadcast_to(head, (*lead, *head.shape[own:])) for name, head in heads.items()}
+
+
+def check_vectors(network: Composition, what: str) -> None:
+    """Refuses z that are no vectors, for what looks at their dimensions one by one.
+
+    Raises:
+        UserError: naming what was to be done.
+    """
+    if len(network.latent_shape) != 1:
+        raise UserError(f"{what}: expected a model whose z are vectors; found z of shape {network.latent_shape}")
 
 
 def _names_of_own(config: Config, objective: Objective, shape: Shape, image_shape: Shape) -> tuple[str, ...]:

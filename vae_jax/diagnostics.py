@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from vae_jax import objectives
-from vae_jax.composition import Composition
+from vae_jax.composition import Composition, check_vectors
 from vae_jax.config import Config
 from vae_jax.data.dataset import Split
 from vae_jax.errors import UserError, argument
@@ -259,6 +259,7 @@ def diagnose(
         "knn_accuracy" of the centres. None for what cannot be had: the aggregate posterior of a posterior without a
         density, accuracies without two classes of labels or without `train`.
     """
+    check_vectors(network, "diagnostics")
     posteriors = make_posteriors(network, variables)
 
     def encode(split: Split, key: Key[Array, ""]) -> Any:

@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vae_jax import objectives
-from vae_jax.composition import Composition
+from vae_jax.composition import Composition, check_vectors
 from vae_jax.config import Config
 from vae_jax.errors import UserError, argument
 from vae_jax.keys import first_z_key, image_keys, move_key, sample_key
@@ -143,6 +143,7 @@ def annealed_nll(
         UserError: if a number is below 1, the model is an autoencoder, which has no p(x), or memory does not suffice.
     """
     _require(config, temperatures=temperatures, chains=chains, leapfrog=leapfrog)
+    check_vectors(network, "annealed importance sampling")
     betas = _sigmoid_schedule(temperatures)
 
     def estimate(variables, images, labels, keys, exact):

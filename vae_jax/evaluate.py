@@ -340,9 +340,10 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
         z = z if isinstance(z, jax.Array) else np.asarray(z)
         if not (jnp.issubdtype(z.dtype, jnp.floating) or jnp.issubdtype(z.dtype, jnp.integer)):
             raise UserError(f"z: expected real numbers; found {z.dtype}")
-        if z.ndim != 2 or z.shape[1] != network.latent or not len(z):
-            one = "; one z alone is z[None]" if z.shape == (network.latent,) else ""
-            raise UserError(f"z: expected shape (n, {network.latent}) with n at least 1; found {z.shape}{one}")
+        if z.ndim == 0 or z.shape[1:] != network.latent_shape or not len(z):
+            one = "; one z alone is z[None]" if z.shape == network.latent_shape else ""
+            shape = ", ".join(map(str, network.latent_shape))
+            raise UserError(f"z: expected shape (n, {shape}) with n at least 1; found {z.shape}{one}")
         return z if jnp.issubdtype(z.dtype, jnp.floating) else z.astype(float)
 
     def room_for(count: int) -> int:
@@ -439,7 +440,7 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
         images = jax.ShapeDtypeStruct((room, *network.image_shape), jnp.uint8)
         labels = jax.ShapeDtypeStruct((room,), jnp.int32) if network.classes else None
         encoded = encode_batch.trace(variables, number, images, labels)
-        z = jax.ShapeDtypeStruct((room, network.latent), encoded.out_info["mu"].dtype)
+        z = jax.ShapeDtypeStruct((room, *network.latent_shape), encoded.out_info["mu"].dtype)
         return [encoded.lower(), decode_batch.lower(variables, number, z, labels)]
 
     return ModelMaker(make, lower)

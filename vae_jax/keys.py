@@ -158,6 +158,11 @@ def probing_key() -> OneKey:
     return jax.random.fold_in(jax.random.key(0), PROBING)
 
 
+def showing_key() -> OneKey:
+    """For the samples by which a notebook shows a model: always the same."""
+    return jax.random.key(0)
+
+
 def sampling_key(key: OneKey) -> OneKey:
     """For z of new images, from a key that may be `jax.random.key` of a run's own seed."""
     return jax.random.fold_in(key, SAMPLING)

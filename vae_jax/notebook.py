@@ -3,10 +3,10 @@
 from html import escape
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
 from vae_jax import composition, figures
+from vae_jax.keys import showing_key
 from vae_jax.models import count_parameters
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def samples(model: "Model") -> bytes | None:
     if model.sample is None:
         return None
     labels = np.arange(SHOWN) % model.classes if model.classes else None
-    pictures = np.asarray(model.sample(jax.random.key(0), SHOWN, labels))
+    pictures = np.asarray(model.sample(showing_key(), SHOWN, labels))
     return figures.png(pictures, COLUMNS) if pictures.shape[-1] in (1, 3) else None
 
 

@@ -18,7 +18,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
 
-from vae_jax.composition import Composition
+from vae_jax.composition import Composition, check_vectors
 from vae_jax.errors import UserError, argument
 from vae_jax.evaluate import make_posteriors
 from vae_jax.models import Variables
@@ -183,6 +183,7 @@ def fit_sampler(
     Raises:
         UserError: if the name is unknown or the model's latents are not finite.
     """
+    check_vectors(network, "source")
     fit: Any = lookup(SAMPLERS, source, argument("source"))
     latents_key, fit_key = jax.random.split(key)
     latents = np.asarray(make_posteriors(network, variables)(latents_key, images, labels).z)

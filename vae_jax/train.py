@@ -173,6 +173,9 @@ def make_step(
             params = optax.apply_updates(trained, change)
             params = params if single else now.params | cast(dict[str, PyTree], params)
             now = Variables(params, pack_like(now.state, updated.state))
+        if objective.figures and set(figures) != set(names_of(objective)):
+            known, given = listed(names_of(objective)), listed(in_order(figures))
+            raise UserError(f"objective.name: expected the same figures of every batch, {known}; found {given}")
         sums = batch_sums([figures[name] for name in in_order(figures)], network.platform)
         then = (now, states[0]) if single else (pack_like(variables, now), tuple(states))
         if config.train.skip_nonfinite:
@@ -201,6 +204,12 @@ def init_optimizer(transformation: Rule, objective: Objective, params: PyTree) -
         if unknown := [name for name in phase.trains if name not in params]:
             what = f"objective.name, phase {phase.name or 'first'}"
             raise UserError(f"{what}: expected trains to name some of {listed(params)}; found {listed(unknown)}")
+        loses = not getattr(phase.optimizer(transformation), "evaluated", None)
+        if loses and getattr(transformation, "evaluated", None):
+            raise UserError(
+                f"objective.name, phase {phase.name}: expected an optimizer that keeps what is evaluated in place of "
+                f"the trained weights (train.ema_decay, schedule_free); found one without `evaluated`"
+            )
     phases = [(phase.optimizer(transformation), objective.trained(phase, params)) for phase in objective.phases]
     return tuple(own.init(trained) for own, trained in phases)
 
@@ -209,11 +218,9 @@ def used(config: Config, state: TrainState) -> Variables:
     """The variables that are evaluated, sampled from and saved as weights, with the optimiser's own parameters where it
     has them; training goes on from `state.variables`."""
     rule, (params, own) = optimizer.build(config, 1), state.variables
-    if rule.evaluated is None:
-        return state.variables
     objective = objectives.get(config.objective)
     if one_phase(objective):
-        return Variables(rule.evaluated(state.opt_state, params), own)
+        return Variables(rule.evaluated(state.opt_state, params), own) if rule.evaluated else state.variables
     for phase, opt_state in zip(objective.phases, state.opt_state, strict=True):
         if (evaluated := getattr(phase.optimizer(rule), "evaluated", None)) is not None:
             params = {**params, **evaluated(opt_state, objective.trained(phase, params))}
@@ -221,10 +228,8 @@ def used(config: Config, state: TrainState) -> Variables:
 
 
 def make_used(config: Config) -> Callable[[TrainState], Variables]:
-    """`used` of a configuration, compiled where it computes anything."""
-    if optimizer.build(config, 1).evaluated is None:
-        return lambda state: state.variables
-    return jax.jit(partial(used, config))
+    """`used` of a configuration."""
+    return partial(used, config)
 
 
 def names_of(objective: Objective) -> tuple[str, ...]:

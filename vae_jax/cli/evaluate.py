@@ -156,7 +156,7 @@ def _say_if_slow(trained: "Trained", network: "Composition") -> None:
         return network.apply(variables, lambda model: model.decode(z), labels=labels)[0]
 
     labels = jnp.zeros(1, jnp.int32) if network.classes else None
-    if is_slow_in_loops(jax.jit(decode).lower(jnp.zeros((1, network.latent)), labels)):
+    if is_slow_in_loops(jax.jit(decode).lower(jnp.zeros((1, *network.latent_shape)), labels)):
         say(
             f"the convolutions of {trained.config.model.network} are XLA's own, several times slower in what follows, "
             f"a compiled loop on a CPU, than those of vae_jax.layers"

@@ -217,7 +217,7 @@ def as_used(config: Config, *options: str) -> str:
 def traced_in(config: Config) -> list[str]:
     """The options that only change numbers in the compiled program; any other may change the program itself."""
     options = {f"train.{name}": option for name, option in options_in(SECTIONS["train"]).items()}
-    for name in PARTS:
+    for name in ("optimizer", "objective"):  # the other parts are made once for all members of a program
         own = options_in(options_class(name, getattr(config, name).part))
         options |= {f"{name}.{option}": known for option, known in own.items()}
     return [name for name, option in options.items() if TRACED in option.marks]

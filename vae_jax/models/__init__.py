@@ -150,6 +150,10 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
         wanted = f"{config.network} to give a flax.linen.Module or a vae_jax.hierarchy.Hierarchy"
         raise UserError(f"model.network: expected {wanted}; found {kind}")
     height, width, channels = shapes.image_shape
+    maps = [size for size in (*heads.values(), shapes.latent_shape) if isinstance(size, tuple) and len(size) > 1]
+    if maps and hasattr(module, "couples"):  # which ours have
+        wanted = f"one of your own, since the posterior is made of arrays of shape {maps[0]}"
+        raise UserError(f"model.network: expected {wanted}; found {config.network}, which gives vectors")
     head_shapes = {name: size if isinstance(size, tuple) else (size,) for name, size in heads.items()}
     *places, numbers = shapes.latent_shape or (shapes.latent,)
     latent_shape = (*places, numbers + config.classes)

@@ -37,7 +37,9 @@ class Sample(NamedTuple):
         z: (*batch, *shape).
         log_q: log q(z|x), (*batch,), in nats.
         cost: what it adds to a loss, (*batch,), as a codebook's commitment; None for nothing.
-        state: its state from now on, of a posterior with one; None leaves it as it is. Out of training it is not kept.
+        state: its state from the next step on, of a posterior with one; None leaves it as it is. Out of training it is
+            not kept; of several draws in a step, that of the last is. Such a posterior is drawn from outside of any
+            vmap, scan or checkpoint of an objective's own.
         decoded: what z has been decoded to, where it is drawn inside the decoder.
     """
 
