@@ -16,7 +16,16 @@ import yaml
 from run_fixtures import compiled_once, snapshot
 
 from vae_jax import memory, run, sweep
-from vae_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainConfig, load_config, with_options
+from vae_jax.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OutputConfig,
+    TrainConfig,
+    load_config,
+    with_options,
+)
 from vae_jax.data import Dataset, Split, load
 from vae_jax.errors import Stopped, UserError
 from vae_jax.evaluate import make_evaluator, means
@@ -433,7 +442,7 @@ def test_a_diverged_run_saves_nothing_of_it_and_goes_on_if_such_steps_are_skippe
     bad = step_keys(step_key(make_keys(0).steps, 8)).objective
 
     def broken(key, model, images, options):
-        found = OBJECTIVES["vae"].terms(key, model, images, options)
+        found = OBJECTIVES["vae"].terms(key, model, images, ObjectiveConfig().options)
         is_bad = (jax.random.key_data(key) == jax.random.key_data(bad)).all()
         return found | {"loss": jnp.where(is_bad, jnp.nan, found["loss"])}
 
