@@ -233,7 +233,7 @@ def test_a_phase_changes_what_it_trains_and_nothing_else(small_data):
         return step(variables, state, images, jax.random.key(1))
 
     both, states, sums = after(objective)
-    first, _, _ = after(objective._replace(then=(), trains=("encoder", "decoder")))
+    first, _, _ = after(objective._replace(then=(), trains=("encoder", "decoder"), figures=None))
     assert objective.figures.names == ("loss", "reconstruction", "critic_accuracy", "critic_loss", "fooled")
     assert objective.figures.of_batch == ("critic_accuracy",)
     assert sums.shape == (5,)
