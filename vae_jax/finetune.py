@@ -16,7 +16,7 @@ from vae_jax.keys import make_keys
 from vae_jax.models import Variables
 from vae_jax.train import TrainState, start_from
 
-Leaves = dict[tuple[str, ...], Any]  # by their path
+Leaves = dict[tuple[str, ...], Any]  # by their path, which begins with the field, params or state
 
 
 def begun_from(
@@ -46,10 +46,10 @@ def begun_from(
     own = _leaves(fresh)
     given = _leaves(run.load(folder, report=report or warnings.warn, trust_code=trust_code).variables)
     for path, leaf in own.items():
-        if path in given and given[path].shape != leaf.shape:
+        if path in given and jnp.shape(given[path]) != jnp.shape(leaf):
             raise UserError(
-                f"train.start {folder}: expected {'.'.join(path)} of shape {list(leaf.shape)}; found "
-                f"{list(given[path].shape)}"
+                f"train.start {folder}: expected {'.'.join(path[1:])} of shape {list(jnp.shape(leaf))}; found "
+                f"{list(jnp.shape(given[path]))}"
             )
     taken = [path for path in own if path in given]
     if not taken:
@@ -62,22 +62,21 @@ def begun_from(
         parts.append(f"left out: {_named(left, every)}")
     if report:
         report(f"beginning with {'; '.join(parts)}")
-    leaves = [jnp.asarray(given[path], leaf.dtype) if path in given else leaf for path, leaf in own.items()]
+    leaves = [jnp.asarray(given[path], jnp.result_type(leaf)) if path in given else leaf for path, leaf in own.items()]
     return start_from(config, objective, jax.tree.unflatten(jax.tree.structure(fresh), leaves), images)
 
 
 def _leaves(variables: Variables) -> Leaves:
     """Parameters and state by their paths."""
     leaves = jax.tree_util.tree_leaves_with_path(variables)
-    # The first key is the field, params or state, of which the second has collections by name.
-    return {tuple(str(getattr(key, "key", key)) for key in path[1:]): leaf for path, leaf in leaves}
+    return {tuple(jax.tree_util.keystr((key,), simple=True) for key in path): leaf for path, leaf in leaves}
 
 
 def _named(chosen: Iterable[tuple[str, ...]], every: Iterable[tuple[str, ...]]) -> str:
     """Those of the paths in words: a part's name where all of it is chosen, else the names of what is in it."""
     chosen = set(chosen)
     names: dict[str, None] = {}
-    for path in chosen if len(chosen) == 1 else sorted(chosen):
-        whole = all(other in chosen for other in every if other[0] == path[0])
-        names[path[0] if whole else ".".join(path[:2])] = None
+    for _, part, *inside in sorted(chosen, key=lambda path: path[1:]):  # by what is shown, without the field
+        whole = all(other in chosen for other in every if other[1] == part)
+        names[part if whole else ".".join([part, *inside[:1]])] = None
     return listed(names)
