@@ -780,7 +780,8 @@ def drive(
     failures: list[Diverged | None] = [None] * len(configs)
     states, taken = program.start()
     alive = np.zeros(program.size, bool)
-    alive[: len(configs)] = [not has_stopped(*run) for run in zip(configs, histories, strict=True)]
+    # An epoch that has begun is ended first, though by a patience that is lower now the run would have stopped.
+    alive[: len(configs)] = [taken % steps or not has_stopped(*run) for run in zip(configs, histories, strict=True)]
 
     def fail(member: int, error: Diverged) -> None:
         failures[member], alive[member] = error, False
