@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save
 
 import vae_jax
 from vae_jax import train
-from vae_jax.config import Config, DataConfig, ModelConfig, PosteriorConfig, PriorConfig
+from vae_jax.config import Config, DataConfig, ModelConfig, PosteriorConfig, PriorConfig, TrainConfig
 from vae_jax.errors import UserError
 
 CONFIG = Config(seed=4, model=ModelConfig(channels=(4, 6), latent=3))
@@ -67,7 +67,9 @@ def test_the_file_has_names_by_path_and_nothing_of_this_machine(tmp_path, file):
     assert "params.encoder.fc_mu.kernel" in names
     assert sum(name.endswith(".encoder.BN1.mean") for name in names) == 1
     assert (metadata["format"], metadata["version"]) == ("vae_jax", "1")
-    placed = replace(CONFIG, data=DataConfig(source="mnist", manual_dir="/home/me/secret"))
+    placed = replace(
+        CONFIG, data=DataConfig(source="mnist", manual_dir="/home/me/secret"), train=TrainConfig(start="/home/me/first")
+    )
     path = vae_jax.save_weights(untrained(placed), tmp_path / "model.safetensors")
     assert b"/home/me" not in path.read_bytes()
     assert vae_jax.load_weights(path).config == replace(CONFIG, data=DataConfig(source="mnist"))

@@ -35,7 +35,8 @@ class _About(NamedTuple):
 def save_weights(trained: Trained, path: str | Path) -> Path:
     """Writes a trained model as one safetensors file, that `load_weights` reads: its weights and its configuration.
 
-    Where its data lay (`data.manual_dir`, `data.cache_dir`, `data.path`) and what a run keeps (`output`) stay behind.
+    Where its data lay (`data.manual_dir`, `data.cache_dir`, `data.path`), the run it began with (`train.start`) and
+    what a run keeps (`output`) stay behind.
 
     Args:
         trained: by `fit`, or read from a run folder.
@@ -55,7 +56,8 @@ def save_weights(trained: Trained, path: str | Path) -> Path:
     if strange := [f"{name} ({leaf.dtype})" for name, leaf in leaves.items() if str(leaf.dtype) not in known]:
         raise UserError(f"{path}: expected arrays of types that safetensors has; found {listed(strange)}")
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
-    options = {name: value for name, value in options_of(trained.config).items() if not name.startswith(run.LOCAL)}
+    local = (*run.LOCAL, "train.start")
+    options = {name: value for name, value in options_of(trained.config).items() if not name.startswith(local)}
     names = trained.class_names
     about = _About(options, list(trained.image_shape), None if names is None else list(names))
     metadata = {"format": FORMAT, "version": VERSION, "model": json.dumps(about._asdict())}
