@@ -3,18 +3,21 @@
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from run_fixtures import TINY, compiled_once, flags
+from run_fixtures import TINY, compiled_once, flags, snapshot
 
-from vae_jax import members, run, train
+from vae_jax import members, run, sweep, train
 from vae_jax.cli import main
 from vae_jax.config import Config, ModelConfig, TrainConfig, with_options
 from vae_jax.data import load
 from vae_jax.errors import UserError
 from vae_jax.finetune import begun_from
+from vae_jax.models import Variables
+from vae_jax.posteriors import POSTERIORS
 from vae_jax.weights import load_weights, save_weights
 
 PLAIN = Config(model=ModelConfig(network="mlp", layers=(5,), latent=3), train=TrainConfig(epochs=2, batch_size=16))
@@ -60,6 +63,23 @@ def test_averages_are_evaluated_and_training_goes_on_from_the_weights(small_data
 
 
 STOPPING = {"train.epochs": 6, "train.patience": 2, "train.min_delta": 1e9}  # nothing falls so far but the first
+
+
+@pytest.mark.parametrize("side_by_side", [False, True])
+def test_an_epoch_that_has_begun_is_ended_before_training_stops(small_data, side_by_side):
+    kept = []
+    config = with_options(PLAIN, **STOPPING | {"train.patience": 5, "train.chunk_steps": 1})
+    train.fit(config, small_data, on_chunk=lambda state, history: kept.append((jax.device_get(state), list(history))))
+    state, history = next(pair for pair in kept if int(pair[0].step) == 17)  # in the middle of the fourth epoch of 5
+    assert len(history) == 3
+    lower = with_options(PLAIN, **STOPPING)  # would have stopped after the third
+    if side_by_side:
+        program = members.program_that_fits([lower], members.Images(small_data))
+        ((state, history),) = members.fit(program, [members.Run(lower, (state, history))])
+    else:
+        state, history = train.fit(lower, small_data, resume=(state, history))[2:4]
+    assert int(state.step) == 20
+    assert [figures["epoch"] for figures in history] == [1, 2, 3, 4]
 
 
 def test_training_stops_once_the_validation_loss_has_not_fallen(small_data):
@@ -140,6 +160,25 @@ def test_parts_that_the_run_does_not_have_begin_anew(first):
     ]
 
 
+def test_parameters_and_a_state_of_one_name(first, tmp_path, monkeypatch):
+    """They are two, and may be plain numbers at first."""
+
+    def booked(options, shapes):
+        book = Variables({"book": np.ones(3, np.float32)}, {"book": 0.5})
+        return POSTERIORS["diagonal_gaussian"](options, shapes)._replace(init=lambda key: book)
+
+    monkeypatch.setitem(POSTERIORS, "booked", booked)
+    state, lines = begun(first, **{"posterior.name": "booked"})
+    assert lines == [f"beginning with decoder, encoder from {first}; posterior anew"]
+    variables = state.variables._replace(
+        params=state.variables.params | {"posterior": {"book": np.full(3, 2.0)}}, state={"posterior": {"book": 0.25}}
+    )
+    monkeypatch.setattr(run, "load", lambda *args, **options: SimpleNamespace(variables=variables))
+    state, lines = begun(first, **{"posterior.name": "booked"})
+    assert lines == [f"beginning with decoder, encoder, posterior from {first}"]
+    same(state.variables, variables)
+
+
 def test_a_shape_that_differs_is_refused(first, tmp_path):
     with pytest.raises(UserError, match=r"train\.start .*: expected decoder\.hidden\.\S+ of shape \[3, 5\]; found"):
         begun(first, **{"model.latent": 3})
@@ -159,6 +198,37 @@ def test_a_run_from_another_by_the_command(first, tmp_path, capsys, monkeypatch)
     monkeypatch.setattr("vae_jax.finetune.begun_from", None)  # a run that has a checkpoint does not look there again
     assert main(["train", "--out", str(folder), "--resume", "--train.epochs", "3"]) == 0
     assert len(run.load(folder).history) == 3
+
+
+def test_what_is_begun_with_is_not_overwritten(first, tmp_path, monkeypatch, capsys):
+    options = flags(**SMALL)
+    monkeypatch.chdir(first.parent)
+    before = snapshot(first)
+    assert main(["train", "--out", "first", "--from", "../*/first".replace("*", first.parent.name), "--overwrite"]) == 2
+    expected = "train.start: expected a run outside {}, which --overwrite deletes; found "
+    assert expected.format("first") in capsys.readouterr().err
+    assert snapshot(first) == before
+    folder = tmp_path / "sweep"
+    assert main(["sweep", "--out", str(folder), "--train.epochs=1", *options]) == 0
+    before = snapshot(folder)
+    for given in (["--from", str(folder / "seed=0")], ["--set", f"train.start={first},{folder}/seed=0"]):
+        assert main(["sweep", "--out", str(folder), "--overwrite", *given, *options]) == 2
+        assert expected.format(folder) in capsys.readouterr().err
+        assert snapshot(folder) == before
+
+
+def test_a_sweep_over_what_is_begun_with(first, tmp_path, monkeypatch):
+    monkeypatch.chdir(first.parent)
+    config = with_options(Config(), **SMALL | {"train.epochs": 1})
+    plan = sweep.make_sweep(config, 1, ["train.start=first,second"])
+    second = first.with_name("second")
+    assert plan.settings == {"train.start": [str(first), str(second)]}
+    assert [member.name for member in sweep.members_of(plan)] == ["start=first,seed=0", "start=second,seed=0"]
+    relative = sweep.Sweep(with_options(config, **{"train.start": "first"}), 1, {"train.start": ["first"]})
+    ended = sweep.run(relative, load(config.data), tmp_path / "sweep")
+    assert [outcome.member.config.train.start for outcome in ended] == [str(first)]
+    kept = sweep.read_sweep(tmp_path / "sweep")
+    assert (kept.config.train.start, kept.settings) == (str(first), {"train.start": [str(first)]})
 
 
 def test_a_sweep_from_a_run(first, tmp_path):

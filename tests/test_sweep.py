@@ -415,6 +415,23 @@ KINDS = {
 }
 
 
+def test_tables_have_every_figure_of_an_objective(base, images, tmp_path):
+    plan = sweep.make_sweep(base, 2, [])
+    own = ["critic_loss", "critic_seconds", "x_kl"]
+    epoch = {
+        f"{split}_{part}": 2.0 for split in ("train", "test", "validation") for part in ("loss", "reconstruction", *own)
+    }
+    outcomes = [sweep.Outcome(member, [epoch | {"train_seconds": 1.0}]) for member in sweep.members_of(plan)]
+    sweep.write_results(tmp_path, plan, outcomes, images)
+    titles = (tmp_path / "table.md").read_text().splitlines()[0].strip("| ").split(" | ")
+    parts = ["loss", "reconstruction", "KL", "−ELBO", *own]
+    assert titles == ["seeds", *(f"validation {part}" for part in parts), "diverged"]
+    (row,) = csv.DictReader((tmp_path / "table.csv").read_text().splitlines())
+    assert {row[f"validation_{part}"] for part in own} == {"2.0"}
+    for member in csv.DictReader((tmp_path / "members.csv").read_text().splitlines()):
+        assert {name for name in member if name.startswith("train_")} == {name for name in epoch if "train_" in name}
+
+
 @pytest.mark.parametrize("settings", KINDS, ids="; ".join)
 def test_what_does_not_compare_is_not_ranked_against_each_other(settings, base, images, tmp_path, monkeypatch):
     drawn = {}

@@ -7,11 +7,12 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from vae_jax.checked import UnfitError, read_json, read_text
-from vae_jax.config import Config, read_file
+from vae_jax.config import Config, expand, read_file
 from vae_jax.errors import UserError, argument
 
 DATA = "data.json"  # in a run folder: what it was trained on
@@ -114,6 +115,25 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         going_on, anew = argument("resume", True), argument("overwrite", True)
         raise UserError(f"{folder}: there is a run already; {going_on} continues it, {anew} deletes it first")
     read_config(folder)  # other programs have a config.yaml too
+
+
+def absolute_start(config: Config) -> Config:
+    """The configuration with `train.start` absolute, since it must be found from anywhere."""
+    if config.train.start is None:
+        return config
+    return replace(config, train=replace(config.train, start=str(expand(config.train.start).absolute())))
+
+
+def check_start(start: str | None, folder: Path) -> None:
+    """Refuses to overwrite a folder that has the run in it to begin with.
+
+    Raises:
+        UserError: naming both.
+    """
+    if start is not None and expand(start).resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"train.start: expected a run outside {folder}, which {argument('overwrite', True)} deletes; found {start}"
+        )
 
 
 def contents(folder: Path) -> list[Path]:

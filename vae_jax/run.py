@@ -42,7 +42,6 @@ from vae_jax.config import (
     adapted,
     changed_options,
     check_used,
-    expand,
     options_of,
     resolve_parts,
     to_yaml,
@@ -55,8 +54,10 @@ from vae_jax.evaluate import Model, make_model, model_maker
 from vae_jax.folder import (
     DATA,
     Data,
+    absolute_start,
     check_folder,
     check_held,
+    check_start,
     is_folder,
     make_inside,
     read_config,
@@ -164,12 +165,12 @@ def train(
     from vae_jax.finetune import begun_from
 
     folder, devices = Path(folder), devices or Devices()
-    config = own_parts.absolute(settled(config, data))
-    if config.train.start is not None:
-        config = replace(config, train=replace(config.train, start=str(expand(config.train.start).absolute())))
+    config = own_parts.absolute(absolute_start(settled(config, data)))
     check_used(config)
     check_shape(config, data)
     check_folder(folder, resume, overwrite)
+    if overwrite:
+        check_start(config.train.start, folder)
     devices.wait()
     with writing(folder) if devices.writes else nullcontext():
         check_folder(folder, resume, overwrite)  # again, since another process may have been here meanwhile

@@ -30,6 +30,7 @@ from vae_jax.config import (
     Json,
     changed_options,
     check_used,
+    expand,
     load_config,
     options_of,
     resolve_parts,
@@ -42,7 +43,9 @@ from vae_jax.errors import PATH, Diverged, Stopped, UserError, argument, cut, li
 from vae_jax.finetune import begun_from
 from vae_jax.folder import (
     LOCK,
+    absolute_start,
     check_no_link,
+    check_start,
     check_writable,
     contents,
     make_inside,
@@ -197,7 +200,15 @@ def make_sweep(config: Config, seeds: int, settings: Sequence[str]) -> Sweep:
             raise UserError(f"{argument('settings')} {error}") from error
         if option in EXTENSIBLE:
             found[option] = [own_parts.absolute_name(value) for value in found[option]]
-    return _checked(Sweep(own_parts.absolute(config), seeds, found))
+    return _checked(_absolute(Sweep(own_parts.absolute(config), seeds, found)))
+
+
+def _absolute(sweep: Sweep) -> Sweep:
+    """The sweep with the runs that its members begin with by absolute paths."""
+    settings = dict(sweep.settings)
+    if "train.start" in settings:
+        settings["train.start"] = [str(expand(value).absolute()) for value in settings["train.start"]]
+    return sweep._replace(config=absolute_start(sweep.config), settings=settings)
 
 
 def _checked(sweep: Sweep) -> Sweep:
@@ -270,7 +281,7 @@ def _labels(values: list[str]) -> list[str]:
 
 def _label(value: str, parts: int) -> str:
     value = value.strip('"')
-    if ".py:" in value:
+    if ".py:" in value or value.startswith("/"):
         value = "/".join(value.split("/")[-parts:])
     return re.sub(r"[^\w.+\-\[\]]+", "_", value)
 
@@ -293,6 +304,8 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
     if resume == overwrite:
         going_on, anew = argument("resume", True), argument("overwrite", True)
         raise UserError(f"{folder}: there is a sweep already; {going_on} continues it, {anew} deletes it first")
+    for start in {member.config.train.start for member in members_of(sweep)} if overwrite else ():
+        check_start(start, folder)
     earlier = read_sweep(folder)
     now, then = (
         {**options_of(plan.config), argument("seeds"): plan.seeds, argument("settings"): _as_options(plan.settings)}
@@ -378,7 +391,7 @@ def run(
         UserError: if a folder is in the way, in use or cannot be written, or a configuration does not fit the data.
         Stopped: once it has stopped because it should.
     """
-    folder = Path(folder)
+    folder, sweep = Path(folder), _absolute(sweep)
     config = settled(sweep.config, data)
     found = members_of(sweep._replace(config=config))
     check_sweep_folder(folder, sweep, resume, overwrite)
@@ -684,7 +697,7 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
                 **{
                     name: value
                     for name, value in last.items()
-                    if name.split("_")[0] in ("train", "validation", "test") and not name.endswith("seconds")
+                    if name.split("_")[0] in ("train", "validation", "test") and name != "train_seconds"
                 },
                 **({"ranked_by": rank.of(last)} if last else {}),
                 "unit": rank.unit,
@@ -699,7 +712,7 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
 
     table = summarize(settings, ranks)
     write_text(folder / "table.csv", csv_text(list(table[0]), table))
-    write_text(folder / "table.md", markdown(sweep, table, list(ranks.values())))
+    write_text(folder / "table.md", markdown(sweep, table, list(ranks.values()), own_figures(settings)))
     make_inside(folder / "figures")
     kinds: dict[Ranking, dict[Any, list[Outcome]]] = {}
     for setting, group in settings.items():
@@ -774,14 +787,12 @@ def own_figures(settings: dict[Any, list[Outcome]]) -> list[str]:
     return sorted(names.difference(FIGURES))
 
 
-def markdown(sweep: Sweep, table: list[dict[str, Any]], ranks: list[Ranking]) -> str:
-    """The table to read; of settings with the same ranking, if there are several, the best one is bold."""
+def markdown(sweep: Sweep, table: list[dict[str, Any]], ranks: list[Ranking], own: list[str]) -> str:
+    """The table to read, with these own figures; the best of several settings with the same ranking is bold."""
     split, several = ranks[0].split, len(set(ranks)) > 1
     titles = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL", "negative_elbo": "−ELBO"}
     if not any(rank.generative for rank in ranks):
         titles = {part: title for part, title in titles.items() if part not in OF_BOUNDS}
-    ends = ("_loss", "_reconstruction", "_kl", "_negative_elbo", "_std")
-    own = [name.removeprefix(f"{split}_") for name in table[0] if name.startswith(split) and not name.endswith(ends)]
     titles |= {name: name for name in own}
     best = []
     for kind in set(ranks):

@@ -13,7 +13,7 @@ from vae_jax import coordinator, own_parts
 from vae_jax.cli.arguments import whole
 from vae_jax.config import DataConfig, check_section, expand
 from vae_jax.errors import UserError, brief, listed, memory_is_full, on_terminal, printable, quoted
-from vae_jax.folder import check_no_link, check_writable, read_config, read_data
+from vae_jax.folder import absolute_start, check_no_link, check_writable, read_config, read_data
 
 if TYPE_CHECKING:
     from vae_jax.config import Config
@@ -256,9 +256,7 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
 def absolute_paths(config: "Config") -> "Config":
     """The configuration with its paths absolute, since a run must find its data and a user's files from anywhere."""
     found = {name: str(expand(path).absolute()) for name in DATA_PATHS if (path := getattr(config.data, name))}
-    start = config.train.start and str(expand(config.train.start).absolute())
-    config = replace(config, data=replace(config.data, **found), train=replace(config.train, start=start))
-    return own_parts.absolute(config)
+    return own_parts.absolute(absolute_start(replace(config, data=replace(config.data, **found))))
 
 
 def load_data(options: Any, trained: "Trained") -> "Dataset":

@@ -75,6 +75,12 @@ def checked(objective: Objective, name: str) -> Objective:
             for figure, value in result.items():
                 if not FIGURE_NAME.fullmatch(figure):
                     raise UserError(f"{where}: expected figures named by letters, digits and _; found {quoted(figure)}")
+                full = _full_name(phase, figure)
+                if full == "seconds" or full.endswith("_std"):
+                    raise UserError(
+                        f"{where}: expected figures not named seconds or ending in _std, as the tables' own columns "
+                        f"are; found {quoted(full)}"
+                    )
                 of_batch = figure != "loss" and getattr(value, "shape", None) == ()
                 expect(f"{where}, {figure}", value, () if of_batch else (len(images),))
             named = {_full_name(phase, figure): result[figure] for figure in in_order(result)}
