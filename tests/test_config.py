@@ -18,6 +18,7 @@ from vae_jax.config import (
     Config,
     ObjectiveConfig,
     adapted,
+    as_listed,
     changed_options,
     check_used,
     load_config,
@@ -570,6 +571,28 @@ def test_a_files_options_of_other_parts_are_taken_where_they_are_as_by_default(f
         ("objective: {groups: many}", "objective.groups: expected a whole number; found many"),
     ):
         assert named in refused(file(content))
+
+
+@pytest.mark.parametrize(
+    ("option", "default", "line"),
+    [
+        ("optimizer.weight_decay", 0.01, "expected optimizer.name adamw or "),
+        ("optimizer.momentum", 0.9, "expected optimizer.name sgd"),
+        ("objective.samples", 5, "expected objective.name iwae or miwae or piwae or ciwae; found vae"),
+    ],
+)
+def test_an_option_of_another_part_is_refused_as_by_default_too(option, default, line, file):
+    section, name = option.split(".")
+    ways = [lambda: load_config(**{option: default}), lambda: with_options(Config(), **{option: str(default)})]
+    ways.append(lambda: SECTIONS[section](**{name: default}))
+    for way in ways:
+        with pytest.raises(UserError, match=re.escape(f"{option}: {line}")):
+            way()
+    listing = file(yaml.safe_dump({section: {name: default}}))
+    if section == "optimizer":  # which no earlier version has listed
+        assert f"{option}: {line}" in refused(listing)
+    else:
+        assert load_config(listing) == as_listed(Config(), **{option: default}) == Config()
 
 
 def test_a_name_and_its_options_change_together_in_any_order():

@@ -28,10 +28,10 @@ from vae_jax.config import (
     EXTENSIBLE,
     Config,
     Json,
+    as_listed,
     changed_options,
     check_used,
     expand,
-    load_config,
     options_of,
     resolve_parts,
     values_in,
@@ -342,7 +342,9 @@ def read_sweep(folder: Path) -> Sweep:
         if strange := [option for option in found.config if option != "seed" and "." not in option]:
             raise UserError(f"config: expected options of a configuration; found {listed(strange)}")
         options: dict[str, Any] = found.config
-        sweep = _checked(Sweep(load_config(**options), found.seeds, found.set))
+        config = as_listed(Config(), **options)
+        check_used(config)
+        sweep = _checked(Sweep(config, found.seeds, found.set))
         for option, values in sweep.settings.items():
             for value in values:
                 with_options(sweep.config, **{option: value})

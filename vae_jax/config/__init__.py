@@ -6,6 +6,7 @@ A part's own options stand with the part, see `vae_jax.options`; jax is imported
 from vae_jax.config.change import (
     Json,
     adapted,
+    as_listed,
     as_used,
     at_default,
     changed_options,
@@ -51,6 +52,7 @@ __all__ = [
     "PriorConfig",
     "TrainConfig",
     "adapted",
+    "as_listed",
     "as_used",
     "at_default",
     "changed_options",

@@ -6,7 +6,17 @@ from typing import Any
 
 from vae_jax import plain_yaml
 from vae_jax.config.parts import PARTS, options_class, registry_of
-from vae_jax.config.schema import SECTIONS, Chosen, Config, resolved, settled, unchecked, unknown, with_changed
+from vae_jax.config.schema import (
+    SECTIONS,
+    Chosen,
+    Config,
+    OfOthers,
+    resolved,
+    settled,
+    unchecked,
+    unknown,
+    with_changed,
+)
 from vae_jax.errors import UserError
 from vae_jax.options import TRACED, Option, as_text, is_traced, options_in, read_text, shown, unmet, value
 
@@ -24,15 +34,20 @@ def with_options(config: Config, **changes: Any) -> Config:
         UserError: for an unknown option, one of another part than the one that is named, a wrong type or a value out
             of range.
     """
-    return _with(config, changes, drop=False)
+    return _with(config, changes, "refused")
+
+
+def as_listed(config: Config, **changes: Any) -> Config:
+    """As `with_options`, of what a file lists: options of other parts may be there, as they are by default."""
+    return _with(config, changes, "listed")
 
 
 def adapted(config: Config, **changes: Any) -> Config:
     """As `with_options`, but options that nothing looks at any more are left out, whatever they are."""
-    return without_unused(_with(config, changes, drop=True))
+    return without_unused(_with(config, changes, "dropped"))
 
 
-def _with(config: Config, changes: dict[str, Any], drop: bool) -> Config:
+def _with(config: Config, changes: dict[str, Any], of_others: OfOthers) -> Config:
     sections: dict[str, dict[str, Any]] = {}
     remaining = list(changes.items())
     while remaining:
@@ -50,7 +65,9 @@ def _with(config: Config, changes: dict[str, Any], drop: bool) -> Config:
         else:
             raise unknown(option, *_every())
     own = _values("", Config, sections.pop("", {}))
-    return replace(config, **own, **{name: _section(config, name, given, drop) for name, given in sections.items()})
+    return replace(
+        config, **own, **{name: _section(config, name, given, of_others) for name, given in sections.items()}
+    )
 
 
 def _values(section: str, kind: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -58,14 +75,14 @@ def _values(section: str, kind: Any, given: dict[str, Any]) -> dict[str, Any]:
     return {name: value(f"{section}.{name}".removeprefix("."), options[name], raw) for name, raw in given.items()}
 
 
-def _section(config: Config, name: str, given: dict[str, Any], drop: bool) -> Any:
+def _section(config: Config, name: str, given: dict[str, Any], of_others: OfOthers) -> Any:
     section, own = getattr(config, name), options_in(SECTIONS[name])
     values = _values(name, SECTIONS[name], {option: raw for option, raw in given.items() if option in own})
     if not isinstance(section, Chosen):
         return replace(section, **values)
     chosen = unchecked(section, **values)
     changed = dict(section.changed) | {option: raw for option, raw in given.items() if option not in own}
-    return with_changed(chosen, settled(name, chosen.part, changed, drop))
+    return with_changed(chosen, settled(name, chosen.part, changed, of_others))
 
 
 def _every() -> list[str]:

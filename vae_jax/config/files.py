@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_jax import checked, plain_yaml
-from vae_jax.config.change import RENAMED, adapted, check_used, options_of, options_of_section, with_options
+from vae_jax.config.change import RENAMED, adapted, as_listed, check_used, options_of, options_of_section, with_options
 from vae_jax.config.parts import PARTS, registry_of
 from vae_jax.config.schema import SECTIONS, Config
 from vae_jax.errors import UserError, brief, cut
@@ -81,7 +81,7 @@ def read_file(path: Path, strict: bool = True) -> Config:
             raise UserError(f"{path}: {name}: expected a section of options; found {shown(options)}")
         _check_names(name, options, str(path))
     try:
-        return (with_options if strict else adapted)(Config(), **read)
+        return (as_listed if strict else adapted)(Config(), **read)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

@@ -2,12 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from vae_jax.config.parts import PARTS, having, options_class, registry_of
 from vae_jax.errors import UserError
 from vae_jax.options import TRACED, is_traced, made, nearest, one_of, only, options_in, shown, value
 
+# What becomes of options that only others of our parts have: they are refused; or left out where they are as by
+# default, since files of an earlier version list them all, and else refused; or left out, whatever they are.
+OfOthers = Literal["refused", "listed", "dropped"]
 SOURCES = ("digits", "mnist", "fashion_mnist", "kmnist", "tfds", "folder", "array")
 
 
@@ -64,28 +67,29 @@ class Chosen(Section):
         kind = options_class(self.SECTION, self.part)
         traced = {name: given for name, given in self.changed if is_traced(given)}
         given = {name: given for name, given in self.changed if name not in traced}
-        changed = dict(_of_part(self.SECTION, self.part, kind, given, False))
+        changed = dict(_of_part(self.SECTION, self.part, kind, given, "refused"))
         return kind and made(kind, self.SECTION, changed | traced)
 
 
-def settled(section: str, part: str, given: Mapping[str, Any], drop: bool = False) -> tuple[tuple[str, Any], ...]:
+def settled(
+    section: str, part: str, given: Mapping[str, Any], of_others: OfOthers = "refused"
+) -> tuple[tuple[str, Any], ...]:
     """A part's options that are not as they are by default; those of a part that is not ours as they are given.
 
     Args:
         section: of the part.
         part: its name.
         given: values by option; what jax traces stays as it is.
-        drop: leave out options that only another of our parts has, whatever they are.
+        of_others: what becomes of options that only others of our parts have.
 
     Raises:
-        UserError: naming an option that no part of ours has; or that only others have, unless it is as it is there by
-            default; or what is wrong with its value.
+        UserError: naming an option that no part of ours has, or that only others have; or what is wrong with its value.
     """
     if not given:
         return ()
     if part not in registry_of(section):
         return tuple(sorted((name, _plain(f"{section}.{name}", raw)) for name, raw in given.items()))
-    return _of_part(section, part, options_class(section, part), given, drop)
+    return _of_part(section, part, options_class(section, part), given, of_others)
 
 
 def resolved(section: Chosen) -> Chosen:
@@ -95,7 +99,7 @@ def resolved(section: Chosen) -> Chosen:
         UserError: naming an option that is none of this part's, or what is wrong with its value.
     """
     kind = options_class(section.SECTION, section.part)
-    changed = _of_part(section.SECTION, section.part, kind, dict(section.changed), False)
+    changed = _of_part(section.SECTION, section.part, kind, dict(section.changed), "refused")
     return with_changed(section, changed)
 
 
@@ -117,7 +121,7 @@ def unchecked(section: Any, **values: Any) -> Any:
 
 
 def _of_part(
-    section: str, part: str, kind: type | None, given: Mapping[str, Any], drop: bool
+    section: str, part: str, kind: type | None, given: Mapping[str, Any], of_others: OfOthers
 ) -> tuple[tuple[str, Any], ...]:
     options, changed = options_in(kind), []
     for name, raw in sorted(given.items()):
@@ -129,8 +133,12 @@ def _of_part(
         if not (others := having(section, name)):
             known = [*options_in(SECTIONS[section]), *options]
             raise unknown(f"{section}.{name}", *(f"{section}.{own}" for own in known))
+        if of_others == "dropped":
+            continue
         plain = next(iter(others.values()))
-        if not drop and value(f"{section}.{name}", plain, raw) != plain.default:
+        as_default = value(f"{section}.{name}", plain, raw) == plain.default
+        # No earlier version has listed options of optimisers.
+        if not as_default or of_others == "refused" or section == "optimizer":
             by = f"{section}.{PARTS[section].option}"
             raise UserError(f"{section}.{name}: expected {by} {' or '.join(others)}; found {part}")
     return tuple(changed)
