@@ -81,8 +81,10 @@ def _section(config: Config, name: str, given: dict[str, Any], of_others: OfOthe
     if not isinstance(section, Chosen):
         return replace(section, **values)
     chosen = unchecked(section, **values)
-    changed = dict(section.changed) | {option: raw for option, raw in given.items() if option not in own}
-    return with_changed(chosen, settled(name, chosen.part, changed, of_others))
+    of_part = {option: raw for option, raw in given.items() if option not in own}
+    listed = section.listed - of_part.keys() if of_others == "refused" else section.listed | of_part.keys()
+    changed = settled(name, chosen.part, dict(section.changed) | of_part, of_others)
+    return unchecked(chosen, changed=changed, listed=listed)
 
 
 def _every() -> list[str]:

@@ -34,9 +34,12 @@ class Chosen(Section):
     Attributes:
         changed: the part's options that are not as they are by default, sorted by name. Of a part that is not ours they
             stay as they were given until `resolved`.
+        listed: the part's options that a file lists. Of a part that is not ours nobody knows until it is loaded whether
+            they are only others'.
     """
 
     changed: tuple[tuple[str, Any], ...] = field(default=(), metadata={"of_part": True})
+    listed: frozenset[str] = field(default=frozenset(), compare=False, metadata={"of_part": True})
 
     def __init__(self, *values: Any, **given: Any):
         """Takes the section's own options, in their order or by name, and by name the part's.
@@ -49,6 +52,7 @@ class Chosen(Section):
         for name, option in own.items():
             object.__setattr__(self, name, named.pop(name, option.default))
         self.__post_init__()
+        object.__setattr__(self, "listed", named.pop("listed", frozenset()))
         changed = {**dict(named.pop("changed", ())), **named}
         object.__setattr__(self, "changed", settled(self.SECTION, self.part, changed))
 
@@ -67,8 +71,7 @@ class Chosen(Section):
         kind = options_class(self.SECTION, self.part)
         traced = {name: given for name, given in self.changed if is_traced(given)}
         given = {name: given for name, given in self.changed if name not in traced}
-        changed = dict(_of_part(self.SECTION, self.part, kind, given, "refused"))
-        return kind and made(kind, self.SECTION, changed | traced)
+        return kind and made(kind, self.SECTION, dict(_checked(self, kind, given)) | traced)
 
 
 def settled(
@@ -99,8 +102,14 @@ def resolved(section: Chosen) -> Chosen:
         UserError: naming an option that is none of this part's, or what is wrong with its value.
     """
     kind = options_class(section.SECTION, section.part)
-    changed = _of_part(section.SECTION, section.part, kind, dict(section.changed), "refused")
-    return with_changed(section, changed)
+    return with_changed(section, _checked(section, kind, dict(section.changed)))
+
+
+def _checked(section: Chosen, kind: type | None, given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    by_file = {name: raw for name, raw in given.items() if name in section.listed}
+    others = {name: raw for name, raw in given.items() if name not in section.listed}
+    listed = _of_part(section.SECTION, section.part, kind, by_file, "listed")
+    return tuple(sorted(listed + _of_part(section.SECTION, section.part, kind, others, "refused")))
 
 
 def renamed_part(section: Chosen, name: str) -> Any:
