@@ -664,6 +664,20 @@ def test_what_a_sweep_has_written_is_what_is_read(tmp_path):
     assert sweep.read_sweep(tmp_path) == plan
 
 
+def test_optimisers_and_their_options_are_swept():
+    plan = sweep.make_sweep(PLAIN, 1, ["optimizer.name=adam,lion"])
+    assert [member.config.optimizer for member in sweep.members_of(plan)] == [
+        OptimizerConfig(),
+        OptimizerConfig("lion"),
+    ]
+    plan = sweep.make_sweep(PLAIN, 1, ["optimizer.eps=1e-8,1e-4"])
+    assert [member.config.optimizer.options.eps for member in sweep.members_of(plan)] == [1e-8, 1e-4]
+    with pytest.raises(
+        UserError, match=r"settings: optimizer\.weight_decay: expected optimizer\.name adamw or .*found adam"
+    ):
+        sweep.members_of(sweep.make_sweep(PLAIN, 1, ["optimizer.weight_decay=0.01,0.1"]))
+
+
 def test_why_a_member_diverged_is_text(whole, images, tmp_path):
     plan, folder, name = whole[1], shutil.copytree(whole[0], tmp_path / "sweep"), "beta=0.5,latent=2,seed=0"
     for content, said in (

@@ -63,7 +63,7 @@ from vae_jax.tables import csv_text, escaped
 SPECIFICATION = "sweep.json"
 MOST = 10_000  # members
 MOST_CURVES = 100  # in a picture
-SWEPT = ("data.treatment", "model.", "posterior.", "prior.", "likelihood.", "objective.", "train.")
+SWEPT = ("data.treatment", "model.", "posterior.", "prior.", "likelihood.", "objective.", "optimizer.", "train.")
 OF_BOUNDS = ("kl", "negative_elbo")  # figures that there are with a likelihood only
 
 
