@@ -727,6 +727,7 @@ def test_a_users_options_are_options_like_ours(write, tmp_path, capsys):
         "alpa=1": "--objective.alpa: expected an option of a configuration; found none of that name (did you mean "
         "--objective.alpha?)",
         "beta=2": f"objective.beta: expected objective.name vae; found {name}",
+        "beta=1": f"objective.beta: expected objective.name vae; found {name}",
     }.items():
         out = tmp_path / "refused"
         flag = [f"--objective.{given}", "--objective.name", name]
@@ -752,6 +753,10 @@ def test_a_users_options_are_options_like_ours(write, tmp_path, capsys):
         (
             "@dataclass(frozen=True)\nclass Options:\n    alpha: dict = None\n",
             "Options.alpha: expected an option of a",
+        ),
+        (
+            "@dataclass(frozen=True)\nclass Options:\n    name: str = ''\n    alpha: float = 1.0\n",
+            "Options.name: expected a name other than name, changed, listed, which are objective's own; found name",
         ),
     ],
 )

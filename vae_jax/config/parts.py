@@ -8,10 +8,11 @@ import functools
 import inspect
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, brief
 from vae_jax.options import Option, options_in
 from vae_jax.registry import lookup
 
@@ -63,11 +64,12 @@ def options_class(section: str, name: str) -> type | None:
     """The dataclass of a part's options; None where it has none. A user's file is loaded for it.
 
     Raises:
-        UserError: see `entry_of`; if the annotation is of no such dataclass.
+        UserError: see `entry_of`; if the annotation is of no such dataclass, or of one with an option that has a name
+            of the section's own.
     """
     entry = entry_of(section, name)
     try:
-        return _annotated(getattr(entry, "terms", entry))
+        return _with_names_of_its_own(_annotated(getattr(entry, "terms", entry)), section)
     except UserError as error:
         raise UserError(f"{section}.{PARTS[section].option} {name}: {error}") from error
 
@@ -80,11 +82,29 @@ def _annotated(function: Any) -> type | None:
     except (KeyError, TypeError, ValueError):
         return None
     if isinstance(hint, str):  # of a module with `from __future__ import annotations`
-        hint = eval(hint, vars(sys.modules[function.__module__]))
+        try:
+            hint = eval(hint, vars(sys.modules[function.__module__]))
+        except Exception as error:
+            raise UserError(f"options: expected a frozen dataclass; found {hint:.60}: {brief(error)}") from error
     if hint in (inspect.Parameter.empty, Any, object, None):
         return None
     options_in(hint)
     return hint
+
+
+@functools.cache
+def _with_names_of_its_own(kind: type | None, section: str) -> type | None:
+    """The dataclass, none of whose options has a name that the section has itself: none could be given a value."""
+    from vae_jax.config.schema import SECTIONS  # which is made with what is here
+
+    own = [field.name for field in fields(SECTIONS[section])]
+    for option in options_in(kind):
+        if option in own:
+            raise UserError(
+                f"{getattr(kind, '__name__', kind)}.{option}: expected a name other than {', '.join(own)}, "
+                f"which are {section}'s own; found {option}"
+            )
+    return kind
 
 
 def having(section: str, option: str) -> dict[str, Option]:
