@@ -7,7 +7,9 @@
 
 An option is a whole number, a number, text, true or false, a list of whole numbers, or null, or several of these
 (`int | None`). In `Annotated` an interval bounds a number, or each number of a list; `one_of` (or a Literal) lists what
-text may be; `only` names what the option needs. Help comes from "Attributes:". Nothing here imports jax.
+text may be; `only` names what the option needs; `TRACED`, which counts for objectives, optimisers and `train` only,
+lets members of a sweep that differ in the number share a program. Help comes from "Attributes:". Nothing here imports
+jax.
 """
 
 import functools
@@ -16,14 +18,14 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import PurePath
-from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from vae_jax import checked, plain_yaml
 from vae_jax.checked import within
-from vae_jax.errors import UserError, cut
+from vae_jax.errors import UserError, brief, cut
 from vae_jax.registry import lookup
 
 SIZE_LIMIT = 1 << 17  # characters of a value
@@ -31,6 +33,7 @@ TEXT_LIMIT = 4096  # characters of a name or a path
 COUNT_LIMIT = 64  # numbers in a list
 NO_DECIMAL = re.compile(r"[-+]?(0[0-9_box][0-9a-fA-F_]*|[0-9][0-9_]*(:[0-9]+)+\.?[0-9_]*)")  # 017, 0x1F, 1:30
 LIST = tuple[int, ...]
+INTERVAL = re.compile(r"[\[(][^,]+,[^,]+[\])]")
 KINDS = {kind: checked.KINDS[kind] for kind in (int, float, str, bool, NoneType)} | {LIST: "a list of whole numbers"}
 HELP = re.compile(r"^ *Attributes:\n(.*)", re.MULTILINE | re.DOTALL)
 
@@ -107,37 +110,61 @@ def options_in(kind: Any) -> dict[str, Option]:
     """A dataclass's options by name; none where there is no dataclass.
 
     Raises:
-        UserError: if it is no frozen dataclass whose fields have defaults and are of KINDS.
+        UserError: if it is no frozen dataclass whose fields have defaults and are of KINDS, or if an
+            annotation is none or its own default is not what it says.
     """
     if kind is None:
         return {}
     if not (isinstance(kind, type) and is_dataclass(kind) and kind.__dataclass_params__.frozen):  # type: ignore[attr-defined]
         raise UserError(f"options: expected a frozen dataclass; found {getattr(kind, '__name__', kind)!s:.60}")
-    hints, words = get_type_hints(kind, include_extras=True), help_in(kind)
+    try:
+        hints = get_type_hints(kind, include_extras=True)
+    except Exception as error:  # whatever an annotation that is text raises
+        raise UserError(f"{kind.__name__}: expected annotations that can be read; {brief(error)}") from error
+    words = help_in(kind)
     own = [field for field in fields(kind) if not (field.metadata.get("of_part") or is_dataclass(field.type))]
-    return {
-        field.name: _option(kind, field.name, field.default, hints[field.name], words.get(field.name, ""))
+    options = {
+        field.name: _option(f"{kind.__name__}.{field.name}", field, hints[field.name], words.get(field.name, ""))
         for field in own
     }
+    for name, option in options.items():
+        for need in option.needs:
+            lookup(options, need.option, f"{kind.__name__}.{name}: only")
+    return options
 
 
-def _option(owner: type, name: str, default: Any, hint: Any, help: str) -> Option:
+def _option(name: str, field: Field[Any], hint: Any, help: str) -> Option:
     hint, *more = get_args(hint) if get_origin(hint) is Annotated else (hint,)
     if get_origin(hint) is Literal:
+        if strange := [choice for choice in get_args(hint) if not isinstance(choice, str)]:
+            raise UserError(f"{name}: expected a Literal of text; found {strange[0]!s:.60}")
         hint, more = str, [*more, one_of(*get_args(hint))]
-    kinds = (hint,) if hint in KINDS else get_args(hint)
-    if not kinds or not set(kinds) <= set(KINDS):
-        raise UserError(
-            f"{owner.__name__}.{name}: expected an option of {', '.join(KINDS.values())}; found {hint!s:.60}"
-        )
-    if default is MISSING:
-        raise UserError(f"{owner.__name__}.{name}: expected an option with a default; found none")
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if any(kind not in list(KINDS) for kind in kinds):  # a list, since what is no type may have no hash
+        raise UserError(f"{name}: expected an option of {', '.join(KINDS.values())}; found {hint!s:.60}")
+    if not field.init:
+        raise UserError(f"{name}: expected an option that can be given; found init=False")
+    if field.default is MISSING:
+        instead = "none" if field.default_factory is MISSING else "a default_factory"
+        raise UserError(f"{name}: expected an option with a default; found {instead}")
     interval = next((part for part in more if isinstance(part, str)), "")
     choices = next((part for part in more if isinstance(part, Choices)), None)
     needs = tuple(part for part in more if isinstance(part, Need))
-    return Option(
-        kinds, default, interval, choices, needs, tuple(part for part in more if isinstance(part, _Mark)), help
-    )
+    if interval and not _is_interval(interval):
+        raise UserError(f'{name}: expected an interval, as "[0, 1)"; found {interval:.60}')
+    marks = tuple(part for part in more if isinstance(part, _Mark))
+    option = Option(kinds, field.default, interval, choices, needs, marks, help)
+    return option._replace(default=value(f"{name}'s default", option, field.default))
+
+
+def _is_interval(text: str) -> bool:
+    if not INTERVAL.fullmatch(text):
+        return False
+    try:
+        low, high = checked.ends(text)
+    except ValueError:
+        return False
+    return low <= high
 
 
 def help_in(kind: type) -> dict[str, str]:
