@@ -756,7 +756,7 @@ def test_a_users_options_are_options_like_ours(write, tmp_path, capsys):
         ),
         (
             "@dataclass(frozen=True)\nclass Options:\n    name: str = ''\n    alpha: float = 1.0\n",
-            "Options.name: expected a name other than name, changed, listed, which are objective's own; found name",
+            "Options.name: expected a name other than changed, listed, name, which are objective's own; found name",
         ),
     ],
 )
