@@ -71,7 +71,8 @@ class Chosen(Section):
         kind = options_class(self.SECTION, self.part)
         traced = {name: given for name, given in self.changed if is_traced(given)}
         given = {name: given for name, given in self.changed if name not in traced}
-        return kind and made(kind, self.SECTION, dict(_checked(self, kind, given)) | traced)
+        changed = dict(_checked(self, kind, given))  # where there is no dataclass too, since none has these then
+        return kind and made(kind, self.SECTION, changed | traced)
 
 
 def settled(
