@@ -20,7 +20,7 @@ SHAPE = (8, 8, 1)
 
 @pytest.mark.parametrize("network", ["convolutional", "residual"])
 def test_a_model_is_that_of_the_platform_it_is_built_for(network):
-    config = Config(model=ModelConfig(network=network, channels=(4, 6), latent=3, blocks=1))
+    config = Config(model=ModelConfig(network=network, channels=(4, 6), latent=3))
     images = jnp.zeros((256, *SHAPE), jnp.uint8)
     programs = {}
     for name, platform in PLATFORMS.items():

@@ -4,7 +4,7 @@ torch is imported by the levels, so that this package can be asked what it knows
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 from vae_jax.compare import report
 from vae_jax.compare.level import Level, Request, Tell
-from vae_jax.config import Config
+from vae_jax.config import Config, as_sections
 from vae_jax.data.dataset import Dataset
 from vae_jax.data.shape import settled
 from vae_jax.errors import UserError, argument
@@ -105,6 +105,6 @@ def compare(
                 continue
             request = whole._replace(config=ran[0], data=ran[1]) if name == "result" else whole
             found[name] = getattr(import_module(f"vae_jax.compare.{name}"), name)(request)
-            report.write(folder, asdict(config), data.name, ran[0].train.epochs, found)
+            report.write(folder, as_sections(config), data.name, ran[0].train.epochs, found)
             on_level(name, found[name])
     return found

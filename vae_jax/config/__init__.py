@@ -21,7 +21,7 @@ from vae_jax.config.change import (
     with_values,
     without_unused,
 )
-from vae_jax.config.files import expand, find, load_config, read_file, shipped, to_yaml
+from vae_jax.config.files import as_sections, expand, find, load_config, read_file, shipped, to_yaml
 from vae_jax.config.parts import EXTENSIBLE, PARTS, entry_of
 from vae_jax.config.schema import (
     Config,
@@ -53,6 +53,7 @@ __all__ = [
     "TrainConfig",
     "adapted",
     "as_listed",
+    "as_sections",
     "as_used",
     "at_default",
     "changed_options",

@@ -114,11 +114,16 @@ def load_config(name: str | Path | None = None, **overrides: Any) -> Config:
     return config
 
 
-def to_yaml(config: Config) -> str:
-    """The configuration in full, as `load_config` reads it."""
+def as_sections(config: Config) -> dict[str, Any]:
+    """Every option's value by section, as YAML and JSON have them."""
     sections: dict[str, Any] = {}
     for option, value in options_of(config).items():
         section, _, name = option.rpartition(".")
         place = sections.setdefault(section, {}) if section else sections
         place[name] = list(value) if isinstance(value, tuple) else value
-    return plain_yaml.dump(sections)
+    return sections
+
+
+def to_yaml(config: Config) -> str:
+    """The configuration in full, as `load_config` reads it."""
+    return plain_yaml.dump(as_sections(config))
