@@ -208,6 +208,8 @@ def test_all_levels(command, tmp_path):
     for level in ("function", "gradient", "trajectory"):
         assert f"{level}: agrees" in out
     assert "result: differs" in out
+    told = json.loads((folder / "comparison.json").read_text())["config"]
+    assert (told["objective"]["beta"], told["posterior"]["name"]) == (1.0, "diagonal_gaussian")
     assert {path.name for path in contents(folder)} == {
         "comparison.json",
         "comparison.md",

@@ -205,7 +205,7 @@ def _build(config: Config, image_shape: tuple[int, int, int], platform: Platform
             return composition.apply(variables, lambda model: look(model, images), labels=labels)[0]
 
         variables = jax.eval_shape(composition.init, probing_key())
-        images = jax.ShapeDtypeStruct((2, *image_shape), float)
+        images = jax.ShapeDtypeStruct((2, *image_shape), jnp.result_type(float))
         return jax.eval_shape(terms, variables, images, jax.ShapeDtypeStruct((2,), jnp.int32))
 
     options = config.objective.options
