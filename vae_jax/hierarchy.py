@@ -141,7 +141,8 @@ def layered(
             expected = "expected the same layers of z with activations and without, at least one"
             raise UserError(f"{what}, top_down: {expected}; found z of shapes {layers} and {generated}")
 
-    jax.eval_shape(look, jax.eval_shape(init, probing_key()), jax.ShapeDtypeStruct((2, *image_shape), float))
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.result_type(float))
+    jax.eval_shape(look, jax.eval_shape(init, probing_key()), images)
     ends = list(accumulate(map(math.prod, layers)))
     latent_shape = (ends[-1],)
 
