@@ -29,7 +29,6 @@ from vae_jax.train import (
     History,
     Loop,
     Program,
-    Progress,
     TrainState,
     all_finite,
     begin_loop,
@@ -353,15 +352,7 @@ def _free() -> int:
 
 
 def fit(
-    program: Several,
-    members: Sequence[Run],
-    *,
-    on_start: Callable[[], None] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
-    on_chunk: Callable[[list[int], Callable[[int], tuple[TrainState, History]]], None] | None = None,
-    on_epoch: Callable[[int, dict[str, Any], TrainState], None] | None = None,
-    on_epoch_end: Callable[[Progress], None] | None = None,
-    on_diverged: Callable[[int, Diverged], None] | None = None,
+    program: Several, members: Sequence[Run], *, on_start: Callable[[], None] | None = None, **callbacks: Any
 ) -> list[tuple[TrainState, History] | Diverged]:
     """Trains members side by side; each becomes what `vae_jax.train.fit` makes of it alone, up to rounding.
 
@@ -369,29 +360,16 @@ def fit(
         program: compiled for as many members, or for more.
         members: what to train; all stand at the same step.
         on_start: called before the first step.
-        on_progress: see `vae_jax.train.drive`, as the others.
-        on_chunk: likewise.
-        on_epoch: likewise.
-        on_epoch_end: likewise.
-        on_diverged: likewise.
+        **callbacks: those of `vae_jax.train.drive`.
 
     Returns:
-        Of each member its final state and its history, whose speeds are a member's share of all; or why it diverged.
-        A member that diverges is left as it is, and the others go on.
+        See `vae_jax.train.drive`; the speeds in a history are a member's share of all.
     """
     program.take(members)
     if on_start:
         on_start()
-    return drive(
-        program,
-        [member.config for member in members],
-        [list(member.resume[1]) if member.resume else [] for member in members],
-        on_progress=on_progress,
-        on_chunk=on_chunk,
-        on_epoch=on_epoch,
-        on_epoch_end=on_epoch_end,
-        on_diverged=on_diverged,
-    )
+    histories = [list(member.resume[1]) if member.resume else [] for member in members]
+    return drive(program, [member.config for member in members], histories, **callbacks)
 
 
 class _Whole:

@@ -77,11 +77,11 @@ from vae_jax.train import (
     compiling,
     fit,
     has_stopped,
-    make_used,
     names_of,
     start,
     start_from,
     told,
+    used,
 )
 
 if TYPE_CHECKING:
@@ -672,7 +672,6 @@ class Recorder:
             self.sources = own_parts.sources(own_parts.names_in(config))  # as they have been loaded by now
             self.models, self.digest = model_maker(network, self.objective), digest_of(config, data)
             self.noted = Data(data.name, digest_of_all(config, data, self.digest), data.class_names)
-        self.used = make_used(config)
         self.best_by = "test_loss" if data.validation is None else "validation_loss"
 
     def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
@@ -739,7 +738,7 @@ class Recorder:
             for program in self.drawing or []:
                 program.result()
             shown = self.data.test.spread(output.figure_images)
-            use = self.models.make(self.used(state))
+            use = self.models.make(used(self.config, state))
             below = np.asarray(use.reconstruct(shown.images, told(self.config, shown)))
             path = self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png"
             figures.pairs(path, shown.images / 255, below)

@@ -109,7 +109,7 @@ class Trained(NamedTuple):
     @property
     def variables(self) -> Variables:
         """What the model is used with: the optimiser may evaluate other parameters than it trains, as their average."""
-        return make_used(self.config)(self.state)
+        return used(self.config, self.state)
 
     def __repr__(self) -> str:
         from vae_jax.notebook import line
@@ -225,11 +225,6 @@ def used(config: Config, state: TrainState) -> Variables:
         if (evaluated := getattr(phase.optimizer(rule), "evaluated", None)) is not None:
             params = {**params, **evaluated(opt_state, objective.trained(phase, params))}
     return Variables(params, own)
-
-
-def make_used(config: Config) -> Callable[[TrainState], Variables]:
-    """`used` of a configuration."""
-    return partial(used, config)
 
 
 def names_of(objective: Objective) -> tuple[str, ...]:
@@ -953,7 +948,7 @@ class Single(Program):
         self.splits = list(self._evaluators)
 
         began = time.perf_counter()
-        self._used = make_used(config)
+        self._config = config
         self._shuffle = jax.jit(partial(epoch_order, images=self.count))
         self._finite = jax.jit(all_finite)
         self._steps_key, self._evaluation_key = devices.whole((self._keys.steps, self._keys.evaluate))
@@ -1012,7 +1007,7 @@ class Single(Program):
         return self._devices.local(whole)
 
     def evaluate(self, split: str, whole: TrainState) -> list[Terms]:
-        return [self._evaluators[split](self._used(whole), self._evaluation_key)]
+        return [self._evaluators[split](used(self._config, whole), self._evaluation_key)]
 
     def agree(self, value: Any) -> Any:
         return self._devices.agree(value)

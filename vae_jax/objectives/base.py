@@ -182,7 +182,7 @@ class Objective(NamedTuple):
     Attributes:
         terms: (key, model, images, options) -> Terms. The annotation of `options` names the dataclass of its options,
             see `vae_jax.options`.
-        unit: of the loss, and of all figures whose unit is not in `units`.
+        unit: of the loss, the reconstruction and the KL.
         generative: whether there are q(z|x), p(z) and p(x|z) at all; an autoencoder has but a code.
         apart: options -> whether it weighs the gradient of each sample by itself, so that samples must not depend on
             one another.
@@ -191,7 +191,7 @@ class Objective(NamedTuple):
             neither the model's parts' nor its networks'.
         trains: names of the parts whose parameters its loss changes; None for all but those that later phases train.
         then: further phases of a step.
-        units: of figures whose unit is another than the loss's, by name.
+        units: of other figures, by name.
         figures: the names of its figures, in order, and which are numbers of the whole batch; None until they are asked
             of it.
         options: its own, of the configuration that it was built from.
@@ -222,4 +222,4 @@ class Objective(NamedTuple):
 
     def unit_of(self, figure: str) -> str:
         """The unit of a figure."""
-        return self.units.get(figure, self.unit)
+        return self.units.get(figure, self.unit if figure in FIGURES else "unit not stated")
