@@ -8,8 +8,8 @@ where the run is cut off, and at the end the results become one table, FOLDER/ta
 fit into the seconds is left out, and so said.
 
 - speed: the article's network at batch 64, 1024 and 8192 in each precision: vae_jax, PyTorch eager, PyTorch's fused
-  Adam with a loss compiled into CUDA graphs or with the whole step in one, Flax's loop; vae_jax with Triton's products
-  and with `--xla_gpu_deterministic_ops`; Burda's MLP;
+  Adam with a loss compiled into CUDA graphs or with the whole step in one, Flax's loop; vae_jax with cuBLAS's products
+  alone and with `--xla_gpu_deterministic_ops`; Burda's MLP;
 - article: `vae-jax train --config article` in full, from the command to the last picture, its images cached before:
   cold, warm, and warm with deterministic kernels; and `vae-jax sweep` with ten seeds of it;
 - members: 1, 8, 32 and 128 members of the digits in one program.
@@ -36,6 +36,8 @@ import numpy as np
 TURNS = 3  # of which the median counts
 READY = 150  # seconds in which a process must be ready to measure, or the others go on without it
 DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+CUBLAS = "--xla_gpu_enable_triton_gemm=false"
+FLAGS = {DETERMINISTIC: "deterministic", CUBLAS: "cuBLAS's products alone"}
 
 
 class Job(NamedTuple):
@@ -59,14 +61,10 @@ class Job(NamedTuple):
 # --- What is measured: each prepares (compiles, warms up) and gives a function that measures -------------------------
 
 
-def prepare_speed(
-    contender: str, batch: int, precision: str, variant: list[str], triton: bool, steps: int, seconds: float
-) -> Any:
+def prepare_speed(contender: str, batch: int, precision: str, variant: list[str], steps: int, seconds: float) -> Any:
     """Images a second of a contender."""
     from contenders import CONTENDERS, SHAPE, Options
 
-    if triton:
-        _with_triton()
     images = np.random.RandomState(0).randint(0, 256, (steps * batch, *SHAPE), np.uint8)
     run = CONTENDERS[contender](Options(batch, precision, tuple(variant)), images)
     return _speed(run, batch, steps, seconds)
@@ -102,12 +100,6 @@ def _speed(run: Any, batch: int, steps: int, seconds: float) -> Any:
         return {"images_per_second": speed, "speeds": speeds, "microseconds_a_step": batch / speed * 1e6}
 
     return measure
-
-
-def _with_triton() -> None:
-    from vae_jax.platforms import PLATFORMS
-
-    PLATFORMS["gpu"] = PLATFORMS["gpu"]._replace(options=())
 
 
 def prepare_members(count: int, epochs: int) -> Any:
@@ -180,20 +172,20 @@ def speed_jobs(batch: int, small: bool) -> list[Job]:
     steps, seconds = (4, 0.1) if small else (max(64, 12800 // batch // 32 * 32), 1.5)
     ours, eager, best, flax = "vae_jax", "PyTorch eager", "PyTorch best", "Flax loop"
     fast = [["fused"]] if small else [["fused", "cuda_graphs"], ["fused", "step_graph"]]
-    ways: list[tuple[str, str, list[str], bool, str]] = []
+    ways: list[tuple[str, str, list[str], str]] = []
     for precision in ("float32",) if small else ("float32", "tensorfloat32", "bfloat16"):
-        ways += [(precision, ours, [], False, ""), (precision, eager, [], False, "")]
-        ways += [(precision, best, variant, False, "") for variant in fast]
-        ways.append((precision, flax, [], False, ""))
-    ways.append(("float32", ours, [], True, ""))
+        ways += [(precision, ours, [], ""), (precision, eager, [], "")]
+        ways += [(precision, best, variant, "") for variant in fast]
+        ways.append((precision, flax, [], ""))
+    ways.append(("float32", ours, [], CUBLAS))
     if batch <= 64:
-        ways.append(("float32", ours, [], False, DETERMINISTIC))
-    ways += [("torch", eager, [], False, ""), *(("torch", best, variant, False, "") for variant in fast)]
-    for precision, contender, variant, triton, flags in ways:
-        more = [*variant, *(["Triton's products"] if triton else []), *(["deterministic"] if flags else [])]
+        ways.append(("float32", ours, [], DETERMINISTIC))
+    ways += [("torch", eager, [], ""), *(("torch", best, variant, "") for variant in fast)]
+    for precision, contender, variant, flags in ways:
+        more = [*variant, *([FLAGS[flags]] if flags else [])]
         name = contender.removesuffix(" best") + f" ({' '.join(more)})" * bool(more)
         options = {"contender": contender, "batch": batch, "precision": precision, "variant": variant}
-        options |= {"triton": triton, "steps": steps, "seconds": seconds}
+        options |= {"steps": steps, "seconds": seconds}
         jobs.append(Job(f"batch {batch}", f"{precision}: {name}", "speed", options, flags))
     return jobs
 

@@ -156,9 +156,9 @@ class Several(Program):
         with compiling() as pool:
             for end, batch, steps in epoch_parts(self.count, batch_size):
                 lowered = {
-                    length: jax.jit(
-                        partial(self._train, batch, length), donate_argnums=0, compiler_options=dict(platform.options)
-                    ).lower(*arguments, *([zero] if length is None else []))
+                    length: jax.jit(partial(self._train, batch, length), donate_argnums=0).lower(
+                        *arguments, *([zero] if length is None else [])
+                    )
                     for length in lengths(platform, steps)
                 }
                 self.slow = self.slow or any(map(is_slow_in_loops, lowered.values()))

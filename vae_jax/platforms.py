@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import jax
 
@@ -26,7 +26,6 @@ class Platform(NamedTuple):
         length: steps of a compiled loop, where their number must be known before; None where it may be an argument.
         packed: whether a loop carries vectors instead of trees, see `vae_jax.packing`.
         one_pass: whether BatchNorm's two sums are taken in one pass over the batch, which rounds otherwise.
-        options: of XLA's, by name, for a training loop.
     """
 
     convolution: str
@@ -35,18 +34,18 @@ class Platform(NamedTuple):
     length: int | None = None
     packed: bool = False
     one_pass: bool = False
-    options: tuple[tuple[str, Any], ...] = ()
 
 
 # As jax names the backends. The convolutions are measured on CPUs and on an H100, where XLA's own are 5 to 20 times
 # slower than the products; a TPU's units are made for convolutions, and nothing has been measured on one.
 # A loop on a GPU whose length is not known waits for the host in every step (openxla/xla, while_thunk.cc). A call of 32
 # steps takes longer than to ask for it, and what is left over is as many calls of one step.
-# Triton's products there bring another kernel each, which adds up parts of the sum; cuBLAS's do not.
+# XLA chooses between Triton's products and cuBLAS's there. cuBLAS's alone are fewer kernels (102 a step, not 131), yet
+# a step of the article takes 1.2 to 1.4 times as long with them (benchmarks/README.md).
 # On a CPU vectors are slower: they are cut up and joined again in every step.
 PLATFORMS = {
     "cpu": Platform("matmul", tile=128, slow_native_loops=True),
-    "gpu": Platform("matmul", length=32, packed=True, one_pass=True, options=(("xla_gpu_enable_triton_gemm", False),)),
+    "gpu": Platform("matmul", length=32, packed=True, one_pass=True),
     "tpu": Platform("native"),
 }
 

@@ -310,10 +310,8 @@ def make_loop(step: Callable[..., Any], stride: int, size: int, devices: Devices
     return _compiled_on(devices, make_steps(step, stride, size, devices))
 
 
-def _compiled_on(
-    devices: Devices | None, function: Callable[..., TrainState], options: dict[str, Any] | None = None
-) -> Any:
-    return jax.jit(function, donate_argnums=0, compiler_options=options, **(devices.outputs if devices else {}))
+def _compiled_on(devices: Devices | None, function: Callable[..., TrainState]) -> Any:
+    return jax.jit(function, donate_argnums=0, **(devices.outputs if devices else {}))
 
 
 def lower_loop(
@@ -339,8 +337,7 @@ def lower_loop(
             platform = platform._replace(length=1)
         for length in lengths(platform, steps):
             calls = make_calls(step, stride, size, length or 1, devices)
-            calls = _compiled_on(devices, calls, dict(platform.options))
-            programs[length] = calls.lower(*place, first)
+            programs[length] = _compiled_on(devices, calls).lower(*place, first)
     return programs
 
 
