@@ -63,13 +63,13 @@ def loop_of(config: Any, images: np.ndarray) -> Run:
     steps_there_are = len(images) // batch
     network, objective = train.build(config, shape)
     transformation = optimizer.build(config, 1000)
-    step = train.make_step(config, network, objective, transformation)
+    step = train.step_of(config, network, objective, 1000)
     pack, _ = train.make_packing(network.platform, transformation)
     state = jax.jit(pack)(train.start(config, shape, len(images)))
     resident, keys = jnp.asarray(images), make_keys(0)
     order = jax.random.permutation(keys.shuffle, jnp.arange(len(images), dtype=jnp.int32))
     zero = np.int32(0)
-    place = resident, None, order, zero, keys.steps
+    place = resident, None, order, zero, train.fixed_of(config)
     arguments = state, *place, zero, zero
     loop = train.compile_loop(step, batch, batch, None, arguments, network.platform, steps_there_are)
 

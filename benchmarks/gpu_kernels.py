@@ -99,7 +99,6 @@ def lowered_loop(config: Any) -> Any:
 
     from vae_jax import optimizer, train
     from vae_jax.composition import build
-    from vae_jax.keys import make_keys
     from vae_jax.platforms import PLATFORMS
 
     platform, there = PLATFORMS["gpu"], h100()
@@ -107,13 +106,13 @@ def lowered_loop(config: Any) -> Any:
     steps = 1000
     network, objective = build(config, shape, platform)
     transformation = optimizer.build(config, steps)
-    step = train.make_step(config, network, objective, transformation)
+    step = train.step_of(config, network, objective, steps)
     packing = train.make_packing(platform, transformation)
     state = jax.eval_shape(lambda: packing.pack(train.start(config, shape, steps * batch)))
     images = jax.ShapeDtypeStruct((steps * batch, *shape), jnp.uint8)
     order, number = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((steps * batch,), ()))
-    key = jax.eval_shape(lambda: make_keys(0).steps)
-    arguments = state, images, None, order, number, key, number, number
+    fixed = jax.eval_shape(lambda: train.fixed_of(config))
+    arguments = state, images, None, order, number, fixed, number, number
     arguments = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there), arguments)
     return train.lower_loop(step, batch, batch, None, arguments, platform, steps)[platform.length]
 

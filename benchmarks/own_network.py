@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import layers, models, optimizer, train
+from vae_jax import layers, models, train
 from vae_jax.composition import build
 from vae_jax.config import load_config
 from vae_jax.data import load
@@ -68,20 +68,20 @@ def epochs_of(network: str, way: str, images: np.ndarray) -> Callable[[], None]:
     config = load_config(**{"model.network": network, "train.batch_size": BATCH})
     shape, steps = images.shape[1:], len(images) // BATCH
     composition, objective = build(config, shape)
-    step = train.make_step(config, composition, objective, optimizer.build(config, steps))
-    state, key = train.start(config, shape, len(images)), jax.random.key(1)
+    step = train.step_of(config, composition, objective, steps)
+    state, fixed = train.start(config, shape, len(images)), train.fixed_of(config)
     order, zero = jnp.arange(len(images), dtype=jnp.int32), np.int32(0)
     if way == "a Python loop":
-        one = jax.jit(step, donate_argnums=(0, 1))
+        one = jax.jit(step(fixed.numbers), donate_argnums=(0, 1))
         held = state.variables, state.opt_state
 
         def epoch() -> None:
             nonlocal held
             for i in range(steps):
-                *held, _ = one(*held, images[i * BATCH : (i + 1) * BATCH], jax.random.fold_in(key, i))
+                *held, _ = one(*held, images[i * BATCH : (i + 1) * BATCH], jax.random.fold_in(fixed.key, i))
             jax.block_until_ready(held)
     else:
-        arguments = jnp.asarray(images), None, order, zero, key
+        arguments = jnp.asarray(images), None, order, zero, fixed
         if way == "in a compiled loop":
             run = train.make_loop(step, BATCH, BATCH)
         else:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import optimizer, train
+from vae_jax import train
 from vae_jax.config import Config
 from vae_jax.keys import make_keys
 
@@ -39,11 +39,11 @@ def compiled_loop(batch: int):
     config = Config()
     config = replace(config, train=replace(config.train, batch_size=batch))
     network, objective = train.build(config, SHAPE)
-    step = train.make_step(config, network, objective, optimizer.build(config, 1000))
+    step = train.step_of(config, network, objective, 1000)
     images = jnp.asarray(np.random.RandomState(0).randint(0, 256, (100 * batch, *SHAPE), np.uint8))
     keys, zero = make_keys(0), jnp.int32(0)
     state = train.start(config, SHAPE, len(images))
-    arguments = images, None, jax.random.permutation(keys.shuffle, len(images)), zero, keys.steps, zero
+    arguments = images, None, jax.random.permutation(keys.shuffle, len(images)), zero, train.fixed_of(config), zero
     return train.make_loop(step, batch, batch).lower(state, *arguments, zero).compile(), state, arguments
 
 

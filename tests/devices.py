@@ -6,7 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from vae_jax import objectives, optimizer, train
+from vae_jax import objectives, train
 from vae_jax.composition import build
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from vae_jax.data import Dataset, Split
@@ -50,11 +50,11 @@ def all_reduces(count):
     """How often a step's program adds over the devices."""
     devices, plain = Devices(count), config(0)
     network, objective = build(plain, DATA.image_shape)
-    step = train.make_step(plain, network, objective, optimizer.build(plain, 5))
+    step = train.step_of(plain, network, objective, 5)
     state = devices.whole(train.start(plain, DATA.image_shape, 70))
     images, places = Feed(DATA.train.images, 0, 16, devices=devices).shapes
-    key, zero = devices.whole(jax.random.key(0)), np.int32(0)
-    loop = train.make_loop(step, 16, 16, devices).lower(state, images, None, places, zero, key, zero, zero)
+    fixed, zero = devices.whole(train.fixed_of(plain)), np.int32(0)
+    loop = train.make_loop(step, 16, 16, devices).lower(state, images, None, places, zero, fixed, zero, zero)
     return loop.compile().as_text().count("all-reduce(")
 
 

@@ -3,10 +3,12 @@
 from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any, Literal
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from vae_jax.errors import UserError
-from vae_jax.options import only, options_in
+from vae_jax.options import TRACED, only, options_in, with_numbers
 
 
 @pytest.mark.parametrize(
@@ -58,3 +60,39 @@ def refused(kind: type) -> str:
         options_in(kind)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
+
+
+@dataclass(frozen=True)
+class Derived:
+    alpha: Annotated[float, TRACED] = 3.0
+    kind: str = "plain"
+
+    def __post_init__(self):
+        object.__setattr__(self, "half", self.alpha / 2)
+
+    @property
+    def double(self):
+        return 2 * self.alpha
+
+
+def test_what_a_class_derives_from_a_number_is_derived_from_the_argument():
+    options = Derived(kind="other")
+    given = {"objective.alpha": jnp.asarray(5.0), "optimizer.alpha": jnp.asarray(7.0)}
+    half, double = jax.jit(
+        lambda numbers: (lambda own: (own.half, own.double))(with_numbers(options, "objective", numbers))
+    )(given)
+    assert (float(half), float(double)) == (2.5, 10.0)
+    assert (options.alpha, options.half, options.kind) == (3.0, 1.5, "other")
+    assert with_numbers(options, "prior", given) is options
+    assert with_numbers(None, "objective", {}) is None
+
+
+def test_a_class_that_compares_a_number_that_is_an_argument_is_refused():
+    class Comparing(Derived):
+        def __post_init__(self):
+            if self.alpha < 0:
+                raise ValueError
+
+    message = r"objective: expected it not to ask in Python for the value of alpha .*; found TracerBoolConversionError"
+    with pytest.raises(UserError, match=message):
+        jax.jit(lambda numbers: with_numbers(Comparing(), "objective", numbers))({"objective.alpha": 1.0})

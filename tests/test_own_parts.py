@@ -703,6 +703,17 @@ def bound(key, model, images, options: Options):
 """
 
 
+def test_an_objective_that_compares_a_traced_option_is_refused_before_anything_is_written(write, tmp_path, capsys):
+    comparing = RENYI.replace('if options.kind == "plain"', "if options.alpha > 0")
+    out = tmp_path / "refused"
+    flag = ["--objective.name", f"{write(comparing)}:bound"]
+    assert cli.main(["train", "--out", str(out), *flags(**TINY), *flag]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "expected it not to ask in Python for the value of alpha or what depends on it" in line
+    assert line.endswith("found TracerBoolConversionError")
+    assert not (out / "metrics.jsonl").exists()
+
+
 FROZEN = "@dataclass(frozen=True)\n"
 
 

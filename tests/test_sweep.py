@@ -17,7 +17,7 @@ from vae_jax import data, members, memory, run, sweep, train
 from vae_jax.cli import main
 from vae_jax.cli import sweep as cli_sweep
 from vae_jax.config import PARTS as SECTIONS
-from vae_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, load_config
+from vae_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, load_config, with_values
 from vae_jax.config.parts import options_class, registry_of
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.options import TRACED, options_in
@@ -94,11 +94,10 @@ def test_members_are_their_single_runs(small_data, case):
     objective, values = OPTIONS[case]
     base = replace(PLAIN, objective=ObjectiveConfig(**objective), train=replace(PLAIN.train, epochs=1))
     base = replace(base, optimizer=OptimizerConfig(name="adamw"))  # it has every option that is traced
-    configs = [members.with_values(base, {name: pair[number] for name, pair in values.items()}) for number in (0, 1)]
+    configs = [with_values(base, {name: pair[number] for name, pair in values.items()}) for number in (0, 1)]
     # One member for each option that differs from the first in it alone, and one in all.
     alone = [
-        members.with_values(base, {name: pair[0] for name, pair in values.items()} | {each: values[each][1]})
-        for each in values
+        with_values(base, {name: pair[0] for name, pair in values.items()} | {each: values[each][1]}) for each in values
     ]
     check_members_are_single_runs(configs, small_data)
     history = members.fit(
@@ -115,17 +114,22 @@ def test_seeds_and_schedules_of_the_articles_network(small_data, mapping, monkey
         monkeypatch.setattr(members, "_over_members", jax.vmap)
     base = Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(epochs=2, batch_size=16))
     base = replace(base, train=replace(base.train, schedule="cosine", warmup_steps=3))
-    configs = [
-        members.with_values(base, {"seed": seed, "train.learning_rate": rate}) for seed, rate in ((0, 1e-3), (7, 5e-3))
-    ]
+    configs = [with_values(base, {"seed": seed, "train.learning_rate": rate}) for seed, rate in ((0, 1e-3), (7, 5e-3))]
     check_members_are_single_runs(configs, small_data)
 
 
 @pytest.mark.optimized
-def test_a_member_is_its_single_run_bit_for_bit_on_a_cpu(small_data):
-    configs = [
-        members.with_values(PLAIN, {"seed": seed, "objective.beta": beta}) for seed, beta in ((0, 1.0), (1, 2.0))
-    ]
+@pytest.mark.parametrize(
+    ("objective", "values"),
+    [
+        ("vae", {"seed": (0, 1), "objective.beta": (1.0, 2.0)}),
+        # A constant 3 or 7 would be divided by as its reciprocal is multiplied with, which rounds otherwise.
+        ("capacity_vae", {"objective.capacity_epochs": (3.0, 7.0), "optimizer.eps": (1e-8, 1e-3)}),
+    ],
+)
+def test_a_member_is_its_single_run_bit_for_bit_on_a_cpu(small_data, objective, values):
+    base = replace(PLAIN, objective=ObjectiveConfig(name=objective))
+    configs = [with_values(base, {name: pair[number] for name, pair in values.items()}) for number in (0, 1)]
     found = members.fit(
         members.program_that_fits(configs, members.Images(small_data)), [members.Run(config) for config in configs]
     )
@@ -137,7 +141,7 @@ def test_a_member_is_its_single_run_bit_for_bit_on_a_cpu(small_data):
 
 def test_a_member_that_diverges_is_frozen_and_harms_no_other(small_data):
     rates = (1e-3, 1e30, 1e-2)
-    configs = [members.with_values(PLAIN, {"train.learning_rate": rate}) for rate in rates]
+    configs = [with_values(PLAIN, {"train.learning_rate": rate}) for rate in rates]
     seen = []
     program = members.program_that_fits(configs, members.Images(small_data))
     found = members.fit(
@@ -154,7 +158,7 @@ def test_a_member_that_diverges_is_frozen_and_harms_no_other(small_data):
 
 
 def test_members_are_split_where_the_memory_does_not_hold_them(small_data, monkeypatch):
-    configs = [members.with_values(PLAIN, {"seed": seed}) for seed in range(5)]
+    configs = [with_values(PLAIN, {"seed": seed}) for seed in range(5)]
     one, whole = (members.Several(configs, members.Images(small_data), size) for size in (1, 5))
     monkeypatch.setattr(memory, "available", lambda: int((one.needs + whole.needs) / 2 / members.SHARE))
     program = members.program_that_fits(configs, members.Images(small_data))
@@ -177,7 +181,7 @@ def test_members_are_split_where_the_compiler_finds_no_room_or_too_few_files_may
             self.size, self.needs = size, 1
 
     monkeypatch.setattr(members, "Several", Full)
-    configs, images = [members.with_values(PLAIN, {"seed": seed}) for seed in range(7)], members.Images(small_data)
+    configs, images = [with_values(PLAIN, {"seed": seed}) for seed in range(7)], members.Images(small_data)
     assert members.program_that_fits(configs, images).size == 3  # half of 7
     monkeypatch.setattr(members, "MOST", 2)
     assert members.program_that_fits(configs[:3], images).size == 2

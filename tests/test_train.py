@@ -152,10 +152,11 @@ def test_chunks_equal_one_scan_bit_for_bit(small_data):
         return train.TrainState(state.step + 1, variables, opt_state, state.sums.at[i].set(sums)), None
 
     scanned, _ = jax.jit(lambda state: jax.lax.scan(body, state, jnp.arange(4)))(state)
-    loop = train.make_loop(step, 16, 16)
+    loop = train.make_loop(lambda numbers: step, 16, 16)
     chunked = jax.tree.map(jnp.copy, state)
     for first, last in ((0, 1), (1, 4)):
-        chunked = loop(chunked, images, None, order, jnp.int32(0), keys.steps, jnp.int32(first), jnp.int32(last))
+        place = images, None, order, jnp.int32(0), train.Fixed(keys.steps)
+        chunked = loop(chunked, *place, jnp.int32(first), jnp.int32(last))
     same(chunked, scanned)
 
 
@@ -209,8 +210,8 @@ def test_nothing_recompiles_after_the_first_epoch(small_data):
 def test_the_loop_moves_nothing_to_or_from_the_device(small_data):
     step, state, images = parts(CONFIG, small_data)
     keys = make_keys(0)
-    arguments = images, None, jnp.arange(70), jnp.int32(0), keys.steps, jnp.int32(0), jnp.int32(3)
-    loop = train.make_loop(step, 16, 16).lower(state, *arguments).compile()
+    arguments = images, None, jnp.arange(70), jnp.int32(0), train.Fixed(keys.steps), jnp.int32(0), jnp.int32(3)
+    loop = train.make_loop(lambda numbers: step, 16, 16).lower(state, *arguments).compile()
     with jax.transfer_guard("disallow"):
         state = loop(state, *arguments)
     assert int(state.step) == 3

@@ -5,7 +5,7 @@ dropout is off.
 """
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vae_jax.composition import Composition
-from vae_jax.config import Config, as_used
+from vae_jax.config import Config, as_used, numbers_of
 from vae_jax.dependence import depends
 from vae_jax.devices import Devices
 from vae_jax.errors import UserError, argument
@@ -27,6 +27,7 @@ from vae_jax.models import Variables
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import BoundModel, Objective, Terms
 from vae_jax.objectives.base import in_order
+from vae_jax.options import NO_NUMBERS, with_numbers
 from vae_jax.posteriors import Heads, Latents
 from vae_jax.sizes import check_memory, largest_operation, largest_product
 
@@ -37,7 +38,7 @@ BATCH = 250  # images at a time; no result depends on it but through the noise, 
 class Evaluator:
     """(variables, key) -> the objective's figures by name, (images,) each."""
 
-    def __init__(self, config: Config, feed: Feed, evaluate: Any, block: int):
+    def __init__(self, config: Config, feed: Feed, evaluate: Any, block: int, devices: Devices):
         """Of the images in a feed.
 
         Args:
@@ -45,8 +46,11 @@ class Evaluator:
             feed: brings them.
             evaluate: compiled, see `make_terms`.
             block: images that are evaluated together.
+            devices: to evaluate on.
         """
         self._config, self._feed, self._evaluate, self._block = config, feed, evaluate, block
+        numbers = {option: jnp.asarray(number) for option, number in numbers_of(config).items()}
+        self._numbers = devices.whole(numbers)
         self._size = self._product = 0  # images of a call and its largest array, known once it has been lowered
         self._ready: Future | None = None  # a program that a call needs, see `prepare`
 
@@ -67,7 +71,7 @@ class Evaluator:
             for first in range(0, count, self._size):
                 chosen = slice(first, min(first + self._size, len(shard.images)))
                 valid = np.int32(min(self._size, count - first))  # of what is spread, or a last shard's, some are not
-                terms = self._evaluate(*self._arguments(variables, key, shard, chosen), valid)
+                terms = self._evaluate(*self._arguments(variables, key, shard, chosen), valid, self._numbers)
                 parts.append(jax.tree.map(lambda part, left=count - first: part[:left], terms))
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
 
@@ -91,7 +95,7 @@ class Evaluator:
         """What a call is to be compiled of, once it is known how many images it takes."""
         images, labels = self._feed.shapes
         zero = np.int32(0)
-        arguments = variables, images, labels if self._config.model.classes else None, zero, key, zero
+        arguments = variables, images, labels if self._config.model.classes else None, zero, key, zero, self._numbers
         traced = self._evaluate.trace(*arguments)
         self._product = largest_product(traced.jaxpr)
         lowered = traced.lower()
@@ -172,7 +176,7 @@ def make_evaluator(
     size = block(config, objective, len(images))
     feed = Feed(images, config.train.shard_images, size, labels, devices)
     terms = make_terms(config, network, objective, size, latent, devices)
-    return Evaluator(config, feed, jax.jit(terms, **devices.outputs), size)
+    return Evaluator(config, feed, jax.jit(terms, **devices.outputs), size, devices)
 
 
 def block(config: Config, objective: Objective, images: int) -> int:
@@ -192,10 +196,10 @@ def make_terms(
     latent: str = "sample",
     devices: Devices | None = None,
 ) -> Callable[..., Terms]:
-    """(variables, uint8 images, labels, first, key, valid=None) -> the terms for each image, to be compiled.
+    """(variables, uint8 images, labels, first, key, valid, numbers) -> the terms for each image, to be compiled.
 
     The images' batches, of `size` images, are numbered from `first` on, and each has a key of its own. The terms of
-    images from number `valid` on are of no meaning.
+    images from number `valid` on are of no meaning. Of `numbers` see `vae_jax.train.Fixed`.
     """
 
     def evaluate(
@@ -205,7 +209,10 @@ def make_terms(
         first: Int[Array, ""],
         key: Key[Array, ""],
         valid: Int[Array, ""] | None = None,
+        numbers: Mapping[str, Any] = NO_NUMBERS,
     ) -> Terms:
+        options = with_numbers(config.objective.options, "objective", numbers)
+
         def batch(number, images, labels):
             _, treatment_key = batch_keys(key, number)
             images = devices.split(images) if devices else images
@@ -215,7 +222,7 @@ def make_terms(
                 result = {}
                 for place, phase in enumerate(objective.phases):
                     own_key, _ = batch_keys(further_key(key, place) if place else key, number)
-                    result |= phase.terms(own_key, model, treated, config.objective.options)
+                    result |= phase.terms(own_key, model, treated, options)
                 return result
 
             density = jnp.asarray(jnp.nan) if latent == "mean" else None

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from vae_jax import memory, optimizer
 from vae_jax.composition import build
-from vae_jax.config import Config, at_default, traced_in, value_of, with_values
+from vae_jax.config import Config, at_default, numbers_of, traced_in
 from vae_jax.data.dataset import Dataset
 from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import block, make_terms
@@ -26,6 +26,7 @@ from vae_jax.keys import make_keys
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Terms
 from vae_jax.train import (
+    Fixed,
     History,
     Loop,
     Program,
@@ -44,18 +45,18 @@ from vae_jax.train import (
     lengths,
     make_calls,
     make_packing,
-    make_step,
     make_steps,
     names_of,
     needs_of,
     start_from,
+    step_of,
     used,
     watched,
 )
 
 SHARE = 0.8  # of the memory that is free, which a program may take
 MOST = 500  # members of a program, or as many as half of the files that a process may open: each has its folder's lock
-Values = dict[str, Array]  # of traced options
+Numbers = dict[str, Array]  # of all members, by option, see `vae_jax.train.Fixed`
 
 
 class Run(NamedTuple):
@@ -115,7 +116,7 @@ class Several(Program):
         names: of the objective's figures.
         compile_seconds: how long compiling took.
         needs: bytes that it takes to run, the images left out.
-        initial: (seeds, values) -> states of members that begin anew.
+        initial: (seeds, numbers) -> states of members that begin anew.
         slow: whether it has XLA's own convolution in a loop on a CPU, see `is_slow_in_loops`.
     """
 
@@ -133,8 +134,6 @@ class Several(Program):
         began = time.perf_counter()
         self.config, self.size, self.count = configs[0], size, len(data.train)
         self._states: TrainState | None = None
-        values = {option: {value_of(config, option) for config in configs} for option in traced_in(configs[0])}
-        self._options = [option for option, several in values.items() if len(several) > 1]
         self._network, self._objective = build(self.config, data.image_shape)
         self.names = names_of(self._objective)
         batch_size = self.batch_size = self.config.train.batch_size
@@ -148,10 +147,10 @@ class Several(Program):
         if platform.packed:
             self.pack, self.unpack = jax.jit(jax.vmap(self.pack)), jax.jit(jax.vmap(self.unpack))
 
-        seeds, values = self.arguments([self.config] * size)
-        states = jax.eval_shape(self.initial, seeds, values)
+        seeds, numbers = self.arguments([self.config] * size)
+        states = jax.eval_shape(self.initial, seeds, numbers)
         orders, flags, zero = jax.ShapeDtypeStruct((size, self.count), jnp.int32), np.ones(size, bool), np.int32(0)
-        arguments = (jax.eval_shape(self.pack, states), flags, orders, seeds, values, *self._images, zero)
+        arguments = (jax.eval_shape(self.pack, states), flags, orders, seeds, numbers, *self._images, zero)
         self.slow, begun, looks = False, [], {}
         with compiling() as pool:
             for end, batch, steps in epoch_parts(self.count, batch_size):
@@ -165,7 +164,7 @@ class Several(Program):
                 begun.append((end, batch, begin_loop(lowered, pool)))
             for split in self.splits:
                 shown = images.of(split, self.config)
-                lowered = jax.jit(self._terms).lower(states, seeds, values, *shown)
+                lowered = jax.jit(self._terms).lower(states, seeds, numbers, *shown)
                 looks[split] = pool.submit(lowered.compile), shown
             shuffle = jax.jit(jax.vmap(self._shuffle, (0, None))).lower(seeds, jnp.int32(0))
             self.shuffle = pool.submit(shuffle.compile).result()
@@ -176,10 +175,10 @@ class Several(Program):
         programs = [self.shuffle, *(each for each, _ in self._evaluators.values())]
         self.needs = held + max(*map(needs_of, programs), *(loop.needs for _, _, loop in self.parts))
 
-    def arguments(self, configs: Sequence[Config]) -> tuple[Array, Values]:
-        """What tells the members apart: their seeds and the values of the options in which they differ."""
-        values = {option: jnp.asarray([value_of(config, option) for config in configs]) for option in self._options}
-        return jnp.asarray([config.seed for config in configs], jnp.uint32), values
+    def arguments(self, configs: Sequence[Config]) -> tuple[Array, Numbers]:
+        """In what members may differ: their seeds, and the options that only change numbers."""
+        numbers = jax.tree.map(lambda *own: jnp.asarray(own), *map(numbers_of, configs))
+        return jnp.asarray([config.seed for config in configs], jnp.uint32), numbers
 
     def take(self, members: Sequence[Run]) -> None:
         """Takes the members that are to be trained, as many as there is room for or fewer.
@@ -194,12 +193,12 @@ class Several(Program):
             )
         surplus = [members[-1]] * (self.size - len(members))  # never trained; the program needs its size
         everyone = [*members, *surplus]
-        self._seeds, self._values = self.arguments([member.config for member in everyone])
+        self._seeds, self._numbers = self.arguments([member.config for member in everyone])
         resumed = [member.resume[0] for member in everyone if member.resume]
         if resumed:
             states = jax.tree.map(lambda *each: jnp.asarray(np.stack(each)), *resumed)
         else:
-            states = self.initial(self._seeds, self._values)
+            states = self.initial(self._seeds, self._numbers)
         self._states = self.pack(states)
 
     def start(self) -> tuple[TrainState, int]:
@@ -216,7 +215,7 @@ class Several(Program):
     ) -> TrainState:
         """Takes the packed states' buffers over."""
         bounds = np.int32(first), np.int32(last)
-        return loop.run(states, alive, shard, self._seeds, self._values, *self._images, *bounds)
+        return loop.run(states, alive, shard, self._seeds, self._numbers, *self._images, *bounds)
 
     def sums(self, states: TrainState) -> Float[np.ndarray, "n steps figures"]:
         """Of each member."""
@@ -237,42 +236,44 @@ class Several(Program):
     def evaluate(self, split: str, whole: "_Whole") -> list[Terms]:
         """Each member's terms, (images,) each."""
         evaluate, shown = self._evaluators[split]
-        terms = jax.device_get(evaluate(whole.states, self._seeds, self._values, *shown))
+        terms = jax.device_get(evaluate(whole.states, self._seeds, self._numbers, *shown))
         return [_at(terms, number) for number in range(self.size)]
 
     def agree(self, value: Any) -> Any:
         """There is one process."""
         return value
 
-    def _start(self, seed: Array, values: Values) -> TrainState:
+    def _start(self, seed: Array, numbers: Numbers) -> TrainState:
         variables = self._network.init(make_keys(seed).init)
-        return start_from(with_values(self.config, values), self._objective, variables, self.count)
+        return start_from(self.config, self._objective, variables, self.count, numbers)
 
     def _shuffle(self, seed: Array, epoch: Array) -> Array:
         return epoch_order(make_keys(seed).shuffle, epoch, self.count)
 
-    def _train(self, size, length, states, alive, orders, seeds, values, images, labels, first, *last):
-        def member(state, alive, order, seed, values):
-            config = with_values(self.config, values)
-            step = make_step(config, self._network, self._objective, optimizer.build(config, self.steps))
+    def _train(self, size, length, states, alive, orders, seeds, numbers, images, labels, first, *last):
+        def member(state, alive, order, seed, numbers):
+            step = step_of(self.config, self._network, self._objective, self.steps)
             stride = self.config.train.batch_size
             steps = make_calls(step, stride, size, length) if length else make_steps(step, stride, size)
 
             def train(state: TrainState) -> TrainState:
-                return steps(state, images, labels, order, jnp.int32(0), make_keys(seed).steps, first, *last)
+                fixed = Fixed(make_keys(seed).steps, numbers)
+                return steps(state, images, labels, order, jnp.int32(0), fixed, first, *last)
 
             return lax.cond(alive, train, lambda state: state, state)
 
-        return _over_members(member)(states, alive, orders, seeds, values)
+        return _over_members(member)(states, alive, orders, seeds, numbers)
 
-    def _terms(self, states, seeds, values, images, labels):
-        def member(state, seed, values):
-            config = with_values(self.config, values)
-            variables = used(config, state)
-            terms = make_terms(config, self._network, self._objective, block(config, self._objective, len(images)))
-            return terms(variables, images, labels, jnp.int32(0), make_keys(seed).evaluate)
+    def _terms(self, states, seeds, numbers, images, labels):
+        size = block(self.config, self._objective, len(images))
+        terms = make_terms(self.config, self._network, self._objective, size)
 
-        return _over_members(member)(states, seeds, values)
+        def member(state, seed, numbers):
+            variables = used(self.config, state, numbers)
+            key = make_keys(seed).evaluate
+            return terms(variables, images, labels, jnp.int32(0), key, numbers=numbers)
+
+        return _over_members(member)(states, seeds, numbers)
 
 
 def check(config: Config, data: Dataset) -> None:
@@ -295,7 +296,7 @@ def check(config: Config, data: Dataset) -> None:
     check_parameters(config, network)
     check_labels(config, data)
     check_patience(config, data)
-    make_step(config, network, objective, optimizer.build(config, 1))
+    step_of(config, network, objective, 1)({})
 
 
 def program_that_fits(configs: Sequence[Config], images: Images, at_most: int | None = None) -> Several:

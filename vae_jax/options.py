@@ -12,20 +12,22 @@ lets members of a sweep that differ in the number share a program. Help comes fr
 jax.
 """
 
+import copy
 import functools
 import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import PurePath
-from types import NoneType, UnionType
+from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from vae_jax import checked, plain_yaml
 from vae_jax.checked import within
-from vae_jax.errors import UserError, brief, cut
+from vae_jax.errors import UserError, brief, cut, listed
 from vae_jax.registry import lookup
 
 SIZE_LIMIT = 1 << 17  # characters of a value
@@ -265,27 +267,71 @@ def _as_one_of(kinds: tuple[Any, ...], given: Any) -> Any:
     return ...
 
 
-def is_traced(given: Any) -> bool:
-    """Whether a value is one that jax traces."""
-    return "jax" in sys.modules and isinstance(given, sys.modules["jax"].core.Tracer)
-
-
 def made(kind: type, section: str, changed: Mapping[str, Any]) -> Any:
-    """A dataclass with some of its options changed, each checked unless jax traces it.
+    """A dataclass with some of its options changed, all of them checked.
 
     Raises:
         UserError: naming an option that is none, or what is wrong with its value.
     """
-    options = options_in(kind)
-    values = {name: value(f"{section}.{name}", option, option.default) for name, option in options.items()}
-    traced = {name: given for name, given in changed.items() if is_traced(given)}
-    for name, given in changed.items():
-        if name not in traced:
-            values[name] = value(f"{section}.{name}", options[name], given)
-    result = kind(**values)
-    for name, given in traced.items():
-        object.__setattr__(result, name, given)
-    return result
+    values = {name: option.default for name, option in options_in(kind).items()} | dict(changed)
+    return kind(**{name: value(f"{section}.{name}", options_in(kind)[name], given) for name, given in values.items()})
+
+
+NO_NUMBERS: Mapping[str, Any] = MappingProxyType({})
+
+
+def with_numbers(options: Any, section: str, numbers: Mapping[str, Any]) -> Any:
+    """A part's options with these numbers in place of their own: arguments of a compiled program.
+
+    It is a copy, which then runs its class's `__post_init__`, so that what that derives from a number is derived from
+    this one.
+
+    Args:
+        options: the part's dataclass, or None.
+        section: of the part.
+        numbers: by dotted name; those of other sections are passed over.
+
+    Raises:
+        UserError: if the class asks for the value of a number, which a compiled program does not know.
+    """
+    own = {name.removeprefix(f"{section}."): given for name, given in numbers.items() if name.startswith(f"{section}.")}
+    if not own:
+        return options
+    changed = copy.copy(options)
+    for name, number in own.items():
+        object.__setattr__(changed, name, number)
+    with of_unknown_value(section, options):
+        getattr(changed, "__post_init__", lambda: None)()
+    return changed
+
+
+@contextmanager
+def of_unknown_value(where: str, options: Any) -> Iterator[None]:
+    """Within it, that a traced value is not known is said of the options that are TRACED, if there are some.
+
+    Args:
+        where: what is run, for the message.
+        options: its dataclass, or None.
+
+    Raises:
+        UserError: if the value of one is asked for.
+    """
+    try:
+        yield
+    except Exception as error:
+        kind = type(options)
+        traced = [name for name, known in options_in(kind).items() if TRACED in known.marks] if options else []
+        errors = sys.modules["jax"].errors if traced and "jax" in sys.modules else None
+        if not errors or not isinstance(
+            error,
+            errors.ConcretizationTypeError | errors.TracerArrayConversionError | errors.TracerIntegerConversionError,
+        ):
+            raise
+        raise UserError(
+            f"{where}: expected it not to ask in Python for the value of {listed(traced)} or what depends on it, as by "
+            f"if, float() or numpy, since TRACED numbers are arguments of a compiled program; found "
+            f"{type(error).__name__}"
+        ) from error
 
 
 def unmet(kind: Any, values: Any) -> list[tuple[str, Need, Any]]:

@@ -8,7 +8,7 @@ has its own place in the state and every step's key is folded from the step's nu
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
 
 from vae_jax import models, objectives, optimizer, staging
 from vae_jax.composition import PARTS, Composition, build
-from vae_jax.config import Config, as_used
+from vae_jax.config import Config, as_used, numbers_of
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.shape import settled
 from vae_jax.devices import Devices, cores
@@ -36,6 +36,7 @@ from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import BoundModel, Objective, Phase, Terms, loss_of
 from vae_jax.objectives.base import in_order
 from vae_jax.optimizer import Optimizer, Rule
+from vae_jax.options import NO_NUMBERS, with_numbers
 from vae_jax.packing import pack, pack_like, unpack
 from vae_jax.platforms import Platform, built_for, current
 from vae_jax.sizes import check_memory
@@ -46,6 +47,7 @@ FIRST_CHUNK = 8  # steps of a run's first call; from then on a call takes about 
 
 
 History = list[dict[str, Any]]  # figures of every epoch, see `fit`
+StepOf = Callable[[Mapping[str, Any]], Callable[..., Any]]  # the step by the numbers, see `step_of`
 
 
 class TrainState(NamedTuple):
@@ -122,21 +124,55 @@ class Trained(NamedTuple):
         return table(self)
 
 
+class Fixed(NamedTuple):
+    """What stays the same in all steps of a run, beside its images: arguments of the compiled loop.
+
+    Attributes:
+        key: of the run's steps.
+        numbers: values of the options that only change numbers, by dotted name; see `step_of`.
+    """
+
+    key: Key[Array, ""]
+    numbers: Mapping[str, Any] = {}
+
+
+def fixed_of(config: Config) -> Fixed:
+    """What a run of this configuration has."""
+    numbers = {option: jnp.asarray(number) for option, number in numbers_of(config).items()}
+    return Fixed(make_keys(config.seed).steps, numbers)
+
+
+def step_of(config: Config, network: Composition, objective: Objective, epoch: int) -> StepOf:
+    """The configured step, of an epoch of so many, by the numbers in place of the configuration's; see `make_step`.
+
+    They are arguments of the program, not constants in it: so a member of a sweep is bit for bit its single run, and a
+    program serves all their values.
+    """
+
+    def of(numbers: Mapping[str, Any]) -> Callable[..., Any]:
+        options = with_numbers(config.objective.options, "objective", numbers)
+        return make_step(config, network, objective, optimizer.build(config, epoch, numbers), options)
+
+    return of
+
+
 def make_step(
     config: Config,
     network: Composition,
     objective: Objective,
     transformation: Rule,
+    options: Any = None,
 ) -> Callable[..., tuple[Variables, PyTree, Float[Array, " figures"]]]:
     """One pure update: (variables, opt_state, images, key, labels=None, epoch=inf) -> (variables, opt_state, sums).
 
     `images` is uint8, (batch, height, width, channels), `labels` (batch,) where the model is told them, and `epoch` how
     many the run has trained, with the fraction; the step's sums, of the loss and its parts, are over the batch. What is
-    packed (see `make_packing`) comes back packed. With
+    packed (see `make_packing`) comes back packed. `options` are the objective's, by default the configuration's. With
     `train.skip_nonfinite` an update whose loss or gradient is not finite changes nothing, and its sums are NaN.
     """
     reduce = REDUCTIONS[config.train.reduction]
     single = one_phase(objective)
+    options = config.objective.options if options is None else options
 
     def step(
         variables: Variables,
@@ -157,7 +193,7 @@ def make_step(
                 trained: PyTree, now: Variables = now, phase: Phase = phase, keys: StepKeys = keys
             ) -> tuple[Array, tuple[Variables, Terms]]:
                 def terms(model: BoundModel) -> Terms:
-                    return phase.terms(keys.objective, model, targets, config.objective.options)
+                    return phase.terms(keys.objective, model, targets, options)
 
                 params = trained if single else {**now.params, **trained}
                 then = unpack(now._replace(params=params))
@@ -214,10 +250,10 @@ def init_optimizer(transformation: Rule, objective: Objective, params: PyTree) -
     return tuple(own.init(trained) for own, trained in phases)
 
 
-def used(config: Config, state: TrainState) -> Variables:
+def used(config: Config, state: TrainState, numbers: Mapping[str, Any] = NO_NUMBERS) -> Variables:
     """The variables that are evaluated, sampled from and saved as weights, with the optimiser's own parameters where it
     has them; training goes on from `state.variables`."""
-    rule, (params, own) = optimizer.build(config, 1), state.variables
+    rule, (params, own) = optimizer.build(config, 1, numbers), state.variables
     objective = objectives.get(config.objective)
     if one_phase(objective):
         return Variables(rule.evaluated(state.opt_state, params), own) if rule.evaluated else state.variables
@@ -286,7 +322,7 @@ class Loop(NamedTuple):
     """Compiled steps of an epoch.
 
     Attributes:
-        run: (state, images, labels, order, start, key, first, last) -> state, see `make_steps`; it takes the state's
+        run: (state, images, labels, order, start, fixed, first, last) -> state, see `make_steps`; it takes the state's
             buffers over.
         memory: bytes of the arrays of a step.
         needs: bytes that a call needs beside its arguments.
@@ -305,7 +341,7 @@ def needs_of(program: Any) -> int:
     return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
 
 
-def make_loop(step: Callable[..., Any], stride: int, size: int, devices: Devices | None = None) -> Any:
+def make_loop(step: StepOf, stride: int, size: int, devices: Devices | None = None) -> Any:
     """`make_steps` as one compiled call, which takes the state's buffers over."""
     return _compiled_on(devices, make_steps(step, stride, size, devices))
 
@@ -315,7 +351,7 @@ def _compiled_on(devices: Devices | None, function: Callable[..., TrainState]) -
 
 
 def lower_loop(
-    step: Callable[..., Any],
+    step: StepOf,
     stride: int,
     size: int,
     devices: Devices | None,
@@ -342,7 +378,7 @@ def lower_loop(
 
 
 def compile_loop(
-    step: Callable[..., Any],
+    step: StepOf,
     stride: int,
     size: int,
     devices: Devices | None,
@@ -409,12 +445,10 @@ def rounded(steps: float, loop: Loop) -> int:
     return whole - whole % loop.length if whole > loop.length else whole
 
 
-def make_steps(
-    step: Callable[..., Any], stride: int, size: int, devices: Devices | None = None
-) -> Callable[..., TrainState]:
+def make_steps(step: StepOf, stride: int, size: int, devices: Devices | None = None) -> Callable[..., TrainState]:
     """Steps first … last−1 of an epoch.
 
-    (state, images, labels, order, start, key, first, last) -> state; labels are None where the model is told none.
+    (state, images, labels, order, start, fixed, first, last) -> state; labels are None where the model is told none.
 
     Step i takes the `size` images from place i·stride on of the epoch's permutation, of which `order` holds the
     places from `start` on. The bounds are arguments, so one compilation serves calls of any length (a program
@@ -428,12 +462,12 @@ def make_steps(
         labels: Int[Array, " images"] | None,
         order: Int[Array, " places"],
         start: Int[Array, ""],
-        key: Key[Array, ""],
+        fixed: Fixed,
         first: Int[Array, ""],
         last: Int[Array, ""],
     ) -> TrainState:
         def body(i: Int[Array, ""], state: TrainState) -> TrainState:
-            return one(state, images, labels, order, start, key, i)
+            return one(state, images, labels, order, start, fixed, i)
 
         return lax.fori_loop(first, last, body, state)
 
@@ -441,9 +475,9 @@ def make_steps(
 
 
 def make_calls(
-    step: Callable[..., Any], stride: int, size: int, length: int, devices: Devices | None = None
+    step: StepOf, stride: int, size: int, length: int, devices: Devices | None = None
 ) -> Callable[..., TrainState]:
-    """Steps first … first+length−1 of an epoch: (state, images, labels, order, start, key, first) -> state, as in
+    """Steps first … first+length−1 of an epoch: (state, images, labels, order, start, fixed, first) -> state, as in
     `make_steps`."""
     one = make_one(step, stride, size, devices)
 
@@ -460,10 +494,8 @@ def make_calls(
     return calls
 
 
-def make_one(
-    step: Callable[..., Any], stride: int, size: int, devices: Devices | None = None
-) -> Callable[..., TrainState]:
-    """Step i of an epoch: (state, images, labels, order, start, key, i) -> state, as in `make_steps`."""
+def make_one(step: StepOf, stride: int, size: int, devices: Devices | None = None) -> Callable[..., TrainState]:
+    """Step i of an epoch: (state, images, labels, order, start, fixed, i) -> state, as in `make_steps`."""
     split = devices.split if devices else lambda batch: batch
 
     def one(
@@ -472,14 +504,15 @@ def make_one(
         labels: Int[Array, " images"] | None,
         order: Int[Array, " places"],
         start: Int[Array, ""],
-        key: Key[Array, ""],
+        fixed: Fixed,
         i: Int[Array, ""],
     ) -> TrainState:
         chosen = lax.dynamic_slice_in_dim(order, i * stride - start, size)
-        batch, own_key = split(images[chosen]), step_key(key, state.step)
+        batch, own_key = split(images[chosen]), step_key(fixed.key, state.step)
         epoch = state.step.astype(float) / len(state.sums)
         batch_labels = None if labels is None else labels[chosen]
-        variables, opt_state, sums = step(state.variables, state.opt_state, batch, own_key, batch_labels, epoch)
+        parts = state.variables, state.opt_state, batch, own_key, batch_labels, epoch
+        variables, opt_state, sums = step(fixed.numbers)(*parts)
         return TrainState(state.step + 1, variables, opt_state, lax.dynamic_update_index_in_dim(state.sums, sums, i, 0))
 
     return one
@@ -579,13 +612,19 @@ def start(config: Config, image_shape: tuple[int, int, int], images: int) -> Tra
     return start_from(config, objective, network.init(make_keys(config.seed).init), images)
 
 
-def start_from(config: Config, objective: Objective, variables: Variables, images: int) -> TrainState:
+def start_from(
+    config: Config,
+    objective: Objective,
+    variables: Variables,
+    images: int,
+    numbers: Mapping[str, Any] = NO_NUMBERS,
+) -> TrainState:
     """The same with these variables, with the optimiser's state fresh."""
     steps = max(1, -(-images // config.train.batch_size))
 
     # As one program: one by one, jax would compile a program for each shape of array.
     def fresh(params: PyTree) -> tuple[Array, PyTree, Array]:
-        opt_state = init_optimizer(optimizer.build(config, steps), objective, params)
+        opt_state = init_optimizer(optimizer.build(config, steps, numbers), objective, params)
         return jnp.zeros((), jnp.int32), opt_state, jnp.zeros((steps, len(names_of(objective))))
 
     step, opt_state, sums = jax.jit(fresh)(variables.params)
@@ -922,7 +961,7 @@ class Single(Program):
         check_parameters(config, network)
         self.names, self.steps = names_of(objective), -(-self.count // self.batch_size)
         transformation = optimizer.build(config, self.steps)
-        step = make_step(config, network, objective, transformation)
+        step = step_of(config, network, objective, self.steps)
         self._keys = make_keys(config.seed)
 
         state = resume[0] if resume else start(config, data.image_shape, self.count)
@@ -948,11 +987,11 @@ class Single(Program):
         self._config = config
         self._shuffle = jax.jit(partial(epoch_order, images=self.count))
         self._finite = jax.jit(all_finite)
-        self._steps_key, self._evaluation_key = devices.whole((self._keys.steps, self._keys.evaluate))
+        self._fixed, self._evaluation_key = devices.whole((fixed_of(config), self._keys.evaluate))
         zero = np.int32(0)
-        images, numbers = self._feed.shapes
-        classes = numbers if config.model.classes else None
-        arguments = (state, images, classes, numbers, zero, self._steps_key, zero, zero)
+        images, places = self._feed.shapes
+        classes = places if config.model.classes else None
+        arguments = (state, images, classes, places, zero, self._fixed, zero, zero)
         with compiling() as pool:
             loops = []
             for end, size, times in epoch_parts(self.count, self.batch_size):
@@ -989,7 +1028,7 @@ class Single(Program):
 
     def train(self, loop: Loop, states: TrainState, alive: Any, shard: Shard, first: int, last: int) -> TrainState:
         place = shard.images, shard.labels, shard.order, np.int32(shard.first)
-        return loop.run(states, *place, self._steps_key, np.int32(first), np.int32(last))
+        return loop.run(states, *place, self._fixed, np.int32(first), np.int32(last))
 
     def sums(self, states: TrainState) -> Float[np.ndarray, "1 steps figures"]:
         return np.asarray(states.sums, np.float64)[None]

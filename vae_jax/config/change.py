@@ -18,7 +18,7 @@ from vae_jax.config.schema import (
     with_changed,
 )
 from vae_jax.errors import UserError
-from vae_jax.options import TRACED, Option, as_text, is_traced, options_in, read_text, shown, unmet, value
+from vae_jax.options import TRACED, Option, as_text, options_in, read_text, shown, unmet, value
 
 Json = int | float | str | bool | None | list[int]  # an option's value as JSON gives it back
 # Names that options had in earlier versions.
@@ -249,6 +249,11 @@ def value_of(config: Config, option: str) -> Any:
     return getattr(owner if name in options_in(type(owner)) else owner.options, name)
 
 
+def numbers_of(config: Config) -> dict[str, float]:
+    """The values of the options that only change numbers, which compiled programs take as arguments."""
+    return {option: value_of(config, option) for option in traced_in(config)}
+
+
 def at_default(config: Config, options: Iterable[str]) -> Config:
     """The configuration with these options as they are by default."""
     plain = {}
@@ -263,7 +268,7 @@ def at_default(config: Config, options: Iterable[str]) -> Config:
 
 
 def with_values(config: Config, values: dict[str, Any]) -> Config:
-    """The configuration with these options, unchecked: they may be traced."""
+    """The configuration with these options, unchecked."""
     sections = {}
     for option, given in values.items():
         name, _, own = option.rpartition(".")
@@ -275,7 +280,7 @@ def with_values(config: Config, values: dict[str, Any]) -> Config:
         else:
             plain = options_in(options_class(name, section.part))[own].default
             changed = {key: before for key, before in section.changed if key != own}
-            if is_traced(given) or given != plain:
+            if given != plain:
                 changed[own] = given
             sections[name] = with_changed(section, tuple(sorted(changed.items())))
     return unchecked(config, **sections)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from vae_jax.config.parts import PARTS, having, options_class, registry_of
 from vae_jax.errors import UserError
-from vae_jax.options import TRACED, is_traced, made, nearest, one_of, only, options_in, shown, value
+from vae_jax.options import TRACED, made, nearest, one_of, only, options_in, shown, value
 
 # What becomes of options that only others of our parts have: they are refused; or left out where they are as by
 # default, since files of an earlier version list them all, and else refused; or left out, whatever they are.
@@ -69,10 +69,8 @@ class Chosen(Section):
             UserError: if there is no such part, or an option is none of it or has a wrong value.
         """
         kind = options_class(self.SECTION, self.part)
-        traced = {name: given for name, given in self.changed if is_traced(given)}
-        given = {name: given for name, given in self.changed if name not in traced}
-        changed = dict(_checked(self, kind, given))  # where there is no dataclass too, since none has these then
-        return kind and made(kind, self.SECTION, changed | traced)
+        changed = dict(_checked(self, kind, dict(self.changed)))  # without a dataclass too, which refuses any option
+        return kind and made(kind, self.SECTION, changed)
 
 
 def settled(
@@ -83,7 +81,7 @@ def settled(
     Args:
         section: of the part.
         part: its name.
-        given: values by option; what jax traces stays as it is.
+        given: values by option.
         of_others: what becomes of options that only others of our parts have.
 
     Raises:

@@ -41,7 +41,8 @@ class TorchTraining:
         """Takes the twin to train for so many steps, `epoch` of them in an epoch."""
         self.config, self.twin = config, twin
         train, adam = config.train, config.optimizer.options
-        self.rates = np.asarray(jax.vmap(optimizer.schedule(train, epoch))(jnp.arange(steps)), float)
+        rate = optimizer.schedule(train, train.learning_rate, epoch)
+        self.rates = np.asarray(jax.vmap(rate)(jnp.arange(steps)), float)
         self.rates = np.broadcast_to(self.rates, steps)
         self.adam = torch.optim.Adam(twin.parameters(), train.learning_rate, (adam.b1, adam.b2), adam.eps)
         self.taken = 0

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Annotated
 
-import jax
 import jax.numpy as jnp
 
 from vae_jax.errors import UserError
@@ -73,9 +72,7 @@ def vae(key, model, images, options: VAEOptions) -> Terms:
     if options.free_bits:  # in training; evaluation gives every image its own KL
         bits = jnp.maximum(options.free_bits, draw.kl_by_dimension.mean(0)).sum()
         cost = jnp.where(jnp.isinf(model.epoch), kl, bits)
-    # Kept from being simplified away where it is 1: so a member of a sweep is bit for bit its single run.
-    beta = jax.lax.optimization_barrier(jnp.asarray(options.beta, float))
-    beta = beta * SCHEDULES[options.schedule](options, model.epoch)
+    beta = options.beta * SCHEDULES[options.schedule](options, model.epoch)
     return {"loss": _with_own(draw, reconstruction + beta * cost), "reconstruction": reconstruction, "kl": kl}
 
 

@@ -1,5 +1,8 @@
 """The optimiser with its schedule and what goes around it, from the configuration."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from vae_jax.config import Config, entry_of
 from vae_jax.errors import UserError
 from vae_jax.optimizer.adam import adam, adamax, adamw, schedule_free
@@ -8,6 +11,7 @@ from vae_jax.optimizer.base import Optimizer, Rule, decay_kernels, of_optax
 from vae_jax.optimizer.momentum import lion, rmsprop, sgd
 from vae_jax.optimizer.muon import muon
 from vae_jax.optimizer.schedules import ENDING, SCHEDULES, STAGES, schedule
+from vae_jax.options import NO_NUMBERS, of_unknown_value, with_numbers
 
 __all__ = ["ENDING", "OPTIMIZERS", "SCHEDULES", "STAGES", "Optimizer", "Rule", "build", "decay_kernels", "schedule"]
 
@@ -25,21 +29,25 @@ OPTIMIZERS = {
 }
 
 
-def build(config: Config, epoch: int) -> Optimizer:
+def build(config: Config, epoch: int, numbers: Mapping[str, Any] = NO_NUMBERS) -> Optimizer:
     """The configured optimiser with its schedule, clipping, averages and accumulation.
 
     Args:
         config: of the run.
         epoch: batches in an epoch.
+        numbers: in place of the configuration's, by dotted name: arguments of a compiled program.
 
     Raises:
         UserError: if there is no such optimiser, or a user's gives no optax transformation.
     """
     name, train = config.optimizer.name, config.train
-    by_batch, batches = schedule(train, epoch), train.accumulate
+    rate = numbers.get("train.learning_rate", train.learning_rate)
+    by_batch, batches = schedule(train, rate, epoch), train.accumulate
     # An update's learning rate is that of its last batch.
     by_update = by_batch if batches == 1 else lambda count: by_batch((count + 1) * batches - 1)
-    rule = entry_of("optimizer", name)(config.optimizer.options, by_update)
+    options = with_numbers(config.optimizer.options, "optimizer", numbers)
+    with of_unknown_value(f"optimizer.name {name}", options):
+        rule = entry_of("optimizer", name)(options, by_update)
     if not isinstance(rule, Rule):
         kind = f"{type(rule).__module__}.{type(rule).__name__}"
         raise UserError(f"optimizer.name: expected {name} to give an optax.GradientTransformation; found {kind}")
