@@ -435,8 +435,8 @@ def test_numbers_as_they_look(file):
         ("train.learning_rate", "9" * 5000, "train.learning_rate: expected a number; found 999"),
         ("seed", "!!bool x", "seed: expected a whole number; found !!bool x"),
         ("model.channels", "[1, *a]", "model.channels: expected a list of whole numbers; found [1, *a]"),
-        ("data", "/dev/zero", "--data: expected one of its options"),
-        ("train", "some.yaml", "--train: expected one of its options"),
+        ("data", "/dev/zero", "data: expected one of its options"),
+        ("train", "some.yaml", "train: expected one of its options"),
     ],
     ids=lambda value: repr(value)[:25],
 )
@@ -449,7 +449,7 @@ def test_what_flags_make_of_it(option, value, named):
 def test_a_section_at_once():
     assert load_config(train="{epochs: 3, batch_size: 7}").train.batch_size == 7
     assert load_config(train={"epochs": 3, "batch_size": 7}).train.batch_size == 7
-    assert "did you mean --train.epochs?" in refused(train="{epoch: 3}")
+    assert "did you mean train.epochs?" in refused(train="{epoch: 3}")
 
 
 def test_without_the_tests_checks_of_types():

@@ -779,7 +779,7 @@ def test_what_a_users_options_may_not_be(write, options, message):
     assert message in line
     plain = f"{write(OBJECTIVE, 'plain.py')}:bound"
     line = refused(build, load_config(**{**TINY, "objective.name": plain, "objective.alpha": 1}), (8, 8, 1))
-    assert line.startswith("--objective.alpha: expected an option of a configuration; found none")
+    assert line.startswith("objective.alpha: expected an option of a configuration; found none")
 
 
 def test_a_users_options_are_kept_with_the_run_and_it_goes_on_with_them(write, tmp_path, capsys):

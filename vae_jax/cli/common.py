@@ -36,8 +36,8 @@ FLAGS = {
 
 
 def flag(name: str, value: object) -> str:
-    """How messages name an argument on the command line, see `vae_jax.errors.argument`."""
-    spelled = FLAGS.get(name, f"--{name.replace('_', '-')}")
+    """How messages name an argument on the command line, see `vae_jax.errors.argument`; options keep their names."""
+    spelled = FLAGS.get(name, f"--{name if '.' in name else name.replace('_', '-')}")
     return spelled if value is None or value is True else f"{spelled} {value}"
 
 

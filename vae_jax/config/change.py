@@ -17,7 +17,7 @@ from vae_jax.config.schema import (
     unknown,
     with_changed,
 )
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, argument
 from vae_jax.options import TRACED, Option, as_text, options_in, read_text, shown, unmet, value
 
 Json = int | float | str | bool | None | list[int]  # an option's value as JSON gives it back
@@ -57,8 +57,8 @@ def _with(config: Config, changes: dict[str, Any], of_others: OfOthers) -> Confi
         if option in SECTIONS:
             given = read_text(option, given) if isinstance(given, str) else given
             if not isinstance(given, dict):
-                expected = f"one of its options, as in --{option}.OPTION VALUE"
-                raise UserError(f"--{option}: expected {expected}; found {shown(given)!r}")
+                named = argument(f"{option}.OPTION", "VALUE")
+                raise UserError(f"{argument(option)}: expected one of its options, as {named}; found {shown(given)!r}")
             remaining = [(f"{option}.{name}", own) for name, own in given.items()] + remaining
         elif section in PARTS or option == "seed" or name in options_in(SECTIONS.get(section)):
             sections.setdefault(section, {})[name] = given

@@ -8,7 +8,7 @@ from vae_jax import checked, plain_yaml
 from vae_jax.config.change import RENAMED, adapted, as_listed, check_used, options_of, options_of_section, with_options
 from vae_jax.config.parts import PARTS, registry_of
 from vae_jax.config.schema import SECTIONS, Config
-from vae_jax.errors import UserError, brief, cut
+from vae_jax.errors import UserError, argument, brief, cut
 from vae_jax.options import SIZE_LIMIT, options_in, shown
 from vae_jax.registry import lookup
 
@@ -50,9 +50,8 @@ def find(name: str | Path) -> Path:
         kind = getattr(error, "strerror", None) or error
     if str(name) in shipped():
         return shipped()[str(name)]
-    raise UserError(
-        f"--config {cut(str(name), 200)}: expected a YAML file or one of {', '.join(shipped())}; found {kind}"
-    )
+    what = argument("config", cut(str(name), 200))
+    raise UserError(f"{what}: expected a YAML file or one of {', '.join(shipped())}; found {kind}")
 
 
 def read_file(path: Path, strict: bool = True) -> Config:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from vae_jax.config.parts import PARTS, having, options_class, registry_of
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, argument
 from vae_jax.options import TRACED, made, nearest, one_of, only, options_in, shown, value
 
 # What becomes of options that only others of our parts have: they are refused; or left out where they are as by
@@ -154,8 +154,10 @@ def _of_part(
 
 def unknown(option: str, *known: str) -> UserError:
     """What is said of an option that there is not, with the nearest one of those that there are."""
-    hint = nearest(f"--{option}", [f"--{name}" for name in known])
-    return UserError(f"--{option:.60}: expected an option of a configuration; found none of that name{hint}")
+    hint = nearest(argument(option), map(argument, known))
+    return UserError(
+        f"{argument(f'{option:.60}')}: expected an option of a configuration; found none of that name{hint}"
+    )
 
 
 def _plain(name: str, raw: Any) -> Any:
