@@ -85,17 +85,24 @@ def warnings_in_lines() -> Iterator[None]:
         warnings.showwarning = before
 
 
+def bar_of(*columns: Any) -> Any:
+    """Rich's progress bar of these columns, on standard error, gone when it ends."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    # Standard output passes through the bar's console only where both are the same terminal.
+    return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal(sys.stdout))
+
+
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
     """Within it a live bar for (done, total) on a terminal, nothing elsewhere."""
     if not on_terminal(sys.stderr):
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal(sys.stdout))
+    bar = bar_of(TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     task = bar.add_task("", total=None)
     with bar:
         yield lambda done, total: bar.update(task, total=total, completed=done)

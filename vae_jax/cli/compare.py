@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_jax.cli.arguments import add_options, whole
-from vae_jax.cli.common import Verb, absolute_paths, answer, device_option, positive, say, set_device
+from vae_jax.cli.common import Verb, absolute_paths, answer, bar_of, device_option, positive, say, set_device
 from vae_jax.config import expand
 from vae_jax.errors import UserError, on_terminal
 from vae_jax.folder import check_writable, contents
@@ -118,11 +118,9 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
         yield tell
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal(sys.stdout))
+    bar = bar_of(TextColumn("{task.description}", markup=False), BarColumn(), TimeRemainingColumn())
     task = bar.add_task("starting", total=None)
     with bar:
         yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)

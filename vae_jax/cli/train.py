@@ -16,6 +16,7 @@ from vae_jax.cli.common import (
     Verb,
     absolute_paths,
     answer,
+    bar_of,
     devices_options,
     folder_of,
     folder_options,
@@ -177,17 +178,14 @@ def _progress(config: Config, shown: bool) -> Iterator[Callable[..., None] | Non
     if not shown or not on_terminal(sys.stderr):
         yield None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
-    columns = (
+    bar = bar_of(
         TextColumn("epoch {task.fields[epoch]}/" + str(config.train.epochs)),
         BarColumn(),
         TextColumn("{task.fields[figures]}"),
         TimeRemainingColumn(),
     )
-    # Standard output passes through the bar's console only where both are the same terminal.
-    bar = Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal(sys.stdout))
     task = bar.add_task("", total=None, epoch=1, figures="compiling …")
 
     def show(progress: Any) -> None:
