@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vae_jax import composition, likelihoods, objectives, optimizer, posteriors, priors, train
-from vae_jax.config import Config, PosteriorConfig, PriorConfig, adapted, with_options
+from vae_jax.config import Config, ObjectiveConfig, PosteriorConfig, PriorConfig, adapted, with_options
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import LIKELIHOODS
 from vae_jax.objectives import OBJECTIVES
@@ -86,7 +86,15 @@ def config_of(numbers):
     chosen = [tuple(axis[number].items()) for number, axis in zip(numbers, AXES, strict=True)]
     sections = {axis[0][0].partition(".")[0]: section_of(axis) for axis in chosen}
     classes = sections.pop("model").classes
-    return replace(tiny(), **sections, model=replace(tiny().model, classes=classes))
+    return replace(PLAIN, **sections, model=model_of(classes))
+
+
+PLAIN = tiny()
+
+
+@functools.cache
+def model_of(classes):
+    return replace(PLAIN.model, classes=classes)
 
 
 @functools.cache  # there are thousands of combinations, of few sections and parts
@@ -98,6 +106,8 @@ def section_of(options):
 @functools.cache
 def part_of(section):
     shapes = Shapes(SHAPE, TINY["model.latent"])
+    if isinstance(section, ObjectiveConfig):
+        return objectives.get(section)
     if isinstance(section, PosteriorConfig):
         return posteriors.get(section, shapes)
     return priors.get(section, shapes) if isinstance(section, PriorConfig) else likelihoods.get(section, shapes)
@@ -106,9 +116,8 @@ def part_of(section):
 def refusal(config):
     """Why these parts make no sense together; None if they do."""
     try:
-        objective = objectives.get(config.objective)
-        parts = (part_of(getattr(config, name)) for name in ("posterior", "prior", "likelihood"))
-        composition.check(config, *parts, objective, lambda: composition.models.Ties(False, False))
+        parts = (part_of(getattr(config, name)) for name in ("posterior", "prior", "likelihood", "objective"))
+        composition.check(config, *parts, lambda: composition.models.Ties(False, False))
     except UserError as error:
         return str(error)
     return None
