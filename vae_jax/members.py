@@ -35,6 +35,7 @@ from vae_jax.train import (
     check_batches,
     check_jax,
     check_labels,
+    check_numbers,
     check_parameters,
     check_patience,
     compiling,
@@ -294,6 +295,7 @@ def check(config: Config, data: Dataset) -> None:
     check_batches(config, len(data.train), network)
     check_parameters(config, network)
     check_labels(config, data)
+    check_numbers(config, data)
     check_patience(config, data)
     make_step(config, network, objective, optimizer.build(config, 1))
 

@@ -61,8 +61,8 @@ def _sweep(options: Any) -> int:
     answer(f"device: {device}")
     images = data.load(sweep.config.data, report=say)
     answer(
-        f"data: {cut(images.name, PATH)}, {len(images.train):,} training and {len(images.test):,} test images of "
-        f"{'x'.join(map(str, images.image_shape))}; members: {count:,} = {sweep.seeds} seed{'s' * (sweep.seeds > 1)}"
+        f"data: {cut(images.name, PATH)}, {len(images.train):,} training and {len(images.test):,} test "
+        f"{images.spec.noun}s of {images.spec}; members: {count:,} = {sweep.seeds} seed{'s' * (sweep.seeds > 1)}"
         + "".join(
             f" × {len(values)} value{'s' * (len(values) > 1)} of {option}" for option, values in sweep.settings.items()
         )
