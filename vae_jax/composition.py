@@ -33,6 +33,7 @@ from vae_jax.spec import Spec, spec_of
 from vae_jax.treatments import treatment_of
 
 ArrayLike = Array | np.ndarray
+IMAGES = Shapes((1, 1, 1), 1)
 PARTS = ("posterior", "prior", "likelihood")  # beside the networks, and only where they have parameters
 
 
@@ -242,7 +243,7 @@ def check(
     likelihood: Likelihood,
     objective: Objective,
     ties: Callable[[], models.Ties],
-    shapes: Shapes,
+    shapes: Shapes = IMAGES,
 ) -> None:
     """Refuses parts that make no sense together.
 
@@ -253,7 +254,7 @@ def check(
         likelihood: likewise.
         objective: likewise.
         ties: of the network, asked only where it matters.
-        shapes: that they share.
+        shapes: that they share; by default of images.
 
     Raises:
         UserError: with the reason.

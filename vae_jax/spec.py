@@ -85,6 +85,12 @@ def stored_axes(kind: str) -> tuple[str, ...]:
     return axes[:-1] if KINDS[kind].support == "categories" else axes
 
 
+def others(axes: int) -> str:
+    """A hint at the kinds, other than image, whose arrays have so many axes; empty where there are none."""
+    kinds = [name for name in OTHERS if len(stored_axes(name)) == axes - 1]
+    return f"kind may be {' or '.join(kinds)}" if kinds else ""
+
+
 def spec_of(kind: str | None, shape: tuple[int, ...]) -> Spec:
     """Of examples of a shape.
 

@@ -494,11 +494,11 @@ def ranking(sweep: Sweep, config: Config, data: Dataset) -> Ranking:
         parts = ("reconstruction", "kl") if objective.generative else ("reconstruction",)
     spec = data.spec
     objective = objectives.in_units_of(objective, spec.noun)
-    measure = likelihoods.described(spec, treatment)
+    measure = likelihoods.described(treatment, spec.support)
     if objective.generative:
         shapes = Shapes(spec.shape, config.model.latent, config.model.classes, support=spec.support)
         likelihood = likelihoods.get(config.likelihood, shapes)
-        measure = likelihoods.measured(likelihood, config.likelihood.name, treatment, spec)
+        measure = likelihoods.measured(likelihood, config.likelihood.name, treatment, spec.support)
     return Ranking(split, parts, objective.unit, measure, objective.generative)
 
 

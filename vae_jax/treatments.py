@@ -37,8 +37,8 @@ TREATMENTS = {"grey": grey, "static": grey, "dynamic": dynamic, "dequantized": d
 
 
 def one_hot(
-    key: Key[Array, ""] | None, categories: UInt[Array, "batch length"], values: int
-) -> Float[Array, "batch length {values}"]:
+    key: Key[Array, ""] | None, categories: UInt[Array, "*shape"], values: int
+) -> Float[Array, "*shape {values}"]:
     """Categories as vectors of 0 and 1."""
     return jax.nn.one_hot(categories, values, dtype=float)
 

@@ -70,7 +70,7 @@ def _train(options: Any) -> int:
         f"{models.count_parameters(shapes.params):,} parameters, {network.latent} latent dimensions"
     )
     said = ""
-    with _progress(config, devices.writes) as on_progress, stop_signals() as stop:
+    with _progress(config, images.spec.noun, devices.writes) as on_progress, stop_signals() as stop:
         try:
             trained = run.train(
                 config,
@@ -172,7 +172,7 @@ def _epoch_line(figures: dict[str, Any], config: Config, unit: str, noun: str) -
 
 
 @contextmanager
-def _progress(config: Config, shown: bool) -> Iterator[Callable[..., None] | None]:
+def _progress(config: Config, noun: str, shown: bool) -> Iterator[Callable[..., None] | None]:
     """A live bar on a terminal, nothing elsewhere."""
     if not shown or not on_terminal(sys.stderr):
         yield None
@@ -196,7 +196,7 @@ def _progress(config: Config, shown: bool) -> Iterator[Callable[..., None] | Non
             total=config.train.epochs * progress.steps,
             completed=(progress.epoch - 1) * progress.steps + progress.step,
             epoch=progress.epoch,
-            figures=f"loss {progress.loss:.2f}  {progress.images_per_second:,.0f} images/s",
+            figures=f"loss {progress.loss:.2f}  {progress.images_per_second:,.0f} {noun}s/s",
         )
 
     with bar:

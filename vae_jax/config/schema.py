@@ -178,13 +178,13 @@ class DataConfig(Section):
     """Where the data come from and what is done to them before training. Other options speak of images: of examples.
 
     Attributes:
+        source: digits (bundled, no download), mnist, fashion_mnist, kmnist, tfds (any other image data set of
+            tensorflow-datasets, see data.name), folder (image files) or array (an .npy or .npz file).
         kind: of data.source array: image; vector, (n, features), or sequence, (n, length, channels), whose numbers are
             used as they are; or categories, whole numbers (n, length). Null stands for vector where the array is of
             floats (n, features), and for image where it has more axes.
         shape: of an example of another kind than image, as an array holds it; null takes it from the array.
         values: of a category, which is a number from 0 to values - 1; null stands for as many as there are.
-        source: digits (bundled, no download), mnist, fashion_mnist, kmnist, tfds (any other image data set of
-            tensorflow-datasets, see data.name), folder (image files) or array (an .npy or .npz file).
         name: the data set's name where data.source is tfds, for example cifar10 or emnist/letters.
         path: the folder, or the .npy or .npz file, where data.source is folder or array.
         manual_dir: a folder with files downloaded by hand; for the MNIST family manual_dir/<data set>/ is looked at

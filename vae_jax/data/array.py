@@ -11,7 +11,7 @@ from vae_jax.data.resize import Resizer, check_size
 from vae_jax.data.shape import Kind, choose
 from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, file_state, required
 from vae_jax.errors import UserError, cut, listed
-from vae_jax.spec import OTHERS
+from vae_jax.spec import others
 
 PARTS = {  # a word in any case that names images or labels; before or after it may stand a split's, as in x_train
     **dict.fromkeys(("x", "image", "images", "data"), "images"),
@@ -99,9 +99,9 @@ def _check_header(header: Header) -> None:
     """Refuses an array of anything but images."""
     shape, dtype = header.shape, header.dtype
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
-        others = f"; data.kind may be {' or '.join(OTHERS)}" if len(shape) == 2 else ""
+        hint = f"; data.{others(len(shape))}" if others(len(shape)) else ""
         raise UserError(
-            f"{header.where}: expected images (n, h, w) or (n, h, w, 1, 3 or 4), found shape {shape} of {dtype}{others}"
+            f"{header.where}: expected images (n, h, w) or (n, h, w, 1, 3 or 4), found shape {shape} of {dtype}{hint}"
         )
     check_levels(dtype, header.where)
     check_size(shape[2], shape[1], header.where)

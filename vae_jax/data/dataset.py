@@ -12,7 +12,7 @@ from jaxtyping import Int64, Shaped, UInt8
 from vae_jax import memory
 from vae_jax.config import DataConfig
 from vae_jax.errors import PATH, UserError, cut, listed, quoted
-from vae_jax.spec import KINDS, MOST_VALUES, OTHERS, Spec, stored_axes
+from vae_jax.spec import KINDS, MOST_VALUES, Spec, others, stored_axes
 
 DARK = 127  # the brightest level of images that are dark, or whose levels do not reach to 255
 WHOLE = 1 << 24  # float32 holds all whole numbers up to it
@@ -45,9 +45,9 @@ class Split:
         known = kind == "categories" or images.dtype == (np.uint8 if kind == "image" else np.float32)
         if kind is None or not known or 0 in images.shape or (kind == "image" and images.shape[3] not in (1, 3)):
             raise UserError(
-                f"images: expected uint8 levels 0 to 255 of at least one image, (n, height, width, 1 or 3), or float32 "
-                f"vectors or sequences, or unsigned categories (n, length); found {_described(images)}; "
-                f"Dataset.from_arrays takes floats in [0, 1] and images (n, height, width) too"
+                f"images: expected uint8 levels 0 to 255 of at least one image, (n, height, width, 1 or 3); found "
+                f"{_described(images)}; Dataset.from_arrays takes floats in [0, 1] and images (n, height, width) too, "
+                f"and makes float32 vectors and sequences, and unsigned categories (n, length)"
             )
         if images.dtype.kind == "f":
             _check_finite(images, images, "images")
@@ -338,6 +338,7 @@ def to_levels(images: np.ndarray, where: str) -> UInt8[np.ndarray, "..."]:
         if not (low >= 0 and high <= 1):
             scale = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
             scale = "; take (images + 1) / 2" if -1 <= low < 0 and high <= 1 else scale
+            scale += f"; {others(3)}" if others(images.ndim) else ""
             raise UserError(f"{where}: expected floats in [0, 1], found levels from {low} to {high}{scale}")
         np.rint(part * 255.0, out=out[start : start + step], casting="unsafe")
     return out
@@ -419,12 +420,13 @@ def _pictures(images: np.ndarray, what: str) -> UInt8[np.ndarray, "n h w c"]:
     """Images as uint8 with their axis of channels."""
     shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
     if not shaped or 0 in images.shape or images.dtype.kind not in "ufb":
-        others = f"; kind may be {' or '.join(OTHERS)}" if images.ndim in (2, 3) and 0 not in images.shape else ""
+        hint = f"; {others(images.ndim)}" if others(images.ndim) else ""
         raise UserError(
             f"{what}: expected images (n, height, width) or (n, height, width, 1 or 3), uint8 or floats in [0, 1]; "
-            f"found {_described(images)}{others}"
+            f"found {_described(images)}{hint}"
         )
-    return to_levels(images if images.ndim == 4 else images[..., None], what)
+    levels = to_levels(images, what)
+    return levels if levels.ndim == 4 else levels[..., None]
 
 
 def _categories(array: np.ndarray, what: str) -> Shaped[np.ndarray, "n length"]:

@@ -8,7 +8,6 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from vae_jax.layout import Features, Images
 from vae_jax.posteriors.base import no_parameters
-from vae_jax.spec import Spec
 
 Outputs = Float[Array, "batch *places outputs"]
 
@@ -61,24 +60,24 @@ TREATED = {
 }
 
 
-def described(spec: Spec, treatment: str) -> str:
-    """What a model sees, in words."""
-    return TREATED[treatment] if spec.is_picture else {"reals": "real numbers"}.get(spec.support, spec.support)
+def described(treatment: str, support: str = "levels") -> str:
+    """What a model sees, in words; `support` is what the numbers are, see `vae_jax.spec.Kind`."""
+    return TREATED[treatment] if support == "levels" else {"reals": "real numbers"}.get(support, support)
 
 
-def measured(likelihood: Likelihood, name: str, treatment: str, spec: Spec) -> str:
+def measured(likelihood: Likelihood, name: str, treatment: str, support: str = "levels") -> str:
     """What a likelihood's values are for data of a treatment, in words; where these differ, values do not compare.
 
     Args:
         likelihood: which one.
         name: its name in the configuration, which tells one of no known measure.
         treatment: see `data.treatment`.
-        spec: of the data.
+        support: what the numbers of the data are, see `vae_jax.spec.Kind`.
     """
     if likelihood.measure == "binary" and treatment == "grey":  # they stand for probabilities: no distribution of them
-        return f"cross-entropies of {described(spec, treatment)}"
+        return f"cross-entropies of {described(treatment, support)}"
     kind = MEASURES.get(likelihood.measure, likelihood.measure or f"values of likelihood {name}")
-    return f"{kind} of {described(spec, treatment)}"
+    return f"{kind} of {described(treatment, support)}"
 
 
 def bits_per_dimension(likelihood: Likelihood, treatment: str, nats: float, dimensions: int) -> float | None:

@@ -56,10 +56,9 @@ def check_pictures(shapes: Shapes, network: str) -> None:
         UserError: naming a network that takes them.
     """
     if shapes.support != "levels":
-        shape = ", ".join(map(str, shapes.image_shape))
         raise UserError(
-            f"model.network: expected mlp, or one of your own, for examples of shape ({shape}); found {network}, which "
-            f"takes images"
+            f"model.network: expected mlp, or one of your own, for examples of shape {shapes.image_shape}; found "
+            f"{network}, which takes images"
         )
 
 
