@@ -163,7 +163,7 @@ def test_files_that_are_refused(tmp_path, kind, options, found):
 
 
 def test_other_sources_have_images():
-    with pytest.raises(UserError, match=r"data.kind: expected image, which data of source digits are; found vector"):
+    with pytest.raises(UserError, match=r"data.kind: expected image, as data of source digits are; found vector"):
         load(DataConfig(kind="vector"))
 
 
@@ -194,6 +194,11 @@ def test_a_spec_is_of_a_kind():
 def test_what_does_not_fit_together(kind, changes, found):
     with pytest.raises(UserError, match=found):
         built_of(kind, **changes)
+
+
+def test_options_of_images_are_refused_where_the_shape_tells_the_kind():
+    with pytest.raises(UserError, match=r"data\.treatment: expected data\.kind null or image; found vector"):
+        build(config_of("vector", **{"data.treatment": "dynamic"}), (8,))
 
 
 def test_images_have_no_categories(small_data):
@@ -434,7 +439,7 @@ def test_every_command_works_or_says_why_not(tmp_path, monkeypatch, capsys, kind
     for verb in cli.VERBS:
         if verb == "train":
             code, out, err = command(["train", "--out=run", *options], capsys)
-            assert f"no pictures of reconstructions and samples are made of examples of {data_of(kind).spec}" in out
+            assert f"no pictures but of the loss: examples of {data_of(kind).spec} are none" in out
             assert "nats per example" in out
             assert not [line for line in out.splitlines() if " image" in line], out
             assert {path.name for path in Path("run/figures").iterdir()} == {"loss.png"}

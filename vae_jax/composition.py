@@ -5,6 +5,7 @@ Here samples get their axis, labels reach the networks, and images are treated; 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -182,6 +183,8 @@ def build(config: Config, image_shape: tuple[int, ...], platform: Platform | Non
 
 def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> Built:
     spec = spec_of(config.data.kind, image_shape)
+    if not spec.is_picture:  # so that options of images' alone are refused
+        config = replace(config, data=replace(config.data, kind=spec.kind))
     objective = objectives.in_units_of(objectives.get(config.objective), spec.noun)
     check_used(config, objective.generative)
     shapes = Shapes(spec.shape, config.model.latent, config.model.classes, support=spec.support)

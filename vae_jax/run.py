@@ -707,7 +707,7 @@ class Recorder:
         except OSError as error:
             raise UserError(f"{folder}: expected a folder that can be written; {in_words(error)}") from error
         if not self.data.spec.is_picture:
-            report(f"no pictures of reconstructions and samples are made of examples of {self.data.spec}")
+            report(f"no pictures but of the loss: examples of {self.data.spec} are none")
         if earlier is None:
             return
         self.saved_step = newest

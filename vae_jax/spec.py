@@ -1,8 +1,6 @@
 """What one example of a data set is: an image, a vector, a sequence of vectors, or categories."""
 
-from typing import NamedTuple
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from vae_jax.errors import UserError
 
@@ -69,8 +67,10 @@ class Spec(NamedTuple):
         return self.shape[: len(stored_axes(self.kind))]
 
     @property
-    def dtype(self) -> np.dtype:
+    def dtype(self) -> Any:
         """Of its numbers in memory."""
+        import numpy as np  # which a command's help can do without
+
         return np.min_scalar_type(self.values - 1) if self.values else np.dtype(np.uint8 if self.is_picture else "f4")
 
     def __str__(self) -> str:

@@ -140,7 +140,7 @@ def _read_about(path: Path, metadata: dict[str, str]) -> _About:
     with checked.named(path, "metadata, model: "):
         about = checked.parse(metadata.get("model", "").encode(), _About)
         kind = about.options.get("data.kind") or "image"
-        axes = KINDS[kind].axes if kind in KINDS else ()
+        axes = KINDS[kind].axes if kind in tuple(KINDS) else ()
         if len(about.image_shape) != len(axes) or min(about.image_shape) < 1:
             raise checked.UnfitError(
                 f"image_shape: expected {', '.join(axes) or 'a known data.kind'}; found {cut(str(about.image_shape))}"

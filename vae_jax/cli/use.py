@@ -193,7 +193,8 @@ def _reconstruct(options: Any) -> None:
         test = load_data(options, trained).test.spread(count)
         images, labels = test.images, told(trained.config, test)
     if path.suffix == ".npz":
-        _save_arrays(path, originals=images, reconstructions=np.asarray(model.reconstruct(images, labels)))
+        originals = images if trained.config.data.kind in OTHERS else np.float32(images / 255)
+        _save_arrays(path, originals=originals, reconstructions=np.asarray(model.reconstruct(images, labels)))
         answer(str(path))
         return
     drawn = figures.Pairs(len(images), images.shape[1:], what="IMAGES" if options.images else f"-n {count}")

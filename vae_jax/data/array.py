@@ -5,7 +5,7 @@ from jaxtyping import Int64
 
 from vae_jax import memory
 from vae_jax.config import DataConfig, expand
-from vae_jax.data.dataset import Split, check_levels, to_labels, to_levels, to_stored
+from vae_jax.data.dataset import Split, check_levels, kind_of, to_labels, to_levels, to_stored
 from vae_jax.data.npz import Arrays, Header, opened
 from vae_jax.data.resize import Resizer, check_size
 from vae_jax.data.shape import Kind, choose
@@ -20,7 +20,7 @@ PARTS = {  # a word in any case that names images or labels; before or after it 
 
 
 def array(config: DataConfig, report: Report) -> Opened:
-    """Images (n, h, w[, c]), uint8, bool or floats in [0, 1]; or what `data.kind` says, and vectors of themselves.
+    """Images (n, h, w[, c]), uint8, bool or floats in [0, 1]; vectors, floats (n, features); or what `data.kind` says.
 
     An .npz file may add labels, a test and a validation split: its arrays' names say what they are, see `PARTS`.
 
@@ -44,8 +44,7 @@ def array(config: DataConfig, report: Report) -> Opened:
             raise UserError(f"{path}: expected {expected}, found {listed(names) or 'none'}")
         headers = {split: file.header(name) for (split, part), name in arrays.items() if part == "images"}
         first = headers["train"]
-        alone = len(first.shape) == 2 and first.dtype.kind == "f"
-        kind = config.kind or ("vector" if alone else "image")
+        kind = config.kind or kind_of(first.shape, first.dtype)
         if kind == "image":
             for header in headers.values():
                 _check_header(header)

@@ -265,7 +265,7 @@ class Dataset:
         if values is not None and not (type(values) is int and 1 <= values <= MOST_VALUES):
             raise UserError(f"values: expected a whole number from 1 to {MOST_VALUES:,}; found {values!r:.40}")
         train = _array(train, "train")
-        of_all = kind or ("vector" if train.ndim == 2 and train.dtype.kind == "f" else "image")
+        of_all = kind or kind_of(train.shape, train.dtype)
 
         def split(images: Any, labels: Any, what: str) -> Split:
             images = to_stored(_array(images, what), of_all, what, report)
@@ -389,6 +389,11 @@ def _array(values: Any, what: str) -> np.ndarray:
 
 def _described(array: np.ndarray) -> str:
     return f"{array.dtype} of shape {array.shape}"
+
+
+def kind_of(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """What an array is taken for of which nothing else is said."""
+    return "vector" if len(shape) == 2 and dtype.kind == "f" else "image"
 
 
 def to_stored(

@@ -100,9 +100,9 @@ def _open(config: DataConfig, report: Report) -> tuple[Opened, DataConfig]:
     """The source, and the configuration with the size and the channels that its images get."""
     opened = lookup(SOURCES, config.source, "data.source")(config, report)
     if config.kind not in (None, opened.kind):
-        made = ", or were made in Python" if config.is_settled else ""
+        made = ", of data that were made in Python or have changed" if config.is_settled else ""
         raise UserError(
-            f"data.kind: expected {opened.kind}, which data of source {config.source} are{made}; found {config.kind}"
+            f"data.kind: expected {opened.kind}, as data of source {config.source} are; found {config.kind}{made}"
         )
     if opened.kind != "image":
         config = replace(config, kind=opened.kind, shape=config.shape or opened.shape)
