@@ -177,7 +177,7 @@ class Dataset:
     def interval(self) -> tuple[float, float]:
         """The least and the largest of its numbers, as the networks take them."""
         if self.spec.support != "reals":
-            return 0, 1
+            return 0.0, 1.0
         return min(float(each.images.min()) for each in self.splits), max(
             float(each.images.max()) for each in self.splits
         )

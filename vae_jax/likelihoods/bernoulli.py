@@ -19,7 +19,7 @@ def bernoulli(options: None, shapes: Shapes) -> Likelihood:
         reason="its pixels are 0 or 1, or grey levels that stand for probabilities",
         measure="binary",
         over=("levels", "reals"),
-        interval=(0, 1),
+        interval=(0.0, 1.0),
     )
 
 

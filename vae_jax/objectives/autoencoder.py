@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax.errors import UserError
+from vae_jax.likelihoods import squared_error
 from vae_jax.objectives.base import Around, Terms
 from vae_jax.options import TRACED, one_of
 
@@ -37,7 +38,7 @@ def denoising_autoencoder(key, model, images, options: DenoisingOptions) -> Term
 
 
 def _reconstruct(key, model, inputs, targets) -> Terms:
-    error = -model.draw(key, inputs, targets=targets).log_px  # see vae_jax/likelihoods/squared_error.py
+    error = squared_error(model.draw(key, inputs, targets=targets).outputs, targets, model.support)
     return {"loss": error, "reconstruction": error, "kl": jnp.zeros_like(error)}
 
 
