@@ -50,13 +50,12 @@ def test_a_term_of_the_whole_batch_is_of_all_devices_images(trained, devices):
 
 def test_streaming_to_several_changes_no_bit(trained):
     assert trained["streamed"] == trained["float64"]["4"]
-    assert trained["streamed_categories"] == trained["categories"]["4"]
 
 
-@pytest.mark.parametrize("devices", ["2", "4"])
-def test_categories_are_spread_as_images_are(trained, devices):
+def test_categories_are_spread_as_images_are(trained):
+    one, four = (trained["categories"][devices] for devices in ("1", "4"))
     for what in ("steps", "epochs"):
-        np.testing.assert_allclose(trained["categories"][devices][what], trained["categories"]["1"][what], rtol=1e-9)
+        np.testing.assert_allclose(four[what], one[what], rtol=1e-9)
 
 
 def test_the_work_is_shared(trained):
