@@ -8,7 +8,7 @@ import numpy as np
 
 from vae_jax import objectives, train
 from vae_jax.composition import build
-from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
+from vae_jax.config import Config, LikelihoodConfig, ModelConfig, ObjectiveConfig, TrainConfig
 from vae_jax.data import Dataset, Split
 from vae_jax.devices import Devices
 from vae_jax.feed import Feed
@@ -30,11 +30,11 @@ def spread(key, model, images, options):
     return {"loss": -draw.log_px + draw.kl + 10 * spread, "spread": spread}
 
 
-def losses(shard_images, count, own=None):
+def losses(shard_images, count, own=None, data=DATA):
     steps = []
     found = train.fit(
         own or config(shard_images),
-        DATA,
+        data,
         devices=Devices(count),
         on_epoch=lambda figures, state: steps.append(np.asarray(state.sums[:, 0], np.float64)),
     )
@@ -66,6 +66,9 @@ objectives.OBJECTIVES["spread"] = objectives.Objective(spread)
 of_batch = replace(config(0), model=ModelConfig("mlp", 3, layers=(8,)), objective=ObjectiveConfig("spread"))
 found["of_batch"] = {count: losses(0, count, of_batch) for count in COUNTS}
 found["streamed"] = losses(32, 4)
+categories = Dataset.from_arrays(levels[..., 0, 0] % 3, kind="categories", test=21, validation=9)
+of_categories = replace(of_batch, objective=ObjectiveConfig(), likelihood=LikelihoodConfig("categorical"))
+found["categories"] = {count: losses(0, count, of_categories, categories) for count in (1, 4)}
 found["all_reduces"] = {count: all_reduces(count) for count in COUNTS}
 found["images_on_each"] = {
     count: max(part.data.shape[0] for part in Devices(count).images(DATA.train.images).addressable_shards)

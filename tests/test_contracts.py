@@ -283,7 +283,7 @@ def test_toys_train_as_a_gpu_would(toy, small_data):
     config = config_of(toy)
     states = {}
     for name in ("cpu", "gpu"):
-        platform = platforms.PLATFORMS[name]._replace(options=(), one_pass=False, tile=None)
+        platform = platforms.PLATFORMS[name]._replace(one_pass=False, tile=None)
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(platforms.PLATFORMS, "cpu", platform)
             states[name] = train.fit(config, small_data).state

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from vae_jax.config import Config, LikelihoodConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import (
-    LIKELIHOODS,
     Likelihood,
     bernoulli_log_prob,
     bits_per_dimension,
     get,
     measured,
+    over,
     pixel_mean,
     squared_error,
 )
@@ -39,10 +39,11 @@ def sized(name):
     return adapted(Config(), **{"likelihood.name": name, "likelihood.components": 3}).likelihood
 
 
+OF_IMAGES = over(SHAPES)
 CONFIGS = {
     **{
         name: adapted(Config(), **{"likelihood.name": name, "likelihood.components": 3}).likelihood
-        for name in LIKELIHOODS
+        for name in OF_IMAGES
     },
     **{f"gaussian_{variance}": LikelihoodConfig("gaussian", variance=variance) for variance in ("shared", "pixel")},
 }
@@ -74,7 +75,7 @@ def test_values_of_different_measures_are_told_apart():
     def kind(name, treatment, **parts):
         return measured(get(LikelihoodConfig(name), SHAPES)._replace(**parts), name, treatment)
 
-    kinds = {(name, treatment): kind(name, treatment) for name in LIKELIHOODS for treatment in TREATMENTS}
+    kinds = {(name, treatment): kind(name, treatment) for name in OF_IMAGES for treatment in TREATMENTS}
     assert kinds["bernoulli", "static"] == "probabilities of statically binarised pixels"
     assert kinds["bernoulli", "grey"] == "cross-entropies of grey levels"  # no distribution of them
     assert kinds["gaussian", "grey"] == kinds["continuous_bernoulli", "grey"] == "densities of grey levels"

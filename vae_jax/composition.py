@@ -5,6 +5,7 @@ Here samples get their axis, labels reach the networks, and images are treated; 
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped, UInt
 
 from vae_jax import likelihoods, models, objectives, posteriors, priors
 from vae_jax.config import PARTS as ALL_PARTS
@@ -29,9 +30,11 @@ from vae_jax.posteriors import Heads, Latents, Posterior, Sample
 from vae_jax.priors import Aggregate, Prior
 from vae_jax.registry import check_functions
 from vae_jax.shapes import Shapes
-from vae_jax.treatments import TREATMENTS
+from vae_jax.spec import Spec, spec_of
+from vae_jax.treatments import treatment_of
 
 ArrayLike = Array | np.ndarray
+IMAGES = Shapes((1, 1, 1), 1)
 PARTS = ("posterior", "prior", "likelihood")  # beside the networks, and only where they have parameters
 
 
@@ -45,7 +48,7 @@ class Composition(NamedTuple):
             the images, (batch,), where the model is told them. With a density, every z that is drawn is the posterior's
             centre, and every density at z this one.
         trace: (variables, function, key=None, train=False) -> Trace: the same, watched.
-        treat: (key, uint8 images) -> images in [0, 1], as `data.treatment` says.
+        treat: (key, images as they are stored) -> floats; images in [0, 1], as `data.treatment` says.
         sample_prior: (variables, key, count) -> z, (count, *latent_shape).
         center: (variables, heads) -> the posterior's centre z and log q there, (batch, *latent_shape) and (batch,): of
             a Gaussian the mean, of a flow what it makes of its first Gaussian's mean.
@@ -56,14 +59,14 @@ class Composition(NamedTuple):
         classes: how many labels there are; 0 where the model is not told them.
         latent: dimensions of z.
         latent_shape: of one z.
-        image_shape: (height, width, channels).
+        spec: what an example is.
         platform: that the functions are traced for.
     """
 
     init: Callable[[Key[Array, ""]], Variables]
     apply: Callable[..., tuple[Any, Variables]]
     trace: Callable[..., Trace]
-    treat: Callable[[Key[Array, ""] | None, UInt8[Array, "*shape"]], Float[Array, "*shape"]]
+    treat: Callable[[Key[Array, ""] | None, Shaped[Array, "*stored"]], Float[Array, "*shape"]]
     sample_prior: Callable[[Variables, Key[Array, ""], int], Latents]
     center: Callable[[Variables, Heads], tuple[Latents, Float[Array, "*batch"]]]
     ties: Callable[[], models.Ties]
@@ -73,8 +76,13 @@ class Composition(NamedTuple):
     classes: int
     latent: int
     latent_shape: tuple[int, ...]
-    image_shape: tuple[int, int, int]
+    spec: Spec
     platform: Platform
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Of an example as the networks take it: an image's (height, width, channels)."""
+        return self.spec.shape
 
 
 class Built(NamedTuple):
@@ -99,7 +107,7 @@ class Built(NamedTuple):
     def terms(
         self,
         variables: Variables,
-        images: UInt8[ArrayLike, "batch *shape"] | Float[ArrayLike, "batch *shape"],
+        images: UInt[ArrayLike, "batch *stored"] | Float[ArrayLike, "batch *shape"],
         key: Key[Array, ""],
         labels: Int[Array, " batch"] | None = None,
         epoch: Float[Array, ""] | float = jnp.inf,
@@ -110,7 +118,7 @@ class Built(NamedTuple):
         Args:
             variables: of the model.
             images: uint8, which are treated as `data.treatment` says; or floats in [0, 1] that have been, with respect
-                to which the terms may be differentiated.
+                to which the terms may be differentiated. Examples of other kinds: floats, or categories.
             key: of a step: the treatment, the noise and dropout.
             labels: of the images, where the model is told them.
             epoch: epochs trained, for schedules; infinite where they have ended.
@@ -133,7 +141,7 @@ class Built(NamedTuple):
         self,
         params: PyTree,
         state: dict[str, PyTree],
-        images: UInt8[ArrayLike, "batch *shape"] | Float[ArrayLike, "batch *shape"],
+        images: UInt[ArrayLike, "batch *stored"] | Float[ArrayLike, "batch *shape"],
         key: Key[Array, ""],
         labels: Int[Array, " batch"] | None = None,
         epoch: Float[Array, ""] | float = jnp.inf,
@@ -148,12 +156,12 @@ MOST_BUILT = 8
 _built: dict[Any, tuple[Built, tuple[Any, ...]]] = {}
 
 
-def build(config: Config, image_shape: tuple[int, int, int], platform: Platform | None = None) -> Built:
+def build(config: Config, image_shape: tuple[int, ...], platform: Platform | None = None) -> Built:
     """The configured model and objective, made once for a configuration.
 
     Args:
         config: of the model.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels), or the shape of an example of another kind, as the networks take it.
         platform: that they are to run on; by default this process's.
 
     Raises:
@@ -173,13 +181,16 @@ def build(config: Config, image_shape: tuple[int, int, int], platform: Platform 
     return _built[key][0]
 
 
-def _build(config: Config, image_shape: tuple[int, int, int], platform: Platform) -> Built:
-    objective = objectives.get(config.objective)
+def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> Built:
+    spec = spec_of(config.data.kind, image_shape)
+    if not spec.is_picture:  # so that options of images' alone are refused
+        config = replace(config, data=replace(config.data, kind=spec.kind))
+    objective = objectives.in_units_of(objectives.get(config.objective), spec.noun)
     check_used(config, objective.generative)
-    shapes = Shapes(image_shape, config.model.latent, config.model.classes)
+    shapes = Shapes(spec.shape, config.model.latent, config.model.classes, support=spec.support)
     posterior = posteriors.get(config.posterior, shapes) if objective.generative else posteriors.point(None, shapes)
     prior = priors.get(config.prior, shapes)
-    likelihood = likelihoods.get(config.likelihood, shapes)
+    likelihood = likelihoods.get(config.likelihood, shapes) if objective.generative else likelihoods.squared(shapes)
     for option, part, kind in (
         ("posterior", posterior, Posterior),
         ("prior", prior, Prior),
@@ -191,21 +202,20 @@ def _build(config: Config, image_shape: tuple[int, int, int], platform: Platform
         check_functions(part, f"{option}.name")
     if "mu" not in posterior.heads:
         _refuse("posterior.name", f"{config.posterior.name} to have a head mu", listed(posterior.heads) or "none")
-    treat = TREATMENTS[config.data.treatment]
     shapes = shapes._replace(heads=posterior.heads, outputs=likelihood.outputs, latent_shape=posterior.shape)
     network = models.build(config.model, shapes)
     if network.posterior and network.prior:
         _check_own(config, objective)
         posterior, prior = network.posterior, network.prior
-    check(config, posterior, prior, likelihood, objective, network.ties)
-    composition = _compose(config, image_shape, network, posterior, prior, likelihood, objective, treat, platform)
+    check(config, posterior, prior, likelihood, objective, network.ties, shapes)
+    composition = _compose(config, spec, network, posterior, prior, likelihood, objective, platform)
 
     def trace(look: Callable[[BoundModel, Any], objectives.Terms]) -> objectives.Terms:
         def terms(variables: Variables, images: Array, labels: Array) -> objectives.Terms:
             return composition.apply(variables, lambda model: look(model, images), labels=labels)[0]
 
         variables = jax.eval_shape(composition.init, probing_key())
-        images = jax.ShapeDtypeStruct((2, *image_shape), jnp.result_type(float))
+        images = jax.ShapeDtypeStruct((2, *spec.shape), jnp.result_type(float))
         return jax.eval_shape(terms, variables, images, jax.ShapeDtypeStruct((2,), jnp.int32))
 
     options = config.objective.options
@@ -236,6 +246,7 @@ def check(
     likelihood: Likelihood,
     objective: Objective,
     ties: Callable[[], models.Ties],
+    shapes: Shapes = IMAGES,
 ) -> None:
     """Refuses parts that make no sense together.
 
@@ -246,6 +257,7 @@ def check(
         likelihood: likewise.
         objective: likewise.
         ties: of the network, asked only where it matters.
+        shapes: that they share; by default of images.
 
     Raises:
         UserError: with the reason.
@@ -259,7 +271,7 @@ def check(
         expected = f"one over the posterior's {posterior.support}, as of {q}"
         _refuse("prior.name", expected, f"{config.prior.name}, over {prior.support}")
     options = config.objective.options
-    objective.check(options, Around(posterior, closed, q, p))
+    objective.check(options, Around(posterior, closed, q, p, shapes.support))
     if prior.posterior and not posterior.log_prob:
         _refuse(
             "prior.name",
@@ -280,7 +292,10 @@ def check(
         _refuse(
             "model.network", f"{plain} {why}", f"{config.model.network}, which keeps some of the images it has seen"
         )
-    if objective.generative and treatment not in likelihood.treatments:
+    if objective.generative and shapes.support not in likelihood.over:
+        fitting = " or ".join(likelihoods.over(shapes))
+        _refuse("likelihood.name", f"{fitting} for data that are {shapes.support}", config.likelihood.name)
+    if objective.generative and shapes.support == "levels" and treatment not in likelihood.treatments:
         known = " or ".join(likelihood.treatments)
         _refuse("data.treatment", f"{known} with likelihood {config.likelihood.name}: {likelihood.reason}", treatment)
 
@@ -291,16 +306,15 @@ def _refuse(option: str, expected: str, found: object) -> None:
 
 def _compose(
     config: Config,
-    image_shape: tuple[int, int, int],
+    spec: Spec,
     network: models.Network,
     posterior: Posterior,
     prior: Prior,
     likelihood: Likelihood,
     objective: Objective,
-    treat: Callable[..., Array],
     platform: Platform,
 ) -> Composition:
-    classes = config.model.classes
+    classes, image_shape, axes = config.model.classes, spec.shape, len(spec.shape)
     shape = posterior.shape or (config.model.latent,)
     latent = math.prod(shape)
     closed = posterior.kl.get(prior.kind)
@@ -404,9 +418,9 @@ def _compose(
             return outputs.reshape(*z.shape[: z.ndim - len(shape)], *outputs.shape[1:])
 
         def log_likelihood(images: Array, outputs: Array) -> Array:
-            lead = outputs.shape[:-3]
+            lead = outputs.shape[:-axes]
             images = jnp.broadcast_to(images, (*lead, *images.shape[1:])).reshape(-1, *images.shape[1:])
-            log_px = likelihood.log_prob(px, outputs.reshape(-1, *outputs.shape[-3:]), images)
+            log_px = likelihood.log_prob(px, outputs.reshape(-1, *outputs.shape[-axes:]), images)
             expect(f"{named['likelihood']}, log_prob", log_px, (len(images),))
             return log_px.reshape(lead)
 
@@ -440,10 +454,10 @@ def _compose(
             return checked
 
         def mean(outputs: Array) -> Array:
-            flat = outputs.reshape(-1, *outputs.shape[-3:])
+            flat = outputs.reshape(-1, *outputs.shape[-axes:])
             pictures = likelihood.mean(px, flat)
             expect(f"{named['likelihood']}, mean", pictures, (len(flat), *image_shape))
-            return pictures.reshape(*outputs.shape[:-3], *pictures.shape[1:])
+            return pictures.reshape(*outputs.shape[:-axes], *pictures.shape[1:])
 
         aggregate = _aggregate(autoencoder, posterior, parts["posterior"], noise, shape)
         kl = closed_form(closed and closed.total, "total", ())
@@ -462,6 +476,7 @@ def _compose(
             mean,
             epoch,
             {name: parts[name] for name in networks_of_objective},
+            spec.support,
         )
 
     def apply(
@@ -512,9 +527,10 @@ def _compose(
     def center(variables: Variables, heads: Heads) -> tuple[Latents, Array]:
         return center_of(split(variables)[1]["posterior"], heads)[:2]
 
+    treat = treatment_of(spec, config.data.treatment)
     traced = on(platform, init), on(platform, apply), on(platform, trace), treat
     sampled = on(platform, sample_prior), on(platform, center)
-    shared = network.ties, posterior, prior, likelihood, classes, latent, shape, image_shape, platform
+    shared = network.ties, posterior, prior, likelihood, classes, latent, shape, spec, platform
     return Composition(*traced, *sampled, *shared)
 
 
@@ -603,8 +619,9 @@ def _with_planes(images: Array, labels: Int[Array, " batch"] | None, classes: in
     """Images with their label as further channels, one of which is all ones (the conditional VAE's encoder)."""
     if not classes:
         return images
-    planes = _one_hot(labels, classes, images.dtype)[:, None, None, :]
-    return jnp.concatenate([images, jnp.broadcast_to(planes, (*images.shape[:3], classes))], -1)
+    hot = _one_hot(labels, classes, images.dtype)
+    planes = hot.reshape(len(hot), *(1,) * (images.ndim - 2), classes)
+    return jnp.concatenate([images, jnp.broadcast_to(planes, (*images.shape[:-1], classes))], -1)
 
 
 def _with_labels(z: Array, labels: Int[Array, " batch"] | None, classes: int) -> Array:

@@ -78,9 +78,11 @@ class Devices:
     def _padded(self, count: int) -> int:
         return -(-count // self.count) * self.count
 
-    def shapes(self, count: int, image: tuple[int, ...]) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def shapes(
+        self, count: int, image: tuple[int, ...], dtype: Any
+    ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """What `images` gives of so many images, and `whole` of a number for each."""
-        images = jax.ShapeDtypeStruct((self._padded(count), *image), jnp.uint8, sharding=self._split)
+        images = jax.ShapeDtypeStruct((self._padded(count), *image), dtype, sharding=self._split)
         return images, jax.ShapeDtypeStruct((count,), jnp.int32, sharding=self._whole)
 
     def whole(self, tree: PyTree) -> PyTree:

@@ -23,6 +23,7 @@ from vae_jax.evaluate import in_batches, make_posteriors
 from vae_jax.keys import training_images_key
 from vae_jax.models import Variables
 from vae_jax.posteriors import Heads
+from vae_jax.treatments import treatment_of
 
 ACTIVE = 0.01  # variance of its mean over the images from which a unit counts as active
 BLOCK = 256  # pairs of z and posterior are looked at in blocks of BLOCK × BLOCK, which bounds the memory
@@ -178,16 +179,18 @@ def pairwise_log_prob(network: Composition, variables: Variables) -> PairwiseLog
 
 
 def make_squared_error(network: Composition, variables: Variables) -> Callable[..., Array]:
-    """(uint8 images, z, labels=None) -> ‖x − E[x|z]‖² of each, (images,), summed over pixels and channels.
+    """(images of a split, z, labels=None) -> ‖x − E[x|z]‖² of each, (images,), summed over pixels and channels.
 
-    x are the images' grey levels in [0, 1], whatever `data.treatment` makes of them in training.
+    x are the images' grey levels in [0, 1], whatever `data.treatment` makes of them in training; or an example's real
+    numbers, or its one-hot categories.
     """
+    plain = treatment_of(network.spec)
 
     @jax.jit
     def squared_error(images: Any, z: Any, labels: Any = None) -> Array:
         def batch(_, images, z, labels):
             pictures = network.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
-            return jnp.square(images / 255 - pictures).sum((1, 2, 3))
+            return jnp.square(plain(None, images) - pictures).sum(range(1, pictures.ndim))
 
         return in_batches(batch, len(images), jnp.asarray(images), z, labels)
 
@@ -291,7 +294,7 @@ def diagnose(
         "mutual_information": surgery and surgery.mutual_information,
         "mutual_information_limit": surgery and surgery.limit,
         "squared_error": float(errors.mean()),
-        "squared_error_per_pixel": float(errors.mean() / np.prod(split.images.shape[1:])),
+        "squared_error_per_pixel": float(errors.mean() / np.prod(network.image_shape)),
         "probe_accuracy": probe,
         "knn_accuracy": knn,
     }

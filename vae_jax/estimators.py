@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from vae_jax import objectives
 from vae_jax.composition import Composition, check_vectors
@@ -45,7 +45,7 @@ def importance_nll(
     config: Config,
     network: Composition,
     variables: Variables,
-    images: UInt8[np.ndarray, "images h w c"],
+    images: Shaped[np.ndarray, "images *stored"],
     key: Key[Array, ""],
     samples: int,
     *,
@@ -61,7 +61,7 @@ def importance_nll(
         config: of the run.
         network: built from it.
         variables: of the network.
-        images: levels 0 to 255.
+        images: as a split holds them, levels 0 to 255.
         key: of the treatment and of the samples.
         samples: k.
         labels: of the images, where the model is told them.
@@ -71,7 +71,7 @@ def importance_nll(
         UserError: if k is below 1, the model is an autoencoder, which has no p(x), or memory does not suffice.
     """
     _require(config, samples=samples)
-    rows = _rows(images)
+    rows = _rows(network)
     chunks = -(-samples // rows)
     chunk = -(-samples // chunks)
 
@@ -105,7 +105,7 @@ def annealed_nll(
     config: Config,
     network: Composition,
     variables: Variables,
-    images: UInt8[np.ndarray, "images h w c"],
+    images: Shaped[np.ndarray, "images *stored"],
     key: Key[Array, ""],
     *,
     temperatures: int = 500,
@@ -130,7 +130,7 @@ def annealed_nll(
         config: of the run.
         network: built from it.
         variables: of the network.
-        images: levels 0 to 255.
+        images: as a split holds them, levels 0 to 255.
         key: of the treatment and of the chains.
         temperatures: steps of β.
         chains: for each image.
@@ -198,7 +198,7 @@ def annealed_nll(
             log_w, _ = anneal(first, keys.chains, betas[::-1], sizes[::-1])
         return _log_add((jnp.full(len(images), -jnp.inf), jnp.zeros(len(images))), log_w)
 
-    batch = max(1, _rows(images) // max(chains, PILOTS))
+    batch = max(1, _rows(network) // max(chains, PILOTS))
     what = argument("chains", chains)
     top, total = _over_images(what, estimate, variables, images, labels, key, batch, on_progress, exact)
     nll = math.log(chains) - top - np.log(total)
@@ -213,11 +213,11 @@ def _require(config: Config, **counts: int) -> None:
         raise UserError(f"objective.name: expected one with a p(x), to estimate it; found {config.objective.name}")
 
 
-def _rows(images: UInt8[np.ndarray, "images h w c"]) -> int:
+def _rows(network: Composition) -> int:
     """How many samples of z are decoded at a time."""
     on_cpu = jax.default_backend() == "cpu"
     numbers, most = (CPU_NUMBERS, ROWS[0]) if on_cpu else (NUMBERS, ROWS[1])
-    return min(most, max(1, numbers // math.prod(images.shape[1:])))
+    return min(most, max(1, numbers // math.prod(network.image_shape)))
 
 
 def _log_add(carry: tuple[Array, Array], log_w: Float[Array, "samples images"]) -> tuple[Array, Array]:
@@ -232,7 +232,7 @@ def _over_images(
     what: str,
     estimate: Callable[..., tuple[Array, Array]],
     variables: Variables,
-    images: UInt8[np.ndarray, "images h w c"],
+    images: Shaped[np.ndarray, "images *stored"],
     labels: Int[np.ndarray, " images"] | None,
     key: Key[Array, ""],
     batch: int,

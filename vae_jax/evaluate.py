@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from vae_jax.composition import Composition
 from vae_jax.config import Config, as_used, numbers_of
@@ -147,7 +147,7 @@ def make_evaluator(
     config: Config,
     network: Composition,
     objective: Objective,
-    images: UInt8[np.ndarray, "images h w c"],
+    images: Shaped[np.ndarray, "images *stored"],
     latent: str = "sample",
     labels: Int[np.ndarray, " images"] | None = None,
     devices: Devices | None = None,
@@ -196,7 +196,7 @@ def make_terms(
     latent: str = "sample",
     devices: Devices | None = None,
 ) -> Callable[..., Terms]:
-    """(variables, uint8 images, labels, first, key, valid, numbers) -> the terms for each image, to be compiled.
+    """(variables, images of a split, labels, first, key, valid, numbers) -> the terms for each image, to be compiled.
 
     The images' batches, of `size` images, are numbered from `first` on, and each has a key of its own. The terms of
     images from number `valid` on are of no meaning. Of `numbers` see `vae_jax.train.Fixed`.
@@ -204,7 +204,7 @@ def make_terms(
 
     def evaluate(
         variables: Variables,
-        images: UInt8[Array, "images h w c"],
+        images: Shaped[Array, "images *stored"],
         labels: Int[Array, " images"] | None,
         first: Int[Array, ""],
         key: Key[Array, ""],
@@ -259,16 +259,19 @@ def means(terms: Terms) -> dict[str, float]:
 class Model(NamedTuple):
     """A trained model in use: pure, compiled functions of arrays, differentiable, also inside jit, vmap and grad.
 
-    Images are uint8 levels, treated as `data.treatment` says, or floats in [0, 1], taken as they are.
+    Images are uint8 levels, treated as `data.treatment` says, or floats in [0, 1], taken as they are. Examples of other
+    kinds are real numbers, or categories, or floats in [0, 1] for each of their values.
     Where the model is told labels (`model.classes`), each function takes them too, (n,): `encode(images, labels)`.
     Arrays of another shape or type than said here are refused with a UserError, and so are empty ones, floats outside
     [0, 1], and so many that the results do not fit into memory. Inside a transformation of JAX's the numbers are not
     known and are not looked at, and all n are computed at once, where otherwise they are in batches.
 
     Attributes:
-        encode: images (n, height, width, channels) -> {"mu", and "log_var" for a VAE}, each (n, latent), and
-            whatever else the posterior is made of. "mu" is the posterior's mean (of a flow, its centre).
-        decode: z (n, latent) -> pictures (n, height, width, channels) in [0, 1].
+        encode: images (n, height, width, channels), or examples of another kind -> {"mu", and "log_var" for a VAE},
+            each (n, latent), and whatever else the posterior is made of. "mu" is the posterior's mean (of a flow, its
+            centre).
+        decode: z (n, latent) -> pictures (n, height, width, channels) in [0, 1], or E[x|z] of another example: of
+            categories their probabilities, (n, length, values).
         reconstruct: images -> pictures decoded from "mu".
         sample: (key, n) -> pictures decoded from the prior; None for an autoencoder, which has no prior.
         latent: dimensions of z.
@@ -277,9 +280,9 @@ class Model(NamedTuple):
     """
 
     encode: Callable[..., dict[str, Float[Array, "n _"]]]
-    decode: Callable[..., Float[Array, "n h w c"]]
-    reconstruct: Callable[..., Float[Array, "n h w c"]]
-    sample: Callable[..., Float[Array, "n h w c"]] | None
+    decode: Callable[..., Float[Array, "n *shape"]]
+    reconstruct: Callable[..., Float[Array, "n *shape"]]
+    sample: Callable[..., Float[Array, "n *shape"]] | None
     latent: int
     draw: Callable[..., Float[Array, "n latent"]] | None = None
     classes: int = 0
@@ -330,18 +333,28 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
 
     def check_images(images: Any) -> Any:
         images = images if isinstance(images, jax.Array) else np.asarray(images)
-        levels = images.dtype == jnp.uint8
-        if not levels and not jnp.issubdtype(images.dtype, jnp.floating):
-            raise UserError(f"images: expected uint8 levels 0 to 255 or floats in [0, 1]; found {images.dtype}")
-        if images.ndim != 4 or images.shape[1:] != network.image_shape or not len(images):
-            shape = ", ".join(map(str, network.image_shape))
-            one = "; one image alone is images[None]" if images.shape == network.image_shape else ""
+        spec, whole = network.spec, not jnp.issubdtype(images.dtype, jnp.floating)
+        expected = {
+            "levels": "uint8 levels 0 to 255 or floats in [0, 1]",
+            "reals": "finite floats",
+            "categories": f"whole numbers from 0 to {spec.values - 1} or floats in [0, 1]",
+        }[spec.support]
+        kept = jnp.issubdtype(images.dtype, jnp.integer) if spec.values else images.dtype == spec.dtype
+        if whole and not kept:
+            raise UserError(f"images: expected {expected}; found {images.dtype}")
+        one_shape = spec.stored if whole else spec.shape
+        if images.shape[1:] != one_shape or not images.ndim or not len(images):
+            shape = ", ".join(map(str, one_shape))
+            one = f"; one {spec.noun} alone is images[None]" if images.shape == one_shape else ""
             raise UserError(f"images: expected shape (n, {shape}) with n at least 1; found {images.shape}{one}")
-        if not levels and not isinstance(images, Tracer):
-            least, most = float(images.min()), float(images.max())
-            if not 0 <= least <= most <= 1:  # also where one is not a number
-                raise UserError(f"images: expected uint8 levels 0 to 255 or floats in [0, 1]; found {least} to {most}")
-        return images
+        if not isinstance(images, Tracer) and not (whole and spec.is_picture):
+            least, most = images.min().item(), images.max().item()
+            low, high = {"levels": (0, 1), "categories": (0, spec.values - 1 if whole else 1)}.get(
+                spec.support, (-np.finfo(np.float32).max, np.finfo(np.float32).max)
+            )
+            if not low <= least <= most <= high:  # also where one is not a number
+                raise UserError(f"images: expected {expected}; found {least} to {most}")
+        return images.astype(spec.dtype) if whole else images
 
     def check_latents(z: Any) -> Any:
         z = z if isinstance(z, jax.Array) else np.asarray(z)
@@ -399,7 +412,7 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
 
     @jax.jit
     def encode_batch(variables: Variables, number: Any, images: Any, labels: Any) -> dict[str, Array]:
-        treated = treat(number, images) if images.dtype == jnp.uint8 else images
+        treated = images if jnp.issubdtype(images.dtype, jnp.floating) else treat(number, images)
         heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
         return {**heads, "mu": network.center(variables, heads)[0]}
 
@@ -444,7 +457,7 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
     def lower(variables: Variables, n: int) -> list[jax.stages.Lowered]:
         room, number = room_for(n), np.int32(0)
         variables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
-        images = jax.ShapeDtypeStruct((room, *network.image_shape), jnp.uint8)
+        images = jax.ShapeDtypeStruct((room, *network.spec.stored), network.spec.dtype)
         labels = jax.ShapeDtypeStruct((room,), jnp.int32) if network.classes else None
         encoded = encode_batch.trace(variables, number, images, labels)
         z = jax.ShapeDtypeStruct((room, *network.latent_shape), encoded.out_info["mu"].dtype)
@@ -472,7 +485,7 @@ class Posteriors(NamedTuple):
 
 
 def make_posteriors(network: Composition, variables: Variables) -> Callable[..., Posteriors]:
-    """(key, uint8 images, labels=None) -> Posteriors; labels where the model is told them."""
+    """(key, images of a split, labels=None) -> Posteriors; labels where the model is told them."""
 
     @jax.jit
     def posteriors(key: Key[Array, ""], images: Any, labels: Any = None) -> Posteriors:

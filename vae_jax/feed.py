@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Int, Shaped
 
 from vae_jax.devices import Devices
 
@@ -21,14 +21,14 @@ class Shard(NamedTuple):
     Attributes:
         first: the first place.
         last: the place after the last.
-        images: uint8, (images, height, width, channels).
+        images: as a split holds them, uint8, (images, height, width, channels).
         labels: theirs, (images,), if the feed was given any.
         order: where in `images` the image of each place is, from the first place on.
     """
 
     first: int
     last: int
-    images: UInt8[Array, "images h w c"]
+    images: Shaped[Array, "images *stored"]
     labels: Int[Array, " images"] | None
     order: Int[Array, " places"]
 
@@ -38,7 +38,7 @@ def limit() -> float:
     return SHARE * (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", math.inf)
 
 
-def fits(images: UInt8[np.ndarray, "images h w c"]) -> bool:
+def fits(images: Shaped[np.ndarray, "images *stored"]) -> bool:
     """Whether the images can stay on a device."""
     return images.nbytes <= limit()
 
@@ -48,7 +48,7 @@ class Feed:
 
     def __init__(
         self,
-        images: UInt8[np.ndarray, "images h w c"],
+        images: Shaped[np.ndarray, "images *stored"],
         shard_images: int,
         multiple: int,
         labels: Int[np.ndarray, " images"] | None = None,
@@ -81,7 +81,7 @@ class Feed:
     def shapes(self) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
         """Of a shard's images, and of its labels and its order."""
         count = self.size or len(self.images)
-        return self._devices.shapes(count, self.images.shape[1:])
+        return self._devices.shapes(count, self.images.shape[1:], self.images.dtype)
 
     def shards(self, order: Int[Array, " images"] | None = None, first: int = 0) -> Iterator[Shard]:
         """The images from place `first` of the order on; without an order as they come."""

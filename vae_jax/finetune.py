@@ -21,7 +21,7 @@ Leaves = dict[tuple[str, ...], Any]  # by their path, which begins with the fiel
 
 def begun_from(
     config: Config,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     images: int,
     report: Callable[[str], None] | None = None,
     trust_code: bool = False,
@@ -30,7 +30,7 @@ def begun_from(
 
     Args:
         config: of the run to begin.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels), or of examples of another kind.
         images: to train on.
         report: called with a line that says what is taken from the other run, what starts anew and what is left out;
             by default that is not said, and what `vae_jax.run.load` reports is a warning.

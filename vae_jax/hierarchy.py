@@ -45,8 +45,8 @@ class Hierarchy(NamedTuple):
     """
 
     init: Callable[[Key[Array, ""]], dict[str, PyTree]]
-    encode: Callable[[PyTree, Float[Array, "batch h w c"]], dict[str, Float[Array, "batch ..."]]]
-    top_down: Callable[[PyTree, Callable[..., Any], dict[str, Array] | None], Float[Array, "batch h w outputs"]]
+    encode: Callable[[PyTree, Float[Array, "batch *shape"]], dict[str, Float[Array, "batch ..."]]]
+    top_down: Callable[[PyTree, Callable[..., Any], dict[str, Array] | None], Float[Array, "batch *places outputs"]]
 
 
 class Layered(NamedTuple):
@@ -74,7 +74,7 @@ Visit = Callable[..., tuple[Array, ...]]
 def layered(
     what: str,
     hierarchy: Hierarchy,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     outputs: int,
     dtype: DTypeLike | None,
     products: str,
@@ -84,7 +84,7 @@ def layered(
     Args:
         what: the option and its value, which messages begin with.
         hierarchy: a user's.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels), or of examples of another kind.
         outputs: numbers for each channel of a pixel.
         dtype: of what the user's functions get; None leaves it as it is.
         products: see `jax.default_matmul_precision`.
@@ -92,7 +92,7 @@ def layered(
     Raises:
         UserError: if its functions do not give what they should.
     """
-    height, width, channels = image_shape
+    *axes, channels = image_shape
 
     def init(key: Key[Array, ""]) -> dict[str, PyTree]:
         params = hierarchy.init(own_network_key(key))
@@ -119,7 +119,7 @@ def layered(
         given = activations and {name: lower(array) for name, array in activations.items()}
         with jax.default_matmul_precision(products):
             result = hierarchy.top_down(params, latent, given)
-        expect(f"{what}, top_down", result, (count, height, width, outputs * channels))
+        expect(f"{what}, top_down", result, (count, *axes, outputs * channels))
         return result.astype(like)
 
     shapes: dict[str, Shape] = {}  # of activations, without the batch

@@ -3,7 +3,8 @@
 Outside, images are (batch, height, width, channels). Inside they are features, (tiles, channels, height, width, tile):
 along the last axis the same pixel of neighbouring images, so that every copy and every sum on a CPU runs along long
 contiguous rows; and few enough images in a tile for a convolution's columns to stay in the cache. Where a platform has
-no tiles (see `vae_jax.platforms`) the batch is one.
+no tiles (see `vae_jax.platforms`) the batch is one. Examples of other kinds have other axes between the batch and the
+channels, or none.
 
 The two functions are each other's inverse, and XLA removes one after the other: a likelihood that computes on
 `to_features` of the decoder's images moves nothing.
@@ -13,8 +14,8 @@ from jaxtyping import Array, Float
 
 from vae_jax.platforms import current
 
-Features = Float[Array, "tiles channels height width tile"]
-Images = Float[Array, "batch height width channels"]
+Features = Float[Array, "tiles channels *places tile"]
+Images = Float[Array, "batch *places channels"]
 
 
 def tiles(batch: int) -> int:
@@ -29,10 +30,16 @@ def to_features(images: Images) -> Features:
     """Images, batch first, as features."""
     batch, *shape = images.shape
     count = tiles(batch)
-    return images.reshape(count, batch // count, *shape).transpose(0, 4, 2, 3, 1)
+    return _turned(images.reshape(count, batch // count, *shape))
 
 
 def to_images(features: Features) -> Images:
     """Features as images, batch first."""
-    images = features.transpose(0, 4, 2, 3, 1)
+    images = _turned(features)
     return images.reshape(-1, *images.shape[2:])
+
+
+def _turned(array: Array) -> Array:
+    """The second axis and the last one change places."""
+    last = array.ndim - 1
+    return array.transpose(0, last, *range(2, last), 1)

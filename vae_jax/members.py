@@ -36,6 +36,7 @@ from vae_jax.train import (
     check_batches,
     check_jax,
     check_labels,
+    check_numbers,
     check_parameters,
     check_patience,
     compiling,
@@ -295,6 +296,7 @@ def check(config: Config, data: Dataset) -> None:
     check_batches(config, len(data.train), network)
     check_parameters(config, network)
     check_labels(config, data)
+    check_numbers(config, data)
     check_patience(config, data)
     step_of(config, network, objective, 1)({})
 

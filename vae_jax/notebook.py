@@ -25,7 +25,7 @@ def samples(model: "Model") -> bytes | None:
         return None
     labels = np.arange(SHOWN) % model.classes if model.classes else None
     pictures = np.asarray(model.sample(showing_key(), SHOWN, labels))
-    return figures.png(pictures, COLUMNS) if pictures.shape[-1] in (1, 3) else None
+    return figures.png(pictures, COLUMNS) if pictures.ndim == 4 and pictures.shape[-1] in (1, 3) else None
 
 
 def line(trained: "Trained") -> str:
@@ -44,10 +44,11 @@ def table(trained: "Trained") -> str:
 def _rows(trained: "Trained") -> dict[str, str]:
     config = trained.config
     network, objective = composition.build(config, trained.image_shape)
-    size = "×".join(map(str, trained.image_shape))
+    spec = network.spec
+    size = str(spec).replace("x", "×") + f", {config.data.treatment}" * spec.is_picture
     told = f", {config.model.classes} labels" if config.model.classes else ""
     rows = {
-        "data": f"{config.data.name or config.data.source}, {size}, {config.data.treatment}{told}",
+        "data": f"{config.data.name or config.data.source}, {size}{told}",
         "network": f"{config.model.network}, {network.latent} latent dimensions",
         "parameters": f"{count_parameters(trained.state.variables.params):,}",
         "objective": config.objective.name,

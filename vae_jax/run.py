@@ -241,6 +241,14 @@ def check_shape(config: Config, data: Dataset) -> None:
     Raises:
         UserError: naming both.
     """
+    if not data.spec.is_picture:
+        if data.spec != config.data.spec:
+            expected, found = config.data.spec, data.spec
+            raise UserError(
+                f"data.shape, data.values: expected examples of {expected} to make a run of, as configured; found "
+                f"{found} in {data.name}"
+            )
+        return
     size, channels = config.data.image_size, config.data.channels
     if data.image_shape != (size, size, channels):
         height, width, found = data.image_shape
@@ -431,7 +439,7 @@ def _restore(
     folder: Path,
     which: str,
     config: Config,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     report: Callable[[str], None],
     check: "Callable[[Description], None]",
 ) -> "Saved | None":
@@ -698,6 +706,8 @@ class Recorder:
                 remove(folder / ended)
         except OSError as error:
             raise UserError(f"{folder}: expected a folder that can be written; {in_words(error)}") from error
+        if not self.data.spec.is_picture:
+            report(f"no pictures but of the loss: examples of {self.data.spec} are none")
         if earlier is None:
             return
         self.saved_step = newest
@@ -726,6 +736,9 @@ class Recorder:
         """Begins to load and to compile what the pictures need, beside the training."""
         with compiling() as pool:
             pool.submit(figures.load)
+            if not self.data.spec.is_picture:
+                self.drawing = []
+                return
             count = min(self.config.output.figure_images, len(self.data.test))
             lowered = self.models.lower(state.variables, count)
             self.drawing = [pool.submit(program.compile) for program in lowered]
@@ -734,7 +747,7 @@ class Recorder:
         number, output = epoch["epoch"], self.config.output
         # Before the checkpoint: a run that goes on from there does not come by here again.
         last = number == self.config.train.epochs or has_stopped(self.config, [*self.history, epoch])
-        if number % output.figure_every == 0 or last:
+        if self.data.spec.is_picture and (number % output.figure_every == 0 or last):
             for program in self.drawing or []:
                 program.result()
             shown = self.data.test.spread(output.figure_images)
@@ -770,9 +783,10 @@ class Recorder:
         use = self.models.make(trained.variables)
         folder = self.folder / "figures"
         figures.loss_curve(folder / "loss.png", history, self.objective.unit_of)
-        if use.sample:
+        pictures = self.data.spec.is_picture
+        if pictures and use.sample:
             _draw_samples(self.folder, config, use)
-        if use.latent == 2 and not config.model.classes:
+        if pictures and use.latent == 2 and not config.model.classes:
             draw_latent_plane(folder / "latent_plane.png", use, self.data)
         write_text(self.folder / "summary.json", json.dumps(self._summary(trained, seconds), indent=2) + "\n")
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from vae_jax.composition import Composition, check_vectors
 from vae_jax.errors import UserError, argument
@@ -164,7 +164,7 @@ def fit_sampler(
     source: str,
     network: Composition,
     variables: Variables,
-    images: UInt8[np.ndarray, "images height width channels"],
+    images: Shaped[np.ndarray, "images *stored"],
     key: Key[Array, ""],
     labels: Int[np.ndarray, " images"] | None = None,
     on_progress: OnProgress | None = None,

@@ -8,7 +8,8 @@ class Shapes(NamedTuple):
     """What is fixed before a part is made.
 
     Attributes:
-        image_shape: (height, width, channels) of an image.
+        image_shape: (height, width, channels) of an image; of other examples (features,), (length, channels) or, of
+            categories, (length, values).
         latent: dimensions of z.
         classes: how many labels there are; 0 where the model is not told them. An image then comes to the encoder with
             as many further channels, and z to the decoder with as many further numbers.
@@ -16,11 +17,14 @@ class Shapes(NamedTuple):
             only, as is what follows.
         outputs: numbers that the decoder gives for each channel of a pixel.
         latent_shape: of one z; None for a vector of `latent` numbers.
+        support: what the numbers of an example are: "levels" in [0, 1], "reals", or "categories", of which the last
+            axis is one-hot.
     """
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     latent: int
     classes: int = 0
     heads: Mapping[str, Any] = {}
     outputs: int = 1
     latent_shape: tuple[int, ...] | None = None
+    support: str = "levels"

@@ -54,7 +54,6 @@ from vae_jax.folder import (
     write_text,
     writing,
 )
-from vae_jax.likelihoods.base import TREATED
 from vae_jax.objectives import FIGURES
 from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, read_reason, standing, stopped_line
 from vae_jax.shapes import Shapes
@@ -493,11 +492,13 @@ def ranking(sweep: Sweep, config: Config, data: Dataset) -> Ranking:
     parts = ("loss",)
     if any(option.startswith("objective.") for option in sweep.settings):
         parts = ("reconstruction", "kl") if objective.generative else ("reconstruction",)
-    measure = TREATED[treatment]
+    spec = data.spec
+    objective = objectives.in_units_of(objective, spec.noun)
+    measure = likelihoods.described(treatment, spec.support)
     if objective.generative:
-        shapes = Shapes(data.image_shape, config.model.latent, config.model.classes)
+        shapes = Shapes(spec.shape, config.model.latent, config.model.classes, support=spec.support)
         likelihood = likelihoods.get(config.likelihood, shapes)
-        measure = likelihoods.measured(likelihood, config.likelihood.name, treatment)
+        measure = likelihoods.measured(likelihood, config.likelihood.name, treatment, spec.support)
     return Ranking(split, parts, objective.unit, measure, objective.generative)
 
 

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from vae_jax import models, objectives, optimizer, staging
 from vae_jax.composition import PARTS, Composition, build
@@ -96,14 +96,14 @@ class Trained(NamedTuple):
 
     Attributes:
         config: of the run.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels), or of an example of another kind as the networks take it.
         state: the final state.
         history: figures of every epoch, see `fit`.
         class_names: of the labels it was trained with, by number; None where they have none.
     """
 
     config: Config
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     state: TrainState
     history: list[dict[str, Any]]
     class_names: tuple[str, ...] | None = None
@@ -165,10 +165,11 @@ def make_step(
 ) -> Callable[..., tuple[Variables, PyTree, Float[Array, " figures"]]]:
     """One pure update: (variables, opt_state, images, key, labels=None, epoch=inf) -> (variables, opt_state, sums).
 
-    `images` is uint8, (batch, height, width, channels), `labels` (batch,) where the model is told them, and `epoch` how
-    many the run has trained, with the fraction; the step's sums, of the loss and its parts, are over the batch. What is
-    packed (see `make_packing`) comes back packed. `options` are the objective's, by default the configuration's. With
-    `train.skip_nonfinite` an update whose loss or gradient is not finite changes nothing, and its sums are NaN.
+    `images` is as a split holds them, uint8, (batch, height, width, channels), `labels` (batch,) where the model is
+    told them, and `epoch` how many the run has trained, with the fraction; the step's sums, of the loss and its parts,
+    are over the batch. What is packed (see `make_packing`) comes back packed. `options` are the objective's, by default
+    the configuration's. With `train.skip_nonfinite` an update whose loss or gradient is not finite changes nothing, and
+    its sums are NaN.
     """
     reduce = REDUCTIONS[config.train.reduction]
     single = one_phase(objective)
@@ -177,7 +178,7 @@ def make_step(
     def step(
         variables: Variables,
         opt_state: PyTree,
-        images: UInt8[Array, "batch h w c"],
+        images: Shaped[Array, "batch *stored"],
         key: Key[Array, ""],
         labels: Int[Array, " batch"] | None = None,
         epoch: Float[Array, ""] | float = jnp.inf,
@@ -458,7 +459,7 @@ def make_steps(step: StepOf, stride: int, size: int, devices: Devices | None = N
 
     def loop(
         state: TrainState,
-        images: UInt8[Array, "images h w c"],
+        images: Shaped[Array, "images *stored"],
         labels: Int[Array, " images"] | None,
         order: Int[Array, " places"],
         start: Int[Array, ""],
@@ -500,7 +501,7 @@ def make_one(step: StepOf, stride: int, size: int, devices: Devices | None = Non
 
     def one(
         state: TrainState,
-        images: UInt8[Array, "images h w c"],
+        images: Shaped[Array, "images *stored"],
         labels: Int[Array, " images"] | None,
         order: Int[Array, " places"],
         start: Int[Array, ""],
@@ -602,7 +603,23 @@ def check_labels(config: Config, data: Dataset) -> None:
             )
 
 
-def start(config: Config, image_shape: tuple[int, int, int], images: int) -> TrainState:
+def check_numbers(config: Config, data: Dataset) -> None:
+    """Refuses numbers that the likelihood is none of.
+
+    Raises:
+        UserError: naming what was expected and found.
+    """
+    if (interval := build(config, data.image_shape).network.likelihood.interval) is None:
+        return
+    (least, most), (low, high) = interval, data.interval()
+    if not least <= low <= high <= most:
+        raise UserError(
+            f"likelihood.name: expected one of any real numbers, as gaussian, or data in [{least:g}, {most:g}]; found "
+            f"{config.likelihood.name} and numbers from {low:g} to {high:g} in {data.name}"
+        )
+
+
+def start(config: Config, image_shape: tuple[int, ...], images: int) -> TrainState:
     """The state before the first step of a run on this many training images; 0 where they are not known yet.
 
     Raises:
@@ -972,6 +989,7 @@ class Single(Program):
             pack_state, self._unpack = (jax.jit(each, **devices.outputs) for each in (pack_state, self._unpack))
         variables, state = state.variables, pack_state(state)
         check_labels(config, data)
+        check_numbers(config, data)
         check_patience(config, data)
         data.warn_of_darkness()
         labels = told(config, data.train)
@@ -1075,7 +1093,7 @@ def check_finite(
     last = []
     if before := np.flatnonzero(finite[:bad]).tolist():
         per_image = sums[before[-1], 0] / config.train.batch_size  # only an epoch's last step has fewer images
-        last.append(f"loss {per_image:.6g} per image in step {before[-1] + 1}")
+        last.append(f"loss {per_image:.6g} per {config.data.noun} in step {before[-1] + 1}")
     if history:
         last.append(f"test loss {history[-1]['test_loss']:.6g} after epoch {history[-1]['epoch']}")
     raise diverged(config, epoch, found, ", ".join(last) or "none")

@@ -1,8 +1,14 @@
-"""What is done to an image's levels when it is used: pure functions (key, uint8 images) -> images in [0, 1]."""
+"""What is done to examples when they are used: pure functions (key, images) -> floats, of images in [0, 1]."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt8
+from jaxtyping import Array, Float, Key, UInt, UInt8
+
+from vae_jax.spec import Spec
 
 Levels = UInt8[Array, "*shape"]
 Treated = Float[Array, "*shape"]
@@ -28,3 +34,21 @@ def dequantized(key: Key[Array, ""] | None, images: Levels) -> Treated:
 
 # Static binarisation is done once, when the data are loaded; what is 0 or 255 then is 0 or 1 here.
 TREATMENTS = {"grey": grey, "static": grey, "dynamic": dynamic, "dequantized": dequantized}
+
+
+def one_hot(
+    key: Key[Array, ""] | None, categories: UInt[Array, "*shape"], values: int
+) -> Float[Array, "*shape {values}"]:
+    """Categories as vectors of 0 and 1."""
+    return jax.nn.one_hot(categories, values, dtype=float)
+
+
+def as_it_is(key: Key[Array, ""] | None, numbers: Treated) -> Treated:
+    """Real numbers."""
+    return numbers.astype(float)
+
+
+def treatment_of(spec: Spec, name: str = "grey") -> Callable[[Any, Any], Treated]:
+    """What is done to examples: to images as `data.treatment` says, to others what makes floats of them."""
+    others = {"reals": as_it_is, "categories": partial(one_hot, values=spec.values)}
+    return others.get(spec.support) or TREATMENTS[name]

@@ -19,6 +19,7 @@ from vae_jax.config import Config, load_config, options_of
 from vae_jax.errors import UserError, argument, cut, listed
 from vae_jax.interop import weights_file
 from vae_jax.keys import probing_key
+from vae_jax.spec import KINDS
 from vae_jax.train import Trained, start_from
 
 FORMAT, VERSION = "vae_jax", "1"  # in the metadata
@@ -84,9 +85,9 @@ def load_weights(path: str | Path, trust_code: bool = False) -> Trained:
         slices = {name: stored.get_slice(name) for name in stored.keys()}  # noqa: SIM118 (it is no dict)
         layouts = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
     about = _read_about(path, metadata)
-    height, width, channels = about.image_shape
+    shape = tuple(about.image_shape)
     config = _read_config(path, about.options, trust_code)
-    network, objective = build(config, (height, width, channels))
+    network, objective = build(config, shape)
     like = jax.eval_shape(network.init, probing_key())
     expected = _by_name(like)
     weights_file.check_layout(path, layouts, expected, "the model in its metadata")
@@ -94,7 +95,7 @@ def load_weights(path: str | Path, trust_code: bool = False) -> Trained:
         leaves = [jnp.asarray(np.array(stored.get_tensor(name))) for name in expected]
     variables = jax.tree.unflatten(jax.tree.structure(like), leaves)
     class_names = None if about.class_names is None else tuple(about.class_names)
-    return Trained(config, (height, width, channels), start_from(config, objective, variables, 0), [], class_names)
+    return Trained(config, shape, start_from(config, objective, variables, 0), [], class_names)
 
 
 def _by_name(variables: PyTree) -> dict[str, Any]:
@@ -138,8 +139,10 @@ def _read_about(path: Path, metadata: dict[str, str]) -> _About:
         )
     with checked.named(path, "metadata, model: "):
         about = checked.parse(metadata.get("model", "").encode(), _About)
-        if len(about.image_shape) != 3 or min(about.image_shape) < 1:
+        kind = about.options.get("data.kind") or "image"
+        axes = KINDS[kind].axes if kind in tuple(KINDS) else ()
+        if len(about.image_shape) != len(axes) or min(about.image_shape) < 1:
             raise checked.UnfitError(
-                f"image_shape: expected height, width, channels; found {cut(str(about.image_shape))}"
+                f"image_shape: expected {', '.join(axes) or 'a known data.kind'}; found {cut(str(about.image_shape))}"
             )
     return about

@@ -276,7 +276,7 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
     from vae_jax.data import load
     from vae_jax.data.cache import is_cache
     from vae_jax.run import digest_of_all
-    from vae_jax.train import check_labels
+    from vae_jax.train import check_labels, check_numbers
 
     given = {name: path for name in DATA_PATHS if (path := getattr(options, f"data.{name}")) is not None}
     config = replace(trained.config.data, **given)
@@ -299,6 +299,7 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
         names += more
     data = data.renumbered(names)
     check_labels(trained.config, data)
+    check_numbers(trained.config, data)
     return data
 
 

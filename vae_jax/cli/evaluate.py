@@ -98,7 +98,7 @@ def _evaluate(options: Any) -> None:
         parts = f" = {parts}" if adds_up else f" ({parts})"
     drawn = f", z: {options.latent}" if objective.generative else ""
     of = f"{len(images):,} of {len(whole):,}" if len(images) < len(whole) else f"{len(images):,}"
-    line = f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({of} images{drawn})"
+    line = f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({of} {network.spec.noun}s{drawn})"
     bits = None
     if adds_up and options.latent == "sample":  # the loss is −ELBO, which no single z gives
         bits = _bits(trained, network, loss)
@@ -106,7 +106,7 @@ def _evaluate(options: Any) -> None:
     if not options.json:
         answer(line)  # what follows may take its time
         for name in values.keys() - {*FIGURES}:
-            together = f", of {block(trained.config, objective, len(images))} images at a time"
+            together = f", of {block(trained.config, objective, len(images))} {network.spec.noun}s at a time"
             of_batch = together * bool(objective.figures and name in objective.figures.of_batch)
             answer(f"{name} {values[name]:.4g} {objective.unit_of(name)}{of_batch}")
         if objective.generative and (about_bits := _about_bits(trained, network, bits)):
@@ -138,7 +138,8 @@ def _about_bits(trained: "Trained", network: "Composition", bits: float | None) 
     if bits is not None:
         of = f"(loss + {dimensions:,}·ln 256)" if network.likelihood.measure == "density" else "loss"
         return f"at most {bits:.4f} bits per dimension of the 256 levels: {of} / ({dimensions:,}·ln 2)"
-    if network.likelihood.measure == "density" and trained.config.data.treatment != "dequantized":
+    undequantized = network.spec.is_picture and trained.config.data.treatment != "dequantized"
+    if network.likelihood.measure == "density" and undequantized:
         return "no bits per dimension: the loss is of densities, comparable with data.treatment dequantized only"
     return ""
 
@@ -177,7 +178,7 @@ def _estimates(
 
     key = estimates_key(make_keys(trained.config.seed).evaluate)
     run = (trained.config, network, trained.variables, split.images)
-    labels = told(trained.config, split)
+    labels, noun = told(trained.config, split), network.spec.noun
     found, lines = {}, []
 
     def add_bits(name: str, nll: float) -> str:
@@ -192,7 +193,7 @@ def _estimates(
         nll = float(np.asarray(each, np.float64).mean())
         found |= {"nll": nll, "nll_samples": samples}
         bits = add_bits("nll", nll)
-        lines.append(f"{options.split} NLL {nll:.3f} nats per image{bits} (importance-weighted, {samples:,} samples)")
+        lines.append(f"{options.split} NLL {nll:.3f} nats per {noun}{bits} (importance-weighted, {samples:,} samples)")
     if (temperatures := options.ais) is not None:
         chains = options.ais_chains or CHAINS
         with progress("annealed importance sampling") as on_progress:
@@ -202,7 +203,7 @@ def _estimates(
         nll = float(np.asarray(each, np.float64).mean())
         found |= {"ais_nll": nll, "ais_temperatures": temperatures, "ais_chains": chains}
         lines.append(
-            f"{options.split} NLL {nll:.3f} nats per image{add_bits('ais_nll', nll)} (annealed importance sampling, "
+            f"{options.split} NLL {nll:.3f} nats per {noun}{add_bits('ais_nll', nll)} (annealed importance sampling, "
             f"{temperatures:,} temperatures, {chains:,} chains)"
         )
     return found, lines
@@ -215,7 +216,7 @@ def _diagnostics(
     from vae_jax import diagnostics
     from vae_jax.keys import diagnostics_key, make_keys
 
-    key = diagnostics_key(make_keys(trained.config.seed).evaluate)
+    key, noun = diagnostics_key(make_keys(trained.config.seed).evaluate), network.spec.noun
     train = None if options.split == "train" else data.train
     with progress("aggregate posterior") as on_progress:
         found = diagnostics.diagnose(
@@ -234,17 +235,17 @@ def _diagnostics(
     if found["aggregate_kl"] is not None:
         lines += [
             f"KL of the aggregate posterior from the prior {found['aggregate_kl']:.3f} nats",
-            f"mutual information of image and z {found['mutual_information']:.3f} nats (at most "
-            f"{found['mutual_information_limit']:.3f}, the log of the number of images)",
+            f"mutual information of {noun} and z {found['mutual_information']:.3f} nats (at most "
+            f"{found['mutual_information_limit']:.3f}, the log of the number of {noun}s)",
         ]
     lines.append(
-        f"squared error of reconstructions {found['squared_error']:.4f} per image, "
-        f"{found['squared_error_per_pixel']:.6f} per pixel"
+        f"squared error of reconstructions {found['squared_error']:.4f} per {noun}, "
+        f"{found['squared_error_per_pixel']:.6f} per {'pixel' if network.spec.is_picture else 'number'}"
     )
     if found["probe_accuracy"] is not None:
         lines += [
-            f"linear probe of the labels {found['probe_accuracy']:.2%} right, learned from {len(data.train):,} images",
-            f"{diagnostics.NEIGHBOURS} nearest training images {found['knn_accuracy']:.2%} right",
+            f"linear probe of the labels {found['probe_accuracy']:.2%} right, learned from {len(data.train):,} {noun}s",
+            f"{diagnostics.NEIGHBOURS} nearest training {noun}s {found['knn_accuracy']:.2%} right",
         ]
     return found, lines
 

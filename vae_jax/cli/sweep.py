@@ -61,14 +61,14 @@ def _sweep(options: Any) -> int:
     answer(f"device: {device}")
     images = data.load(sweep.config.data, report=say)
     answer(
-        f"data: {cut(images.name, PATH)}, {len(images.train):,} training and {len(images.test):,} test images of "
-        f"{'x'.join(map(str, images.image_shape))}; members: {count:,} = {sweep.seeds} seed{'s' * (sweep.seeds > 1)}"
+        f"data: {cut(images.name, PATH)}, {len(images.train):,} training and {len(images.test):,} test "
+        f"{images.spec.noun}s of {images.spec}; members: {count:,} = {sweep.seeds} seed{'s' * (sweep.seeds > 1)}"
         + "".join(
             f" × {len(values)} value{'s' * (len(values) > 1)} of {option}" for option, values in sweep.settings.items()
         )
     )
     said, ended = "", None
-    with _progress() as on_progress, stop_signals() as stop:
+    with _progress(images.spec.noun) as on_progress, stop_signals() as stop:
         try:
             ended = sweeps.run(
                 sweep,
@@ -101,8 +101,8 @@ def _sweep(options: Any) -> int:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[..., None]]:
-    """A live table on a terminal, a line for each epoch elsewhere."""
+def _progress(noun: str) -> Iterator[Callable[..., None]]:
+    """A live table on a terminal, a line for each epoch elsewhere; `noun` is what an example is called."""
     if not on_terminal(sys.stderr):
         shown: dict[int, float] = {}
 
@@ -115,7 +115,7 @@ def _progress() -> Iterator[Callable[..., None]]:
                     answer(
                         f"group {number + 1}/{len(groups)}, {group.members} members: epoch {group.epoch}/{group.epochs}"
                         f", best {group.ranked_by} so far {group.figure:.2f} {group.unit} ({group.best})"
-                        + (f"; {group.images_per_second:,.0f} images/s" if group.images_per_second else "")
+                        + (f"; {group.images_per_second:,.0f} {noun}s/s" if group.images_per_second else "")
                         + (f"; {group.diverged} diverged" if group.diverged else "")
                     )
 
@@ -136,7 +136,7 @@ def _progress() -> Iterator[Callable[..., None]]:
         # Groups may be ranked by what does not compare.
         several = len({(group.ranked_by, group.unit) for group in groups}) > 1
         best = "best so far" if several else f"best {groups[0].ranked_by} so far"
-        table = Table("group", "members", "", "epoch", best, "member", "diverged", "images/s")
+        table = Table("group", "members", "", "epoch", best, "member", "diverged", f"{noun}s/s")
         for number, group in enumerate(groups):
             table.add_row(
                 str(number + 1),

@@ -61,17 +61,17 @@ def _train(options: Any) -> int:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     answer(f"device: {device}{f', {devices}' if devices.count > 1 else ''}")
     images = data.load(config.data, report=say)
-    network, objective = build(config, images.image_shape)
+    network, objective = build(data.settled(config, images), images.image_shape)
     shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
     held_out = f", {len(images.validation):,} validation" if images.validation is not None else ""
     name = cut(images.name, PATH)
     answer(
-        f"data: {name}, {len(images.train):,} training{held_out} and {len(images.test):,} test images "
-        f"of {'x'.join(map(str, images.image_shape))}; model: {config.model.network}, "
+        f"data: {name}, {len(images.train):,} training{held_out} and {len(images.test):,} test {images.spec.noun}s "
+        f"of {images.spec}; model: {config.model.network}, "
         f"{models.count_parameters(shapes.params):,} parameters, {network.latent} latent dimensions"
     )
     said = ""
-    with _progress(config, devices.writes) as on_progress, stop_signals() as stop:
+    with _progress(config, images.spec.noun, devices.writes) as on_progress, stop_signals() as stop:
         try:
             trained = run.train(
                 config,
@@ -82,7 +82,7 @@ def _train(options: Any) -> int:
                 devices=devices,
                 report=answer,
                 on_progress=on_progress,
-                on_epoch=lambda figures, state: answer(_epoch_line(figures, config, objective.unit)),
+                on_epoch=lambda figures, state: answer(_epoch_line(figures, config, objective.unit, images.spec.noun)),
                 should_stop=lambda: tell_stopping(stop),
                 trust_code=options.trust_code,
             )
@@ -156,7 +156,7 @@ def say_too_late(received: list[int]) -> None:
             say(f"vae-jax: {signal.Signals(received[0]).name} came when all was trained, which is saved")
 
 
-def _epoch_line(figures: dict[str, Any], config: Config, unit: str) -> str:
+def _epoch_line(figures: dict[str, Any], config: Config, unit: str, noun: str) -> str:
     losses = [
         f"{name} {figures[f'{name}_loss']:.2f}" for name in ("train", "validation", "test") if f"{name}_loss" in figures
     ]
@@ -168,12 +168,12 @@ def _epoch_line(figures: dict[str, Any], config: Config, unit: str) -> str:
     skipped = f"; {count} updates skipped, not finite" if (count := figures.get("skipped_steps")) else ""
     return (
         f"epoch {figures['epoch']:{len(str(config.train.epochs))}}/{config.train.epochs}: "
-        f"{', '.join(losses)}{parts} {unit}; {figures['images_per_second']:,.0f} images/s{skipped}"
+        f"{', '.join(losses)}{parts} {unit}; {figures['images_per_second']:,.0f} {noun}s/s{skipped}"
     )
 
 
 @contextmanager
-def _progress(config: Config, shown: bool) -> Iterator[Callable[..., None] | None]:
+def _progress(config: Config, noun: str, shown: bool) -> Iterator[Callable[..., None] | None]:
     """A live bar on a terminal, nothing elsewhere."""
     if not shown or not on_terminal(sys.stderr):
         yield None
@@ -194,7 +194,7 @@ def _progress(config: Config, shown: bool) -> Iterator[Callable[..., None] | Non
             total=config.train.epochs * progress.steps,
             completed=(progress.epoch - 1) * progress.steps + progress.step,
             epoch=progress.epoch,
-            figures=f"loss {progress.loss:.2f}  {progress.images_per_second:,.0f} images/s",
+            figures=f"loss {progress.loss:.2f}  {progress.images_per_second:,.0f} {noun}s/s",
         )
 
     with bar:

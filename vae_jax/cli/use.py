@@ -25,6 +25,7 @@ from vae_jax.cli.common import (
 from vae_jax.config import expand
 from vae_jax.errors import UserError, listed, quoted
 from vae_jax.folder import read_config, read_data, replacing
+from vae_jax.spec import OTHERS
 
 if TYPE_CHECKING:
     from vae_jax.evaluate import Model
@@ -74,8 +75,8 @@ def _save_arrays(path: Path, **arrays: Any) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _save_pictures(path: Path, count: int, blocks: Iterator[tuple[range, Any]]) -> None:
-    """Writes so many pictures, which come in blocks, as `_save_arrays(path, images=…)` would."""
+def _save_pictures(path: Path, name: str, count: int, blocks: Iterator[tuple[range, Any]]) -> None:
+    """Writes so many pictures, which come in blocks, as `_save_arrays(path, **{name: …})` would."""
     import zipfile
 
     import numpy as np
@@ -83,7 +84,7 @@ def _save_pictures(path: Path, count: int, blocks: Iterator[tuple[range, Any]]) 
     with (
         replacing(path) as file,
         zipfile.ZipFile(file, "w") as made,
-        made.open("images.npy", "w", force_zip64=True) as images,
+        made.open(f"{name}.npy", "w", force_zip64=True) as images,
     ):
         for numbers, pictures in blocks:
             if not numbers.start:
@@ -118,7 +119,39 @@ def _decoded(
         yield numbers, np.asarray(model.decode(*given(numbers)))
 
 
-def _drawn(sheet: "Sheet", blocks: Iterator[tuple[range, Any]], path: Path) -> None:
+ARRAYS = "; a name ending in .npz, as by default where the data are no images, gets the array `images` or `examples`"
+
+
+def _target(options: Any, stem: str) -> Path:
+    """The file that pictures go to, or the arrays of examples that are none.
+
+    Raises:
+        UserError: as `target`; if examples that are no pictures are to be one.
+    """
+    config = read_config(expand(options.run)).data
+    path = target(options, f"{stem}.npz" if config.kind in OTHERS else f"{stem}.png")
+    if config.kind in OTHERS and path.suffix != ".npz":
+        raise UserError(
+            f"--out: expected a name ending in .npz, since data of kind {config.kind} are no pictures; found {path}"
+        )
+    return path
+
+
+def _sheet(path: Path, shape: tuple[int, ...], count: int, columns: int, what: str) -> "Sheet | None":
+    """The picture that so many pictures make; None where arrays are written."""
+    from vae_jax import figures
+
+    return None if path.suffix == ".npz" else figures.Sheet(count, shape, columns=columns, what=what)
+
+
+def _write(
+    path: Path, sheet: "Sheet | None", trained: "Trained", count: int, blocks: Iterator[tuple[range, Any]]
+) -> None:
+    """Writes what comes in blocks, as a picture or as an array."""
+    if sheet is None:
+        _save_pictures(path, f"{trained.config.data.noun}s", count, blocks)
+        answer(str(path))
+        return
     for numbers, pictures in blocks:
         sheet.put(numbers, pictures)
     answer(str(sheet.save(path)))
@@ -129,13 +162,17 @@ def _reconstruct_options(parser: Any) -> None:
     parser.add_argument("images", metavar="IMAGES", nargs="*", help="image files; without any, test images")
     parser.add_argument("-n", type=whole, default=64, help="how many test images, spread over all of them")
     _label_option(parser, "the one of the image files")
-    out_option(parser, "RUN/figures/reconstructions.png")
+    out_option(
+        parser,
+        "RUN/figures/reconstructions.png; a name ending in .npz, as by default where the data are no images, gets the "
+        "arrays `originals` and `reconstructions`",
+    )
 
 
 def _reconstruct(options: Any) -> None:
     import numpy as np
 
-    path = target(options, "figures/reconstructions.png")
+    path = _target(options, "figures/reconstructions")
     count, label = positive(options.n, "-n"), _label(options)
     trained, model = open_run(options)
     from vae_jax import figures
@@ -155,6 +192,11 @@ def _reconstruct(options: Any) -> None:
     else:
         test = load_data(options, trained).test.spread(count)
         images, labels = test.images, told(trained.config, test)
+    if path.suffix == ".npz":
+        originals = images if trained.config.data.kind in OTHERS else np.float32(images / 255)
+        _save_arrays(path, originals=originals, reconstructions=np.asarray(model.reconstruct(images, labels)))
+        answer(str(path))
+        return
     drawn = figures.Pairs(len(images), images.shape[1:], what="IMAGES" if options.images else f"-n {count}")
     mu = np.asarray(model.encode(images, labels)["mu"])
 
@@ -179,8 +221,8 @@ def _sample_options(parser: Any) -> None:
     _label_option(parser, "of all pictures; by default each in turn")
     out_option(
         parser,
-        "RUN/figures/samples_seed<SEED>.png, with --from and the label's number in its name where they are given; "
-        "a name ending in .npz gets the array `images` instead",
+        "RUN/figures/samples_seed<SEED>.png, with --from and the label's number in its name where they are given"
+        f"{ARRAYS}, of categories their probabilities",
     )
 
 
@@ -192,18 +234,15 @@ def _sample(options: Any) -> None:
         raise UserError(f"--from: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}; found {quoted(source)}")
     label = _label(options)
     named = ("" if source == "prior" else f"{source}_") + ("" if label is None else f"label{label}_")
-    path = target(options, f"figures/samples_{named}seed{options.seed}.png")
+    path = _target(options, f"figures/samples_{named}seed{options.seed}")
     count, seed = positive(options.n, "-n"), seed_of(options)
     trained, model = open_run(options)
     import jax
 
-    from vae_jax import figures
     from vae_jax.keys import sampling_key
 
     classes, labels, shape = trained.config.model.classes, None, trained.image_shape
-    what, sheet = f"-n {count}", None
-    if path.suffix != ".npz":
-        sheet = figures.Sheet(count, shape, columns=max(1, int(count**0.5)), what=what)
+    sheet = _sheet(path, shape, count, max(1, int(count**0.5)), f"-n {count}")
     if classes:
         labels = np.arange(count) % classes if label is None else np.full(count, label)
     key = jax.random.key(seed)
@@ -220,12 +259,7 @@ def _sample(options: Any) -> None:
     def given(numbers: range) -> tuple[Any, Any]:
         return z[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
 
-    blocks = _decoded(model, shape, count, given)
-    if sheet:
-        _drawn(sheet, blocks, path)
-    else:
-        _save_pictures(path, count, blocks)
-        answer(str(path))
+    _write(path, sheet, trained, count, _decoded(model, shape, count, given))
 
 
 def _fitted(options: Any, trained: "Trained", source: str) -> Any:
@@ -272,20 +306,20 @@ def _interpolate_options(parser: Any) -> None:
     parser.add_argument("-n", type=whole, default=8, help="rows, each from one test image to another")
     parser.add_argument("--steps", type=whole, default=12, help="pictures in a row")
     parser.add_argument("--seed", type=whole, default=0, help="chooses the test images")
-    out_option(parser, "RUN/figures/interpolation.png")
+    out_option(parser, f"RUN/figures/interpolation.png{ARRAYS}, row by row")
 
 
 def _interpolate(options: Any) -> None:
     import numpy as np
 
-    path = target(options, "figures/interpolation.png")
+    path = _target(options, "figures/interpolation")
     rows, steps, seed = positive(options.n, "-n"), positive(options.steps, "--steps"), seed_of(options)
     trained, model = open_run(options)
-    from vae_jax import figures, memory
+    from vae_jax import memory
     from vae_jax.train import told
 
     what = f"-n {rows}, --steps {steps}"
-    sheet = figures.Sheet(rows * steps, trained.image_shape, columns=steps, what=what)
+    sheet = _sheet(path, trained.image_shape, rows * steps, steps, what)
     test = load_data(options, trained).test
     memory.check(2 * rows * test.images[0].nbytes, f"{what}: {2 * rows:,} images to begin and to end with")
     chosen = np.random.RandomState(seed).choice(len(test), 2 * rows, replace=2 * rows > len(test))
@@ -303,7 +337,7 @@ def _interpolate(options: Any) -> None:
         # There is nothing between two labels: each half of a row has the one of its end.
         return z, np.where(weight <= 0.5, labels[row], labels[rows + row])
 
-    _drawn(sheet, _decoded(model, trained.image_shape, rows * steps, given), path)
+    _write(path, sheet, trained, rows * steps, _decoded(model, trained.image_shape, rows * steps, given))
 
 
 def _traverse_options(parser: Any) -> None:
@@ -311,21 +345,20 @@ def _traverse_options(parser: Any) -> None:
     parser.add_argument("--image", type=whole, default=0, help="number of the test image to start from")
     parser.add_argument("--steps", type=whole, default=11, help="pictures in a row")
     parser.add_argument("--extent", type=number, default=3.0, help="each dimension runs from -EXTENT to EXTENT")
-    out_option(parser, "RUN/figures/traversal.png")
+    out_option(parser, f"RUN/figures/traversal.png{ARRAYS}, row by row")
 
 
 def _traverse(options: Any) -> None:
     import numpy as np
 
-    path = target(options, "figures/traversal.png")
+    path = _target(options, "figures/traversal")
     steps = positive(options.steps, "--steps")
     if not 0 < options.extent <= 1000:
         raise UserError(f"--extent: expected a number in (0, 1000]; found {options.extent}")
     trained, model = open_run(options)
-    from vae_jax import figures
     from vae_jax.train import told
 
-    sheet = figures.Sheet(model.latent * steps, trained.image_shape, columns=steps, what=f"--steps {steps}")
+    sheet = _sheet(path, trained.image_shape, model.latent * steps, steps, f"--steps {steps}")
     test = load_data(options, trained).test
     if not 0 <= options.image < len(test):
         raise UserError(f"--image: expected a number from 0 to {len(test) - 1}; found {options.image}")
@@ -340,7 +373,8 @@ def _traverse(options: Any) -> None:
         z[np.arange(len(numbers)), dimension] = values[step]
         return z, None if labels is None else labels.repeat(len(numbers))
 
-    _drawn(sheet, _decoded(model, trained.image_shape, model.latent * steps, given), path)
+    count = model.latent * steps
+    _write(path, sheet, trained, count, _decoded(model, trained.image_shape, count, given))
 
 
 VERBS = {

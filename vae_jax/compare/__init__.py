@@ -17,6 +17,7 @@ from vae_jax.data.dataset import Dataset
 from vae_jax.data.shape import settled
 from vae_jax.errors import UserError, argument
 from vae_jax.folder import remove, writing
+from vae_jax.spec import OTHERS
 
 LEVELS = ("function", "gradient", "trajectory", "result")
 QUICK_TRAIN, QUICK_TEST = 12_800, 2_000  # images of a quick look
@@ -34,12 +35,15 @@ def quick(config: Config, data: Dataset) -> tuple[Config, Dataset]:
     return replace(config, train=replace(config.train, epochs=epochs)), some
 
 
-def check(config: Config, image_shape: tuple[int, int, int], levels: Sequence[str], added: int) -> None:
+def check(config: Config, image_shape: tuple[int, ...], levels: Sequence[str], added: int) -> None:
     """Refuses what cannot be compared, before any long work.
 
     Raises:
-        UserError: if PyTorch is needed and missing, or has no layer or objective for the configuration.
+        UserError: if PyTorch is needed and missing, or has no layer or objective for the configuration; or the data are
+            no images.
     """
+    if config.data.kind in OTHERS:
+        raise UserError(f"data.kind: expected image to compare with PyTorch; found {config.data.kind}")
     if not find_spec("torch"):
         if tuple(levels) == ("result",) and added:
             return

@@ -56,7 +56,7 @@ def torch_device() -> str:
 class Pair:
     """A network and its PyTorch twin, in the precision that jax is set to."""
 
-    def __init__(self, config: Config, image_shape: tuple[int, int, int]):
+    def __init__(self, config: Config, image_shape: tuple[int, ...]):
         """Builds both; the twin's weights are its own until `share`.
 
         Raises:

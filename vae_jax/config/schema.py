@@ -7,11 +7,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from vae_jax.config.parts import PARTS, having, options_class, registry_of
 from vae_jax.errors import UserError, argument
 from vae_jax.options import TRACED, made, nearest, one_of, only, options_in, shown, value
+from vae_jax.spec import KINDS, MOST_VALUES, OTHERS, Spec, spec_of
 
 # What becomes of options that only others of our parts have: they are refused; or left out where they are as by
 # default, since files of an earlier version list them all, and else refused; or left out, whatever they are.
 OfOthers = Literal["refused", "listed", "dropped"]
 SOURCES = ("digits", "mnist", "fashion_mnist", "kmnist", "tfds", "folder", "array")
+IMAGES = only(kind=(None, "image"))
 
 
 @dataclass(frozen=True)
@@ -173,11 +175,16 @@ def _plain(name: str, raw: Any) -> Any:
 
 @dataclass(frozen=True)
 class DataConfig(Section):
-    """Where the images come from and what is done to them before training.
+    """Where the data come from and what is done to them before training. Other options speak of images: of examples.
 
     Attributes:
         source: digits (bundled, no download), mnist, fashion_mnist, kmnist, tfds (any other image data set of
             tensorflow-datasets, see data.name), folder (image files) or array (an .npy or .npz file).
+        kind: of data.source array: image; vector, (n, features), or sequence, (n, length, channels), whose numbers are
+            used as they are; or categories, whole numbers (n, length). Null stands for vector where the array is of
+            floats (n, features), and for image where it has more axes.
+        shape: of an example of another kind than image, as an array holds it; null takes it from the array.
+        values: of a category, which is a number from 0 to values - 1; null stands for as many as there are.
         name: the data set's name where data.source is tfds, for example cifar10 or emnist/letters.
         path: the folder, or the .npy or .npz file, where data.source is folder or array.
         manual_dir: a folder with files downloaded by hand; for the MNIST family manual_dir/<data set>/ is looked at
@@ -187,7 +194,7 @@ class DataConfig(Section):
             tfds, folder and array for the middle one of the images' smaller sides, at most 64.
         channels: 1 for grey, 3 for RGB. Null stands for 1, but for the sources tfds, folder and array for 3 where any
             image has colours.
-        treatment: of the levels 0 to 255 that an image has: grey (as they are, divided by 255), static (binarised once,
+        treatment: of the levels 0 to 255 that images have: grey (as they are, divided by 255), static (binarised once,
             each pixel to 1 with its grey level's probability), dynamic (the same afresh each time an image is seen) or
             dequantized (noise below one level added, for likelihoods of continuous values).
         validation: held out of the training images where the source has no validation split of its own; below 1 a
@@ -201,13 +208,16 @@ class DataConfig(Section):
     SECTION = "data"
 
     source: Annotated[str, one_of(*SOURCES, own=True)] = "digits"
+    kind: Annotated[str | None, one_of(*KINDS)] = None
+    shape: Annotated[tuple[int, ...] | None, "[1, 1073741824]", only(kind=OTHERS)] = None
+    values: Annotated[int | None, f"[1, {MOST_VALUES}]", only(kind="categories")] = None
     name: Annotated[str | None, only(source="tfds")] = None
     path: Annotated[str | None, only(source=("folder", "array"))] = None
     manual_dir: Annotated[str | None, only(source=("mnist", "fashion_mnist", "kmnist", "tfds"))] = None
     cache_dir: str | None = None
-    image_size: Annotated[int | None, "[1, 1024]"] = None
-    channels: Annotated[int | None, "[1, 3]"] = None
-    treatment: Annotated[str, one_of("grey", "static", "dynamic", "dequantized")] = "grey"
+    image_size: Annotated[int | None, "[1, 1024]", IMAGES] = None
+    channels: Annotated[int | None, "[1, 3]", IMAGES] = None
+    treatment: Annotated[str, one_of("grey", "static", "dynamic", "dequantized"), IMAGES] = "grey"
     validation: Annotated[float, "[0, inf)"] = 0.0
     test: Annotated[float, "[0, inf)"] = 0.2
     skip_bad: Annotated[bool, only(source="folder")] = False
@@ -218,15 +228,39 @@ class DataConfig(Section):
             raise UserError("data.channels: expected 1 (grey) or 3 (RGB); found 2")
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of an image, of a configuration that sets them, as a run's does.
+    def is_settled(self) -> bool:
+        """Whether it says what an example is, as a run's does."""
+        if self.kind in OTHERS:
+            return self.shape is not None and (self.values is not None or self.kind != "categories")
+        return self.image_size is not None and self.channels is not None
+
+    @property
+    def noun(self) -> str:
+        """What reports call an example."""
+        return KINDS[self.kind or "image"].noun
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(height, width, channels) of an image, or the shape of another example; of a configuration that is settled.
 
         Raises:
-            UserError: it does not.
+            UserError: it is not.
         """
-        if self.image_size is None or self.channels is None:
-            raise UserError("data.image_size, data.channels: expected numbers; found null")
-        return self.image_size, self.image_size, self.channels
+        if not self.is_settled:
+            options = "data.shape, data.values" if self.kind in OTHERS else "data.image_size, data.channels"
+            raise UserError(f"{options}: expected numbers; found null")
+        if self.kind in OTHERS:
+            return (*(self.shape or ()), *(() if self.values is None else (self.values,)))
+        return self.image_size or 0, self.image_size or 0, self.channels or 0
+
+    @property
+    def spec(self) -> Spec:
+        """What an example is, of a configuration that is settled.
+
+        Raises:
+            UserError: it is not.
+        """
+        return spec_of(self.kind, self.image_shape)
 
 
 @dataclass(frozen=True, init=False)
@@ -287,8 +321,8 @@ class LikelihoodConfig(Chosen):
     """The likelihood p(x|z).
 
     Attributes:
-        name: bernoulli, continuous_bernoulli, gaussian, discretized_logistic or discretized_logistic_mixture, see
-            vae_jax/likelihoods; or the import path of your own.
+        name: bernoulli, continuous_bernoulli, gaussian, discretized_logistic, discretized_logistic_mixture or
+            categorical, see vae_jax/likelihoods; or the import path of your own.
     """
 
     SECTION = "likelihood"

@@ -1,16 +1,17 @@
-"""Images from an .npy or .npz file."""
+"""Images, or examples of other kinds, from an .npy or .npz file."""
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 
 from vae_jax import memory
 from vae_jax.config import DataConfig, expand
-from vae_jax.data.dataset import Split, check_levels, to_labels, to_levels
+from vae_jax.data.dataset import Split, check_levels, kind_of, to_labels, to_levels, to_stored
 from vae_jax.data.npz import Arrays, Header, opened
 from vae_jax.data.resize import Resizer, check_size
 from vae_jax.data.shape import Kind, choose
 from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, file_state, required
 from vae_jax.errors import UserError, cut, listed
+from vae_jax.spec import others
 
 PARTS = {  # a word in any case that names images or labels; before or after it may stand a split's, as in x_train
     **dict.fromkeys(("x", "image", "images", "data"), "images"),
@@ -19,7 +20,7 @@ PARTS = {  # a word in any case that names images or labels; before or after it 
 
 
 def array(config: DataConfig, report: Report) -> Opened:
-    """Images (n, h, w[, c]), uint8, bool or floats in [0, 1].
+    """Images (n, h, w[, c]), uint8, bool or floats in [0, 1]; vectors, floats (n, features); or what `data.kind` says.
 
     An .npz file may add labels, a test and a validation split: its arrays' names say what they are, see `PARTS`.
 
@@ -41,22 +42,34 @@ def array(config: DataConfig, report: Report) -> Opened:
         if ("train", "images") not in arrays:
             expected = "training images in an array named x_train, train_images, train or images"
             raise UserError(f"{path}: expected {expected}, found {listed(names) or 'none'}")
-        headers = {split: _checked(file.header(name)) for (split, part), name in arrays.items() if part == "images"}
+        headers = {split: file.header(name) for (split, part), name in arrays.items() if part == "images"}
+        first = headers["train"]
+        kind = config.kind or kind_of(first.shape, first.dtype)
+        if kind == "image":
+            for header in headers.values():
+                _check_header(header)
     used = {name for (split, _), name in arrays.items() if split in headers}
     if ignored := sorted(set(names) - used):
         report(f"{path}: ignoring {listed(ignored)}")
-    if any(header.dtype.kind == "b" for header in headers.values()):
+    if kind == "image" and any(header.dtype.kind == "b" for header in headers.values()):
         report(f"{path}: False and True are taken for levels 0 and 255")
 
-    def read(resizer: Resizer) -> Splits:
+    def read(resizer: Resizer | None) -> Splits:
         with opened(path) as file:
             splits = {}
             for split in headers:
-                images = _images(file, arrays[split, "images"])
+                header, images = _array(file, arrays[split, "images"])
+                if resizer:
+                    images = resizer.stack(to_levels(images, header.where), len(images), split)
+                else:
+                    images = to_stored(images, kind, header.where, report)
                 name = arrays.get((split, "labels"))
                 labels = None if name is None else _labels(file, name, len(images))
-                splits[split] = Split(resizer.stack(images, len(images), split), labels)
+                splits[split] = Split(images, labels)
             return Splits(**splits)
+
+    if kind != "image":
+        return Opened(path.stem, read, kind=kind, shape=first.shape[1:])
 
     def kinds() -> list[Kind]:
         return [
@@ -81,26 +94,22 @@ def _place(name: str) -> tuple[str, str] | None:
     return (splits or ["train"])[0], (parts or ["images"])[0]
 
 
-def _checked(header: Header) -> Header:
-    """The header of an array of images."""
+def _check_header(header: Header) -> None:
+    """Refuses an array of anything but images."""
     shape, dtype = header.shape, header.dtype
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
-        raise UserError(f"{header.where}: expected images (n, h, w) or (n, h, w, 1, 3 or 4), found shape {shape}")
+        hint = f"; data.{others(len(shape))}" if others(len(shape)) else ""
+        raise UserError(
+            f"{header.where}: expected images (n, h, w) or (n, h, w, 1, 3 or 4), found shape {shape} of {dtype}{hint}"
+        )
     check_levels(dtype, header.where)
     check_size(shape[2], shape[1], header.where)
-    return header
 
 
 def _array(file: Arrays, name: str) -> tuple[Header, np.ndarray]:
     header = file.header(name)
     memory.check(header.nbytes, f"{header.where}, {header.dtype} {header.shape}")
     return header, file.read(name)
-
-
-def _images(file: Arrays, name: str) -> UInt8[np.ndarray, "n h w *c"]:
-    """Reads images; floats and bools are scaled by 255 and rounded."""
-    header, images = _array(file, name)
-    return to_levels(images, header.where)
 
 
 def _labels(file: Arrays, name: str, count: int) -> Int64[np.ndarray, " n"]:

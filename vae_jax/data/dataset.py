@@ -7,22 +7,27 @@ from math import ceil, prod
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 
 from vae_jax import memory
 from vae_jax.config import DataConfig
 from vae_jax.errors import PATH, UserError, cut, listed, quoted
+from vae_jax.spec import KINDS, MOST_VALUES, Spec, others, stored_axes
 
 DARK = 127  # the brightest level of images that are dark, or whose levels do not reach to 255
+WHOLE = 1 << 24  # float32 holds all whole numbers up to it
 TEST = DataConfig.test  # of the images, held out where there are none to test on
+# What a stored array's kind of numbers and number of axes say that its examples are.
+STORED = {("u", 4): "image", ("f", 2): "vector", ("f", 3): "sequence", ("u", 2): "categories"}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split, in order; checked when it is made.
+    """Images of one split, in order, or examples of another kind; checked when it is made.
 
     Attributes:
-        images: uint8, (images, height, width, channels), at least one, grey (1 channel) or RGB (3).
+        images: uint8, (images, height, width, channels), at least one, grey (1 channel) or RGB (3). Or float32 vectors
+            (n, features) or sequences (n, length, channels); or categories, unsigned, (n, length).
         labels: int64, (images,), from 0 on; or None where the source has none. Other whole numbers are converted.
 
     Raises:
@@ -31,22 +36,38 @@ class Split:
 
     __no_type_check__ = True  # what is wrong is told below in one line, with or without a type checker
 
-    images: UInt8[np.ndarray, "images height width channels"]
+    images: Shaped[np.ndarray, "images *stored"]
     labels: Int64[np.ndarray, " images"] | None = None
 
     def __post_init__(self):
         images = _array(self.images, "images")
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3) or 0 in images.shape:
+        kind = STORED.get((images.dtype.kind, images.ndim))
+        known = kind == "categories" or images.dtype == (np.uint8 if kind == "image" else np.float32)
+        if kind is None or not known or 0 in images.shape or (kind == "image" and images.shape[3] not in (1, 3)):
             raise UserError(
                 f"images: expected uint8 levels 0 to 255 of at least one image, (n, height, width, 1 or 3); found "
-                f"{_described(images)}; Dataset.from_arrays takes floats in [0, 1] and images (n, height, width) too"
+                f"{_described(images)}; Dataset.from_arrays takes floats in [0, 1] and images (n, height, width) too, "
+                f"and makes float32 vectors and sequences, and unsigned categories (n, length)"
             )
+        if images.dtype.kind == "f":
+            _check_finite(images, images, "images")
         object.__setattr__(self, "images", images)
         if self.labels is not None:
             object.__setattr__(self, "labels", to_labels(self.labels, len(images)))
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def kind(self) -> str:
+        """Of its examples, one of `vae_jax.spec.KINDS`."""
+        return STORED[self.images.dtype.kind, self.images.ndim]
+
+    @property
+    def form(self) -> str:
+        """The shape of an example as it is stored, and its kind if it is no image, in words."""
+        shape = "x".join(map(str, self.images.shape[1:]))
+        return shape if self.kind == "image" else f"{shape} ({self.kind})"
 
     def take(self, indices: np.ndarray) -> "Split":
         """The images with these indices, and their labels."""
@@ -67,7 +88,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory, as every source gives it: grey or RGB levels 0 to 255; checked when it is made.
+    """A data set in memory, as every source gives it: grey or RGB levels 0 to 255, or examples of another kind; checked
+    when it is made.
 
     Attributes:
         name: what it is called in reports, for example "mnist".
@@ -77,9 +99,11 @@ class Dataset:
         class_names: the labels' names, by number; or None where the source has none.
         skipped: the images that were left out (`data.skip_bad`), each with the reason.
         darkness_said: where levels stay far below 255, that has been said; if not, training warns of it.
+        values: of a category, which is a number from 0 to values - 1: 0 stands for as many as there are.
 
     Raises:
-        UserError: if the splits' images are of different shapes, or the class names do not fit the labels.
+        UserError: if the splits' images are of different shapes, the class names do not fit the labels, or a category
+            is beyond `values`.
     """
 
     __no_type_check__ = True  # as for `Split`
@@ -91,6 +115,7 @@ class Dataset:
     class_names: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
     darkness_said: bool = field(default=False, kw_only=True, repr=False, compare=False)
+    values: int = field(default=0, kw_only=True)
 
     def __post_init__(self):
         if not isinstance(self.name, str):
@@ -98,11 +123,26 @@ class Dataset:
         for name, split in (("train", self.train), ("test", self.test), ("validation", self.validation)):
             if not isinstance(split, Split) and (split is not None or name != "validation"):
                 raise UserError(f"{name}: expected a Split; found {type(split).__name__}")
-            if split is not None and split.images.shape[1:] != self.image_shape:
-                expected, found = ("x".join(map(str, shape)) for shape in (self.image_shape, split.images.shape[1:]))
-                raise UserError(f"{name}: expected images of {expected}, as the training images are; found {found}")
+            if split is not None and split.form != self.train.form:
+                noun = KINDS[self.train.kind].noun
+                raise UserError(
+                    f"{name}: expected {noun}s of {self.train.form}, as the training {noun}s are; found {split.form}"
+                )
+        self._settle_values()
         if self.class_names is not None:
             object.__setattr__(self, "class_names", self._checked_names())
+
+    def _settle_values(self) -> None:
+        """Categories in the smallest type that holds all of `values`."""
+        most = max(int(split.images.max()) for split in self.splits) + 1 if self.train.kind == "categories" else 0
+        if (self.values and self.values < most) or (self.values and not most):
+            raise UserError(
+                f"values: expected {f'at least {most}' if most else 'none'} in {self.name}; found {self.values}"
+            )
+        object.__setattr__(self, "values", self.values or most)
+        for name in ("train", "test", "validation") if most else ():
+            if (split := getattr(self, name)) is not None and split.images.dtype != self.spec.dtype:
+                object.__setattr__(self, name, replace(split, images=split.images.astype(self.spec.dtype)))
 
     def _checked_names(self) -> tuple[str, ...]:
         names = self.class_names
@@ -125,14 +165,26 @@ class Dataset:
         return (self.train, self.test) if self.validation is None else (self.train, self.test, self.validation)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of one image."""
-        height, width, channels = self.train.images.shape[1:]
-        return height, width, channels
+    def spec(self) -> Spec:
+        """What an example is."""
+        return Spec((*self.train.images.shape[1:], *([self.values] if self.values else ())), self.train.kind)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(height, width, channels) of one image; of another example the shape that the networks take."""
+        return self.spec.shape
+
+    def interval(self) -> tuple[float, float]:
+        """The least and the largest of its numbers, as the networks take them."""
+        if self.spec.support != "reals":
+            return 0.0, 1.0
+        return min(float(each.images.min()) for each in self.splits), max(
+            float(each.images.max()) for each in self.splits
+        )
 
     def darkness(self) -> list[str]:
         """What `darkness` says of its images, unless that has been said."""
-        if self.darkness_said:
+        if self.darkness_said or not self.spec.is_picture:
             return []
         names = ("train", "test", "validation")
         brightest = {name: int(split.images.max()) for name, split in zip(names, self.splits, strict=False)}
@@ -177,6 +229,8 @@ class Dataset:
         validation_labels: Any = None,
         class_names: Any = None,
         name: str = "arrays",
+        kind: str | None = None,
+        values: int | None = None,
         report: Callable[[str], None] = warnings.warn,
     ) -> "Dataset":
         """A data set of one's own arrays, of numpy or jax.
@@ -186,7 +240,7 @@ class Dataset:
 
         Args:
             train: images (n, height, width) or (n, height, width, 1 or 3): uint8; or bools or floats in [0, 1], which
-                are multiplied by 255 and rounded.
+                are multiplied by 255 and rounded. Or vectors, floats (n, features); or what `kind` says.
             train_labels: whole numbers from 0 on, (n,).
             test: images likewise; or how many of the training images to hold out, as `data.test` does: below 1 a
                 fraction, from 1 on a number.
@@ -195,14 +249,26 @@ class Dataset:
             validation_labels: of images given as `validation`.
             class_names: the labels' names, by number.
             name: of the data set in reports.
-            report: is told in a line of levels that stay far below 255, where white may be another number.
+            kind: image; vector, (n, features), or sequence, (n, length, channels), which are kept as float32 as they
+                are; or categories, whole numbers from 0 on, (n, length). None stands for vector where the training
+                array is of floats (n, features), and for image where it has more axes.
+            values: of a category, which is a number from 0 to values - 1; None stands for as many as there are.
+            report: is told in a line of levels that stay far below 255, where white may be another number, and of
+                numbers that differ by less than float32 holds.
 
         Raises:
             UserError: naming the argument, what was expected and what was found.
         """
 
+        if kind is not None and kind not in KINDS:
+            raise UserError(f"kind: expected {' or '.join(KINDS)}; found {quoted(str(kind))}")
+        if values is not None and not (type(values) is int and 1 <= values <= MOST_VALUES):
+            raise UserError(f"values: expected a whole number from 1 to {MOST_VALUES:,}; found {values!r:.40}")
+        train = _array(train, "train")
+        of_all = kind or kind_of(train.shape, train.dtype)
+
         def split(images: Any, labels: Any, what: str) -> Split:
-            images = _pictures(images, what)
+            images = to_stored(_array(images, what), of_all, what, report)
             return Split(images, None if labels is None else to_labels(labels, len(images), f"{what}_labels"))
 
         kept = split(train, train_labels, "train")
@@ -222,7 +288,7 @@ class Dataset:
             kind = type(class_names).__name__
             raise UserError(f"class_names: expected a list of names, by the labels' numbers; found a {kind}")
         names = None if class_names is None else tuple(class_names)
-        data = cls(name, kept, held["test"], held["validation"], names)
+        data = cls(name, kept, held["test"], held["validation"], names, values=values or 0)
         for line in data.darkness():
             report(line)
         return replace(data, darkness_said=True)
@@ -272,6 +338,7 @@ def to_levels(images: np.ndarray, where: str) -> UInt8[np.ndarray, "..."]:
         if not (low >= 0 and high <= 1):
             scale = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
             scale = "; take (images + 1) / 2" if -1 <= low < 0 and high <= 1 else scale
+            scale += f"; {others(3)}" if others(images.ndim) else ""
             raise UserError(f"{where}: expected floats in [0, 1], found levels from {low} to {high}{scale}")
         np.rint(part * 255.0, out=out[start : start + step], casting="unsafe")
     return out
@@ -324,16 +391,81 @@ def _described(array: np.ndarray) -> str:
     return f"{array.dtype} of shape {array.shape}"
 
 
-def _pictures(images: Any, what: str) -> UInt8[np.ndarray, "n h w c"]:
+def kind_of(shape: tuple[int, ...], dtype: np.dtype) -> str:
+    """What an array is taken for of which nothing else is said."""
+    return "vector" if len(shape) == 2 and dtype.kind == "f" else "image"
+
+
+def to_stored(
+    array: np.ndarray, kind: str, what: str, report: Callable[[str], None]
+) -> Shaped[np.ndarray, "n *stored"]:
+    """An array as a split holds examples of a kind.
+
+    Args:
+        array: of any numbers.
+        kind: one of `vae_jax.spec.KINDS`.
+        what: the array, which messages begin with.
+        report: is told of numbers that differ by less than float32 holds.
+
+    Raises:
+        UserError: if it is none of this kind.
+    """
+    if kind == "image":
+        return _pictures(array, what)
+    whole = kind == "categories"
+    axes = 1 + len(stored_axes(kind))
+    if array.ndim != axes or 0 in array.shape or array.dtype.kind not in ("iub" if whole else "fiub"):
+        numbers = "whole numbers from 0 on" if whole else "real numbers"
+        shape = f"(n, {', '.join(stored_axes(kind))})"
+        raise UserError(f"{what}: expected {kind}, {numbers} {shape}; found {_described(array)}")
+    return _categories(array, what) if whole else _reals(array, what, report)
+
+
+def _pictures(images: np.ndarray, what: str) -> UInt8[np.ndarray, "n h w c"]:
     """Images as uint8 with their axis of channels."""
-    images = _array(images, what)
     shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
     if not shaped or 0 in images.shape or images.dtype.kind not in "ufb":
+        hint = f"; {others(images.ndim)}" if others(images.ndim) else ""
         raise UserError(
             f"{what}: expected images (n, height, width) or (n, height, width, 1 or 3), uint8 or floats in [0, 1]; "
-            f"found {_described(images)}"
+            f"found {_described(images)}{hint}"
         )
-    return to_levels(images if images.ndim == 4 else images[..., None], what)
+    levels = to_levels(images, what)
+    return levels if levels.ndim == 4 else levels[..., None]
+
+
+def _categories(array: np.ndarray, what: str) -> Shaped[np.ndarray, "n length"]:
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= MOST_VALUES:
+        raise UserError(f"{what}: expected categories from 0 to {MOST_VALUES - 1:,}; found {low} to {high}")
+    return array.astype(np.min_scalar_type(high))
+
+
+def _reals(array: np.ndarray, what: str, report: Callable[[str], None]) -> Shaped[np.ndarray, "n *stored"]:
+    memory.check(4 * array.size, f"{what}: {array.shape} as float32")
+    with np.errstate(over="ignore"):  # which is refused
+        kept = array.astype(np.float32)
+    _check_finite(kept, array, what)
+    if array.dtype.kind in "iu" and (most := max(abs(int(array.min())), abs(int(array.max())))) > WHOLE:
+        raise UserError(f"{what}: expected whole numbers up to {WHOLE:,}, which float32 holds; found {most:,}")
+    rows = array.reshape(-1, array.shape[-1])
+    spread = rows.std(0)
+    lost = (np.abs(rows - kept.reshape(rows.shape)).max(0) > 1e-3 * spread) & (spread > 0)
+    if columns := np.flatnonzero(lost).tolist():
+        report(
+            f"{what}: kept as float32, too coarse for how little the numbers of column {listed(map(str, columns))} "
+            f"differ; subtract their means first"
+        )
+    return kept
+
+
+def _check_finite(kept: np.ndarray, given: np.ndarray, what: str) -> None:
+    """Refuses numbers that are none, or that float32 does not hold."""
+    finite = np.isfinite(kept)
+    if not finite.all():
+        place = np.unravel_index(int(np.argmin(finite)), kept.shape)
+        found = f"{given[place]}, in row {place[0]}"
+        raise UserError(f"{what}: expected finite numbers that float32 holds; found {found}")
 
 
 def to_labels(labels: Any, count: int, what: str = "labels") -> Int64[np.ndarray, " n"]:

@@ -20,6 +20,7 @@ from vae_jax.data.source import Opened, Report, Source, Splits
 from vae_jax.data.tfds import tfds
 from vae_jax.errors import UserError, first
 from vae_jax.registry import lookup
+from vae_jax.spec import OTHERS
 
 SOURCES: dict[str, Source] = {
     "digits": digits,
@@ -41,8 +42,8 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
 
     Returns:
         The data set, its images uint8, (images, image_size, image_size, channels), of the size and channels that
-        `resolve` gives. Which ones are held out depends on their number alone, not on a run's seed. Training images
-        stay in the source's order.
+        `resolve` gives, or examples of another kind. Which ones are held out depends on their number alone, not on a
+        run's seed. Training images stay in the source's order.
 
     Raises:
         UserError: an option, a file or the network does not let it.
@@ -51,9 +52,10 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     report = report or (lambda line: None)
     lookup(dict.fromkeys(TREATMENTS), config.treatment, "data.treatment")
     opened, config = _open(config, report)
-    size, _, channels = config.image_shape
-    resizer = Resizer(size, channels, report)
-    if opened.fingerprint is None:
+    resizer = None if config.kind in OTHERS else _resizer(config, report)
+    if resizer is None:
+        splits = opened.read(None)
+    elif opened.fingerprint is None:
         splits = _read(opened, resizer)
     else:
         key = (config.source, opened.name, str(config.skip_bad), *opened.fingerprint)
@@ -79,7 +81,8 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     if config.treatment == "static":
         train, test = _binarized(train, 1), _binarized(test, 2)
         validation = validation and _binarized(validation, 3)
-    return Dataset(opened.name, train, test, validation, splits.class_names, splits.skipped, darkness_said=True)
+    about = {"darkness_said": True, "values": config.values or 0}
+    return Dataset(opened.name, train, test, validation, splits.class_names, splits.skipped, **about)
 
 
 def resolve(config: DataConfig, *, report: Report | None = None) -> DataConfig:
@@ -88,7 +91,7 @@ def resolve(config: DataConfig, *, report: Report | None = None) -> DataConfig:
     Raises:
         UserError: an option or a file does not let it, or the images' sizes are too different.
     """
-    if config.image_size is not None and config.channels is not None:
+    if config.is_settled:
         return config  # the images need not be there
     return _open(config, report or (lambda line: None))[1]
 
@@ -96,9 +99,27 @@ def resolve(config: DataConfig, *, report: Report | None = None) -> DataConfig:
 def _open(config: DataConfig, report: Report) -> tuple[Opened, DataConfig]:
     """The source, and the configuration with the size and the channels that its images get."""
     opened = lookup(SOURCES, config.source, "data.source")(config, report)
+    if config.kind not in (None, opened.kind):
+        made = ", of data that were made in Python or have changed" if config.is_settled else ""
+        raise UserError(
+            f"data.kind: expected {opened.kind}, as data of source {config.source} are; found {config.kind}{made}"
+        )
+    if opened.kind != "image":
+        config = replace(config, kind=opened.kind, shape=config.shape or opened.shape)
+        check_section(config)
+        if config.shape != opened.shape:
+            raise UserError(
+                f"data.shape: expected {list(opened.shape)}, as {opened.name} has; found {list(config.shape or ())}"
+            )
+        return opened, config
     size = opened.image_size if config.image_size is None else config.image_size
     channels = opened.channels if config.channels is None else config.channels
     return opened, replace(config, image_size=size, channels=channels)
+
+
+def _resizer(config: DataConfig, report: Report = lambda line: None) -> Resizer:
+    size, _, channels = config.image_shape
+    return Resizer(size, channels, report)
 
 
 def _read(opened: Opened, resizer: Resizer) -> Splits:
@@ -115,14 +136,15 @@ def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.nda
     """Image files as a data set of this configuration would hold them.
 
     Raises:
-        UserError: one of them cannot be read; names it.
+        UserError: one of them cannot be read; names it. If the data are no images.
     """
+    if config.kind in OTHERS:
+        raise UserError(f"data.kind: expected image for image files to be read; found {config.kind}")
     files = [expand(path) for path in paths]
     for path in files:
         if not path.is_file():
             found = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
             raise UserError(f"{path}: expected an image file, found {found}")
-    size, _, channels = resolve(config).image_shape
-    resizer = Resizer(size, channels)
+    resizer = _resizer(resolve(config))
     images = resizer.stack((resizer.read(path, str(path)) for path in files), len(files))
     return binarize(images, 0) if config.treatment == "static" else images

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from vae_jax.config import Config, DataConfig
-from vae_jax.errors import UserError
+from vae_jax.config import Config, DataConfig, check_section
+from vae_jax.errors import PATH, UserError, cut
 
 if TYPE_CHECKING:
     from vae_jax.data.dataset import Dataset
@@ -87,8 +87,19 @@ def choose(
 
 
 def settled(config: Config, data: "Dataset") -> Config:
-    """The configuration with the data set's own size and channels where it sets none, as a run keeps it."""
-    height, _, channels = data.image_shape
-    size = height if config.data.image_size is None else config.data.image_size
-    channels = channels if config.data.channels is None else config.data.channels
-    return replace(config, data=replace(config.data, image_size=size, channels=channels))
+    """The configuration with what the data set's own examples are where it does not say it, as a run keeps it.
+
+    Raises:
+        UserError: if it says another kind of them.
+    """
+    spec, given = data.spec, config.data
+    if given.kind not in (None, spec.kind):
+        raise UserError(f"data.kind: expected {spec.kind}, as {cut(data.name, PATH)} has; found {given.kind}")
+    if not spec.is_picture:
+        own = {"shape": given.shape or spec.stored, "values": given.values or spec.values or None}
+        found = replace(config, data=replace(given, kind=spec.kind, **own))
+        check_section(found.data)
+        return found
+    size = spec.shape[0] if given.image_size is None else given.image_size
+    channels = spec.shape[-1] if given.channels is None else given.channels
+    return replace(config, data=replace(given, kind=None, image_size=size, channels=channels))

@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from vae_jax.config import DataConfig
 from vae_jax.data.dataset import Split
-from vae_jax.data.resize import Resizer
 from vae_jax.errors import UserError
 
 Report = Callable[[str], None]
@@ -47,20 +46,24 @@ class Opened:
 
     Attributes:
         name: the data set's name in reports.
-        read: reads all of it, with every image passed through the `Resizer`.
+        read: reads all of it, with every image passed through the `Resizer`; there is none for other examples.
         fingerprint: what determines the content (file names, sizes, times): the key of the resized images in
             the cache. None where reading again is as fast as reading a cache.
         image_size: for which data.image_size stands where it is not set.
         channels: likewise.
         in_arrays: the user has the images as arrays.
+        kind: of the examples, see `data.kind`.
+        shape: of an example that is no image, as it is stored.
     """
 
     name: str
-    read: Callable[[Resizer], Splits]
+    read: Callable[[Any], Splits]
     fingerprint: tuple[str, ...] | None = None
     image_size: int = 32
     channels: int = 1
     in_arrays: bool = False
+    kind: str = "image"
+    shape: tuple[int, ...] = ()
 
 
 class Source(Protocol):

@@ -17,6 +17,7 @@ from vae_jax.interop import weights_file
 from vae_jax.interop.torch_weights import COUNTER, from_state_dict, to_state_dict
 from vae_jax.keys import make_keys
 from vae_jax.models import Variables
+from vae_jax.spec import OTHERS
 from vae_jax.train import Trained
 
 
@@ -97,6 +98,8 @@ def import_run(
     path = Path(path)
     run.check_folder(Path(folder), False, overwrite)
     config = replace(config, data=resolve(config.data, report=report))
+    if config.data.kind in OTHERS:
+        raise UserError(f"data.kind: expected image to import weights of PyTorch's; found {config.data.kind}")
     shape = config.data.image_shape
     network, _ = build(config, shape)
     like = network.init(make_keys(config.seed).init)

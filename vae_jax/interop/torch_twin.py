@@ -82,7 +82,7 @@ def heads_of(config: Config) -> tuple[str, ...]:
 class TorchTwin(nn.Module):
     """The convolutional encoder and decoder in PyTorch, with PyTorch's own initialisation."""
 
-    def __init__(self, config: ModelConfig, image_shape: tuple[int, int, int], heads: tuple[str, ...]):
+    def __init__(self, config: ModelConfig, image_shape: tuple[int, ...], heads: tuple[str, ...]):
         """Builds the network for images of (height, width, channels) and these heads of the posterior.
 
         Raises:

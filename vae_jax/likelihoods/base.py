@@ -9,16 +9,16 @@ from jaxtyping import Array, Float, Key, PyTree
 from vae_jax.layout import Features, Images
 from vae_jax.posteriors.base import no_parameters
 
-Outputs = Float[Array, "batch height width outputs"]
+Outputs = Float[Array, "batch *places outputs"]
 
 
 def sum_pixels(features: Features) -> Float[Array, " batch"]:
     """The sum over each image's pixels."""
-    return features.sum((1, 2, 3)).reshape(-1)
+    return features.sum(tuple(range(1, features.ndim - 1))).reshape(-1)
 
 
 class Likelihood(NamedTuple):
-    """A likelihood p(x|z) of images (batch, height, width, channels) in [0, 1].
+    """A likelihood p(x|z) of images (batch, height, width, channels) in [0, 1], or of examples of other shapes.
 
     Attributes:
         outputs: how many numbers of the decoder's it needs for each channel of a pixel. The decoder's output is
@@ -30,6 +30,8 @@ class Likelihood(NamedTuple):
         reason: why it is none for the others.
         measure: of what its values are: one of MEASURES or a word of one's own; where it is empty, its values are
             compared with its own only.
+        over: what the numbers of an example may be, see `vae_jax.spec.Kind`.
+        interval: least and most that they may be, both included; None for any.
     """
 
     outputs: int
@@ -39,13 +41,16 @@ class Likelihood(NamedTuple):
     treatments: tuple[str, ...] = ("grey", "static", "dynamic", "dequantized")
     reason: str = ""
     measure: str = ""
+    over: tuple[str, ...] = ("levels", "reals", "categories")
+    interval: tuple[float, float] | None = None
 
 
 # What a likelihood's values can be; those of different measures are no more comparable than metres and seconds.
 MEASURES = {
     "binary": "probabilities",  # of pixels that are 0 or 1
     "levels": "probabilities",  # of the 256 grey levels
-    "density": "densities",  # of a pixel's value in [0, 1], by Lebesgue's measure
+    "density": "densities",  # of a pixel's value in [0, 1] or of real numbers, by Lebesgue's measure
+    "categories": "probabilities",
 }
 TREATED = {
     "grey": "grey levels",
@@ -55,18 +60,24 @@ TREATED = {
 }
 
 
-def measured(likelihood: Likelihood, name: str, treatment: str) -> str:
+def described(treatment: str, support: str = "levels") -> str:
+    """What a model sees, in words; `support` is what the numbers are, see `vae_jax.spec.Kind`."""
+    return TREATED[treatment] if support == "levels" else {"reals": "real numbers"}.get(support, support)
+
+
+def measured(likelihood: Likelihood, name: str, treatment: str, support: str = "levels") -> str:
     """What a likelihood's values are for data of a treatment, in words; where these differ, values do not compare.
 
     Args:
         likelihood: which one.
         name: its name in the configuration, which tells one of no known measure.
         treatment: see `data.treatment`.
+        support: what the numbers of the data are, see `vae_jax.spec.Kind`.
     """
-    if likelihood.measure == "binary" and treatment == "grey":
-        return "cross-entropies of grey levels"  # which stand for probabilities: no distribution of what was seen
+    if likelihood.measure == "binary" and treatment == "grey":  # they stand for probabilities: no distribution of them
+        return f"cross-entropies of {described(treatment, support)}"
     kind = MEASURES.get(likelihood.measure, likelihood.measure or f"values of likelihood {name}")
-    return f"{kind} of {TREATED[treatment]}"
+    return f"{kind} of {described(treatment, support)}"
 
 
 def bits_per_dimension(likelihood: Likelihood, treatment: str, nats: float, dimensions: int) -> float | None:

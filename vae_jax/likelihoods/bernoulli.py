@@ -1,4 +1,4 @@
-"""The Bernoulli likelihood, and the squared error of an autoencoder, which shares its picture."""
+"""The Bernoulli likelihood."""
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ def bernoulli(options: None, shapes: Shapes) -> Likelihood:
         treatments=("grey", "static", "dynamic"),
         reason="its pixels are 0 or 1, or grey levels that stand for probabilities",
         measure="binary",
+        over=("levels", "reals"),
+        interval=(0.0, 1.0),
     )
 
 
@@ -35,11 +37,6 @@ def bernoulli_log_prob(logits: Images, images: Images) -> Float[Array, " batch"]
     softplus = jnp.where(positive, logits, 0) + jnp.log1p(jnp.exp(jnp.where(positive, -logits, logits)))
     log_prob = images * logits - softplus
     return sum_pixels(log_prob)
-
-
-def squared_error(logits: Images, images: Images) -> Float[Array, " batch"]:
-    """‖x − σ(logits)‖² per image, summed over pixels: the L2 loss of a plain autoencoder, whose last layer is σ."""
-    return sum_pixels(jnp.square(to_features(images) - pixel_mean(to_features(logits))))
 
 
 def pixel_mean(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -29,6 +29,8 @@ def continuous_bernoulli(options: None, shapes: Shapes) -> Likelihood:
         treatments=("grey", "dequantized"),
         reason="at pixels that are all 0 or 1 its density has no bound",
         measure="density",
+        over=("levels", "reals"),
+        interval=(0.0, 1.0),
     )
 
 

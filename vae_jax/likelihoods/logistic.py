@@ -7,7 +7,7 @@ of the images, in which a level is 1/255; locations are sigmoids of the decoder'
 
 import math
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,12 @@ LEVEL = 1 / 255
 # mass, large enough for x − μ, divided by it, to keep three digits in float32.
 FLOOR = LEVEL / 32
 START = math.log(0.1)  # of the logarithm of a scale, where the decoder gives 0: neither one level nor all of them
-TREATMENTS, REASON = ("grey",), "it is a distribution of the 256 grey levels themselves"
+OF_LEVELS: dict[str, Any] = {
+    "treatments": ("grey",),
+    "reason": "it is a distribution of the 256 grey levels themselves",
+    "measure": "levels",
+    "over": ("levels",),
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def discretized_logistic(options: None, shapes: Shapes) -> Likelihood:
     def mean(params: PyTree, outputs: Outputs) -> Images:
         return level_mean(*jnp.split(outputs, 2, -1))
 
-    return Likelihood(2, log_prob, mean, treatments=TREATMENTS, reason=REASON, measure="levels")
+    return Likelihood(2, log_prob, mean, **OF_LEVELS)
 
 
 def discretized_logistic_mixture(options: MixtureOptions, shapes: Shapes) -> Likelihood:
@@ -72,7 +77,7 @@ def discretized_logistic_mixture(options: MixtureOptions, shapes: Shapes) -> Lik
         weights, location, raw = parts[..., 0, :, :], parts[..., 1, :, :], parts[..., 2, :, :]
         return (jax.nn.softmax(weights, -2) * level_mean(location, raw)).sum(-2)
 
-    return Likelihood(3 * components, log_prob, mean, treatments=TREATMENTS, reason=REASON, measure="levels")
+    return Likelihood(3 * components, log_prob, mean, **OF_LEVELS)
 
 
 def log_mass(

@@ -73,10 +73,11 @@ class Autoencoder(NamedTuple):
     Attributes:
         encode: images (batch, height, width, channels) in [0, 1] -> the posterior's heads, each (batch, size).
         decode: z (batch, latent) -> what the likelihood needs, (batch, height, width, outputs·channels).
+            Examples of other kinds have another number of axes before the channels.
     """
 
-    encode: Callable[[Float[Array, "batch h w c"]], dict[str, Float[Array, "batch _"]]]
-    decode: Callable[[Float[Array, "batch latent"]], Float[Array, "batch h w c"]]
+    encode: Callable[[Float[Array, "batch *shape"]], dict[str, Float[Array, "batch _"]]]
+    decode: Callable[[Float[Array, "batch latent"]], Float[Array, "batch *shape"]]
 
 
 class Network(NamedTuple):
@@ -149,7 +150,7 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
         kind = f"{type(module).__module__}.{type(module).__name__}"
         wanted = f"{config.network} to give a flax.linen.Module or a vae_jax.hierarchy.Hierarchy"
         raise UserError(f"model.network: expected {wanted}; found {kind}")
-    height, width, channels = shapes.image_shape
+    *axes, channels = shapes.image_shape
     maps = [size for size in (*heads.values(), shapes.latent_shape) if isinstance(size, tuple) and len(size) > 1]
     if maps and hasattr(module, "couples"):  # which ours have
         wanted = f"one of your own, since the posterior is made of arrays of shape {maps[0]}"
@@ -174,7 +175,7 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
 
         def decode(z: Array) -> Array:
             result = in_precision("decode", z)
-            expect(f"model.network {config.network}, decode", result, (len(z), height, width, channels * outputs))
+            expect(f"model.network {config.network}, decode", result, (len(z), *axes, channels * outputs))
             return result.astype(z.dtype)
 
         return Autoencoder(encode, decode)
@@ -192,7 +193,7 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
             return {**variables, "params": params}
 
         # The inputs are arguments: as constants the compiler would evaluate the network on them.
-        images = jnp.zeros((1, height, width, channels + config.classes))
+        images = jnp.zeros((1, *axes, channels + config.classes))
         z = jnp.zeros((1, *latent_shape))
         variables = jax.jit(make)(key, images, z)
         made = Variables(variables.pop("params"), variables)
@@ -289,7 +290,7 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
             return Ties(bool(known), bool(known))
         made_of = make_module, config, shapes._replace(heads=tuple(heads.items()))
         if made_of not in _TIES:
-            inputs = (height, width, channels + config.classes), latent_shape
+            inputs = (*axes, channels + config.classes), latent_shape
             with jax.ensure_compile_time_eval():  # whoever asks may be traced
                 _TIES[made_of] = _probe(init, apply, *inputs)
         return _TIES[made_of]

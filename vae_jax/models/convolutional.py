@@ -21,6 +21,7 @@ from vae_jax.models.layers import (
     ConvTranspose,
     Dropout,
     Linear,
+    check_pictures,
 )
 from vae_jax.shapes import Shapes
 
@@ -66,7 +67,7 @@ class Plan(NamedTuple):
     widths: tuple[int, ...]
 
 
-def plan(options: ConvolutionalOptions, image_shape: tuple[int, int, int], outputs: int = 1) -> Plan:
+def plan(options: ConvolutionalOptions, image_shape: tuple[int, ...], outputs: int = 1) -> Plan:
     """Derives the network's sizes.
 
     Where `model.paddings` is null, each convolution is padded by half of what its kernel exceeds its stride, rounded
@@ -221,7 +222,8 @@ def convolutional(options: ConvolutionalOptions, shapes: Shapes) -> Convolutiona
     """The article's network; 165,409 parameters for 32x32 grey images and 20 latent dimensions.
 
     Raises:
-        UserError: if the sizes do not fit.
+        UserError: if the sizes do not fit, or there are no images.
     """
+    check_pictures(shapes, "convolutional")
     plan(options, shapes.image_shape)
     return ConvolutionalAutoencoder(options, shapes)

@@ -18,9 +18,11 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from vae_jax.errors import UserError
 from vae_jax.models.convolution import CONVOLUTIONS, Convolution
 from vae_jax.options import FILLED, one_of, only
 from vae_jax.platforms import current
+from vae_jax.shapes import Shapes
 
 
 @jax.custom_jvp
@@ -45,6 +47,19 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
 }
+
+
+def check_pictures(shapes: Shapes, network: str) -> None:
+    """Refuses examples that are no images, for a network that is made of convolutions over them.
+
+    Raises:
+        UserError: naming a network that takes them.
+    """
+    if shapes.support != "levels":
+        raise UserError(
+            f"model.network: expected mlp, or one of your own, for examples of shape {shapes.image_shape}; found "
+            f"{network}, which takes images"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Multi-layer perceptrons, for images of any size.
+"""Multi-layer perceptrons, for examples of any shape.
 
 With `layers: [200, 200]` and `activation: tanh` they are Burda et al.'s (2016, section 5); with `layers: [300, 300]`
 and `gated: true` Tomczak & Welling's (2018, section 4.2).
@@ -84,13 +84,13 @@ class MLP(nn.Module):
         self.encoder = Encoder(self.options, self.shapes.heads)
         self.decoder = Decoder(self.options, self.shapes.outputs * math.prod(self.shapes.image_shape))
 
-    def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch _"]]:
+    def encode(self, x: Float[Array, "batch *shape"], *, train: bool) -> dict[str, Float[Array, "batch _"]]:
         heads = self.encoder(x.reshape(len(x), -1).T)
         return {name: head.T for name, head in heads.items()}
 
-    def decode(self, z: Float[Array, "batch latent"], *, train: bool) -> Float[Array, "batch h w c"]:
-        height, width, channels = self.shapes.image_shape
-        return self.decoder(z.T).T.reshape(-1, height, width, self.shapes.outputs * channels)
+    def decode(self, z: Float[Array, "batch latent"], *, train: bool) -> Float[Array, "batch *shape"]:
+        *axes, channels = self.shapes.image_shape
+        return self.decoder(z.T).T.reshape(-1, *axes, self.shapes.outputs * channels)
 
 
 def mlp(options: MLPOptions, shapes: Shapes) -> MLP:

@@ -15,7 +15,15 @@ from jaxtyping import Array, Float
 from vae_jax.errors import UserError
 from vae_jax.layout import Features, tiles, to_features, to_images
 from vae_jax.models.convolution import choose
-from vae_jax.models.layers import ACTIVATIONS, BatchNorm, Conv, ConvolutionsOptions, ConvTranspose, Linear
+from vae_jax.models.layers import (
+    ACTIVATIONS,
+    BatchNorm,
+    Conv,
+    ConvolutionsOptions,
+    ConvTranspose,
+    Linear,
+    check_pictures,
+)
 from vae_jax.shapes import Shapes
 
 # Twice the stride, so that each pixel of a transposed convolution's result gets equally many contributions, and no
@@ -34,7 +42,7 @@ class ResidualOptions(ConvolutionsOptions):
     blocks: Annotated[int, "[0, 64]"] = 1
 
 
-def plan(options: ResidualOptions, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+def plan(options: ResidualOptions, image_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The side of the image before the first stage, then after each.
 
     Raises:
@@ -178,7 +186,8 @@ def residual(options: ResidualOptions, shapes: Shapes) -> ResidualAutoencoder:
     """A pair of residual networks.
 
     Raises:
-        UserError: if the sizes do not fit.
+        UserError: if the sizes do not fit, or there are no images.
     """
+    check_pictures(shapes, "residual")
     plan(options, shapes.image_shape)
     return ResidualAutoencoder(options, shapes)

@@ -10,7 +10,7 @@ from vae_jax.config import ObjectiveConfig, entry_of
 from vae_jax.errors import UserError, listed, quoted
 from vae_jax.expectation import expect, kind
 from vae_jax.keys import probing_key
-from vae_jax.objectives.autoencoder import autoencoder, denoising_autoencoder
+from vae_jax.objectives.autoencoder import autoencoder, check_corruption, denoising_autoencoder
 from vae_jax.objectives.base import FIGURES, Around, BoundModel, Draw, Figures, Objective, Phase, Terms, in_order
 from vae_jax.objectives.importance import check_iwae, ciwae, is_dreg, iwae, miwae, piwae
 from vae_jax.objectives.vae import capacity_vae, check_kl, check_vae, vae
@@ -28,6 +28,7 @@ __all__ = [
     "Phase",
     "Terms",
     "get",
+    "in_units_of",
     "loss_of",
 ]
 
@@ -40,7 +41,7 @@ OBJECTIVES = {
     "piwae": Objective(piwae, apart=lambda options: True),
     "ciwae": Objective(ciwae),
     "autoencoder": Objective(autoencoder, SQUARED_ERROR, generative=False),
-    "denoising_autoencoder": Objective(denoising_autoencoder, SQUARED_ERROR, generative=False),
+    "denoising_autoencoder": Objective(denoising_autoencoder, SQUARED_ERROR, generative=False, check=check_corruption),
 }
 # They are known to have the common figures: to ask each by tracing it would delay a run's start.
 OBJECTIVES = {name: objective._replace(figures=Figures()) for name, objective in OBJECTIVES.items()}
@@ -57,6 +58,12 @@ def get(config: ObjectiveConfig) -> Objective:
     objective = entry if isinstance(entry, Objective) else Objective(entry)
     check_functions(objective, "objective.name")
     return objective
+
+
+def in_units_of(objective: Objective, noun: str) -> Objective:
+    """The objective with its units per example of this noun, where they are per image."""
+    units = {name: unit.replace("per image", f"per {noun}") for name, unit in objective.units.items()}
+    return objective._replace(unit=objective.unit.replace("per image", f"per {noun}"), units=units)
 
 
 def checked(objective: Objective, name: str) -> Objective:

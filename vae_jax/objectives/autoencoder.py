@@ -6,8 +6,9 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
+from vae_jax.errors import UserError
 from vae_jax.likelihoods import squared_error
-from vae_jax.objectives.base import Terms
+from vae_jax.objectives.base import Around, Terms
 from vae_jax.options import TRACED, one_of
 
 
@@ -16,7 +17,7 @@ class DenoisingOptions:
     """Of denoising_autoencoder.
 
     Attributes:
-        corruption: of the input: gaussian (added noise) or masking (pixels set to 0).
+        corruption: of the input: gaussian (added noise) or masking (pixels, or whole categories, set to 0).
         corruption_level: the noise's standard deviation (grey levels are 0 to 1), or the fraction masked.
     """
 
@@ -32,21 +33,33 @@ def autoencoder(key, model, images, options) -> Terms:
 def denoising_autoencoder(key, model, images, options: DenoisingOptions) -> Terms:
     """‖x − x̂‖² per image, where x̂ is made from a corrupted x (Vincent et al. 2008, section 2.3)."""
     noise_key, key = jax.random.split(key)
-    corrupted = CORRUPTIONS[options.corruption](noise_key, images, options.corruption_level)
+    corrupted = CORRUPTIONS[options.corruption](noise_key, images, options.corruption_level, model.support)
     return _reconstruct(key, model, corrupted, images)
 
 
 def _reconstruct(key, model, inputs, targets) -> Terms:
-    error = squared_error(model.draw(key, inputs, targets=targets).outputs, targets)
+    error = squared_error(model.draw(key, inputs, targets=targets).outputs, targets, model.support)
     return {"loss": error, "reconstruction": error, "kl": jnp.zeros_like(error)}
 
 
-def _gaussian(key, images, level):
-    return jnp.clip(images + level * jax.random.normal(key, images.shape, images.dtype), 0, 1)
+def _gaussian(key, images, level, support):
+    noisy = images + level * jax.random.normal(key, images.shape, images.dtype)
+    return jnp.clip(noisy, 0, 1) if support == "levels" else noisy
 
 
-def _masking(key, images, level):
-    return jnp.where(jax.random.bernoulli(key, level, images.shape), 0, images)
+def _masking(key, images, level, support):
+    shape = (*images.shape[:-1], 1) if support == "categories" else images.shape
+    return jnp.where(jax.random.bernoulli(key, level, shape), 0, images)
+
+
+def check_corruption(options: DenoisingOptions, around: Around) -> None:
+    """Refuses noise on categories, which have no place for it.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if options.corruption == "gaussian" and around.support == "categories":
+        raise UserError("objective.corruption: expected masking for data of categories; found gaussian")
 
 
 CORRUPTIONS = {"gaussian": _gaussian, "masking": _masking}

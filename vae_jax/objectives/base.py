@@ -10,8 +10,8 @@ from vae_jax.errors import UserError
 from vae_jax.optimizer import Rule
 from vae_jax.posteriors import KL, Heads, Latents, Posterior, Sample
 
-Images = Float[Array, "batch height width channels"]
-Outputs = Float[Array, "*batch height width outputs"]
+Images = Float[Array, "batch *shape"]
+Outputs = Float[Array, "*shape outputs"]
 
 
 # Figures of a batch by name, each with one number an image, (batch,), or one of the whole batch, ():
@@ -89,6 +89,7 @@ class BoundModel(NamedTuple):
         mean: decoder's output -> E[x|z].
         epoch: epochs trained, with their fraction; infinite in evaluation, where every schedule has ended.
         own: what the objective's `init` gives, as training has made it.
+        support: what the numbers of an example are: "levels" in [0, 1], "reals", or "categories", one-hot.
     """
 
     draw: Callable[..., Draw]
@@ -103,6 +104,7 @@ class BoundModel(NamedTuple):
     mean: Callable[[Outputs], Outputs]
     epoch: Float[Array, ""]
     own: PyTree = None
+    support: str = "levels"
 
 
 def make_draw(
@@ -157,12 +159,14 @@ class Around(NamedTuple):
         closed: its KL from the prior, where that has a closed form.
         q: the posterior's name, for messages.
         p: the prior's.
+        support: what the numbers of an example are, see `BoundModel`.
     """
 
     posterior: Posterior
     closed: KL | None
     q: str
     p: str
+    support: str = "levels"
 
 
 def check_gradient(gradient: str, around: Around) -> None:

@@ -18,8 +18,8 @@ class Aggregate(NamedTuple):
         own: what the posterior's `init` gives, as training has made it.
     """
 
-    log_prob: Callable[[Latents, Float[Array, "count h w c"]], Float[Array, "*batch count"]]
-    sample: Callable[[Key[Array, ""], Float[Array, "count h w c"]], Float[Array, "count latent"]]
+    log_prob: Callable[[Latents, Float[Array, "count *shape"]], Float[Array, "*batch count"]]
+    sample: Callable[[Key[Array, ""], Float[Array, "count *shape"]], Float[Array, "count latent"]]
     own: PyTree = None
 
 

@@ -1,0 +1,30 @@
+"""The squared error, in which a plain autoencoder's code is decoded: no likelihood, but made as one is."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from vae_jax.layout import Images, to_features
+from vae_jax.likelihoods.base import Likelihood, sum_pixels
+from vae_jax.links import LINKS
+from vae_jax.shapes import Shapes
+
+
+def squared(shapes: Shapes) -> Likelihood:
+    """Minus the squared error in place of log p(x|z); the mean is the link of what an example's numbers are."""
+    support = shapes.support
+    return Likelihood(
+        1,
+        lambda params, outputs, images: -squared_error(outputs, images, support),
+        lambda params, outputs: LINKS[support](outputs),
+    )
+
+
+def squared_error(outputs: Images, images: Images, support: str = "levels") -> Float[Array, " batch"]:
+    """‖x − link(outputs)‖² per image, summed over pixels: the L2 loss of a plain autoencoder, whose last layer is σ.
+
+    The link is that of what an example's numbers are, `support`.
+    """
+    link = LINKS[support]
+    if support == "categories":  # whose link is over the last axis
+        outputs, link = link(outputs), LINKS["reals"]
+    return sum_pixels(jnp.square(to_features(images) - link(to_features(outputs))))
