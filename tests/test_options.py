@@ -4,11 +4,10 @@ from dataclasses import dataclass, field, make_dataclass
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from vae_jax.errors import UserError
-from vae_jax.options import TRACED, only, options_in, with_numbers
+from vae_jax.options import TRACED, made, only, options_in
 
 
 @pytest.mark.parametrize(
@@ -69,30 +68,41 @@ class Derived:
 
     def __post_init__(self):
         object.__setattr__(self, "half", self.alpha / 2)
+        object.__setattr__(self, "alpha", self.alpha * 100)
 
     @property
     def double(self):
         return 2 * self.alpha
 
 
-def test_what_a_class_derives_from_a_number_is_derived_from_the_argument():
-    options = Derived(kind="other")
-    given = {"objective.alpha": jnp.asarray(5.0), "optimizer.alpha": jnp.asarray(7.0)}
-    half, double = jax.jit(
-        lambda numbers: (lambda own: (own.half, own.double))(with_numbers(options, "objective", numbers))
-    )(given)
-    assert (float(half), float(double)) == (2.5, 10.0)
-    assert (options.alpha, options.half, options.kind) == (3.0, 1.5, "other")
-    assert with_numbers(options, "prior", given) is options
-    assert with_numbers(None, "objective", {}) is None
+def test_what_a_class_derives_from_a_number_is_derived_from_the_argument_and_once():
+    own = made(Derived, "objective", {"kind": "other"})
+    assert (own.alpha, own.half, own.double, own.kind) == (300.0, 1.5, 600.0, "other")
+
+    @jax.jit
+    def of(number):
+        own = made(Derived, "objective", {"kind": "other"}, {"alpha": number})
+        assert own.kind == "other"
+        return own.alpha, own.half, own.double
+
+    assert [float(found) for found in of(5.0)] == [500.0, 2.5, 1000.0]
 
 
 def test_a_class_that_compares_a_number_that_is_an_argument_is_refused():
+    @dataclass(frozen=True)
     class Comparing(Derived):
         def __post_init__(self):
             if self.alpha < 0:
                 raise ValueError
 
-    message = r"objective: expected it not to ask in Python for the value of alpha .*; found TracerBoolConversionError"
+    message = (
+        r"objective, options Comparing: expected it not to ask in Python, .* for the value of alpha or .*; found Tr"
+    )
     with pytest.raises(UserError, match=message):
-        jax.jit(lambda numbers: with_numbers(Comparing(), "objective", numbers))({"objective.alpha": 1.0})
+        jax.jit(lambda number: made(Comparing, "objective", {}, {"alpha": number}).alpha)(1.0)
+
+
+@pytest.mark.parametrize(("hint", "default"), [(float | None, None), (str, "a"), (tuple[int, ...], (1,))])
+def test_what_is_no_number_is_not_traced(hint: Any, default: Any):
+    line = refused(make_dataclass("Own", [("alpha", Annotated[hint, TRACED], default)], frozen=True))
+    assert line.startswith("Own.alpha: expected a number, or true or false, that is TRACED; found ")

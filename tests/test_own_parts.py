@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from run_fixtures import flags, snapshot
 
-from vae_jax import cli, data, own_parts, registry, run, sweep
+from vae_jax import cli, data, members, own_parts, registry, run, sweep
 from vae_jax.composition import build
 from vae_jax.config import Config, load_config
 from vae_jax.errors import Diverged, Stopped, UserError
@@ -709,9 +709,79 @@ def test_an_objective_that_compares_a_traced_option_is_refused_before_anything_i
     flag = ["--objective.name", f"{write(comparing)}:bound"]
     assert cli.main(["train", "--out", str(out), *flags(**TINY), *flag]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "expected it not to ask in Python for the value of alpha or what depends on it" in line
+    assert "expected it not to ask in Python, as by if, float() or numpy, for the value of alpha or" in line
     assert line.endswith("found TracerBoolConversionError")
     assert not (out / "metrics.jsonl").exists()
+
+
+NUMBERS = """\
+from dataclasses import dataclass
+from typing import Annotated
+
+from vae_jax.options import TRACED
+
+
+@dataclass(frozen=True)
+class Options:
+    share: Annotated[float, TRACED] = 50.0
+    power: Annotated[int, "[1, 99999999999]", TRACED] = 2
+    on: Annotated[bool, TRACED] = True
+
+    def __post_init__(self):
+        object.__setattr__(self, "share", self.share / 100)
+
+
+def bound(key, model, images, options: Options):
+    z, log_q = model.sample(key, model.encode(images))
+    reconstruction, kl = -model.log_likelihood(images, model.decode(z)), log_q - model.log_prior(z)
+    # What bfloat16 makes of it depends on the number's type.
+    cost = ((kl.astype("bfloat16") * options.share).astype("float32") * 2 ** options.power) * options.on
+    return {"loss": reconstruction + cost, "reconstruction": reconstruction, "kl": kl, "share": options.share * kl / kl}
+"""
+
+
+@pytest.mark.optimized
+def test_a_number_of_any_type_is_in_a_sweep_what_it_is_alone_whatever_its_class_makes_of_it(write, tmp_path):
+    base = {**TINY, "objective.name": f"{write(NUMBERS)}:bound"}
+    pairs = ((50, 2), (80, 3))
+    configs = [load_config(**base, **{"objective.share": share, "objective.power": power}) for share, power in pairs]
+    images = data.load(configs[0].data)
+    program = members.program_that_fits(configs, members.Images(images))
+    found = members.fit(program, [members.Run(config) for config in configs])
+    for config, (_, history), share in zip(configs, found, (0.5, 0.8), strict=True):
+        alone = fit(config, images).history
+        for name in ("train_loss", "test_loss", "train_share"):
+            assert history[-1][name] == alone[-1][name], name
+        assert alone[-1]["test_share"] == pytest.approx(share, rel=1e-6)
+    with pytest.raises(UserError, match=r"objective\.power: expected a whole number of 32 bits, since it is TRACED"):
+        fit(load_config(**base, **{"objective.power": 10**10}), images)
+
+
+OPTIMIZER = """\
+import jax
+import optax
+
+
+def own(options, learning_rate):
+    WHERE
+    return optax.GradientTransformation(lambda params: (), update)
+
+
+def update(gradient, state, params=None):
+    INSIDE
+    return jax.tree.map(lambda g: -0.01 * g, gradient), state
+"""
+
+
+@pytest.mark.parametrize(
+    ("where", "inside"), [("float(learning_rate(0))", ""), ("", "if jax.tree.leaves(gradient)[0].sum() > 0: pass")]
+)
+def test_an_optimizer_that_asks_for_a_number_is_refused_in_a_line(write, where, inside):
+    name = f"{write(OPTIMIZER.replace('WHERE', where).replace('INSIDE', inside))}:own"
+    config = load_config(**{**TINY, "optimizer.name": name})
+    message = "optimizer.name .*: expected it not to ask in Python, .* for the value of the learning rate or of another"
+    with pytest.raises(UserError, match=message):
+        fit(config, data.load(config.data))
 
 
 FROZEN = "@dataclass(frozen=True)\n"

@@ -27,7 +27,7 @@ from vae_jax.models import Variables
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import BoundModel, Objective, Terms
 from vae_jax.objectives.base import in_order
-from vae_jax.options import NO_NUMBERS, with_numbers
+from vae_jax.options import NO_NUMBERS
 from vae_jax.posteriors import Heads, Latents
 from vae_jax.sizes import check_memory, largest_operation, largest_product
 
@@ -49,8 +49,7 @@ class Evaluator:
             devices: to evaluate on.
         """
         self._config, self._feed, self._evaluate, self._block = config, feed, evaluate, block
-        numbers = {option: jnp.asarray(number) for option, number in numbers_of(config).items()}
-        self._numbers = devices.whole(numbers)
+        self._numbers = devices.whole(numbers_of(config))
         self._size = self._product = 0  # images of a call and its largest array, known once it has been lowered
         self._ready: Future | None = None  # a program that a call needs, see `prepare`
 
@@ -211,7 +210,7 @@ def make_terms(
         valid: Int[Array, ""] | None = None,
         numbers: Mapping[str, Any] = NO_NUMBERS,
     ) -> Terms:
-        options = with_numbers(config.objective.options, "objective", numbers)
+        options = config.objective.options_with(numbers)
 
         def batch(number, images, labels):
             _, treatment_key = batch_keys(key, number)
@@ -339,9 +338,12 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             "reals": "finite floats",
             "categories": f"whole numbers from 0 to {spec.values - 1} or floats in [0, 1]",
         }[spec.support]
-        kept = jnp.issubdtype(images.dtype, jnp.integer) if spec.values else images.dtype == spec.dtype
+        kept = images.dtype == jnp.uint8 if spec.is_picture else images.dtype.kind in "iub"
         if whole and not kept:
             raise UserError(f"images: expected {expected}; found {images.dtype}")
+        whole = whole and spec.support != "reals"
+        if not whole and not jnp.issubdtype(images.dtype, jnp.floating):
+            images = images.astype(float)
         one_shape = spec.stored if whole else spec.shape
         if images.shape[1:] != one_shape or not images.ndim or not len(images):
             shape = ", ".join(map(str, one_shape))
@@ -354,7 +356,10 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             )
             if not low <= least <= most <= high:  # also where one is not a number
                 raise UserError(f"images: expected {expected}; found {least} to {most}")
-        return images.astype(spec.dtype) if whole else images
+        # Of what is traced no number is known, so none may wrap around in a smaller type.
+        return (
+            images.astype(jnp.int32 if isinstance(images, Tracer) and spec.values else spec.dtype) if whole else images
+        )
 
     def check_latents(z: Any) -> Any:
         z = z if isinstance(z, jax.Array) else np.asarray(z)

@@ -178,7 +178,7 @@ class Several(Program):
 
     def arguments(self, configs: Sequence[Config]) -> tuple[Array, Numbers]:
         """In what members may differ: their seeds, and the options that only change numbers."""
-        numbers = jax.tree.map(lambda *own: jnp.asarray(own), *map(numbers_of, configs))
+        numbers = jax.tree.map(lambda *own: jnp.stack(own), *map(numbers_of, configs))
         return jnp.asarray([config.seed for config in configs], jnp.uint32), numbers
 
     def take(self, members: Sequence[Run]) -> None:

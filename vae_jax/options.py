@@ -8,17 +8,16 @@
 An option is a whole number, a number, text, true or false, a list of whole numbers, or null, or several of these
 (`int | None`). In `Annotated` an interval bounds a number, or each number of a list; `one_of` (or a Literal) lists what
 text may be; `only` names what the option needs; `TRACED`, which counts for objectives, optimisers and `train` only,
-lets members of a sweep that differ in the number share a program. Help comes from "Attributes:". Nothing here imports
-jax.
+makes the number an argument of the compiled program, which all its values share. Help comes from "Attributes:".
+Nothing here imports jax.
 """
 
-import copy
 import functools
 import json
 import math
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import PurePath
@@ -38,6 +37,9 @@ LIST = tuple[int, ...]
 INTERVAL = re.compile(r"[\[(][^,]+,[^,]+[\])]")
 KINDS = {kind: checked.KINDS[kind] for kind in (int, float, str, bool, NoneType)} | {LIST: "a list of whole numbers"}
 HELP = re.compile(r"^ *Attributes:\n(.*)", re.MULTILINE | re.DOTALL)
+
+
+NO_NUMBERS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Choices(NamedTuple):
@@ -155,6 +157,8 @@ def _option(name: str, field: Field[Any], hint: Any, help: str) -> Option:
     if interval and not _is_interval(interval):
         raise UserError(f'{name}: expected an interval, as "[0, 1)"; found {interval:.60}')
     marks = tuple(part for part in more if isinstance(part, _Mark))
+    if TRACED in marks and not {*kinds} <= {int, float, bool}:
+        raise UserError(f"{name}: expected a number, or true or false, that is TRACED; found {hint!s:.60}")
     option = Option(kinds, field.default, interval, choices, needs, marks, help)
     return option._replace(default=value(f"{name}'s default", option, field.default))
 
@@ -267,60 +271,53 @@ def _as_one_of(kinds: tuple[Any, ...], given: Any) -> Any:
     return ...
 
 
-def made(kind: type, section: str, changed: Mapping[str, Any]) -> Any:
+def made(kind: type, section: str, changed: Mapping[str, Any], numbers: Mapping[str, Any] = NO_NUMBERS) -> Any:
     """A dataclass with some of its options changed, all of them checked.
 
-    Raises:
-        UserError: naming an option that is none, or what is wrong with its value.
-    """
-    values = {name: option.default for name, option in options_in(kind).items()} | dict(changed)
-    return kind(**{name: value(f"{section}.{name}", options_in(kind)[name], given) for name, given in values.items()})
-
-
-NO_NUMBERS: Mapping[str, Any] = MappingProxyType({})
-
-
-def with_numbers(options: Any, section: str, numbers: Mapping[str, Any]) -> Any:
-    """A part's options with these numbers in place of their own: arguments of a compiled program.
-
-    It is a copy, which then runs its class's `__post_init__`, so that what that derives from a number is derived from
-    this one.
-
     Args:
-        options: the part's dataclass, or None.
-        section: of the part.
-        numbers: by dotted name; those of other sections are passed over.
+        kind: the dataclass.
+        section: of the part, for messages.
+        changed: values by option.
+        numbers: by option, in place of the values: arguments of a compiled program. What the class derives from a
+            number, in its `__post_init__`, is derived from this one then.
 
     Raises:
-        UserError: if the class asks for the value of a number, which a compiled program does not know.
+        UserError: naming an option that is none, or what is wrong with its value; or the class asks in Python for the
+            value of a number, which a compiled program does not know.
     """
-    own = {name.removeprefix(f"{section}."): given for name, given in numbers.items() if name.startswith(f"{section}.")}
-    if not own:
-        return options
-    changed = copy.copy(options)
-    for name, number in own.items():
-        object.__setattr__(changed, name, number)
-    with of_unknown_value(section, options):
-        getattr(changed, "__post_init__", lambda: None)()
-    return changed
+    known = options_in(kind)
+    values = {
+        name: value(f"{section}.{name}", option, changed.get(name, option.default)) for name, option in known.items()
+    }
+    if not numbers:
+        return kind(**values)
+    result = object.__new__(kind)  # around the constructor, whose arguments are Python's numbers
+    for name, given in {**values, **numbers}.items():
+        object.__setattr__(result, name, given)
+    with of_unknown_value(f"{section}, options {kind.__name__}", traced_of(result)):
+        getattr(result, "__post_init__", lambda: None)()
+    return result
+
+
+def traced_of(options: Any) -> list[str]:
+    """The options of a part, its dataclass or None, that are arguments of compiled programs."""
+    return [name for name, known in options_in(type(options)).items() if TRACED in known.marks] if options else []
 
 
 @contextmanager
-def of_unknown_value(where: str, options: Any) -> Iterator[None]:
-    """Within it, that a traced value is not known is said of the options that are TRACED, if there are some.
+def of_unknown_value(where: str, traced: Sequence[str]) -> Iterator[None]:
+    """Within it, that a traced value is not known is said in a line that names what is traced.
 
     Args:
         where: what is run, for the message.
-        options: its dataclass, or None.
+        traced: names of options; where there are none, the error is left as it is.
 
     Raises:
-        UserError: if the value of one is asked for.
+        UserError: if a traced value is asked for.
     """
     try:
         yield
     except Exception as error:
-        kind = type(options)
-        traced = [name for name, known in options_in(kind).items() if TRACED in known.marks] if options else []
         errors = sys.modules["jax"].errors if traced and "jax" in sys.modules else None
         if not errors or not isinstance(
             error,
@@ -328,9 +325,8 @@ def of_unknown_value(where: str, options: Any) -> Iterator[None]:
         ):
             raise
         raise UserError(
-            f"{where}: expected it not to ask in Python for the value of {listed(traced)} or what depends on it, as by "
-            f"if, float() or numpy, since TRACED numbers are arguments of a compiled program; found "
-            f"{type(error).__name__}"
+            f"{where}: expected it not to ask in Python, as by if, float() or numpy, for the value of {listed(traced)} "
+            f"or of another argument of the compiled program; found {type(error).__name__}"
         ) from error
 
 

@@ -36,7 +36,7 @@ from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import BoundModel, Objective, Phase, Terms, loss_of
 from vae_jax.objectives.base import in_order
 from vae_jax.optimizer import Optimizer, Rule
-from vae_jax.options import NO_NUMBERS, with_numbers
+from vae_jax.options import NO_NUMBERS
 from vae_jax.packing import pack, pack_like, unpack
 from vae_jax.platforms import Platform, built_for, current
 from vae_jax.sizes import check_memory
@@ -138,8 +138,7 @@ class Fixed(NamedTuple):
 
 def fixed_of(config: Config) -> Fixed:
     """What a run of this configuration has."""
-    numbers = {option: jnp.asarray(number) for option, number in numbers_of(config).items()}
-    return Fixed(make_keys(config.seed).steps, numbers)
+    return Fixed(make_keys(config.seed).steps, numbers_of(config))
 
 
 def step_of(config: Config, network: Composition, objective: Objective, epoch: int) -> StepOf:
@@ -150,7 +149,7 @@ def step_of(config: Config, network: Composition, objective: Objective, epoch: i
     """
 
     def of(numbers: Mapping[str, Any]) -> Callable[..., Any]:
-        options = with_numbers(config.objective.options, "objective", numbers)
+        options = config.objective.options_with(numbers)
         return make_step(config, network, objective, optimizer.build(config, epoch, numbers), options)
 
     return of

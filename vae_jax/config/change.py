@@ -233,25 +233,45 @@ def as_used(config: Config, *options: str) -> str:
     return ", ".join(f"{option} {as_text(values[option])}" for option in options if option in values)
 
 
-def traced_in(config: Config) -> list[str]:
+def traced_in(config: Config) -> dict[str, Option]:
     """The options that only change numbers in the compiled program; any other may change the program itself."""
     options = {f"train.{name}": option for name, option in options_in(SECTIONS["train"]).items()}
     for name in ("optimizer", "objective"):  # the other parts are made once for all members of a program
         own = options_in(options_class(name, getattr(config, name).part))
         options |= {f"{name}.{option}": known for option, known in own.items()}
-    return [name for name, option in options.items() if TRACED in option.marks]
+    return {name: option for name, option in options.items() if TRACED in option.marks}
 
 
 def value_of(config: Config, option: str) -> Any:
-    """An option's value by its dotted name."""
+    """An option's value by its dotted name, as it is given, whatever a part's dataclass makes of it."""
     section, _, name = option.rpartition(".")
     owner: Any = getattr(config, section) if section else config
-    return getattr(owner if name in options_in(type(owner)) else owner.options, name)
+    if name in options_in(type(owner)):
+        return getattr(owner, name)
+    known = options_in(options_class(section, owner.part))[name]
+    return value(option, known, dict(owner.changed).get(name, known.default))
 
 
-def numbers_of(config: Config) -> dict[str, float]:
-    """The values of the options that only change numbers, which compiled programs take as arguments."""
-    return {option: value_of(config, option) for option in traced_in(config)}
+def numbers_of(config: Config) -> dict[str, Any]:
+    """The values of the options that only change numbers, as numpy holds them: arguments of compiled programs.
+
+    They are as they are given, whatever a part's dataclass makes of them; their types are the options' own, whatever
+    the value, so that one program serves all.
+
+    Raises:
+        UserError: if a whole number does not fit.
+    """
+    import numpy as np  # which reading a configuration does without
+    from jax import dtypes
+
+    found = {}
+    for name, option in traced_in(config).items():
+        kind, given = next(kind for kind in (float, int, bool) if kind in option.kinds), value_of(config, name)
+        try:
+            found[name] = np.asarray(given, dtypes.canonicalize_dtype(kind))
+        except OverflowError:
+            raise UserError(f"{name}: expected a whole number of 32 bits, since it is TRACED; found {given}") from None
+    return found
 
 
 def at_default(config: Config, options: Iterable[str]) -> Config:

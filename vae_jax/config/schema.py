@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from vae_jax.config.parts import PARTS, having, options_class, registry_of
 from vae_jax.errors import UserError, argument
-from vae_jax.options import TRACED, made, nearest, one_of, only, options_in, shown, value
+from vae_jax.options import NO_NUMBERS, TRACED, made, nearest, one_of, only, options_in, shown, value
 from vae_jax.spec import KINDS, MOST_VALUES, OTHERS, Spec, spec_of
 
 # What becomes of options that only others of our parts have: they are refused; or left out where they are as by
@@ -70,9 +70,14 @@ class Chosen(Section):
         Raises:
             UserError: if there is no such part, or an option is none of it or has a wrong value.
         """
-        kind = options_class(self.SECTION, self.part)
+        return self.options_with(NO_NUMBERS)
+
+    def options_with(self, numbers: Mapping[str, Any]) -> Any:
+        """The same with some numbers, by dotted name, in place of its own; those of other sections are passed over."""
+        kind, own = options_class(self.SECTION, self.part), f"{self.SECTION}."
         changed = dict(_checked(self, kind, dict(self.changed)))  # without a dataclass too, which refuses any option
-        return kind and made(kind, self.SECTION, changed)
+        numbers = {name.removeprefix(own): given for name, given in numbers.items() if name.startswith(own)}
+        return kind and made(kind, self.SECTION, changed, numbers)
 
 
 def settled(

@@ -65,7 +65,7 @@ def array(config: DataConfig, report: Report) -> Opened:
                     images = to_stored(images, kind, header.where, report)
                 name = arrays.get((split, "labels"))
                 labels = None if name is None else _labels(file, name, len(images))
-                splits[split] = Split(images, labels)
+                splits[split] = Split(images, labels, kind)
             return Splits(**splits)
 
     if kind != "image":

@@ -17,8 +17,8 @@ from vae_jax.spec import KINDS, MOST_VALUES, Spec, others, stored_axes
 DARK = 127  # the brightest level of images that are dark, or whose levels do not reach to 255
 WHOLE = 1 << 24  # float32 holds all whole numbers up to it
 TEST = DataConfig.test  # of the images, held out where there are none to test on
-# What a stored array's kind of numbers and number of axes say that its examples are.
-STORED = {("u", 4): "image", ("f", 2): "vector", ("f", 3): "sequence", ("u", 2): "categories"}
+# The kind of numbers and the number of axes of a stored array, by what its examples are.
+STORED = {"image": ("u", 4), "vector": ("f", 2), "sequence": ("f", 3), "categories": ("u", 2)}
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Split:
         images: uint8, (images, height, width, channels), at least one, grey (1 channel) or RGB (3). Or float32 vectors
             (n, features) or sequences (n, length, channels); or categories, unsigned, (n, length).
         labels: int64, (images,), from 0 on; or None where the source has none. Other whole numbers are converted.
+        kind: one of `vae_jax.spec.KINDS`; None stands for vector where the array is of floats (n, features), and else
+            for image.
 
     Raises:
         UserError: if they are anything else.
@@ -38,30 +40,28 @@ class Split:
 
     images: Shaped[np.ndarray, "images *stored"]
     labels: Int64[np.ndarray, " images"] | None = None
+    kind: Any = None
 
     def __post_init__(self):
         images = _array(self.images, "images")
-        kind = STORED.get((images.dtype.kind, images.ndim))
-        known = kind == "categories" or images.dtype == (np.uint8 if kind == "image" else np.float32)
-        if kind is None or not known or 0 in images.shape or (kind == "image" and images.shape[3] not in (1, 3)):
+        kind = self.kind or ("vector" if (images.dtype.kind, images.ndim) == STORED["vector"] else "image")
+        known = STORED.get(kind) == (images.dtype.kind, images.ndim) and images.size
+        sized = kind == "categories" or images.dtype == (np.uint8 if kind == "image" else np.float32)
+        if not (known and sized) or (kind == "image" and images.shape[3] not in (1, 3)):
             raise UserError(
                 f"images: expected uint8 levels 0 to 255 of at least one image, (n, height, width, 1 or 3); found "
                 f"{_described(images)}; Dataset.from_arrays takes floats in [0, 1] and images (n, height, width) too, "
-                f"and makes float32 vectors and sequences, and unsigned categories (n, length)"
+                f"and with kind float32 vectors and sequences, and unsigned categories (n, length)"
             )
         if images.dtype.kind == "f":
             _check_finite(images, images, "images")
         object.__setattr__(self, "images", images)
+        object.__setattr__(self, "kind", kind)
         if self.labels is not None:
             object.__setattr__(self, "labels", to_labels(self.labels, len(images)))
 
     def __len__(self) -> int:
         return len(self.images)
-
-    @property
-    def kind(self) -> str:
-        """Of its examples, one of `vae_jax.spec.KINDS`."""
-        return STORED[self.images.dtype.kind, self.images.ndim]
 
     @property
     def form(self) -> str:
@@ -71,7 +71,7 @@ class Split:
 
     def take(self, indices: np.ndarray) -> "Split":
         """The images with these indices, and their labels."""
-        return Split(self.images[indices], None if self.labels is None else self.labels[indices])
+        return Split(self.images[indices], None if self.labels is None else self.labels[indices], self.kind)
 
     def spread(self, count: int) -> "Split":
         """So many of the images, in order, or all where there are no more: the same ones every time.
@@ -269,7 +269,7 @@ class Dataset:
 
         def split(images: Any, labels: Any, what: str) -> Split:
             images = to_stored(_array(images, what), of_all, what, report)
-            return Split(images, None if labels is None else to_labels(labels, len(images), f"{what}_labels"))
+            return Split(images, None if labels is None else to_labels(labels, len(images), f"{what}_labels"), of_all)
 
         kept = split(train, train_labels, "train")
         held: dict[str, Split | None] = {}
@@ -448,9 +448,14 @@ def _reals(array: np.ndarray, what: str, report: Callable[[str], None]) -> Shape
     _check_finite(kept, array, what)
     if array.dtype.kind in "iu" and (most := max(abs(int(array.min())), abs(int(array.max())))) > WHOLE:
         raise UserError(f"{what}: expected whole numbers up to {WHOLE:,}, which float32 holds; found {most:,}")
-    rows = array.reshape(-1, array.shape[-1])
-    spread = rows.std(0)
-    lost = (np.abs(rows - kept.reshape(rows.shape)).max(0) > 1e-3 * spread) & (spread > 0)
+    if array.dtype in (np.float16, np.float32, np.bool_):  # which float32 holds
+        return kept
+    lost = []
+    for column in range(array.shape[-1]):  # one at a time, since there may be little memory
+        given, rounded = array[..., column].astype(float).ravel(), kept[..., column].ravel()
+        with np.errstate(over="ignore"):
+            spread = given.std()
+        lost.append(spread > 0 and np.abs(given - rounded).max() > 1e-3 * spread)
     if columns := np.flatnonzero(lost).tolist():
         report(
             f"{what}: kept as float32, too coarse for how little the numbers of column {listed(map(str, columns))} "

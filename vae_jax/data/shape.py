@@ -96,7 +96,13 @@ def settled(config: Config, data: "Dataset") -> Config:
     if given.kind not in (None, spec.kind):
         raise UserError(f"data.kind: expected {spec.kind}, as {cut(data.name, PATH)} has; found {given.kind}")
     if not spec.is_picture:
-        own = {"shape": given.shape or spec.stored, "values": given.values or spec.values or None}
+        own = {"shape": spec.stored, "values": spec.values or None}
+        for option, found in own.items():
+            if getattr(given, option) not in (None, found):
+                wanted = list(found) if option == "shape" else found
+                raise UserError(
+                    f"data.{option}: expected {wanted}, as {cut(data.name, PATH)} has; found {getattr(given, option)}"
+                )
         found = replace(config, data=replace(given, kind=spec.kind, **own))
         check_section(found.data)
         return found

@@ -41,7 +41,7 @@ class Likelihood(NamedTuple):
     treatments: tuple[str, ...] = ("grey", "static", "dynamic", "dequantized")
     reason: str = ""
     measure: str = ""
-    over: tuple[str, ...] = ("levels", "reals", "categories")
+    over: tuple[str, ...] = ("levels",)
     interval: tuple[float, float] | None = None
 
 

@@ -16,6 +16,7 @@ def squared(shapes: Shapes) -> Likelihood:
         1,
         lambda params, outputs, images: -squared_error(outputs, images, support),
         lambda params, outputs: LINKS[support](outputs),
+        over=(support,),
     )
 
 

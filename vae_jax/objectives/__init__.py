@@ -14,7 +14,7 @@ from vae_jax.objectives.autoencoder import autoencoder, check_corruption, denois
 from vae_jax.objectives.base import FIGURES, Around, BoundModel, Draw, Figures, Objective, Phase, Terms, in_order
 from vae_jax.objectives.importance import check_iwae, ciwae, is_dreg, iwae, miwae, piwae
 from vae_jax.objectives.vae import capacity_vae, check_kl, check_vae, vae
-from vae_jax.options import of_unknown_value
+from vae_jax.options import of_unknown_value, traced_of
 from vae_jax.registry import check_functions
 
 __all__ = [
@@ -77,7 +77,7 @@ def checked(objective: Objective, name: str) -> Objective:
         where = f"objective.name {name}" + f", phase {phase.name}" * bool(phase.name)
 
         def terms(key: Any, model: BoundModel, images: Any, options: Any) -> Terms:
-            with of_unknown_value(where, options):
+            with of_unknown_value(where, traced_of(options)):
                 result = phase.terms(key, model, images, options)
             if not isinstance(result, dict) or "loss" not in result:
                 raise UserError(f'{where}: expected it to give a dict with a "loss"; found {_described(result)}')

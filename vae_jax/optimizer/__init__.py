@@ -1,6 +1,7 @@
 """The optimiser with its schedule and what goes around it, from the configuration."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 from vae_jax.config import Config, entry_of
@@ -11,7 +12,7 @@ from vae_jax.optimizer.base import Optimizer, Rule, decay_kernels, of_optax
 from vae_jax.optimizer.momentum import lion, rmsprop, sgd
 from vae_jax.optimizer.muon import muon
 from vae_jax.optimizer.schedules import ENDING, SCHEDULES, STAGES, schedule
-from vae_jax.options import NO_NUMBERS, of_unknown_value, with_numbers
+from vae_jax.options import NO_NUMBERS, of_unknown_value, traced_of
 
 __all__ = ["ENDING", "OPTIMIZERS", "SCHEDULES", "STAGES", "Optimizer", "Rule", "build", "decay_kernels", "schedule"]
 
@@ -45,13 +46,23 @@ def build(config: Config, epoch: int, numbers: Mapping[str, Any] = NO_NUMBERS) -
     by_batch, batches = schedule(train, rate, epoch), train.accumulate
     # An update's learning rate is that of its last batch.
     by_update = by_batch if batches == 1 else lambda count: by_batch((count + 1) * batches - 1)
-    options = with_numbers(config.optimizer.options, "optimizer", numbers)
-    with of_unknown_value(f"optimizer.name {name}", options):
-        rule = entry_of("optimizer", name)(options, by_update)
+    options = config.optimizer.options_with(numbers)
+    traced = ["the learning rate", *traced_of(options)]
+
+    def guarded(function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*arguments: Any, **more: Any) -> Any:
+            with of_unknown_value(f"optimizer.name {name}", traced):
+                return function(*arguments, **more)
+
+        return call
+
+    rule = guarded(entry_of("optimizer", name))(options, by_update)
     if not isinstance(rule, Rule):
         kind = f"{type(rule).__module__}.{type(rule).__name__}"
         raise UserError(f"optimizer.name: expected {name} to give an optax.GradientTransformation; found {kind}")
     rule = rule if isinstance(rule, Optimizer) else of_optax(rule)
+    rule = rule._replace(init=guarded(rule.init), update=guarded(rule.update))
     if train.gradient_clip is not None:
         rule = clipped(rule, train.gradient_clip)
     if train.ema_decay is not None:
