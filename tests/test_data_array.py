@@ -194,9 +194,9 @@ def test_fortran_order(config):
         (IMAGES[0], "found shape"),
         (np.zeros((4, 3, 6, 6), np.uint8), "found shape"),
         (np.zeros((2, 2, 6, 6, 3), np.uint8), "found shape"),
-        (np.zeros((0, 6, 6), np.uint8), "does not fit"),
-        (np.zeros((4, 6, 0), np.uint8), "does not fit"),
-        (np.array([[["a"]]], object), "does not fit"),
+        (np.zeros((0, 6, 6), np.uint8), "expected an array of at least one number"),
+        (np.zeros((4, 6, 0), np.uint8), "expected an array of at least one number"),
+        (np.array([[["a"]]], object), "expected an array of at least one number, found object"),
         (np.array([[["a"]]]), "found <U1"),
     ],
 )

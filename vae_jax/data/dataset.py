@@ -260,8 +260,9 @@ class Dataset:
             UserError: naming the argument, what was expected and what was found.
         """
 
-        if kind is not None and kind not in KINDS:
+        if kind is not None and kind not in tuple(KINDS):
             raise UserError(f"kind: expected {' or '.join(KINDS)}; found {quoted(str(kind))}")
+        values = values.item() if isinstance(values, np.integer) else values
         if values is not None and not (type(values) is int and 1 <= values <= MOST_VALUES):
             raise UserError(f"values: expected a whole number from 1 to {MOST_VALUES:,}; found {values!r:.40}")
         train = _array(train, "train")
@@ -459,7 +460,7 @@ def _reals(array: np.ndarray, what: str, report: Callable[[str], None]) -> Shape
     if columns := np.flatnonzero(lost).tolist():
         report(
             f"{what}: kept as float32, too coarse for how little the numbers of column {listed(map(str, columns))} "
-            f"differ; subtract their means first"
+            f"differ; subtract their means or multiply them first"
         )
     return kept
 

@@ -108,9 +108,8 @@ def _open(config: DataConfig, report: Report) -> tuple[Opened, DataConfig]:
         config = replace(config, kind=opened.kind, shape=config.shape or opened.shape)
         check_section(config)
         if config.shape != opened.shape:
-            raise UserError(
-                f"data.shape: expected {list(opened.shape)}, as {opened.name} has; found {list(config.shape or ())}"
-            )
+            given, found = list(config.shape or ()), f"{list(opened.shape)} in {opened.name}"
+            raise UserError(f"data.shape: expected {given}, as configured; found {found}")
         return opened, config
     size = opened.image_size if config.image_size is None else config.image_size
     channels = opened.channels if config.channels is None else config.channels

@@ -140,6 +140,8 @@ def _header(file: Any, size: int, where: str, compressed: bool) -> Header:
     except MemoryError as error:  # of Python's parser, where brackets are nested deeply
         raise ValueError("its header") from error
     body = size - file.tell()
-    if dtype.hasobject or min(shape, default=1) < 1 or prod(shape) * dtype.itemsize != body:
+    if dtype.hasobject or min(shape, default=1) == 0:
+        raise UserError(f"{where}: expected an array of at least one number, found {dtype} of shape {shape}")
+    if min(shape, default=1) < 1 or prod(shape) * dtype.itemsize != body:
         raise UserError(f"{where}: the header says {dtype} {shape}, which does not fit {body:,} bytes of data")
     return Header(where, shape, dtype, compressed)

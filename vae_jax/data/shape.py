@@ -98,11 +98,9 @@ def settled(config: Config, data: "Dataset") -> Config:
     if not spec.is_picture:
         own = {"shape": spec.stored, "values": spec.values or None}
         for option, found in own.items():
-            if getattr(given, option) not in (None, found):
-                wanted = list(found) if option == "shape" else found
-                raise UserError(
-                    f"data.{option}: expected {wanted}, as {cut(data.name, PATH)} has; found {getattr(given, option)}"
-                )
+            if (wanted := getattr(given, option)) not in (None, found):
+                name = cut(data.name, PATH)
+                raise UserError(f"data.{option}: expected {wanted}, as configured; found {found} in {name}")
         found = replace(config, data=replace(given, kind=spec.kind, **own))
         check_section(found.data)
         return found
