@@ -654,7 +654,8 @@ def test_without_standard_streams(process, copied, tmp_path, monkeypatch):
     assert process("evaluate", copied, "--images", 9, "--nll-samples", 2) == 0
     assert process("evaluate", tmp_path / "none") == 2
     assert process("train", "--help") == 0
-    for bar in (train._progress(load_config(), True), sweep._progress(), compare._progress(), progress("something")):
+    bars = train._progress(load_config(), "image", True), sweep._progress("image"), compare._progress()
+    for bar in (*bars, progress("something")):
         with bar:  # as main lets them be called by a program without streams
             pass
 
@@ -718,7 +719,7 @@ def test_epoch_lines_are_short():
     figures = {"epoch": 3280, "images_per_second": 123456.7}
     figures |= {f"{split}_loss": 12345.678 for split in ("train", "validation", "test")}
     figures |= {"test_reconstruction": 12345.678, "test_kl": 123.456}
-    line = _epoch_line(figures, load_config(**{"train.epochs": 3280}), "nats per image")
+    line = _epoch_line(figures, load_config(**{"train.epochs": 3280}), "nats per image", "image")
     assert line == (
         "epoch 3280/3280: train 12345.68, validation 12345.68, test 12345.68 (reconstruction 12345.68, KL 123.46) "
         "nats per image; 123,457 images/s"

@@ -492,7 +492,7 @@ def test_a_group_of_another_unit_says_so_while_it_trains(capsys):
         sweep.Group(2, 1, 2, 0.5, 0, "name=vae", 9.0, "validation −ELBO", "nats per image", 5.0),
         sweep.Group(1, 1, 2, 0.5, 0, "name=ae", 3.0, "validation reconstruction", "squared", 5.0),
     ]
-    with cli_sweep._progress() as tell:
+    with cli_sweep._progress("image") as tell:
         tell(groups)
     assert capsys.readouterr().out.splitlines() == [
         "group 1/2, 2 members: epoch 1/2, best validation −ELBO so far 9.00 nats per image (name=vae); 5 images/s",

@@ -31,7 +31,7 @@ class Likelihood(NamedTuple):
         measure: of what its values are: one of MEASURES or a word of one's own; where it is empty, its values are
             compared with its own only.
         over: what the numbers of an example may be, see `vae_jax.spec.Kind`.
-        interval: least and most that they may be, both included; None for any.
+        interval: least and most that real numbers may be, both included; None for any.
     """
 
     outputs: int
