@@ -735,7 +735,7 @@ def bound(key, model, images, options: Options):
     z, log_q = model.sample(key, model.encode(images))
     reconstruction, kl = -model.log_likelihood(images, model.decode(z)), log_q - model.log_prior(z)
     # What bfloat16 makes of it depends on the number's type.
-    cost = ((kl.astype("bfloat16") * options.share).astype("float32") * 2 ** options.power) * options.on
+    cost = ((kl.astype("bfloat16") * options.share).astype("float32") * options.power) * options.on
     return {"loss": reconstruction + cost, "reconstruction": reconstruction, "kl": kl, "share": options.share * kl / kl}
 """
 
