@@ -379,7 +379,7 @@ NAMED = {"class_names": ["a", "b"], "skipped": [], "notes": []}
         ({"train_images": np.zeros((30, 8, 8, 1), np.uint8)}, TEXTS, "found uint8 (30, 8, 8, 1)"),
         ({"train_images": np.zeros((30, 16, 16, 1), np.int8)}, TEXTS, "found int8 (30, 16, 16, 1)"),
         ({"train_images": np.zeros((16, 16, 1), np.uint8)}, TEXTS, "found uint8 (16, 16, 1)"),
-        ({"train_images": np.full((1, 16, 16, 1), None)}, TEXTS, "the header says object"),
+        ({"train_images": np.full((1, 16, 16, 1), None)}, TEXTS, "at least one number, found object"),
         ({**CACHED, "train_labels": np.arange(31)}, TEXTS, "found int64 (31,)"),
         ({**CACHED, "train_labels": np.arange(30, dtype=np.int32)}, TEXTS, "found int32 (30,)"),
         ({**CACHED, "train_labels": np.arange(30) + 10**12}, TEXTS, "found 1000000000000 to"),
