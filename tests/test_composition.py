@@ -42,6 +42,9 @@ TINY = {
 }
 
 
+SHAPES = Shapes(SHAPE, TINY["model.latent"])
+
+
 def tiny(**options):
     """The configuration with these options, and of TINY what they look at."""
     return adapted(Config(), **TINY, **options)
@@ -105,19 +108,18 @@ def section_of(options):
 
 @functools.cache
 def part_of(section):
-    shapes = Shapes(SHAPE, TINY["model.latent"])
     if isinstance(section, ObjectiveConfig):
         return objectives.get(section)
     if isinstance(section, PosteriorConfig):
-        return posteriors.get(section, shapes)
-    return priors.get(section, shapes) if isinstance(section, PriorConfig) else likelihoods.get(section, shapes)
+        return posteriors.get(section, SHAPES)
+    return priors.get(section, SHAPES) if isinstance(section, PriorConfig) else likelihoods.get(section, SHAPES)
 
 
 def refusal(config):
     """Why these parts make no sense together; None if they do."""
     try:
         parts = (part_of(getattr(config, name)) for name in ("posterior", "prior", "likelihood", "objective"))
-        composition.check(config, *parts, lambda: composition.models.Ties(False, False))
+        composition.check(config, *parts, lambda: composition.models.Ties(False, False), SHAPES)
     except UserError as error:
         return str(error)
     return None

@@ -55,7 +55,7 @@ def test_streaming_to_several_changes_no_bit(trained):
 def test_categories_are_spread_as_images_are(trained):
     one, four = (trained["categories"][devices] for devices in ("1", "4"))
     for what in ("steps", "epochs"):
-        np.testing.assert_allclose(four[what], one[what], rtol=1e-9)
+        np.testing.assert_allclose(four[what], one[what], rtol=1e-12)
 
 
 def test_the_work_is_shared(trained):

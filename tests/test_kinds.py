@@ -222,6 +222,7 @@ def test_noise_on_categories_is_refused():
         built_of("categories", **{"likelihood.name": "bernoulli", "objective.name": "denoising_autoencoder"})
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("variance", ["fixed", "shared", "pixel"])
 def test_the_gaussian_of_real_numbers_is_scipys(variance):
     likelihood = gaussian(GaussianOptions(variance, 2.0), Shapes((3,), 1, support="reals"))
@@ -229,16 +230,17 @@ def test_the_gaussian_of_real_numbers_is_scipys(variance):
     x, params = jnp.asarray(9 * RANDOM.randn(5, 3), float), likelihood.init(jax.random.key(0))
     scale = 2.0 if variance != "pixel" else 0.002 + 1.998 * np.exp(outputs[:, 3:])
     expected = norm.logpdf(x, outputs[:, :3], scale).sum(1)
-    np.testing.assert_allclose(likelihood.log_prob(params, outputs, x), expected, rtol=1e-5)
+    np.testing.assert_allclose(likelihood.log_prob(params, outputs, x), expected, rtol=1e-12)
     np.testing.assert_array_equal(likelihood.mean(params, outputs), outputs[:, :3])
 
 
+@pytest.mark.usefixtures("float64")
 def test_the_categorical_is_the_softmax_at_the_category():
     likelihood = LIKELIHOODS["categorical"](None, Shapes((4, 3), 1, support="categories"))
     logits, hot = jnp.asarray(3 * RANDOM.randn(ROWS, 4, 3), float), jnp.asarray(np.eye(3)[CATEGORIES], float)
     expected = np.take_along_axis(log_softmax(logits, -1), CATEGORIES[..., None], -1).sum((1, 2))
-    np.testing.assert_allclose(likelihood.log_prob({}, logits, hot), expected, rtol=1e-5)
-    np.testing.assert_allclose(likelihood.mean({}, logits), np.exp(log_softmax(logits, -1)), rtol=1e-5)
+    np.testing.assert_allclose(likelihood.log_prob({}, logits, hot), expected, rtol=1e-12)
+    np.testing.assert_allclose(likelihood.mean({}, logits), np.exp(log_softmax(logits, -1)), rtol=1e-12)
 
 
 def test_what_the_values_are_is_said():
@@ -252,31 +254,33 @@ def test_what_the_values_are_is_said():
     assert of("vector", "bernoulli") == "cross-entropies of real numbers"
 
 
+@pytest.mark.usefixtures("float64")
 def test_pseudo_inputs_are_examples():
     built = built_of("categories", **{"prior.name": "vamp", "prior.components": 5})
     variables = built.init(jax.random.key(0))
     inputs = pseudo_inputs(variables.params["prior"], jax.nn.softmax)
-    np.testing.assert_allclose(inputs.sum(-1), np.ones((5, 4)), rtol=1e-6)
+    np.testing.assert_allclose(inputs.sum(-1), np.ones((5, 4)), rtol=1e-12)
     network = built.network
     z = network.sample_prior(variables, jax.random.key(1), 7)
     log_prior = network.apply(variables, lambda model: model.log_prior(z))[0]
     heads = network.apply(variables, lambda model: model.encode(inputs))[0]
     each = norm.logpdf(z, heads["mu"].T, np.exp(heads["log_var"].T / 2))
-    np.testing.assert_allclose(log_prior, logsumexp(each, axis=1) - np.log(5), rtol=1e-4)
+    np.testing.assert_allclose(log_prior, logsumexp(each, axis=1) - np.log(5), rtol=1e-12)
 
 
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_an_autoencoders_loss_is_the_squared_error_of_what_it_decodes(kind):
     changes = {"likelihood.name": "bernoulli", "objective.name": "denoising_autoencoder"}
     built = built_of(kind, **changes, **{"objective.corruption": "masking", "objective.corruption_level": 0.0})
     assert built.objective.unit == "squared error per example"
     variables, images = built.init(jax.random.key(0)), data_of(kind).test.images
-    terms, _ = built.terms(variables, images, jax.random.key(1))
-    x = np.eye(3)[images] if kind == "categories" else images
-    pictures = vae_jax.evaluate.make_model(*built, variables).reconstruct(images)
-    np.testing.assert_allclose(terms["loss"], np.square(x - pictures).reshape(20, -1).sum(1), rtol=1e-4)
+    x = np.eye(3)[images] if kind == "categories" else images.astype(float)
+    terms, _ = built.terms(variables, x, jax.random.key(1))
+    pictures = vae_jax.evaluate.make_model(*built, variables).reconstruct(x)
+    np.testing.assert_allclose(terms["loss"], np.square(x - pictures).reshape(20, -1).sum(1), rtol=1e-12)
     if kind == "categories":
-        np.testing.assert_allclose(pictures.sum(-1), 1, rtol=1e-5)
+        np.testing.assert_allclose(pictures.sum(-1), 1, rtol=1e-12)
 
 
 def test_masked_categories_are_missing_whole():
@@ -321,11 +325,12 @@ def test_the_likelihood_of_a_linear_model_is_the_exact_one(linear):
     images = data_of("vector").test.images
     exact = -multivariate_normal(bias, weights.T @ weights + scale**2 * np.eye(3)).logpdf(images)
     found = estimators.importance_nll(linear.config, network, linear.variables, images, jax.random.key(0), 20_000)
-    np.testing.assert_allclose(found, exact, rtol=2e-3)
+    # Over keys the estimates' standard deviations are at most 0.0065 nats, and 0.034.
+    np.testing.assert_allclose(found, exact, atol=3 * 0.0065, rtol=0)
     annealed = estimators.annealed_nll(
         linear.config, network, linear.variables, images[:4], jax.random.key(0), temperatures=200
     )
-    np.testing.assert_allclose(annealed, exact[:4], rtol=2e-2)
+    np.testing.assert_allclose(annealed, exact[:4], atol=3 * 0.034, rtol=0)
     loss = make_evaluator(*[linear.config, network, build(linear.config, linear.image_shape).objective], images)
     assert float(loss(linear.variables, make_keys(0).evaluate)["loss"].mean()) > exact.mean()
 
@@ -370,10 +375,10 @@ def test_the_likelihood_of_categories_is_the_exact_one():
     found = estimators.importance_nll(
         trained.config, network, variables, test.images, jax.random.key(0), 100_000, labels=test.labels
     )
-    np.testing.assert_allclose(found, exact, rtol=1e-3)
+    np.testing.assert_allclose(found, exact, atol=3 * 0.0012, rtol=0)  # its standard deviation over keys, at most
     assert model.encode(test.images.astype(np.int64), test.labels)["mu"].shape == (20, 1)
     same = [model.encode(images, test.labels)["mu"] for images in (test.images, hot)]
-    np.testing.assert_allclose(*same, rtol=1e-6)
+    np.testing.assert_array_equal(*same)
     with pytest.raises(
         UserError, match=r"images: expected whole numbers from 0 to 2 or floats in \[0, 1\]; found 0 to 3"
     ):
@@ -458,7 +463,7 @@ def test_every_command_works_or_says_why_not(tmp_path, monkeypatch, capsys, kind
             assert "image" not in out
             _, out, _ = command(["evaluate", "run", "--json"], capsys)
             trained = json.loads(Path("run/metrics.jsonl").read_text())
-            assert json.loads(out)["loss"] == pytest.approx(trained["test_loss"], rel=1e-6)
+            assert json.loads(out)["loss"] == trained["test_loss"]
         elif verb == "encode":
             code, out, err = command(["encode", "run"], capsys)
             assert np.load("run/latents_test.npz")["mu"].shape == (9, 2)
@@ -498,7 +503,7 @@ def test_what_the_data_contradict_is_refused_by_the_library_too():
     data = data_of("categories")
     for options, message in (
         ({"data.values": 7}, r"data\.values: expected 7, as configured; found 3 in arrays"),
-        ({"data.shape": [9]}, r"data\.shape: expected \(9,\), as configured; found \(4,\) in arrays"),
+        ({"data.shape": [9]}, r"data\.shape: expected \[9\], as configured; found \[4\] in arrays"),
     ):
         with pytest.raises(UserError, match=message):
             vae_jax.fit(config_of("categories", **{"data.kind": "categories", **options}), data)

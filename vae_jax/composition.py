@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped, UInt
 
 from vae_jax import likelihoods, models, objectives, posteriors, priors
 from vae_jax.config import PARTS as ALL_PARTS
-from vae_jax.config import Config, check_used, entry_of, numbers_of
+from vae_jax.config import Config, check_used, entry_of
 from vae_jax.errors import UserError, listed
 from vae_jax.expectation import Shape, expect
 from vae_jax.keys import objective_key, part_key, probing_key, step_keys
@@ -34,7 +34,6 @@ from vae_jax.spec import Spec, spec_of
 from vae_jax.treatments import treatment_of
 
 ArrayLike = Array | np.ndarray
-IMAGES = Shapes((1, 1, 1), 1)
 PARTS = ("posterior", "prior", "likelihood")  # beside the networks, and only where they have parameters
 
 
@@ -182,7 +181,6 @@ def build(config: Config, image_shape: tuple[int, ...], platform: Platform | Non
 
 
 def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> Built:
-    numbers_of(config)  # which refuses what no compiled program takes
     spec = spec_of(config.data.kind, image_shape)
     if not spec.is_picture:  # so that options of images' alone are refused
         config = replace(config, data=replace(config.data, kind=spec.kind))
@@ -247,7 +245,7 @@ def check(
     likelihood: Likelihood,
     objective: Objective,
     ties: Callable[[], models.Ties],
-    shapes: Shapes = IMAGES,
+    shapes: Shapes,
 ) -> None:
     """Refuses parts that make no sense together.
 
@@ -258,7 +256,7 @@ def check(
         likelihood: likewise.
         objective: likewise.
         ties: of the network, asked only where it matters.
-        shapes: that they share; by default of images.
+        shapes: that they share.
 
     Raises:
         UserError: with the reason.

@@ -31,6 +31,7 @@ from vae_jax.options import NO_NUMBERS
 from vae_jax.posteriors import Heads, Latents
 from vae_jax.sizes import check_memory, largest_operation, largest_product
 
+LARGEST = -float(np.finfo(np.float32).max), float(np.finfo(np.float32).max)  # finite floats lie between
 MANY = 10_000  # z drawn at once from which on memory is asked first
 BATCH = 250  # images at a time; no result depends on it but through the noise, which is drawn for each batch
 
@@ -331,35 +332,35 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
         return labels.astype(np.int32)
 
     def check_images(images: Any) -> Any:
-        images = images if isinstance(images, jax.Array) else np.asarray(images)
-        spec, whole = network.spec, not jnp.issubdtype(images.dtype, jnp.floating)
-        expected = {
-            "levels": "uint8 levels 0 to 255 or floats in [0, 1]",
-            "reals": "finite floats",
-            "categories": f"whole numbers from 0 to {spec.values - 1} or floats in [0, 1]",
-        }[spec.support]
-        kept = images.dtype == jnp.uint8 if spec.is_picture else images.dtype.kind in "iub"
-        if whole and not kept:
-            raise UserError(f"images: expected {expected}; found {images.dtype}")
-        whole = whole and spec.support != "reals"
-        if not whole and not jnp.issubdtype(images.dtype, jnp.floating):
+        """As floats of the networks' shape, or as whole numbers that the treatment makes such floats of."""
+        images, spec = images if isinstance(images, jax.Array) else np.asarray(images), network.spec
+        if spec.support == "reals" and images.dtype.kind in "iub":
             images = images.astype(float)
-        one_shape = spec.stored if whole else spec.shape
-        if images.shape[1:] != one_shape or not images.ndim or not len(images):
-            shape = ", ".join(map(str, one_shape))
-            one = f"; one {spec.noun} alone is images[None]" if images.shape == one_shape else ""
-            raise UserError(f"images: expected shape (n, {shape}) with n at least 1; found {images.shape}{one}")
-        if not isinstance(images, Tracer) and not (whole and spec.is_picture):
+        treated = bool(jnp.issubdtype(images.dtype, jnp.floating))
+        in_words, whole, (low, high) = {
+            "levels": ("uint8 levels 0 to 255 or floats in [0, 1]", images.dtype == np.uint8, (0, 255)),
+            "reals": ("finite floats", False, LARGEST),
+            "categories": (
+                f"whole numbers from 0 to {spec.values - 1} or floats in [0, 1]",
+                images.dtype.kind in "iub",
+                (0, spec.values - 1),
+            ),
+        }[spec.support]
+        if not (treated or whole):
+            raise UserError(f"images: expected {in_words}; found {images.dtype}")
+        shape = spec.shape if treated else spec.stored
+        if images.shape[1:] != shape or not images.ndim or not len(images):
+            axes = ", ".join(map(str, shape))
+            one = f"; one {spec.noun} alone is images[None]" if images.shape == shape else ""
+            raise UserError(f"images: expected shape (n, {axes}) with n at least 1; found {images.shape}{one}")
+        if isinstance(images, Tracer):  # no number is known, and none may wrap around in a smaller type
+            return images if treated or spec.is_picture else images.astype(jnp.int32)
+        if treated or not spec.is_picture:
+            low, high = (0, 1) if treated and spec.support != "reals" else (low, high)
             least, most = images.min().item(), images.max().item()
-            low, high = {"levels": (0, 1), "categories": (0, spec.values - 1 if whole else 1)}.get(
-                spec.support, (-np.finfo(np.float32).max, np.finfo(np.float32).max)
-            )
             if not low <= least <= most <= high:  # also where one is not a number
-                raise UserError(f"images: expected {expected}; found {least} to {most}")
-        # Of what is traced no number is known, so none may wrap around in a smaller type.
-        return (
-            images.astype(jnp.int32 if isinstance(images, Tracer) and spec.values else spec.dtype) if whole else images
-        )
+                raise UserError(f"images: expected {in_words}; found {least} to {most}")
+        return images if treated else images.astype(spec.dtype)
 
     def check_latents(z: Any) -> Any:
         z = z if isinstance(z, jax.Array) else np.asarray(z)

@@ -214,6 +214,8 @@ def value(name: str, option: Option, given: Any) -> Any:
     for number in found if isinstance(found, tuple) else (found,):
         if option.interval and number is not None and type(number) is not str and not within(number, option.interval):
             raise UserError(f"{name}: expected a number in {option.interval}; found {number!s:.40}")
+    if TRACED in option.marks and type(found) is int and not -(1 << 31) <= found < 1 << 31:
+        raise UserError(f"{name}: expected a whole number of 32 bits, since it is TRACED; found {found!s:.40}")
     if FILLED in option.marks and found == ():
         raise UserError(f"{name}: expected at least one number; found none")
     if option.choices and not option.choices.own and isinstance(found, str):

@@ -107,6 +107,6 @@ def spec_of(kind: str | None, shape: tuple[int, ...]) -> Spec:
         kind = fitting[0]
     if kind not in fitting:
         known = " or ".join(f"{name} {axes[name]}" for name in fitting or KINDS)
-        found = "null" if kind is None else f"{kind} {axes[kind]}"
-        raise UserError(f"data.kind: expected {known} for examples of shape {shape}; found {found}")
+        given = "null" if kind is None else f"{kind} {axes[kind]}"
+        raise UserError(f"data.kind: expected {known} for examples of shape {shape}; found {given}")
     return Spec(shape, kind)

@@ -75,8 +75,8 @@ def _save_arrays(path: Path, **arrays: Any) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _save_pictures(path: Path, name: str, count: int, blocks: Iterator[tuple[range, Any]]) -> None:
-    """Writes so many pictures, which come in blocks, as `_save_arrays(path, **{name: …})` would."""
+def _save_blocks(path: Path, name: str, count: int, blocks: Iterator[tuple[range, Any]]) -> None:
+    """Writes so many pictures or examples, which come in blocks, as `_save_arrays(path, **{name: …})` would."""
     import zipfile
 
     import numpy as np
@@ -149,7 +149,7 @@ def _write(
 ) -> None:
     """Writes what comes in blocks, as a picture or as an array."""
     if sheet is None:
-        _save_pictures(path, f"{trained.config.data.noun}s", count, blocks)
+        _save_blocks(path, f"{trained.config.data.noun}s", count, blocks)
         answer(str(path))
         return
     for numbers, pictures in blocks:

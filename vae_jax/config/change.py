@@ -257,21 +257,15 @@ def numbers_of(config: Config) -> dict[str, Any]:
 
     They are as they are given, whatever a part's dataclass makes of them; their types are the options' own, whatever
     the value, so that one program serves all.
-
-    Raises:
-        UserError: if a whole number does not fit.
     """
     import numpy as np  # which reading a configuration does without
     from jax import dtypes
 
-    found = {}
-    for name, option in traced_in(config).items():
-        kind, given = next(kind for kind in (float, int, bool) if kind in option.kinds), value_of(config, name)
-        try:
-            found[name] = np.asarray(given, dtypes.canonicalize_dtype(kind))
-        except OverflowError:
-            raise UserError(f"{name}: expected a whole number of 32 bits, since it is TRACED; found {given}") from None
-    return found
+    def number(name: str, option: Option) -> np.ndarray:
+        kind = next(kind for kind in (float, int, bool) if kind in option.kinds)
+        return np.asarray(value_of(config, name), dtypes.canonicalize_dtype(kind))
+
+    return {name: number(name, option) for name, option in traced_in(config).items()}
 
 
 def at_default(config: Config, options: Iterable[str]) -> Config:

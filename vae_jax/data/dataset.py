@@ -44,7 +44,7 @@ class Split:
 
     def __post_init__(self):
         images = _array(self.images, "images")
-        kind = self.kind or ("vector" if (images.dtype.kind, images.ndim) == STORED["vector"] else "image")
+        kind = self.kind or kind_of(images.shape, images.dtype)
         known = STORED.get(kind) == (images.dtype.kind, images.ndim) and images.size
         sized = kind == "categories" or images.dtype == (np.uint8 if kind == "image" else np.float32)
         if not (known and sized) or (kind == "image" and images.shape[3] not in (1, 3)):
@@ -470,8 +470,8 @@ def _check_finite(kept: np.ndarray, given: np.ndarray, what: str) -> None:
     finite = np.isfinite(kept)
     if not finite.all():
         place = np.unravel_index(int(np.argmin(finite)), kept.shape)
-        found = f"{given[place]}, in row {place[0]}"
-        raise UserError(f"{what}: expected finite numbers that float32 holds; found {found}")
+        where = f"{given[place]}, in row {place[0]}"
+        raise UserError(f"{what}: expected finite numbers that float32 holds; found {where}")
 
 
 def to_labels(labels: Any, count: int, what: str = "labels") -> Int64[np.ndarray, " n"]:

@@ -16,6 +16,7 @@ from vae_jax.data.digits import digits
 from vae_jax.data.folder import folder
 from vae_jax.data.idx import FASHION_MNIST, KMNIST, MNIST
 from vae_jax.data.resize import Resizer
+from vae_jax.data.shape import check_configured
 from vae_jax.data.source import Opened, Report, Source, Splits
 from vae_jax.data.tfds import tfds
 from vae_jax.errors import UserError, first
@@ -107,9 +108,7 @@ def _open(config: DataConfig, report: Report) -> tuple[Opened, DataConfig]:
     if opened.kind != "image":
         config = replace(config, kind=opened.kind, shape=config.shape or opened.shape)
         check_section(config)
-        if config.shape != opened.shape:
-            given, found = list(config.shape or ()), f"{list(opened.shape)} in {opened.name}"
-            raise UserError(f"data.shape: expected {given}, as configured; found {found}")
+        check_configured(config, opened.name, shape=opened.shape)
         return opened, config
     size = opened.image_size if config.image_size is None else config.image_size
     channels = opened.channels if config.channels is None else config.channels

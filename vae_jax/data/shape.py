@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vae_jax.config import Config, DataConfig, check_section
 from vae_jax.errors import PATH, UserError, cut
@@ -86,6 +86,23 @@ def choose(
     return size, channels
 
 
+def check_configured(config: DataConfig, name: str, **own: Any) -> None:
+    """Refuses data that are not what the configuration says they are, where it says so.
+
+    Args:
+        config: of the data.
+        name: of the data.
+        **own: the data's values of some options.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for option, value in own.items():
+        if (expected := getattr(config, option)) not in (None, value):
+            expected, shown = (list(each) if isinstance(each, tuple) else each for each in (expected, value))
+            raise UserError(f"data.{option}: expected {expected}, as configured; found {shown} in {cut(name, PATH)}")
+
+
 def settled(config: Config, data: "Dataset") -> Config:
     """The configuration with what the data set's own examples are where it does not say it, as a run keeps it.
 
@@ -97,13 +114,10 @@ def settled(config: Config, data: "Dataset") -> Config:
         raise UserError(f"data.kind: expected {spec.kind}, as {cut(data.name, PATH)} has; found {given.kind}")
     if not spec.is_picture:
         own = {"shape": spec.stored, "values": spec.values or None}
-        for option, found in own.items():
-            if (wanted := getattr(given, option)) not in (None, found):
-                name = cut(data.name, PATH)
-                raise UserError(f"data.{option}: expected {wanted}, as configured; found {found} in {name}")
-        found = replace(config, data=replace(given, kind=spec.kind, **own))
-        check_section(found.data)
-        return found
+        check_configured(given, data.name, **own)
+        settled = replace(given, kind=spec.kind, **own)
+        check_section(settled)
+        return replace(config, data=settled)
     size = spec.shape[0] if given.image_size is None else given.image_size
     channels = spec.shape[-1] if given.channels is None else given.channels
     return replace(config, data=replace(given, kind=None, image_size=size, channels=channels))
