@@ -15,7 +15,7 @@ from scipy.stats import multivariate_normal, norm
 import vae_jax
 from vae_jax import cli, estimators, likelihoods, run, sweep, train
 from vae_jax.composition import build
-from vae_jax.config import Config, DataConfig, LikelihoodConfig, adapted, load_config
+from vae_jax.config import Config, DataConfig, LikelihoodConfig, adapted, check_used, load_config, with_options
 from vae_jax.data import Dataset, Split, load, resolve
 from vae_jax.data.shape import settled
 from vae_jax.errors import UserError
@@ -156,13 +156,20 @@ def test_a_file_is_read_as_its_array_is(tmp_path, kind):
         ("vector", {"image_size": 8}, "data.image_size: expected data.kind null or image; found vector"),
         ("vector", {"treatment": "dynamic"}, "data.treatment: expected data.kind null or image; found vector"),
         ("vector", {"values": 3}, "data.values: expected data.kind categories; found null"),
-        ("categories", {"kind": "categories", "values": 2}, "values: expected at least 3 in mine; found 2"),
+        ("categories", {"kind": "categories", "values": 2}, "data.values: expected at least 3, since .* found 2"),
     ],
 )  # fmt: skip
 def test_files_that_are_refused(tmp_path, kind, options, found):
     np.save(tmp_path / "mine.npy", ARRAYS[kind])
     with pytest.raises(UserError, match=found):
         load(DataConfig("array", path=str(tmp_path / "mine.npy"), **options))
+
+
+@pytest.mark.parametrize("option", ["output.figure_images", "output.figure_every", "data.cache_dir"])
+def test_options_of_pictures_are_refused_where_there_are_none(option):
+    config = with_options(Config(), **{"data.kind": "vector", "data.source": "array", option: "5"})
+    with pytest.raises(UserError, match=rf"{option}: expected data.kind .*image; found vector"):
+        check_used(config)
 
 
 def test_other_sources_have_images():

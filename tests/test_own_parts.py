@@ -703,14 +703,24 @@ def bound(key, model, images, options: Options):
 """
 
 
-def test_an_objective_that_compares_a_traced_option_is_refused_before_anything_is_written(write, tmp_path, capsys):
-    comparing = RENYI.replace('if options.kind == "plain"', "if options.alpha > 0")
+@pytest.mark.parametrize(
+    ("asks", "found"),
+    [
+        ("if options.alpha > 0", "TracerBoolConversionError"),
+        ("if {options.alpha: 1}", "TypeError"),
+        ('if f"{options.alpha:.3f}"', "TypeError"),
+    ],
+)
+def test_an_objective_that_asks_for_a_traced_option_is_refused_before_anything_is_written(
+    write, tmp_path, capsys, asks, found
+):
+    comparing = RENYI.replace('if options.kind == "plain"', asks)
     out = tmp_path / "refused"
     flag = ["--objective.name", f"{write(comparing)}:bound"]
     assert cli.main(["train", "--out", str(out), *flags(**TINY), *flag]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
-    assert "expected it not to ask in Python, as by if, float() or numpy, for the value of alpha or" in line
-    assert line.endswith("found TracerBoolConversionError")
+    assert "expected it not to ask in Python, as by if, float(), numpy or a format, for the value of alpha or" in line
+    assert line.endswith(f"found {found}")
     assert not (out / "metrics.jsonl").exists()
 
 
@@ -859,8 +869,9 @@ def test_a_users_options_are_kept_with_the_run_and_it_goes_on_with_them(write, t
     assert read_config(out).objective.changed == (("alpha", 2.0),)
     path.write_text(RENYI.replace("alpha *", "alpha * 1.5 *"))  # the run has its own copy
     capsys.readouterr()
-    assert cli.main([*begin[:-1], "3", "--resume", "--train.epochs", "2"]) == 2
-    assert "changed: objective.alpha (the run has 2.0, found 3.0)" in capsys.readouterr().err
+    for start in (begin[:-2], ["train", "--out", str(out)]):  # the option is the run's part's without its name too
+        assert cli.main([*start, "--objective.alpha", "3", "--resume", "--train.epochs", "2"]) == 2
+        assert "changed: objective.alpha (the run has 2.0, found 3.0)" in capsys.readouterr().err
     for again in (["train", "--out", str(out)], begin):
         assert cli.main([*again, "--resume", "--train.epochs", "2"]) == 0
     assert cli.main(["evaluate", str(out), "--json"]) == 0

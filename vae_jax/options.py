@@ -321,14 +321,16 @@ def of_unknown_value(where: str, traced: Sequence[str]) -> Iterator[None]:
         yield
     except Exception as error:
         errors = sys.modules["jax"].errors if traced and "jax" in sys.modules else None
-        if not errors or not isinstance(
+        asked = errors and isinstance(
             error,
             errors.ConcretizationTypeError | errors.TracerArrayConversionError | errors.TracerIntegerConversionError,
-        ):
+        )
+        # What is hashed or formatted has no error of jax's own, only its class in Python's.
+        if not asked and not (errors and type(error) is TypeError and "Tracer" in str(error)):
             raise
         raise UserError(
-            f"{where}: expected it not to ask in Python, as by if, float() or numpy, for the value of {listed(traced)} "
-            f"or of another argument of the compiled program; found {type(error).__name__}"
+            f"{where}: expected it not to ask in Python, as by if, float(), numpy or a format, for the value of "
+            f"{listed(traced)} or of another argument of the compiled program; found {type(error).__name__}"
         ) from error
 
 

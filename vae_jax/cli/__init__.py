@@ -16,7 +16,7 @@ from vae_jax.cli import compare, exchange, sweep, train, use
 from vae_jax.cli.arguments import Parser, read
 from vae_jax.cli.common import Verb, flag, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
-from vae_jax.config import check_used, expand, to_yaml
+from vae_jax.config import Config, check_used, expand, to_yaml
 from vae_jax.errors import (
     UserError,
     arguments_spelled,
@@ -246,19 +246,23 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
         allow_abbrev=False,
     )
     verb.options(parser)
-    try:
-        options = read(parser, arguments)
-    except UserError as error:
-        if "arguments are required" not in str(error):
-            raise
-        raise UserError(f"expected `vae-jax {name} {verb.usage}`: {error}") from error
-    if name == "train" and options.resume and options.out and not options.config and not options.overwrite:
+
+    def base(options: argparse.Namespace) -> Config | None:
+        if name != "train" or not (options.resume and options.out) or options.overwrite:
+            return None
         if not (expand(options.out) / "config.yaml").is_file():
             check_folder(expand(options.out), True, False)
             raise UserError(
                 f"--resume: expected a run that has begun in {options.out}, found none; begin it with --config"
             )
-        options = read(parser, arguments, read_config(expand(options.out)))  # it goes on as it began
+        return read_config(expand(options.out))  # it goes on as it began
+
+    try:
+        options = read(parser, arguments, base)
+    except UserError as error:
+        if "arguments are required" not in str(error):
+            raise
+        raise UserError(f"expected `vae-jax {name} {verb.usage}`: {error}") from error
     if hasattr(options, "configuration"):
         check_used(options.configuration)
     return options

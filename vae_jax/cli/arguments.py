@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from vae_jax.config import Config, find, read_file, with_options
@@ -52,13 +52,18 @@ def add_options(parser: Parser) -> None:
         parser.add_argument(flag, metavar="VALUE", help=f"the same as --{option}")
 
 
-def read(parser: Parser, arguments: Sequence[str], base: Config | None = None) -> argparse.Namespace:
+def read(
+    parser: Parser,
+    arguments: Sequence[str],
+    base: Callable[[argparse.Namespace], Config | None] = lambda found: None,
+) -> argparse.Namespace:
     """Parses a command's arguments; where it has a configuration's options, `configuration` is what they make.
 
     Args:
         parser: of the command.
         arguments: of the command.
-        base: the configuration that flags change; by default that of the file that --config names, or the default one.
+        base: the command's own arguments -> the configuration that flags change where --config names none; None for the
+            default one.
 
     Raises:
         UserError: one line for whatever is wrong.
@@ -83,11 +88,8 @@ def read(parser: Parser, arguments: Sequence[str], base: Config | None = None) -
             changes.pop(option, None)  # of a section and its option the later one wins
             changes[option] = None if value == "null" and _may_be_null(option) else value
     helps = parser.configured and bool({"-h", "--help"} & set(rest))
-    config = Config()
-    if parser.configured:
-        config = with_options((base or Config()) if file is None else read_file(file), **changes)
     if helps:
-        _add_help(parser, config)
+        _add_help(parser, with_options(Config() if file is None else read_file(file), **changes))
     try:
         found, unknown = parser.parse_known_args(rest)
     except argparse.ArgumentError as error:
@@ -97,7 +99,9 @@ def read(parser: Parser, arguments: Sequence[str], base: Config | None = None) -
         hint = nearest(unknown[0], options) if unknown[0].startswith("-") else ""
         raise UserError(brief(f"unrecognized arguments: {' '.join(unknown)}") + hint)
     if parser.configured:
-        found.config, found.configuration = file, config
+        found.config = file
+        config = read_file(file) if file is not None else base(found) or Config()
+        found.configuration = with_options(config, **changes)
     return found
 
 

@@ -19,6 +19,7 @@ from vae_jax.config.schema import (
 )
 from vae_jax.errors import UserError, argument
 from vae_jax.options import TRACED, Option, as_text, options_in, read_text, shown, unmet, value
+from vae_jax.spec import OTHERS
 
 Json = int | float | str | bool | None | list[int]  # an option's value as JSON gives it back
 # Names that options had in earlier versions.
@@ -215,6 +216,11 @@ def _unused(config: Config, generative: bool | None = None) -> Iterator[tuple[st
                     yield f"{name}.name", "objective.name", choices, config.objective.part
     for name in SECTIONS:
         yield from _unmet(getattr(config, name), generative is not None)
+    if config.data.kind in OTHERS:  # of which no pictures are made
+        usual = type(config.output)()
+        for name in ("figure_every", "figure_images"):
+            if getattr(config.output, name) != getattr(usual, name):
+                yield f"output.{name}", "data.kind", ("image",), config.data.kind
 
 
 def _unmet(section: Any, load: bool = False) -> Iterator[tuple[str, str, tuple[Any, ...], Any]]:

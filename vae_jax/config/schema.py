@@ -219,7 +219,7 @@ class DataConfig(Section):
     name: Annotated[str | None, only(source="tfds")] = None
     path: Annotated[str | None, only(source=("folder", "array"))] = None
     manual_dir: Annotated[str | None, only(source=("mnist", "fashion_mnist", "kmnist", "tfds"))] = None
-    cache_dir: str | None = None
+    cache_dir: Annotated[str | None, IMAGES] = None
     image_size: Annotated[int | None, "[1, 1024]", IMAGES] = None
     channels: Annotated[int | None, "[1, 3]", IMAGES] = None
     treatment: Annotated[str, one_of("grey", "static", "dynamic", "dequantized"), IMAGES] = "grey"

@@ -82,6 +82,14 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     if config.treatment == "static":
         train, test = _binarized(train, 1), _binarized(test, 2)
         validation = validation and _binarized(validation, 3)
+    if config.values and train.kind == "categories":
+        held = [split for split in (train, test, validation) if split is not None]
+        most = max(int(split.images.max()) for split in held) + 1
+        if config.values < most:
+            raise UserError(
+                f"data.values: expected at least {most}, since categories of {opened.name} go up to {most - 1}; found "
+                f"{config.values}"
+            )
     about = {"darkness_said": True, "values": config.values or 0}
     return Dataset(opened.name, train, test, validation, splits.class_names, splits.skipped, **about)
 
