@@ -366,8 +366,11 @@ def test_z_of_any_shape_are_trained_drawn_and_decoded(small_data, monkeypatch):
     monkeypatch.setitem(POSTERIORS, "codebook", shaped)
     monkeypatch.setitem(PRIORS, "codes", shaped_prior)
     config = config_of("codebook")
-    with pytest.raises(UserError, match=r"model\.network: expected one of your own, .*\(2, 3\); found mlp"):
-        composition.build(config, small_data.image_shape)
+    flattened = run.use(train.fit(config, small_data))
+    assert flattened.draw(jax.random.key(0), 3).shape == (3, 2, 3)
+    message = r"model\.network: expected one with a map of \[2\], as z is .*found residual, whose map is \[1, 1\] for"
+    with pytest.raises(UserError, match=message):
+        composition.build(replace(config, model=ModelConfig("residual", channels=(8, 8, 8))), small_data.image_shape)
     config = replace(config, model=ModelConfig("shaped", 6))
     monkeypatch.setitem(composition.models.NETWORKS, "shaped", lambda options, shapes: Shaped(None, shapes))
     model = run.use(train.fit(config, small_data))

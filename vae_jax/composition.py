@@ -20,7 +20,7 @@ from vae_jax.config import PARTS as ALL_PARTS
 from vae_jax.config import Config, check_used, entry_of
 from vae_jax.errors import UserError, listed
 from vae_jax.expectation import Shape, expect
-from vae_jax.keys import objective_key, part_key, probing_key, step_keys
+from vae_jax.keys import begin_key, objective_key, part_key, probing_key, step_keys
 from vae_jax.likelihoods import Likelihood
 from vae_jax.models import Autoencoder, Trace, Variables
 from vae_jax.objectives import Around, BoundModel, Objective
@@ -48,7 +48,10 @@ class Composition(NamedTuple):
             centre, and every density at z this one.
         trace: (variables, function, key=None, train=False) -> Trace: the same, watched.
         treat: (key, images as they are stored) -> floats; images in [0, 1], as `data.treatment` says.
-        sample_prior: (variables, key, count) -> z, (count, *latent_shape).
+        begin: (variables, key, images as they are stored, labels=None) -> the variables with which training begins
+            anew, with what is made of data, as a codebook.
+        sample_prior: (variables, key, count, labels=None, **how) -> z, (count, *latent_shape); `how` is what the prior
+            knows of `Prior.how`.
         center: (variables, heads) -> the posterior's centre z and log q there, (batch, *latent_shape) and (batch,): of
             a Gaussian the mean, of a flow what it makes of its first Gaussian's mean.
         ties: see `vae_jax.models.Network`.
@@ -66,7 +69,8 @@ class Composition(NamedTuple):
     apply: Callable[..., tuple[Any, Variables]]
     trace: Callable[..., Trace]
     treat: Callable[[Key[Array, ""] | None, Shaped[Array, "*stored"]], Float[Array, "*shape"]]
-    sample_prior: Callable[[Variables, Key[Array, ""], int], Latents]
+    begin: Callable[..., Variables]
+    sample_prior: Callable[..., Latents]
     center: Callable[[Variables, Heads], tuple[Latents, Float[Array, "*batch"]]]
     ties: Callable[[], models.Ties]
     posterior: Posterior
@@ -99,9 +103,17 @@ class Built(NamedTuple):
     network: Composition
     objective: Objective
 
-    def init(self, key: Key[Array, ""]) -> Variables:
-        """The model's first variables."""
-        return self.network.init(key)
+    def init(
+        self,
+        key: Key[Array, ""],
+        images: UInt[ArrayLike, "batch *stored"] | Float[ArrayLike, "batch *shape"] | None = None,
+        labels: Int[Array, " batch"] | None = None,
+    ) -> Variables:
+        """The model's first variables; of some images a part that is made of data, as a codebook, is made."""
+        variables = self.network.init(key)
+        if images is None:
+            return variables
+        return self.network.begin(variables, begin_key(key), jnp.asarray(images), labels)
 
     def terms(
         self,
@@ -186,8 +198,10 @@ def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> 
         config = replace(config, data=replace(config.data, kind=spec.kind))
     objective = objectives.in_units_of(objectives.get(config.objective), spec.noun)
     check_used(config, objective.generative)
-    shapes = Shapes(spec.shape, config.model.latent, config.model.classes, support=spec.support)
+    places = models.places(config.model, spec.shape)
+    shapes = Shapes(spec.shape, config.model.latent, config.model.classes, support=spec.support, places=places)
     posterior = posteriors.get(config.posterior, shapes) if objective.generative else posteriors.point(None, shapes)
+    shapes = shapes._replace(latent_shape=getattr(posterior, "shape", None), codes=getattr(posterior, "codes", None))
     prior = priors.get(config.prior, shapes)
     likelihood = likelihoods.get(config.likelihood, shapes) if objective.generative else likelihoods.squared(shapes)
     for option, part, kind in (
@@ -201,7 +215,7 @@ def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> 
         check_functions(part, f"{option}.name")
     if "mu" not in posterior.heads:
         _refuse("posterior.name", f"{config.posterior.name} to have a head mu", listed(posterior.heads) or "none")
-    shapes = shapes._replace(heads=posterior.heads, outputs=likelihood.outputs, latent_shape=posterior.shape)
+    shapes = shapes._replace(heads=posterior.heads, outputs=likelihood.outputs)
     network = models.build(config.model, shapes)
     if network.posterior and network.prior:
         _check_own(config, objective)
@@ -218,6 +232,10 @@ def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> 
         return jax.eval_shape(terms, variables, images, jax.ShapeDtypeStruct((2,), jnp.int32))
 
     options = config.objective.options
+    if posterior.units:  # it has figures of its own, which an objective may show
+        objective = objective._replace(figures=None, units={**posterior.units, **objective.units})
+    if posterior.codes:
+        objective = objective._replace(units={**objective.units, "codes_used": "codes", "perplexity": "codes"})
     objective = objective._replace(figures=objectives.figures_of(objective, trace, options), options=options)
     return Built(composition, objectives.checked(objective, config.objective.name))
 
@@ -365,9 +383,14 @@ def _compose(
     def noise(key: Key[Array, ""], lead: tuple[int, ...], dtype: Any) -> PyTree:
         return posterior.noise(key, lead) if posterior.noise else jax.random.normal(key, (*lead, *shape), dtype)
 
-    def draw_from(own: PyTree, key: Key[Array, ""], heads: Heads) -> Sample:
+    def aggregate_of(autoencoder: Autoencoder, own: PyTree, labels: Int[Array, " batch"] | None = None) -> Aggregate:
+        """The posterior, as priors see it."""
+        return _aggregate(autoencoder, posterior, own, noise, shape)._replace(labels=labels if classes else None)
+
+    def draw_from(own: PyTree, key: Key[Array, ""], heads: Heads, train: bool) -> Sample:
         lead, dtype = _lead(posterior, heads)
-        return as_sample(posterior.transform(own, noise(key, lead, dtype), heads), lead)
+        transform = posterior.transform if train else posterior.exact or posterior.transform
+        return as_sample(transform(own, noise(key, lead, dtype), heads), lead)
 
     def center_of(own: PyTree, heads: Heads) -> Sample:
         lead, dtype = _lead(posterior, heads)
@@ -384,6 +407,7 @@ def _compose(
         epoch: Float[Array, ""],
         density: Float[Array, ""] | None = None,
         moved: dict[str, Variables] | None = None,
+        train: bool = False,
     ) -> BoundModel:
         p, px = parts["prior"], parts["likelihood"]
 
@@ -400,7 +424,7 @@ def _compose(
                 return Sample(z, at(z), sample.cost, decoded=decoded)
             if samples is not None:
                 heads = {name: jnp.broadcast_to(head, (samples, *head.shape)) for name, head in heads.items()}
-            sample = draw_from(parts["posterior"], key, heads)
+            sample = draw_from(parts["posterior"], key, heads, train)
             if sample.state is not None and moved is not None:  # everything in this pass sees the state before it
                 moved["posterior"] = _moved_on(named["posterior"], parts["posterior"], sample.state)
             return sample
@@ -458,7 +482,7 @@ def _compose(
             expect(f"{named['likelihood']}, mean", pictures, (len(flat), *image_shape))
             return pictures.reshape(*outputs.shape[:-axes], *pictures.shape[1:])
 
-        aggregate = _aggregate(autoencoder, posterior, parts["posterior"], noise, shape)
+        aggregate = aggregate_of(autoencoder, parts["posterior"], labels)
         kl = closed_form(closed and closed.total, "total", ())
         kl_by_dimension = closed_form(closed and closed.by_dimension, "by_dimension", (latent,))
 
@@ -476,6 +500,7 @@ def _compose(
             epoch,
             {name: parts[name] for name in networks_of_objective},
             spec.support,
+            aggregate.codes,
         )
 
     def apply(
@@ -493,7 +518,7 @@ def _compose(
         moved: dict[str, Variables] = {}
 
         def run(autoencoder: Autoencoder) -> Any:
-            return function(model(autoencoder, parts, labels, jnp.asarray(epoch), density, moved))
+            return function(model(autoencoder, parts, labels, jnp.asarray(epoch), density, moved, train))
 
         result, updated = network.apply(networks, run, key, train, masks, streams)
         if not train:
@@ -512,12 +537,39 @@ def _compose(
             networks, lambda autoencoder: function(model(autoencoder, parts, None, jnp.asarray(jnp.inf))), key, train
         )
 
-    def sample_prior(variables: Variables, key: Key[Array, ""], count: int) -> Latents:
+    def begin(
+        variables: Variables,
+        key: Key[Array, ""],
+        images: Shaped[Array, "batch *stored"],
+        labels: Int[Array, " batch"] | None = None,
+    ) -> Variables:
+        if not (make := posterior.begin):
+            return variables
+        networks, parts = split(variables)
+        own = step_keys(key)
+        treated = images if jnp.issubdtype(images.dtype, jnp.floating) else treat(own.treatment, images)
+
+        def encode(autoencoder: Autoencoder) -> Heads:
+            return autoencoder.encode(_with_planes(treated, labels, classes))
+
+        # As in training: running statistics know nothing of the images yet.
+        heads = network.apply(networks, encode, own.dropout, True, None, own.streams)[0]
+        made = make(parts["posterior"], own.objective, lax.stop_gradient(heads))
+        params, state = dict(variables.params), dict(variables.state)
+        if isinstance(made, Variables):
+            state["posterior"], made = made.state, made.params
+        if jax.tree.leaves(made):
+            params["posterior"] = made
+        return Variables(params, state)
+
+    def sample_prior(
+        variables: Variables, key: Key[Array, ""], count: int, labels: Int[Array, " batch"] | None = None, **how: Any
+    ) -> Latents:
         networks, parts = split(variables)
 
         def run(autoencoder: Autoencoder) -> Latents:
-            aggregate = _aggregate(autoencoder, posterior, parts["posterior"], noise, shape)
-            z = prior.sample(parts["prior"], key, count, aggregate)
+            aggregate = aggregate_of(autoencoder, parts["posterior"], labels)
+            z = cast(Any, prior.sample)(parts["prior"], key, count, aggregate, **how)
             expect(f"{named['prior']}, sample", z, (count, *shape))
             return z
 
@@ -528,7 +580,7 @@ def _compose(
 
     treat = treatment_of(spec, config.data.treatment)
     traced = on(platform, init), on(platform, apply), on(platform, trace), treat
-    sampled = on(platform, sample_prior), on(platform, center)
+    sampled = on(platform, begin), on(platform, sample_prior), on(platform, center)
     shared = network.ties, posterior, prior, likelihood, classes, latent, shape, spec, platform
     return Composition(*traced, *sampled, *shared)
 
@@ -605,6 +657,8 @@ def _aggregate(
         )
         return posterior.transform(own, noise, autoencoder.encode(images))[0]
 
+    if codes := posterior.codes:
+        return Aggregate(log_prob, sample, own, partial(codes.of, own), partial(codes.vectors, own))
     return Aggregate(log_prob, sample, own)
 
 

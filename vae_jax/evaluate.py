@@ -33,6 +33,7 @@ from vae_jax.sizes import check_memory, largest_operation, largest_product
 
 LARGEST = -float(np.finfo(np.float32).max), float(np.finfo(np.float32).max)  # finite floats lie between
 MANY = 10_000  # z drawn at once from which on memory is asked first
+CODES = "codes"  # among the terms of a model whose z are made of them: those of every image, (images, places)
 BATCH = 250  # images at a time; no result depends on it but through the noise, which is drawn for each batch
 
 
@@ -223,6 +224,9 @@ def make_terms(
                 for place, phase in enumerate(objective.phases):
                     own_key, _ = batch_keys(further_key(key, place) if place else key, number)
                     result |= phase.terms(own_key, model, treated, options)
+                if (codes := network.posterior.codes) and model.codes:
+                    z, _ = model.sample(batch_keys(key, number)[0], model.encode(treated))
+                    result[CODES] = codes.numbered(model.codes(z)).reshape(len(treated), -1)
                 return result
 
             density = jnp.asarray(jnp.nan) if latent == "mean" else None
@@ -252,8 +256,19 @@ def _looks_at_densities(config: Config, network: Composition, objective: Objecti
 
 
 def means(terms: Terms) -> dict[str, float]:
-    """Each figure per image, the mean over images taken in double precision."""
-    return {name: float(np.asarray(terms[name], np.float64).mean()) for name in in_order(terms)}
+    """Each figure per image, the mean over images taken in double precision; of codes how they are used."""
+    figures = {name: float(np.asarray(terms[name], np.float64).mean()) for name in in_order(terms) if name != CODES}
+    return figures | (usage(np.asarray(terms[CODES])) if CODES in terms else {})
+
+
+def usage(codes: Int[np.ndarray, "images places"]) -> dict[str, float]:
+    """How many codes are used, and the perplexity of their use: exp of its entropy.
+
+    Over all places of all images at once: a mean over batches would depend on their size.
+    """
+    counts = np.bincount(codes.ravel())
+    shares = counts[counts > 0] / codes.size
+    return {"codes_used": float(len(shares)), "perplexity": float(np.exp(-(shares * np.log(shares)).sum()))}
 
 
 class Model(NamedTuple):

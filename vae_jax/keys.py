@@ -20,6 +20,7 @@ steps, batches and images count from 0, far below LAST = 2³² − 1.
 | | LAST PARTS | 0, 1, 2: the parameters of the posterior, the prior, the likelihood |
 | | LAST − 1 OWN_NETWORK | the initialisers of a user's own network |
 | | LAST − 2 OBJECTIVES | an objective's own networks |
+| | LAST − 3 BEGIN | what a part is made of data with: a key like a step's |
 | a step's | 0, 1 | the objective, dropout |
 | | 2 TREATMENT | what is done to the images |
 | | 3 STREAMS | what else a network draws in training |
@@ -46,7 +47,7 @@ Number = int | Int[Array, ""] | UInt[Array, ""]
 INIT, SHUFFLE, STEPS, EVALUATE, SAMPLES, SAMPLING, SAMPLERS, ENCODING, PROBING = range(9)  # of a seed
 TREATMENT, STREAMS, PHASES = 2, 3, 4  # of a step, whose 0 and 1 are those of `split`
 LAST = 2**32 - 1
-PARTS, OWN_NETWORK, OBJECTIVES = LAST, LAST - 1, LAST - 2  # of INIT
+PARTS, OWN_NETWORK, OBJECTIVES, BEGIN = LAST, LAST - 1, LAST - 2, LAST - 3  # of INIT
 AFTERWARDS, TREATMENTS, TRAINING_IMAGES, FURTHER = LAST, LAST - 1, LAST - 2, LAST - 3  # of EVALUATE
 ESTIMATES, DIAGNOSTICS = range(2)  # of AFTERWARDS
 IMAGE, IMPORTANCE, PILOTS, CHAINS = range(4)  # of an image, in an estimate
@@ -83,6 +84,11 @@ def own_network_key(init: OneKey) -> OneKey:
 def objective_key(init: OneKey) -> OneKey:
     """For the initialisation of an objective's own networks."""
     return jax.random.fold_in(init, OBJECTIVES)
+
+
+def begin_key(init: OneKey) -> OneKey:
+    """Like a step's key, for parts that are made of data before the first step, as a codebook."""
+    return jax.random.fold_in(init, BEGIN)
 
 
 def epoch_key(shuffle: OneKey, epoch: Number) -> OneKey:

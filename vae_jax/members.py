@@ -22,7 +22,7 @@ from vae_jax.data.dataset import Dataset
 from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import block, make_terms
 from vae_jax.feed import fits
-from vae_jax.keys import make_keys
+from vae_jax.keys import begin_key, make_keys
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import Terms
 from vae_jax.train import (
@@ -43,6 +43,7 @@ from vae_jax.train import (
     drive,
     epoch_order,
     epoch_parts,
+    first_images,
     lengths,
     make_calls,
     make_packing,
@@ -141,6 +142,7 @@ class Several(Program):
         self.steps = -(-self.count // batch_size)
         self._images = images.of("train", self.config)
         self.splits = ["test"] if data.validation is None else ["test", "validation"]
+        self._first = first_images(self.config, data.train)
         self.initial = jax.jit(_over_members(self._start))
         self._finite = jax.jit(jax.vmap(all_finite))
         platform = self._network.platform
@@ -245,7 +247,10 @@ class Several(Program):
         return value
 
     def _start(self, seed: Array, numbers: Numbers) -> TrainState:
-        variables = self._network.init(make_keys(seed).init)
+        key = make_keys(seed).init
+        variables = self._network.init(key)
+        if self._network.posterior.begin:
+            variables = self._network.begin(variables, begin_key(key), *self._first)
         return start_from(self.config, self._objective, variables, self.count, numbers)
 
     def _shuffle(self, seed: Array, epoch: Array) -> Array:

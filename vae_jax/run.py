@@ -793,7 +793,9 @@ class Recorder:
         trained_images = sum(epoch["images_per_second"] * epoch["train_seconds"] for epoch in timed)
         last = {name: value for name, value in history[-1].items() if name.split("_")[0] in SUMMARY_SPLITS}
         last.pop("train_seconds")
-        units = {name: self.objective.unit_of(name) for name in names_of(self.objective) if name not in FIGURES}
+        shown = (name.removeprefix("test_") for name in last if name.startswith("test_"))
+        named = dict.fromkeys((*names_of(self.objective), *(name for name in shown if name in self.objective.units)))
+        units = {name: self.objective.unit_of(name) for name in named if name not in FIGURES}
         return {
             **last,
             "unit": self.objective.unit,

@@ -30,7 +30,7 @@ from vae_jax.devices import Devices, cores
 from vae_jax.errors import Diverged, UserError, listed
 from vae_jax.evaluate import make_evaluator, means
 from vae_jax.feed import Feed, Shard
-from vae_jax.keys import StepKeys, epoch_key, make_keys, phase_key, step_key, step_keys
+from vae_jax.keys import StepKeys, begin_key, epoch_key, make_keys, phase_key, step_key, step_keys
 from vae_jax.models import BATCH_STATS, Variables
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import BoundModel, Objective, Phase, Terms, loss_of
@@ -43,6 +43,7 @@ from vae_jax.sizes import check_memory
 
 REDUCTIONS = {"sum": jnp.sum, "mean": jnp.mean}
 STEPS = 2**31 - 1  # of a run, counted in 32 bits
+BEGIN_IMAGES = 256  # of which a codebook is made
 FIRST_CHUNK = 8  # steps of a run's first call; from then on a call takes about a second
 
 
@@ -620,14 +621,33 @@ def check_numbers(config: Config, data: Dataset) -> None:
         )
 
 
-def start(config: Config, image_shape: tuple[int, ...], images: int) -> TrainState:
+def start(
+    config: Config, image_shape: tuple[int, ...], images: int, data: tuple[Array, Array | None] | None = None
+) -> TrainState:
     """The state before the first step of a run on this many training images; 0 where they are not known yet.
+
+    Args:
+        config: of the run.
+        image_shape: of an example.
+        images: to train on.
+        data: some of them and their labels, see `first_images`, of which parts are made that are made of data.
 
     Raises:
         UserError: if the configuration does not fit together.
     """
     network, objective = build(config, image_shape)
-    return start_from(config, objective, network.init(make_keys(config.seed).init), images)
+    key = make_keys(config.seed).init
+    variables = network.init(key)
+    if data and network.posterior.begin:
+        variables = jax.jit(network.begin)(variables, begin_key(key), *data)
+    return start_from(config, objective, variables, images)
+
+
+def first_images(config: Config, split: Split) -> tuple[Array, Array | None]:
+    """Images, spread over all of them, of which parts that are made of data begin, and the labels they are told."""
+    chosen = split.spread(min(len(split), BEGIN_IMAGES))
+    labels = told(config, chosen)
+    return jnp.asarray(chosen.images), None if labels is None else jnp.asarray(labels)
 
 
 def start_from(
@@ -982,7 +1002,8 @@ class Single(Program):
         step = step_of(config, network, objective, self.steps)
         self._keys = make_keys(config.seed)
 
-        state = resume[0] if resume else start(config, data.image_shape, self.count)
+        some = first_images(config, data.train) if network.posterior.begin and not resume else None
+        state = resume[0] if resume else start(config, data.image_shape, self.count, some)
         # Copied, since the loop takes its argument's buffers over: the caller's state survives.
         state = devices.whole(jax.jit(partial(jax.tree.map, jnp.copy))(state))
         pack_state, self._unpack = make_packing(network.platform, transformation, objective)

@@ -96,6 +96,8 @@ def _evaluate(options: Any) -> None:
         adds_up = abs(loss - reconstruction - kl) <= 1e-5 * abs(loss)
         parts = f"reconstruction {reconstruction:.3f}{' +' if adds_up else ','} KL {kl:.3f}"
         parts = f" = {parts}" if adds_up else f" ({parts})"
+    if network.posterior.codes and "reconstruction" in values:
+        found["bound"] = values["reconstruction"] + values["kl"]
     drawn = f", z: {options.latent}" if objective.generative else ""
     of = f"{len(images):,} of {len(whole):,}" if len(images) < len(whole) else f"{len(images):,}"
     line = f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({of} {network.spec.noun}s{drawn})"

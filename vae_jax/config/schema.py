@@ -298,8 +298,9 @@ class PosteriorConfig(Chosen):
     """The approximate posterior q(z|x).
 
     Attributes:
-        name: diagonal_gaussian, full_gaussian (with a full covariance), planar (a planar flow) or iaf (an inverse
-            autoregressive flow), see vae_jax/posteriors; or the import path of your own.
+        name: diagonal_gaussian, full_gaussian (with a full covariance), planar (a planar flow), iaf (an inverse
+            autoregressive flow) or codebook (vector quantisation), see vae_jax/posteriors; or the import path of your
+            own.
     """
 
     SECTION = "posterior"
@@ -312,8 +313,9 @@ class PriorConfig(Chosen):
     """The prior p(z).
 
     Attributes:
-        name: standard_normal, mixture (of Gaussians), vamp (the posterior at learned pseudo-inputs) or flow (a
-            normalising flow of coupling layers), see vae_jax/priors; or the import path of your own.
+        name: standard_normal, mixture (of Gaussians), vamp (the posterior at learned pseudo-inputs), flow (a
+            normalising flow of coupling layers) or uniform (over codes), see vae_jax/priors; or the import path of
+            your own.
     """
 
     SECTION = "prior"

@@ -26,6 +26,7 @@ from vae_jax.posteriors import Posterior
 from vae_jax.priors import Prior
 from vae_jax.registry import check_functions, check_takes, users_line
 from vae_jax.shapes import Shapes
+from vae_jax.variables import Variables
 
 # Each: (options, Shapes) -> module; the annotation of `options` names the dataclass of its options.
 NETWORKS = {"convolutional": convolutional, "mlp": mlp, "residual": residual}
@@ -52,19 +53,6 @@ PRECISIONS = {
 
 
 BATCH_STATS = "batch_stats"  # Flax's name for running statistics
-
-
-class Variables(NamedTuple):
-    """All numbers of a model.
-
-    Attributes:
-        params: what is trained.
-        state: what training updates without a gradient, by name: "batch_stats" (BatchNorm's running statistics), other
-            Flax collections of a user's network, and the states of parts that have one.
-    """
-
-    params: PyTree
-    state: dict[str, PyTree] = {}  # noqa: RUF012 (a NamedTuple's defaults are never changed)
 
 
 class Autoencoder(NamedTuple):
@@ -129,6 +117,16 @@ class Trace(NamedTuple):
     masks: dict[str, Array]
 
 
+def places(config: ModelConfig, image_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The shape of the network's own map of features, see `vae_jax.models.layers.with_places`; None where it has none.
+
+    Raises:
+        UserError: if the name is unknown or the sizes do not fit.
+    """
+    known = getattr(entry_of("model", config.network), "places", None)
+    return known and tuple(known(config.options, image_shape))
+
+
 def build(config: ModelConfig, shapes: Shapes) -> Network:
     """The configured network.
 
@@ -151,10 +149,6 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
         wanted = f"{config.network} to give a flax.linen.Module or a vae_jax.hierarchy.Hierarchy"
         raise UserError(f"model.network: expected {wanted}; found {kind}")
     *axes, channels = shapes.image_shape
-    maps = [size for size in (*heads.values(), shapes.latent_shape) if isinstance(size, tuple) and len(size) > 1]
-    if maps and hasattr(module, "couples"):  # which ours have
-        wanted = f"one of your own, since the posterior is made of arrays of shape {maps[0]}"
-        raise UserError(f"model.network: expected {wanted}; found {config.network}, which gives vectors")
     head_shapes = {name: size if isinstance(size, tuple) else (size,) for name, size in heads.items()}
     *places, numbers = shapes.latent_shape or (shapes.latent,)
     latent_shape = (*places, numbers + config.classes)

@@ -5,7 +5,7 @@ Layers carry the names of the PyTorch original's state_dict: conv1, BN1, …, fc
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -22,6 +22,9 @@ from vae_jax.models.layers import (
     Dropout,
     Linear,
     check_pictures,
+    check_unused,
+    has_maps,
+    with_places,
 )
 from vae_jax.shapes import Shapes
 
@@ -122,14 +125,16 @@ class Encoder(nn.Module):
         options: the network's.
         plan: the sizes derived from it.
         heads: what the posterior needs, such as "mu" and "log_var", with its size; each is one linear layer, fc_mu, ….
+        maps: whether they are maps, each made by a convolution of 1x1, conv_mu, ….
     """
 
     options: ConvolutionalOptions
     plan: Plan
-    heads: Mapping[str, int]
+    heads: Mapping[str, Any]
+    maps: bool
 
     @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> dict[str, Float[Array, "_ batch"]]:
+    def __call__(self, x: Features, *, train: bool) -> dict[str, Array]:
         options = self.options
         activation = ACTIVATIONS[options.activation]
         convolution = choose(options.convolution)
@@ -141,6 +146,10 @@ class Encoder(nn.Module):
                 norm = BatchNorm(options.batch_norm_momentum, options.unbiased_running_variance, name=f"BN{i + 1}")
                 x = norm(x, train=train)
             x = activation(x)
+        if self.maps:
+            return {
+                head: Conv(size[-1], 1, 1, 0, convolution, name=f"conv_{head}")(x) for head, size in self.heads.items()
+            }
         # (channels, height, width) flattened in this order is PyTorch's order too.
         x = Linear(options.hidden, name="fc1")(x.transpose(1, 2, 3, 0, 4).reshape(-1, x.shape[0] * x.shape[-1]))
         if options.hidden_activation:
@@ -160,20 +169,25 @@ class Decoder(nn.Module):
     Attributes:
         options: the network's.
         plan: the sizes derived from it.
+        maps: whether z are maps, as features are.
     """
 
     options: ConvolutionalOptions
     plan: Plan
+    maps: bool
 
     @nn.compact
-    def __call__(self, z: Float[Array, "latent batch"], *, train: bool) -> Features:
+    def __call__(self, z: Array, *, train: bool) -> Features:
         options, plan = self.options, self.plan
         activation = ACTIVATIONS[options.activation]
         convolution = choose(options.convolution)
         side = plan.sizes[-1]
-        x = activation(Linear(plan.widths[0] * side * side, name="fc2")(z))
-        x = Dropout(options.decoder_dropout, name="dropout_fc2")(x, train=train)
-        x = x.reshape(plan.widths[0], side, side, tiles(z.shape[-1]), -1).transpose(3, 0, 1, 2, 4)
+        if self.maps:
+            x = activation(Conv(plan.widths[0], 1, 1, 0, convolution, name="conv_z")(z))
+        else:
+            x = activation(Linear(plan.widths[0] * side * side, name="fc2")(z))
+            x = Dropout(options.decoder_dropout, name="dropout_fc2")(x, train=train)
+            x = x.reshape(plan.widths[0], side, side, tiles(z.shape[-1]), -1).transpose(3, 0, 1, 2, 4)
         layers = len(plan.strides)
         for i, features in enumerate(plan.widths[1:]):
             mirrored = layers - 1 - i
@@ -207,17 +221,24 @@ class ConvolutionalAutoencoder(nn.Module):
 
     def setup(self):
         sizes = plan(self.options, self.shapes.image_shape, self.shapes.outputs)
-        self.encoder = Encoder(self.options, sizes, self.shapes.heads)
-        self.decoder = Decoder(self.options, sizes)
+        self.maps = has_maps(self.shapes, "convolutional", _places(self.options, self.shapes.image_shape))
+        self.encoder = Encoder(self.options, sizes, self.shapes.heads, self.maps)
+        self.decoder = Decoder(self.options, sizes, self.maps)
 
-    def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch _"]]:
+    def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch *_"]]:
         heads = self.encoder(to_features(x), train=train)
-        return {name: head.T for name, head in heads.items()}
+        return {name: to_images(head) if self.maps else head.T for name, head in heads.items()}
 
-    def decode(self, z: Float[Array, "batch latent"], *, train: bool) -> Float[Array, "batch h w c"]:
-        return to_images(self.decoder(z.T, train=train))
+    def decode(self, z: Float[Array, "batch *latent"], *, train: bool) -> Float[Array, "batch h w c"]:
+        return to_images(self.decoder(to_features(z) if self.maps else z.T, train=train))
 
 
+def _places(options: ConvolutionalOptions, image_shape: tuple[int, ...]) -> tuple[int, int]:
+    side = plan(options, image_shape).sizes[-1]
+    return side, side
+
+
+@with_places(_places)
 def convolutional(options: ConvolutionalOptions, shapes: Shapes) -> ConvolutionalAutoencoder:
     """The article's network; 165,409 parameters for 32x32 grey images and 20 latent dimensions.
 
@@ -225,5 +246,6 @@ def convolutional(options: ConvolutionalOptions, shapes: Shapes) -> Convolutiona
         UserError: if the sizes do not fit, or there are no images.
     """
     check_pictures(shapes, "convolutional")
-    plan(options, shapes.image_shape)
+    if has_maps(shapes, "convolutional", _places(options, shapes.image_shape)):
+        check_unused(options, "hidden", "hidden_activation", "head_activation", "head_dropout", "decoder_dropout")
     return ConvolutionalAutoencoder(options, shapes)

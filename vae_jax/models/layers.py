@@ -9,7 +9,7 @@ Parameters are float32; a layer computes in the type of its input, BatchNorm's s
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import flax.linen as nn
 import jax
@@ -20,9 +20,11 @@ from jaxtyping import Array, Float
 
 from vae_jax.errors import UserError
 from vae_jax.models.convolution import CONVOLUTIONS, Convolution
-from vae_jax.options import FILLED, one_of, only
+from vae_jax.options import FILLED, as_text, one_of, only, options_in
 from vae_jax.platforms import current
 from vae_jax.shapes import Shapes
+
+Make = TypeVar("Make", bound=Callable[..., Any])
 
 
 @jax.custom_jvp
@@ -60,6 +62,50 @@ def check_pictures(shapes: Shapes, network: str) -> None:
             f"model.network: expected mlp, or one of your own, for examples of shape {shapes.image_shape}; found "
             f"{network}, which takes images"
         )
+
+
+def with_places(places: Callable[[Any, tuple[int, ...]], tuple[int, ...]]) -> Callable[[Make], Make]:
+    """Says of a function that makes a network what the shape of its map of features is, of which maps of z are made.
+
+    Args:
+        places: (the network's options, an example's shape) -> (height, width) of the map, or (length,).
+    """
+
+    def mark(function: Make) -> Make:
+        setattr(function, "places", places)  # noqa: B010 (a function's own attributes are not declared)
+        return function
+
+    return mark
+
+
+def has_maps(shapes: Shapes, network: str, places: tuple[int, ...]) -> bool:
+    """Whether z is a map, of as many places as the network's own.
+
+    Raises:
+        UserError: if it is a map of others.
+    """
+    if not (shape := shapes.latent_shape) or len(shape) == 1:
+        return False
+    if shape[:-1] != places:
+        raise UserError(
+            f"model.network: expected one with a map of {list(shape[:-1])}, as z is (posterior.places); found {network}, "
+            f"whose map is {list(places)} for images of {list(shapes.image_shape)}"
+        )
+    return True
+
+
+def check_unused(options: Any, *names: str) -> None:
+    """Refuses options of a network that only vectors of z need, where z are maps.
+
+    Raises:
+        UserError: naming the option.
+    """
+    for name in names:
+        if (found := getattr(options, name)) != (usual := options_in(type(options))[name].default):
+            raise UserError(
+                f"model.{name}: expected {as_text(usual)} with a posterior of maps, which come straight from the "
+                f"convolutions; found {as_text(found)}"
+            )
 
 
 @dataclass(frozen=True)

@@ -81,16 +81,17 @@ class MLP(nn.Module):
     couples = False  # in training, the images of a batch do not depend on one another
 
     def setup(self):
-        self.encoder = Encoder(self.options, self.shapes.heads)
+        sizes = {name: math.prod(size) if isinstance(size, tuple) else size for name, size in self.shapes.heads.items()}
+        self.encoder = Encoder(self.options, sizes)
         self.decoder = Decoder(self.options, self.shapes.outputs * math.prod(self.shapes.image_shape))
 
     def encode(self, x: Float[Array, "batch *shape"], *, train: bool) -> dict[str, Float[Array, "batch _"]]:
         heads = self.encoder(x.reshape(len(x), -1).T)
         return {name: head.T for name, head in heads.items()}
 
-    def decode(self, z: Float[Array, "batch latent"], *, train: bool) -> Float[Array, "batch *shape"]:
+    def decode(self, z: Float[Array, "batch *latent"], *, train: bool) -> Float[Array, "batch *shape"]:
         *axes, channels = self.shapes.image_shape
-        return self.decoder(z.T).T.reshape(-1, *axes, self.shapes.outputs * channels)
+        return self.decoder(z.reshape(len(z), -1).T).T.reshape(-1, *axes, self.shapes.outputs * channels)
 
 
 def mlp(options: MLPOptions, shapes: Shapes) -> MLP:

@@ -7,7 +7,7 @@ activation (pre-activation, He et al. 2016b, figure 1b), so the sums of the bloc
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -23,6 +23,8 @@ from vae_jax.models.layers import (
     ConvTranspose,
     Linear,
     check_pictures,
+    has_maps,
+    with_places,
 )
 from vae_jax.shapes import Shapes
 
@@ -107,14 +109,16 @@ class Encoder(nn.Module):
         options: the network's.
         sizes: see `plan`.
         heads: what the posterior needs, such as "mu" and "log_var", with its size.
+        maps: whether they are maps, each made by a convolution of 1x1, conv_mu, ….
     """
 
     options: ResidualOptions
     sizes: tuple[int, ...]
-    heads: Mapping[str, int]
+    heads: Mapping[str, Any]
+    maps: bool
 
     @nn.compact
-    def __call__(self, x: Features, *, train: bool) -> dict[str, Float[Array, "_ batch"]]:
+    def __call__(self, x: Features, *, train: bool) -> dict[str, Array]:
         options, convolution = self.options, choose(self.options.convolution)
         dead = dead_bias(options, train)
         for i, features in enumerate(options.channels):
@@ -124,6 +128,10 @@ class Encoder(nn.Module):
             for j in range(options.blocks):
                 x = Block(options, name=f"block{i + 1}_{j + 1}")(x, train=train)
         x = Activated(options, name=f"act{len(options.channels)}")(x, train=train)
+        if self.maps:
+            return {
+                head: Conv(size[-1], 1, 1, 0, convolution, name=f"conv_{head}")(x) for head, size in self.heads.items()
+            }
         x = x.transpose(1, 2, 3, 0, 4).reshape(-1, x.shape[0] * x.shape[-1])
         return {head: Linear(size, name=f"fc_{head}")(x) for head, size in self.heads.items()}
 
@@ -135,18 +143,23 @@ class Decoder(nn.Module):
         options: the network's.
         sizes: see `plan`.
         outputs: numbers for each pixel, all channels together.
+        maps: whether z are maps, as features are.
     """
 
     options: ResidualOptions
     sizes: tuple[int, ...]
     outputs: int
+    maps: bool
 
     @nn.compact
-    def __call__(self, z: Float[Array, "latent batch"], *, train: bool) -> Features:
+    def __call__(self, z: Array, *, train: bool) -> Features:
         options, convolution = self.options, choose(self.options.convolution)
         side, channels = self.sizes[-1], options.channels[-1]
-        x = Linear(channels * side * side, name="fc")(z)
-        x = x.reshape(channels, side, side, tiles(z.shape[-1]), -1).transpose(3, 0, 1, 2, 4)
+        if self.maps:
+            x = Conv(channels, 1, 1, 0, convolution, name="conv_z")(z)
+        else:
+            x = Linear(channels * side * side, name="fc")(z)
+            x = x.reshape(channels, side, side, tiles(z.shape[-1]), -1).transpose(3, 0, 1, 2, 4)
         # Named as the encoder's stages that they mirror, the last one first.
         for i in reversed(range(len(options.channels))):
             for j in range(options.blocks):
@@ -171,17 +184,25 @@ class ResidualAutoencoder(nn.Module):
 
     def setup(self):
         sizes = plan(self.options, self.shapes.image_shape)
-        self.encoder = Encoder(self.options, sizes, self.shapes.heads)
-        self.decoder = Decoder(self.options, sizes, self.shapes.outputs * self.shapes.image_shape[-1])
+        self.maps = has_maps(self.shapes, "residual", _places(self.options, self.shapes.image_shape))
+        self.encoder = Encoder(self.options, sizes, self.shapes.heads, self.maps)
+        outputs = self.shapes.outputs * self.shapes.image_shape[-1]
+        self.decoder = Decoder(self.options, sizes, outputs, self.maps)
 
-    def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch _"]]:
+    def encode(self, x: Float[Array, "batch h w c"], *, train: bool) -> dict[str, Float[Array, "batch *_"]]:
         heads = self.encoder(to_features(x), train=train)
-        return {name: head.T for name, head in heads.items()}
+        return {name: to_images(head) if self.maps else head.T for name, head in heads.items()}
 
-    def decode(self, z: Float[Array, "batch latent"], *, train: bool) -> Float[Array, "batch h w c"]:
-        return to_images(self.decoder(z.T, train=train))
+    def decode(self, z: Float[Array, "batch *latent"], *, train: bool) -> Float[Array, "batch h w c"]:
+        return to_images(self.decoder(to_features(z) if self.maps else z.T, train=train))
 
 
+def _places(options: ResidualOptions, image_shape: tuple[int, ...]) -> tuple[int, int]:
+    side = plan(options, image_shape)[-1]
+    return side, side
+
+
+@with_places(_places)
 def residual(options: ResidualOptions, shapes: Shapes) -> ResidualAutoencoder:
     """A pair of residual networks.
 
@@ -189,5 +210,5 @@ def residual(options: ResidualOptions, shapes: Shapes) -> ResidualAutoencoder:
         UserError: if the sizes do not fit, or there are no images.
     """
     check_pictures(shapes, "residual")
-    plan(options, shapes.image_shape)
+    has_maps(shapes, "residual", _places(options, shapes.image_shape))
     return ResidualAutoencoder(options, shapes)

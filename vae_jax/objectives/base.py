@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from vae_jax.errors import UserError
 from vae_jax.optimizer import Rule
@@ -55,6 +55,7 @@ class Draw(NamedTuple):
         cost: what the posterior itself adds to a loss, (*batch,), as a codebook's commitment; None for nothing.
         heads: the posterior's, each (batch, size).
         outputs: what the likelihood makes images of, (*batch, height, width, outputs).
+        figures: what the posterior says of its sample, by name, (*batch,) each, as parts of the cost.
     """
 
     z: Latents
@@ -66,6 +67,7 @@ class Draw(NamedTuple):
     cost: Float[Array, "*batch"] | None
     heads: Heads
     outputs: Outputs
+    figures: Mapping[str, Float[Array, "*batch"]] = {}
 
 
 class BoundModel(NamedTuple):
@@ -90,6 +92,7 @@ class BoundModel(NamedTuple):
         epoch: epochs trained, with their fraction; infinite in evaluation, where every schedule has ended.
         own: what the objective's `init` gives, as training has made it.
         support: what the numbers of an example are: "levels" in [0, 1], "reals", or "categories", one-hot.
+        codes: z -> the codes that it is made of, see `vae_jax.posteriors.Codes`; None where it is made of none.
     """
 
     draw: Callable[..., Draw]
@@ -105,6 +108,7 @@ class BoundModel(NamedTuple):
     epoch: Float[Array, ""]
     own: PyTree = None
     support: str = "levels"
+    codes: Callable[[Latents], Int[Array, "..."]] | None = None
 
 
 def make_draw(
@@ -120,14 +124,14 @@ def make_draw(
 
     def draw(key: Key[Array, ""], images: Images, samples: int | None = None, targets: Images | None = None) -> Draw:
         heads = encode(images)
-        z, log_q, cost, _, decoded = sample(key, heads, samples)
+        z, log_q, cost, _, decoded, figures = sample(key, heads, samples)
         outputs = decoded.outputs if decoded else decode(z)
         log_px = log_likelihood(images if targets is None else targets, outputs)
         if decoded:
             once = decoded.kl if samples is None else decoded.kl.mean(0)
-            return Draw(z, log_q, decoded.log_pz, log_px, once, None, cost, heads, outputs)
+            return Draw(z, log_q, decoded.log_pz, log_px, once, None, cost, heads, outputs, figures)
         closed_form = kl and kl(heads), kl_by_dimension and kl_by_dimension(heads)
-        return Draw(z, log_q, log_prior(z), log_px, *closed_form, cost, heads, outputs)
+        return Draw(z, log_q, log_prior(z), log_px, *closed_form, cost, heads, outputs, figures)
 
     return draw
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import logsumexp, softmax
 
+from vae_jax.errors import UserError
 from vae_jax.objectives.base import Around, Terms, check_gradient
 from vae_jax.options import TRACED, one_of
 
@@ -103,8 +104,22 @@ def is_dreg(options: IWAEOptions) -> bool:
 
 
 def check_iwae(options: IWAEOptions, around: Around) -> None:
-    """Refuses a gradient for which q(z|x) must be known at any z."""
+    """Refuses a gradient for which q(z|x) must be known at any z, and a posterior without samples."""
+    check_samples(options, around)
     check_gradient(options.gradient, around)
+
+
+def check_samples(options: SamplesOptions, around: Around) -> None:
+    """Refuses a posterior whose samples are all the same.
+
+    Raises:
+        UserError: naming it.
+    """
+    if around.posterior.single:
+        raise UserError(
+            f"objective.name: expected vae or another with one sample an image with {around.q}, whose samples are all "
+            f"the same; found {type(options).__name__.removesuffix('Options').lower()}"
+        )
 
 
 def _bound(key, model, images, options, groups) -> Terms:

@@ -73,7 +73,8 @@ def vae(key, model, images, options: VAEOptions) -> Terms:
         bits = jnp.maximum(options.free_bits, draw.kl_by_dimension.mean(0)).sum()
         cost = jnp.where(jnp.isinf(model.epoch), kl, bits)
     beta = options.beta * SCHEDULES[options.schedule](options, model.epoch)
-    return {"loss": _with_own(draw, reconstruction + beta * cost), "reconstruction": reconstruction, "kl": kl}
+    terms = {"loss": _with_own(draw, reconstruction + beta * cost), "reconstruction": reconstruction, "kl": kl}
+    return terms | draw.figures
 
 
 def capacity_vae(key, model, images, options: CapacityOptions) -> Terms:
@@ -81,7 +82,7 @@ def capacity_vae(key, model, images, options: CapacityOptions) -> Terms:
     draw, reconstruction, kl = _parts(key, model, images, options.kl)
     capacity = options.capacity * jnp.minimum(1.0, model.epoch / options.capacity_epochs)
     loss = reconstruction + options.capacity_weight * jnp.abs(kl - capacity)
-    return {"loss": _with_own(draw, loss), "reconstruction": reconstruction, "kl": kl}
+    return {"loss": _with_own(draw, loss), "reconstruction": reconstruction, "kl": kl} | draw.figures
 
 
 def _parts(key, model, images, kl, gradient="standard"):

@@ -1,12 +1,13 @@
 """Approximate posteriors q(z|x): one function each, and one line here."""
 
 from vae_jax.config import PosteriorConfig, entry_of
-from vae_jax.posteriors.base import KL, Heads, Latents, Posterior, Sample
+from vae_jax.posteriors.base import KL, Codes, Heads, Latents, Posterior, Sample
+from vae_jax.posteriors.codebook import codebook
 from vae_jax.posteriors.flows import iaf, planar
 from vae_jax.posteriors.gaussian import diagonal_gaussian, full_gaussian, point
 from vae_jax.shapes import Shapes
 
-__all__ = ["KL", "POSTERIORS", "Heads", "Latents", "Posterior", "Sample", "get", "point"]
+__all__ = ["KL", "POSTERIORS", "Codes", "Heads", "Latents", "Posterior", "Sample", "get", "point"]
 
 # Each: (options, Shapes) -> Posterior; the annotation of `options` names the dataclass of its options.
 POSTERIORS = {
@@ -14,6 +15,7 @@ POSTERIORS = {
     "full_gaussian": full_gaussian,
     "planar": planar,
     "iaf": iaf,
+    "codebook": codebook,
 }
 
 

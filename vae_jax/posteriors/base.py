@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, Key, PyTree
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 Heads = dict[str, Float[Array, "..."]]
 Latents = Float[Array, "*batch latent"]
@@ -30,6 +31,31 @@ class Decoded(NamedTuple):
     kl: Float[Array, "*batch"]
 
 
+class Codes(NamedTuple):
+    """Of a posterior whose z are made of codes, whole numbers from 0 to values − 1, one at each place.
+
+    Attributes:
+        values: how many codes there are.
+        shape: of the codes of one z.
+        of: (own, z) -> the codes, (*batch, *shape), int32.
+        vectors: (own, codes) -> z, (*batch, *shape of z).
+        apart: whether every place along the last axis of the shape has codes of its own, as stages of a quantiser have.
+    """
+
+    values: int
+    shape: tuple[int, ...]
+    of: Callable[[PyTree, "Latents"], Int[Array, "..."]]
+    vectors: Callable[[PyTree, Int[Array, "..."]], "Latents"]
+    apart: bool = False
+
+    def numbered(self, codes: Int[Array, "..."]) -> Int[Array, "..."]:
+        """Codes by numbers of which no two stand for different vectors."""
+        if not self.apart:
+            return codes
+        own = self.values * jnp.arange(self.shape[-1])
+        return codes + jnp.broadcast_to(own, codes.shape)
+
+
 class Sample(NamedTuple):
     """What a posterior makes of noise; (*batch,) are the heads' leading axes.
 
@@ -41,6 +67,7 @@ class Sample(NamedTuple):
             not kept; of several draws in a step, that of the last is. Such a posterior is drawn from outside of any
             vmap, scan or checkpoint of an objective's own.
         decoded: what z has been decoded to, where it is drawn inside the decoder.
+        figures: what there is to know of it, by name, (*batch,) each, as parts of the cost.
     """
 
     z: Latents
@@ -48,6 +75,7 @@ class Sample(NamedTuple):
     cost: Float[Array, "*batch"] | None = None
     state: PyTree | None = None
     decoded: Decoded | None = None
+    figures: Mapping[str, Float[Array, "*batch"]] = MappingProxyType({})
 
 
 class KL(NamedTuple):
@@ -80,6 +108,12 @@ class Posterior(NamedTuple):
         center: (own, heads) -> Sample without noise; None for that of noise that is all zeros.
         support: what z are in; the prior's is the same.
         decodes: whether its samples come decoded, with their KL from the prior.
+        exact: `transform` out of training, of a posterior that is relaxed in it; None where it is the same.
+        codes: of a posterior whose z are made of codes.
+        single: whether all of q(z|x) is on one z, so that samples of it are all the same.
+        begin: (own, key, heads of some images) -> own, with which training begins anew, as a codebook that is made of
+            data; None leaves what `init` gives.
+        units: of the figures of its samples, by name.
     """
 
     heads: Mapping[str, int | tuple[int, ...]]
@@ -92,3 +126,8 @@ class Posterior(NamedTuple):
     center: Callable[[PyTree, Heads], Sample | tuple[Latents, Float[Array, "*batch"]]] | None = None
     support: str = "real vectors"
     decodes: bool = False
+    exact: Callable[[PyTree, Any, Heads], Sample | tuple[Latents, Float[Array, "*batch"]]] | None = None
+    codes: Codes | None = None
+    single: bool = False
+    begin: Callable[[PyTree, Key[Array, ""], Heads], PyTree] | None = None
+    units: Mapping[str, str] = MappingProxyType({})

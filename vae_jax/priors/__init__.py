@@ -5,6 +5,7 @@ from vae_jax.priors.base import Aggregate, Prior
 from vae_jax.priors.flow import flow
 from vae_jax.priors.mixture import mixture
 from vae_jax.priors.standard_normal import standard_normal, standard_normal_log_prob
+from vae_jax.priors.uniform import uniform
 from vae_jax.priors.vamp import vamp
 from vae_jax.shapes import Shapes
 
@@ -16,6 +17,7 @@ PRIORS = {
     "mixture": mixture,
     "vamp": vamp,
     "flow": flow,
+    "uniform": uniform,
 }
 
 

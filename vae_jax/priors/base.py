@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
-from vae_jax.posteriors import Latents
+from vae_jax.errors import UserError
+from vae_jax.posteriors import Codes, Latents
 from vae_jax.posteriors.base import no_parameters
+from vae_jax.shapes import Shapes
 
 
 class Aggregate(NamedTuple):
@@ -16,11 +18,28 @@ class Aggregate(NamedTuple):
         log_prob: (z, u) -> log q(z|u) of each z (*batch, latent) under each u: (*batch, count).
         sample: (key, u) -> one z for each u, (count, latent).
         own: what the posterior's `init` gives, as training has made it.
+        codes: z -> its codes, of a posterior whose z are made of codes; see `vae_jax.posteriors.Codes`.
+        vectors: codes -> z, likewise.
+        labels: of the images, (batch,), the last axis before z's own; None where the model is told none.
     """
 
     log_prob: Callable[[Latents, Float[Array, "count *shape"]], Float[Array, "*batch count"]]
     sample: Callable[[Key[Array, ""], Float[Array, "count *shape"]], Float[Array, "count latent"]]
     own: PyTree = None
+    codes: Callable[[Latents], Int[Array, "..."]] | None = None
+    vectors: Callable[[Int[Array, "..."]], Latents] | None = None
+    labels: Int[Array, " batch"] | None = None
+
+
+def codes_in(shapes: Shapes, name: str) -> Codes:
+    """The codes that a posterior's z are made of.
+
+    Raises:
+        UserError: if they are made of none.
+    """
+    if shapes.codes is None:
+        raise UserError(f"prior.name: expected a prior over real vectors, as the posterior's z are; found {name}")
+    return shapes.codes
 
 
 class Prior(NamedTuple):
@@ -28,11 +47,12 @@ class Prior(NamedTuple):
 
     Attributes:
         log_prob: (params, z, aggregate) -> log p(z), (*batch,), for z (*batch, latent), in nats.
-        sample: (params, key, count, aggregate) -> z, (count, latent).
+        sample: (params, key, count, aggregate, **how) -> z, (count, latent).
         init: key -> what is trained; nothing for the standard normal.
         kind: by which posteriors know it, to give their KL from it in closed form; empty where none does.
         posterior: whether it is made of the run's posterior, as the VampPrior is.
         support: what z are in.
+        how: names of what `sample` may be given beside, as temperature.
     """
 
     log_prob: Callable[[PyTree, Latents, Aggregate], Float[Array, "*batch"]]
@@ -41,3 +61,4 @@ class Prior(NamedTuple):
     kind: str = ""
     posterior: bool = False
     support: str = "real vectors"
+    how: tuple[str, ...] = ()

@@ -1,0 +1,261 @@
+"""Vector quantisation: a posterior that puts all of q(z|x) on the nearest vectors of a learned codebook."""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from vae_jax.errors import UserError
+from vae_jax.options import one_of
+from vae_jax.posteriors.base import Codes, Heads, Latents, Posterior, Sample
+from vae_jax.posteriors.places import over_codes, places_of
+from vae_jax.shapes import Shapes
+from vae_jax.variables import Variables
+
+LLOYD_STEPS = 10  # of k-means, when a codebook is made of data
+SMALLEST = 1e-12  # of a squared length that is divided by
+
+Vectors = Float[Array, "n latent"]
+Codebook = Float[Array, "codes latent"]
+
+
+@dataclass(frozen=True)
+class CodebookOptions:
+    """Of codebook.
+
+    Attributes:
+        codes: vectors of the codebook, K.
+        places: the shape of the codes of an image, as [7, 7]; null takes the network's own map.
+        stages: of residual quantisation, each with a codebook for what the ones before have left.
+        update: of the codebook: ema (moving averages of what is assigned to a code) or gradient.
+        decay: of the moving averages; with gradient, of the counts alone.
+        commitment: β, weight of the encoder's distance from its code.
+        weight: of both code terms, beside the reconstruction.
+        revival: a code that is used less than this part of the uniform share becomes a vector of the batch; 0 for none.
+        estimator: of the gradient through the choice of a code: straight_through or rotation.
+        distance: euclidean, or cosine, between vectors of length 1.
+    """
+
+    codes: Annotated[int, "[1, 1048576]"] = 512
+    places: Annotated[tuple[int, ...] | None, "[1, 65536]"] = None
+    stages: Annotated[int, "[1, 64]"] = 1
+    update: Annotated[str, one_of("ema", "gradient")] = "ema"
+    decay: Annotated[float, "[0, 1)"] = 0.99
+    commitment: Annotated[float, "[0, inf)"] = 0.25
+    weight: Annotated[float, "(0, inf)"] = 1.0
+    revival: Annotated[float, "[0, 1)"] = 0.05
+    estimator: Annotated[str, one_of("straight_through", "rotation")] = "straight_through"
+    distance: Annotated[str, one_of("euclidean", "cosine")] = "euclidean"
+
+    def __post_init__(self):
+        if self.stages > 1 and self.distance == "cosine":
+            raise UserError("posterior.distance: expected euclidean with several stages; found cosine")
+
+
+def codebook(options: CodebookOptions, shapes: Shapes) -> Posterior:
+    """All of q(z|x) on the codes nearest to the encoder's vectors, one at each place (VQ-VAE).
+
+    (van den Oord et al. 2017, section 3; the moving averages are appendix A.1's.) An encoder's vector E at a place
+    becomes the nearest code e, and the loss has Σ β‖E − sg(e)‖² and, where the codebook follows a gradient,
+    Σ‖sg(E) − e‖² beside it, summed over places and dimensions, so that no weight depends on the batch's size. A code
+    whose average count falls below a part of the uniform share becomes one of the batch's vectors, without which most
+    codes die.
+    """
+    places, latent, count, stages = places_of(options.places, shapes), shapes.latent, options.codes, options.stages
+    shape = (*places, latent)
+    cosine, learned = options.distance == "cosine", options.update == "gradient"
+
+    def normal(vectors: Float[Array, "*any latent"]) -> Float[Array, "*any latent"]:
+        return _unit(vectors) if cosine else vectors
+
+    def codebooks(own: Variables) -> Float[Array, "stages codes latent"]:
+        return normal(own.params["codes"] + own.state["moved"]) if learned else own.state["codes"]
+
+    def with_codes(codes: Float[Array, "stages codes latent"], counts: Float[Array, "stages codes"]) -> Variables:
+        if learned:
+            return Variables({"codes": codes}, {"moved": jnp.zeros_like(codes), "counts": counts})
+        return Variables({}, {"codes": codes, "counts": counts})
+
+    def init(key: Key[Array, ""]) -> Variables:
+        codes = jax.random.normal(key, (stages, count, latent)) / math.sqrt(latent)
+        return with_codes(normal(codes), jnp.ones((stages, count)))
+
+    def begin(own: Variables, key: Key[Array, ""], heads: Heads) -> Variables:
+        """The codebooks by k-means of what the encoder makes of some images, stage by stage."""
+        left = normal(heads["mu"].reshape(-1, latent).astype(jnp.float32))
+        made = []
+        for stage_key in jax.random.split(key, stages):
+            codes, counts = k_means(stage_key, left, count)
+            codes = normal(codes)
+            made.append((codes, counts))
+            left = left - codes[nearest(left, codes)]
+        codes, counts = (jnp.stack(each) for each in zip(*made, strict=True))
+        # As many as a batch of these images assigns; the first batches move them to their own.
+        return with_codes(codes, jnp.maximum(counts, options.revival * counts.sum(-1, keepdims=True) / count))
+
+    def quantized(own: Variables, heads: Heads) -> tuple[Vectors, list[tuple[Vectors, Int[Array, " n"]]]]:
+        """The encoder's vectors, and of each stage what it is given and the codes nearest to it."""
+        vectors = normal(heads["mu"].reshape(-1, latent).astype(jnp.float32))
+        left, chosen = lax.stop_gradient(vectors), []
+        for codes in lax.stop_gradient(codebooks(own)):
+            found = nearest(left, codes)
+            chosen.append((left, found))
+            left = left - codes[found]
+        return vectors, chosen
+
+    def center(own: Variables, heads: Heads) -> Sample:
+        lead = heads["mu"].shape[: -len(shape)]
+        vectors, chosen = quantized(own, heads)
+        books, so_far = codebooks(own), jnp.zeros_like(vectors)
+        commitment = book = jnp.zeros(lead)
+        for codes, (left, found) in zip(books, chosen, strict=True):
+            vector = codes[found]
+            # Every prefix of the stages is to be near; of one stage this is the paper's term.
+            so_far = so_far + vector
+            commitment = commitment + _summed(vectors - lax.stop_gradient(so_far), lead)
+            book = book + _summed(left - vector, lead)
+        target = lax.stop_gradient(so_far)
+        through = rotated if options.estimator == "rotation" else straight_through
+        z = through(vectors, target).reshape(*lead, *shape).astype(heads["mu"].dtype)
+        commitment = options.weight * options.commitment * commitment
+        figures, cost = {"commitment": commitment}, commitment
+        if learned:
+            figures["codebook"] = options.weight * book
+            cost = cost + figures["codebook"]
+        return Sample(z, jnp.zeros(lead), cost, figures=figures)
+
+    def transform(own: Variables, key: Key[Array, ""], heads: Heads) -> Sample:
+        _, chosen = quantized(own, heads)
+        return center(own, heads)._replace(state=moved_on(own, key, chosen))
+
+    def moved_on(own: Variables, key: Key[Array, ""], chosen: list[tuple[Vectors, Int[Array, " n"]]]) -> PyTree:
+        codes, counts, rows = lax.stop_gradient(codebooks(own)), own.state["counts"], len(chosen[0][0])
+        made = []
+        for stage, (left, found) in enumerate(chosen):
+            sums, now = assigned(left, found, count)
+            book, before = codes[stage], counts[stage]
+            after = options.decay * before + (1 - options.decay) * now
+            if not learned:
+                # N·e is the moving sum, so this is S/N; a code that nothing is assigned to stays exactly as it is.
+                change = (1 - options.decay) * (sums - now[:, None] * book)
+                book = normal(book + change / jnp.maximum(after, SMALLEST)[:, None])
+            if options.revival:
+                least = options.revival * rows / count
+                dead = after < least
+                order = jax.random.permutation(jax.random.fold_in(key, stage), rows)
+                taken = left[order[jnp.arange(count) % rows]]
+                book = jnp.where(dead[:, None], taken, book)
+                after = jnp.where(dead, least, after)
+            made.append((book, after))
+        book, after = (jnp.stack(each) for each in zip(*made, strict=True))
+        if learned:  # what is trained is left to its optimiser, whose averages of a dead code's gradient are all but 0
+            return {"moved": own.state["moved"] + book - codes, "counts": after}
+        return {"codes": book, "counts": after}
+
+    def codes_of(own: Variables, z: Latents) -> Int[Array, "..."]:
+        lead = z.shape[: -len(shape)]
+        left, found = z.reshape(-1, latent).astype(jnp.float32), []
+        for codes in codebooks(own):
+            found.append(nearest(left, codes))
+            left = left - codes[found[-1]]
+        if stages == 1:
+            return found[0].reshape(*lead, *places)
+        return jnp.stack(found, -1).reshape(*lead, *places, stages)
+
+    def vectors_of(own: Variables, codes: Int[Array, "..."]) -> Latents:
+        books = codebooks(own)
+        if stages == 1:
+            return books[0][codes]
+        return sum((books[stage][codes[..., stage]] for stage in range(1, stages)), books[0][codes[..., 0]])
+
+    each = places if stages == 1 else (*places, stages)
+    return over_codes(
+        Codes(count, each, codes_of, vectors_of, apart=stages > 1),
+        shape,
+        transform,
+        center,
+        init=init,
+        begin=begin,
+        noise=lambda key, lead: key,
+        units=dict.fromkeys(("commitment", "codebook") if learned else ("commitment",), "squared distance per image"),
+    )
+
+
+def nearest(vectors: Vectors, codes: Codebook) -> Int[Array, " n"]:
+    """The number of each vector's nearest code. ‖vector‖² is the same for all of them and left out."""
+    # In full precision, since a rounded product changes what is nearest.
+    products = jnp.einsum("nd,kd->nk", vectors, codes, precision=lax.Precision.HIGHEST)
+    return jnp.argmin(jnp.square(codes).sum(-1)[None, :] - 2 * products, -1).astype(jnp.int32)
+
+
+def assigned(
+    vectors: Vectors, codes: Int[Array, " n"], count: int
+) -> tuple[Float[Array, "codes latent"], Float[Array, " codes"]]:
+    """Of each code the sum of the vectors assigned to it, and how many they are."""
+    sums = partial(jax.ops.segment_sum, segment_ids=codes, num_segments=count)
+    return sums(vectors), sums(jnp.ones_like(vectors[:, 0]))
+
+
+def k_means(
+    key: Key[Array, ""], vectors: Vectors, count: int, steps: int = LLOYD_STEPS
+) -> tuple[Codebook, Float[Array, " codes"]]:
+    """Codes among vectors, and how many are nearest to each.
+
+    They begin as vectors drawn one after another with probabilities as their squared distances from the ones before
+    (k-means++; Arthur & Vassilvitskii 2007, section 2.2), which Lloyd's steps move to the means of what is assigned.
+    """
+    first_key, key = jax.random.split(key)
+
+    def seed(carry, key):
+        distances, last = carry
+        distances = jnp.minimum(distances, jnp.square(vectors - last[None, :]).sum(-1))
+        # Where all are codes already, any is as good.
+        weights = jnp.where(distances.max() > 0, distances, jnp.ones_like(distances))
+        chosen = vectors[jax.random.categorical(key, jnp.log(weights))]
+        return (distances, chosen), chosen
+
+    first = vectors[jax.random.randint(first_key, (), 0, len(vectors))]
+    start = jnp.full(len(vectors), jnp.inf, vectors.dtype), first
+    _, others = lax.scan(seed, start, jax.random.split(key, count - 1)) if count > 1 else (None, first[None][:0])
+    codes = jnp.concatenate([first[None], others])
+
+    def step(codes, _):
+        sums, now = assigned(vectors, nearest(vectors, codes), count)
+        return jnp.where(now[:, None] > 0, sums / jnp.maximum(now, 1)[:, None], codes), None
+
+    codes, _ = lax.scan(step, codes, None, length=steps)
+    return codes, assigned(vectors, nearest(vectors, codes), count)[1]
+
+
+def straight_through(vectors: Vectors, targets: Vectors) -> Vectors:
+    """The targets, whose gradient is taken for the vectors' (van den Oord et al. 2017, section 3.2)."""
+    return vectors + lax.stop_gradient(targets - vectors)
+
+
+def rotated(vectors: Vectors, targets: Vectors) -> Vectors:
+    """The targets, as the vectors turned and stretched to them, which the gradient takes for constants.
+
+    (The rotation trick; Fifty et al. 2024, arXiv 2410.06424, section 4.) With unit vectors v of a vector and t of its
+    target the rotation is I − 2rrᵀ + 2tvᵀ, r along v + t.
+    """
+    lengths = jnp.sqrt(jnp.square(vectors).sum(-1, keepdims=True) + SMALLEST)
+    reached = jnp.sqrt(jnp.square(targets).sum(-1, keepdims=True) + SMALLEST)
+    v, t = lax.stop_gradient(vectors / lengths), lax.stop_gradient(targets / reached)
+    r = lax.stop_gradient(_unit(v + t))
+    along_r, along_v = (vectors * r).sum(-1, keepdims=True), (vectors * v).sum(-1, keepdims=True)
+    turned = lax.stop_gradient(reached / lengths) * (vectors - 2 * along_r * r + 2 * along_v * t)
+    return turned + lax.stop_gradient(targets - turned)  # rounded otherwise, the value is the code's own
+
+
+def _unit(vectors: Float[Array, "*any latent"]) -> Float[Array, "*any latent"]:
+    return vectors * lax.rsqrt(jnp.square(vectors).sum(-1, keepdims=True) + SMALLEST)
+
+
+def _summed(differences: Vectors, lead: tuple[int, ...]) -> Float[Array, "*batch"]:
+    """Squares summed over an image's places and dimensions."""
+    return jnp.square(differences).reshape(*lead, -1).sum(-1)
