@@ -88,8 +88,8 @@ def has_maps(shapes: Shapes, network: str, places: tuple[int, ...]) -> bool:
         return False
     if shape[:-1] != places:
         raise UserError(
-            f"model.network: expected one with a map of {list(shape[:-1])}, as z is (posterior.places); found {network}, "
-            f"whose map is {list(places)} for images of {list(shapes.image_shape)}"
+            f"model.network: expected one with a map of {list(shape[:-1])}, as z is (posterior.places); found "
+            f"{network}, whose map is {list(places)} for images of {list(shapes.image_shape)}"
         )
     return True
 
