@@ -288,7 +288,8 @@ def check(
         expected = f"one over the posterior's {posterior.support}, as of {q}"
         _refuse("prior.name", expected, f"{config.prior.name}, over {prior.support}")
     options = config.objective.options
-    objective.check(options, Around(posterior, closed, q, p, shapes.support))
+    learned = posterior.decodes or bool(jax.tree.leaves(jax.eval_shape(prior.init, probing_key())))
+    objective.check(options, Around(posterior, closed, q, p, shapes.support, learned))
     if prior.posterior and not posterior.log_prob:
         _refuse(
             "prior.name",
@@ -501,6 +502,7 @@ def _compose(
             {name: parts[name] for name in networks_of_objective},
             spec.support,
             aggregate.codes,
+            aggregate.vectors,
         )
 
     def apply(

@@ -7,6 +7,7 @@ dropout is off.
 import operator
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from vae_jax.composition import Composition
 from vae_jax.config import Config, as_used, numbers_of
 from vae_jax.dependence import depends
 from vae_jax.devices import Devices
-from vae_jax.errors import UserError, argument
+from vae_jax.errors import UserError, argument, listed
 from vae_jax.feed import Feed, Shard
 from vae_jax.keys import batch_keys, encoding_key, further_key, probing_key, sampling_key
 from vae_jax.models import Variables
@@ -284,11 +285,12 @@ class Model(NamedTuple):
     Attributes:
         encode: images (n, height, width, channels), or examples of another kind -> {"mu", and "log_var" for a VAE},
             each (n, latent), and whatever else the posterior is made of. "mu" is the posterior's mean (of a flow, its
-            centre).
-        decode: z (n, latent) -> pictures (n, height, width, channels) in [0, 1], or E[x|z] of another example: of
-            categories their probabilities, (n, length, values).
+            centre), of codes their vectors, and then there are "codes", whole numbers, beside it.
+        decode: z (n, latent), or whole numbers that are codes -> pictures (n, height, width, channels) in [0, 1], or
+            E[x|z] of another example: of categories their probabilities, (n, length, values).
         reconstruct: images -> pictures decoded from "mu".
-        sample: (key, n) -> pictures decoded from the prior; None for an autoencoder, which has no prior.
+        sample: (key, n) -> pictures decoded from the prior; None for an autoencoder, which has no prior. A prior over
+            codes takes `temperature` and `top_p` too.
         latent: dimensions of z.
         draw: (key, n) -> the prior's z that `sample` decodes, (n, latent); None for an autoencoder.
         classes: how many labels there are; 0 where the model is not told them.
@@ -377,8 +379,17 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
                 raise UserError(f"images: expected {in_words}; found {least} to {most}")
         return images if treated else images.astype(spec.dtype)
 
+    def check_codes(codes: Any) -> Any:
+        assert network.posterior.codes
+        most = network.posterior.codes.values - 1
+        if not isinstance(codes, Tracer) and len(codes) and not 0 <= codes.min() <= codes.max() <= most:
+            raise UserError(f"z: expected codes from 0 to {most}; found {codes.min()} to {codes.max()}")
+        return codes.astype(np.int32)
+
     def check_latents(z: Any) -> Any:
-        z = z if isinstance(z, jax.Array) else np.asarray(z)
+        z, codes = z if isinstance(z, jax.Array) else np.asarray(z), network.posterior.codes
+        if codes and jnp.issubdtype(z.dtype, jnp.integer) and z.ndim and len(z) and z.shape[1:] == codes.shape:
+            return check_codes(z)
         if not (jnp.issubdtype(z.dtype, jnp.floating) or jnp.issubdtype(z.dtype, jnp.integer)):
             raise UserError(f"z: expected real numbers; found {z.dtype}")
         if z.ndim == 0 or z.shape[1:] != network.latent_shape or not len(z):
@@ -435,11 +446,21 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
     def encode_batch(variables: Variables, number: Any, images: Any, labels: Any) -> dict[str, Array]:
         treated = images if jnp.issubdtype(images.dtype, jnp.floating) else treat(number, images)
         heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
-        return {**heads, "mu": network.center(variables, heads)[0]}
+        z = network.center(variables, heads)[0]
+        codes = network.apply(variables, lambda model: model.codes and model.codes(z))[0]
+        return {**heads, "mu": z, **({} if codes is None else {"codes": codes})}
 
     @jax.jit
     def decode_batch(variables: Variables, number: Any, z: Any, labels: Any) -> Array:
-        return network.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
+        def decode(model: BoundModel) -> Array:
+            made = model.vectors(z) if model.vectors and jnp.issubdtype(z.dtype, jnp.integer) else z
+            return model.mean(model.decode(made))
+
+        return network.apply(variables, decode, labels=labels)[0]
+
+    @partial(jax.jit, static_argnames="count")
+    def draw_batch(variables: Variables, key: Any, labels: Any, how: Any, count: int) -> Array:
+        return network.sample_prior(variables, key, count, labels, **how)
 
     def make(variables: Variables) -> Model:
         def encode(images: Any, labels: Any = None) -> dict[str, Array]:
@@ -453,7 +474,17 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
         def reconstruct(images: Any, labels: Any = None) -> Array:
             return decode(encode(images, labels)["mu"], labels)
 
-        def draw(key: Key[Array, ""], n: Any) -> Array:
+        def draw_in_blocks(key: Key[Array, ""], n: int, labels: Any, how: dict[str, Any]) -> Array:
+            """Place by place, which takes much more memory than z itself: so many at a time."""
+            parts = []
+            for first in range(0, n, BATCH):
+                count = room_for(min(BATCH, n - first))
+                block = labels if labels is None else labels[np.minimum(np.arange(first, first + count), n - 1)]
+                block_key = jax.random.fold_in(key, first // BATCH)
+                parts.append(draw_batch(variables, block_key, block, how, count)[: n - first])
+            return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
+
+        def draw(key: Key[Array, ""], n: Any, labels: Any = None, **how: Any) -> Array:
             try:
                 n = operator.index(n)
             except TypeError as error:  # also of jax's, where it is traced
@@ -461,15 +492,22 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             if n < 1:
                 raise UserError(f"n: expected at least 1; found {n}")
 
+            if strange := [name for name in how if name not in network.prior.how]:
+                knows = f"which knows {listed(network.prior.how)} only" if network.prior.how else "which knows no such"
+                raise UserError(f"{argument(strange[0])}: expected none with this model's prior, {knows}; found one")
+            labels = check(n, labels)
+            if network.prior.how:
+                return draw_in_blocks(sampling_key(key), n, labels, how)
+
             def sample_prior(key: Key[Array, ""]) -> Array:
-                return network.sample_prior(variables, sampling_key(key), n)
+                return network.sample_prior(variables, sampling_key(key), n, labels)
 
             if n > MANY:
                 check_memory(largest_operation(sample_prior, key), f"n {n}: drawing z from the prior")
             return sample_prior(key)
 
-        def sample(key: Key[Array, ""], n: Any, labels: Any = None) -> Array:
-            return decode(draw(key, n), labels)
+        def sample(key: Key[Array, ""], n: Any, labels: Any = None, **how: Any) -> Array:
+            return decode(draw(key, n, labels, **how), labels)
 
         if not objective.generative:
             return Model(encode, decode, reconstruct, None, network.latent, None, network.classes)

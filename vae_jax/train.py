@@ -199,7 +199,7 @@ def make_step(
                 params = trained if single else {**now.params, **trained}
                 then = unpack(now._replace(params=params))
                 more = {"labels": labels, "epoch": epoch, "streams": keys.streams}
-                result, updated = network.apply(then, terms, keys.dropout, train=True, **more)
+                result, updated = network.apply(then, terms, keys.dropout, train=not phase.still, **more)
                 return reduce(loss_of(phase, result)), (updated, result)
 
             trained = now.params if single else objective.trained(phase, now.params)

@@ -343,8 +343,9 @@ class ObjectiveConfig(Chosen):
 
     Attributes:
         name: vae (−ELBO), capacity_vae (the KL pulled to a growing capacity), iwae, miwae, piwae, ciwae (importance-
-            weighted bounds), autoencoder (squared error, no sampling) or denoising_autoencoder (the same from a
-            corrupted input), see vae_jax/objectives; or the import path of your own.
+            weighted bounds), prior (p(z) alone, of a model that is trained already), autoencoder (squared error, no
+            sampling) or denoising_autoencoder (the same from a corrupted input), see vae_jax/objectives; or the import
+            path of your own.
     """
 
     SECTION = "objective"

@@ -13,6 +13,7 @@ from vae_jax.keys import probing_key
 from vae_jax.objectives.autoencoder import autoencoder, check_corruption, denoising_autoencoder
 from vae_jax.objectives.base import FIGURES, Around, BoundModel, Draw, Figures, Objective, Phase, Terms, in_order
 from vae_jax.objectives.importance import check_iwae, check_samples, ciwae, is_dreg, iwae, miwae, piwae
+from vae_jax.objectives.prior import check_prior, prior
 from vae_jax.objectives.vae import capacity_vae, check_kl, check_vae, vae
 from vae_jax.options import of_unknown_value, traced_of
 from vae_jax.registry import check_functions
@@ -40,6 +41,7 @@ OBJECTIVES = {
     "miwae": Objective(miwae, apart=is_dreg, check=check_iwae),
     "piwae": Objective(piwae, apart=lambda options: True, check=check_samples),
     "ciwae": Objective(ciwae, check=check_samples),
+    "prior": Objective(prior, check=check_prior, trains=("prior",), still=True),
     "autoencoder": Objective(autoencoder, SQUARED_ERROR, generative=False),
     "denoising_autoencoder": Objective(denoising_autoencoder, SQUARED_ERROR, generative=False, check=check_corruption),
 }

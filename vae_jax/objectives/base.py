@@ -93,6 +93,7 @@ class BoundModel(NamedTuple):
         own: what the objective's `init` gives, as training has made it.
         support: what the numbers of an example are: "levels" in [0, 1], "reals", or "categories", one-hot.
         codes: z -> the codes that it is made of, see `vae_jax.posteriors.Codes`; None where it is made of none.
+        vectors: codes -> z, likewise.
     """
 
     draw: Callable[..., Draw]
@@ -109,6 +110,7 @@ class BoundModel(NamedTuple):
     own: PyTree = None
     support: str = "levels"
     codes: Callable[[Latents], Int[Array, "..."]] | None = None
+    vectors: Callable[[Int[Array, "..."]], Latents] | None = None
 
 
 def make_draw(
@@ -147,12 +149,14 @@ class Phase(NamedTuple):
         terms: as an objective's.
         trains: names of the parts whose parameters it changes, at the top level of `Variables.params`.
         optimizer: the run's optimiser -> the phase's, whose state is its own.
+        still: whether the model is as in evaluation meanwhile: no dropout, and no state moves.
     """
 
     name: str
     terms: Callable[..., Terms]
     trains: tuple[str, ...]
     optimizer: Callable[[Rule], Rule] = lambda own: own
+    still: bool = False
 
 
 class Around(NamedTuple):
@@ -164,6 +168,7 @@ class Around(NamedTuple):
         q: the posterior's name, for messages.
         p: the prior's.
         support: what the numbers of an example are, see `BoundModel`.
+        learned: whether the prior has parameters.
     """
 
     posterior: Posterior
@@ -171,6 +176,7 @@ class Around(NamedTuple):
     q: str
     p: str
     support: str = "levels"
+    learned: bool = False
 
 
 def check_gradient(gradient: str, around: Around) -> None:
@@ -199,6 +205,7 @@ class Objective(NamedTuple):
             neither the model's parts' nor its networks'.
         trains: names of the parts whose parameters its loss changes; None for all but those that later phases train.
         then: further phases of a step.
+        still: see `Phase`, of its own.
         units: of other figures, by name.
         figures: the names of its figures, in order, and which are numbers of the whole batch; None until they are asked
             of it.
@@ -213,6 +220,7 @@ class Objective(NamedTuple):
     init: Callable[[Key[Array, ""], Any, tuple[int, ...], tuple[int, ...]], dict[str, PyTree]] | None = None
     trains: tuple[str, ...] | None = None
     then: tuple[Phase, ...] = ()
+    still: bool = False
     units: Mapping[str, str] = {}
     figures: "Figures | None" = None
     options: Any = None
@@ -220,7 +228,7 @@ class Objective(NamedTuple):
     @property
     def phases(self) -> tuple[Phase, ...]:
         """All phases of a step; the first one is this objective's own."""
-        return Phase("", self.terms, self.trains or ()), *self.then
+        return Phase("", self.terms, self.trains or (), still=self.still), *self.then
 
     def trained(self, phase: Phase, params: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """The parameters that a phase trains."""
