@@ -599,8 +599,13 @@ def check_vectors(network: Composition, what: str) -> None:
     Raises:
         UserError: naming what was to be done.
     """
-    if len(network.latent_shape) != 1:
-        raise UserError(f"{what}: expected a model whose z are vectors; found z of shape {network.latent_shape}")
+    if codes := network.posterior.codes:
+        found = f"codes, {codes.values} at {list(codes.shape)} places, between which there is nothing"
+    elif len(network.latent_shape) != 1:
+        found = f"z of shape {network.latent_shape}"
+    else:
+        return
+    raise UserError(f"{what}: expected a model whose z are vectors; found {found}")
 
 
 def _names_of_own(config: Config, objective: Objective, shape: Shape, image_shape: Shape) -> tuple[str, ...]:

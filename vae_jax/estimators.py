@@ -71,6 +71,11 @@ def importance_nll(
         UserError: if k is below 1, the model is an autoencoder, which has no p(x), or memory does not suffice.
     """
     _require(config, samples=samples)
+    if network.posterior.single:
+        raise UserError(
+            f"{argument('samples')}: expected a posterior with samples to weigh; found posterior "
+            f"{config.posterior.name}, whose samples are all the same: the bound is reconstruction + KL"
+        )
     rows = _rows(network)
     chunks = -(-samples // rows)
     chunk = -(-samples // chunks)

@@ -294,6 +294,7 @@ class Model(NamedTuple):
         latent: dimensions of z.
         draw: (key, n) -> the prior's z that `sample` decodes, (n, latent); None for an autoencoder.
         classes: how many labels there are; 0 where the model is not told them.
+        plane: whether z are points of a plane.
     """
 
     encode: Callable[..., dict[str, Float[Array, "n _"]]]
@@ -303,6 +304,7 @@ class Model(NamedTuple):
     latent: int
     draw: Callable[..., Float[Array, "n latent"]] | None = None
     classes: int = 0
+    plane: bool = False
 
     def __repr__(self) -> str:
         return f"Model(latent={self.latent}, classes={self.classes}{', without a prior' * (self.sample is None)})"
@@ -509,9 +511,10 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
         def sample(key: Key[Array, ""], n: Any, labels: Any = None, **how: Any) -> Array:
             return decode(draw(key, n, labels, **how), labels)
 
+        plane = network.latent_shape == (2,) and not network.posterior.codes
         if not objective.generative:
-            return Model(encode, decode, reconstruct, None, network.latent, None, network.classes)
-        return Model(encode, decode, reconstruct, sample, network.latent, draw, network.classes)
+            return Model(encode, decode, reconstruct, None, network.latent, None, network.classes, plane)
+        return Model(encode, decode, reconstruct, sample, network.latent, draw, network.classes, plane)
 
     def lower(variables: Variables, n: int) -> list[jax.stages.Lowered]:
         room, number = room_for(n), np.int32(0)

@@ -19,6 +19,7 @@ DATA = "data.json"  # in a run folder: what it was trained on
 LOCK = ".lock"  # held by the process that writes into a run folder
 LEFT_OVER = re.compile(r"\.lock|\..+\.([0-9a-f]{16}|\d+)\.tmp|\.import\.\d+")  # what a process may leave that died
 PARTS = ("figures", "code")  # folders in a run's, beside its checkpoints
+PRIOR = "prior"  # in a run folder: the run that has trained a prior for it
 NAME_LIMIT = 40  # characters of a file's name in the name of the file beside it, which file systems limit
 
 

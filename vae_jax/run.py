@@ -53,6 +53,7 @@ from vae_jax.errors import PATH, Diverged, Stopped, UserError, argument, cut, in
 from vae_jax.evaluate import Model, make_model, model_maker
 from vae_jax.folder import (
     DATA,
+    PRIOR,
     Data,
     absolute_start,
     check_folder,
@@ -92,7 +93,7 @@ SUMMARY_SPLITS = ("train", "validation", "test")
 ORIGIN, DIVERGED = "imported.json", "diverged.txt"
 REASON_LIMIT = 1 << 16  # bytes of why a run diverged
 # Of a run, in the order in which it is deleted; its configuration, which makes the folder a run's, is written over.
-CONTENTS = ("figures", "latents_*.npz", "summary.json", "metrics.jsonl", "checkpoints", DATA, ORIGIN, DIVERGED)
+CONTENTS = ("figures", "latents_*.npz", "summary.json", "metrics.jsonl", "checkpoints", PRIOR, DATA, ORIGIN, DIVERGED)
 # What may differ between the processes that train a run together: where the data lie and what is kept.
 LOCAL = ("data.manual_dir", "data.cache_dir", "data.path", "output.")
 # What may differ when a run is continued: how far it goes, where its data lie and what it keeps.
@@ -780,7 +781,7 @@ class Recorder:
         pictures = self.data.spec.is_picture
         if pictures and use.sample:
             _draw_samples(self.folder, config, use)
-        if pictures and use.latent == 2 and not config.model.classes:
+        if pictures and use.plane and not config.model.classes:
             draw_latent_plane(folder / "latent_plane.png", use, self.data)
         write_text(self.folder / "summary.json", json.dumps(self._summary(trained, seconds), indent=2) + "\n")
 

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from vae_jax import interruption
-from vae_jax.cli import compare, exchange, sweep, train, use
+from vae_jax.cli import compare, exchange, prior, sweep, train, use
 from vae_jax.cli.arguments import Parser, read
 from vae_jax.cli.common import Verb, flag, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
-from vae_jax.config import Config, check_used, expand, to_yaml
+from vae_jax.config import check_used, to_yaml
 from vae_jax.errors import (
     UserError,
     arguments_spelled,
@@ -27,12 +27,12 @@ from vae_jax.errors import (
     printable,
     say_if_aborted,
 )
-from vae_jax.folder import check_folder, read_config, remove_unfinished
+from vae_jax.folder import remove_unfinished
 from vae_jax.interruption import Listener
 from vae_jax.registry import lookup, users_line
 
 PRINT_CONFIG = "--print_config"
-VERBS = {**train.VERBS, **sweep.VERBS, **use.VERBS, **exchange.VERBS, **compare.VERBS}
+VERBS = {**train.VERBS, **prior.VERBS, **sweep.VERBS, **use.VERBS, **exchange.VERBS, **compare.VERBS}
 
 
 @arguments_spelled(flag)
@@ -246,19 +246,8 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
         allow_abbrev=False,
     )
     verb.options(parser)
-
-    def base(options: argparse.Namespace) -> Config | None:
-        if name != "train" or not (options.resume and options.out) or options.overwrite:
-            return None
-        if not (expand(options.out) / "config.yaml").is_file():
-            check_folder(expand(options.out), True, False)
-            raise UserError(
-                f"--resume: expected a run that has begun in {options.out}, found none; begin it with --config"
-            )
-        return read_config(expand(options.out))  # it goes on as it began
-
     try:
-        options = read(parser, arguments, base)
+        options = read(parser, arguments, verb.base)
     except UserError as error:
         if "arguments are required" not in str(error):
             raise

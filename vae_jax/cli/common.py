@@ -13,7 +13,7 @@ from vae_jax import coordinator, own_parts
 from vae_jax.cli.arguments import whole
 from vae_jax.config import DataConfig, check_section, expand
 from vae_jax.errors import UserError, brief, listed, memory_is_full, on_terminal, printable, quoted
-from vae_jax.folder import absolute_start, check_no_link, check_writable, read_config, read_data
+from vae_jax.folder import PRIOR, absolute_start, check_no_link, check_writable, read_config, read_data
 
 if TYPE_CHECKING:
     from vae_jax.config import Config
@@ -51,6 +51,7 @@ class Verb(NamedTuple):
         epilog: more help, with examples.
         usage: what must be told, as its help shows it.
         interrupted: what to add when it is interrupted.
+        base: the command's own arguments -> the configuration that its options change where --config names none.
     """
 
     summary: str
@@ -59,6 +60,7 @@ class Verb(NamedTuple):
     epilog: str
     usage: str = "RUN"
     interrupted: str = ""
+    base: "Callable[[Any], Config | None]" = lambda options: None
 
 
 def say(line: str) -> None:
@@ -257,7 +259,41 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
     check_code(options, expand(options.run))
     set_device(options.device)
     trained = load(expand(options.run), options.checkpoint, say, options.trust_code)
+    if (expand(options.run) / PRIOR / "config.yaml").is_file():
+        trained = _with_prior(options, trained)
     return trained, use(trained)
+
+
+def _with_prior(options: Any, trained: "Trained") -> "Trained":
+    """The run with the prior that has been trained for it, if that is of the same weights."""
+    import jax
+    import numpy as np
+
+    from vae_jax.run import load
+
+    folder = expand(options.run) / PRIOR
+    try:
+        found = load(folder, options.checkpoint, say, options.trust_code)
+    except UserError as error:
+        say(f"vae-jax: the prior in {folder} is left out: {error}")
+        return trained
+
+    def weights(of: "Trained") -> Any:
+        variables = of.variables
+        return {name: own for name, own in variables.params.items() if name != "prior"}, variables.state
+
+    own, its = weights(trained), weights(found)
+    same = jax.tree.structure(own) == jax.tree.structure(its) and all(
+        np.array_equal(one, other) for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(its), strict=True)
+    )
+    if not same:
+        say(
+            f"vae-jax: the prior in {folder} is left out, since it was trained for other weights of the run; "
+            f"`vae-jax train-prior {options.run} --overwrite` trains it again"
+        )
+        return trained
+    say(f"prior: {found.config.prior.name}, as trained in {folder}")
+    return found
 
 
 def absolute_paths(config: "Config") -> "Config":

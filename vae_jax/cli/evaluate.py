@@ -61,7 +61,7 @@ def _evaluate(options: Any) -> None:
         raise UserError("--ais-chains: expected --ais beside it; found none")
     trained, _ = open_run(options)
     from vae_jax import train
-    from vae_jax.composition import build
+    from vae_jax.composition import build, check_vectors
     from vae_jax.evaluate import block, make_evaluator, means
     from vae_jax.keys import make_keys
     from vae_jax.objectives import FIGURES
@@ -71,6 +71,13 @@ def _evaluate(options: Any) -> None:
         if value is not None and not objective.generative:
             name = trained.config.objective.name
             raise UserError(f"{option}: expected a model with a likelihood to estimate; found objective {name}")
+        if value is not None and network.posterior.single:
+            raise UserError(
+                f"{option}: expected a posterior with samples to weigh; found posterior "
+                f"{trained.config.posterior.name}, whose samples are all the same: the bound is reconstruction + KL"
+            )
+    if options.diagnostics:
+        check_vectors(network, "--diagnostics")
     data = load_data(options, trained)
     whole = split_of(data, options.split)
     count = len(whole) if options.images is None else options.images
@@ -96,22 +103,23 @@ def _evaluate(options: Any) -> None:
         adds_up = abs(loss - reconstruction - kl) <= 1e-5 * abs(loss)
         parts = f"reconstruction {reconstruction:.3f}{' +' if adds_up else ','} KL {kl:.3f}"
         parts = f" = {parts}" if adds_up else f" ({parts})"
+    bound = loss if adds_up and options.latent == "sample" else None  # −ELBO, which no single z gives
     if network.posterior.codes and "reconstruction" in values:
-        found["bound"] = values["reconstruction"] + values["kl"]
+        found["bound"] = bound = values["reconstruction"] + values["kl"]
     drawn = f", z: {options.latent}" if objective.generative else ""
     of = f"{len(images):,} of {len(whole):,}" if len(images) < len(whole) else f"{len(images):,}"
     line = f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({of} {network.spec.noun}s{drawn})"
-    bits = None
-    if adds_up and options.latent == "sample":  # the loss is −ELBO, which no single z gives
-        bits = _bits(trained, network, loss)
-        found |= {} if bits is None else {"bits_per_dim": bits}
+    bits = None if bound is None else _bits(trained, network, bound)
+    found |= {} if bits is None else {"bits_per_dim": bits}
     if not options.json:
         answer(line)  # what follows may take its time
-        for name in values.keys() - {*FIGURES}:
+        if "bound" in found and not adds_up:
+            answer(f"bound {bound:.3f} {objective.unit}: reconstruction + KL from prior {trained.config.prior.name}")
+        for name in sorted(values.keys() - {*FIGURES}):
             together = f", of {block(trained.config, objective, len(images))} {network.spec.noun}s at a time"
             of_batch = together * bool(objective.figures and name in objective.figures.of_batch)
             answer(f"{name} {values[name]:.4g} {objective.unit_of(name)}{of_batch}")
-        if objective.generative and (about_bits := _about_bits(trained, network, bits)):
+        if objective.generative and (about_bits := _about_bits(trained, network, bits, "loss" if adds_up else "bound")):
             answer(about_bits)
     if options.nll_samples or options.ais or options.diagnostics:
         _say_if_slow(trained, network)
@@ -134,11 +142,11 @@ def _bits(trained: "Trained", network: "Composition", nats: float) -> float | No
     return bits_per_dimension(network.likelihood, trained.config.data.treatment, nats, math.prod(trained.image_shape))
 
 
-def _about_bits(trained: "Trained", network: "Composition", bits: float | None) -> str:
+def _about_bits(trained: "Trained", network: "Composition", bits: float | None, bound: str) -> str:
     """What stands below the loss: its bits per dimension and what they are made of, or why there are none."""
     dimensions = math.prod(trained.image_shape)
     if bits is not None:
-        of = f"(loss + {dimensions:,}·ln 256)" if network.likelihood.measure == "density" else "loss"
+        of = f"({bound} + {dimensions:,}·ln 256)" if network.likelihood.measure == "density" else bound
         return f"at most {bits:.4f} bits per dimension of the 256 levels: {of} / ({dimensions:,}·ln 2)"
     undequantized = network.spec.is_picture and trained.config.data.treatment != "dequantized"
     if network.likelihood.measure == "density" and undequantized:

@@ -24,8 +24,8 @@ from vae_jax.cli.common import (
     say,
     set_device,
 )
-from vae_jax.config import Config
-from vae_jax.errors import PATH, Stopped, cut, on_terminal
+from vae_jax.config import Config, expand
+from vae_jax.errors import PATH, Stopped, UserError, cut, on_terminal
 from vae_jax.folder import check_folder, read_config
 from vae_jax.interruption import SAME
 
@@ -36,7 +36,23 @@ def _train_options(parser: Any) -> None:
     add_options(parser)
 
 
-def _train(options: Any) -> int:
+def _base(options: Any) -> Config | None:
+    """Of a run that is continued its own configuration: it goes on as it began.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    if not (options.resume and options.out) or options.overwrite:
+        return None
+    folder = expand(options.out)
+    if not (folder / "config.yaml").is_file():
+        check_folder(folder, True, False)
+        raise UserError(f"--resume: expected a run that has begun in {options.out}, found none; begin it with --config")
+    return read_config(folder)
+
+
+def train(options: Any) -> int:
+    """Trains what the options configure into the folder that they name."""
     folder = folder_of(options, "the run folder to make", "runs/first")
     check_folder(folder, options.resume, options.overwrite)
     config = options.configuration
@@ -205,7 +221,7 @@ VERBS = {
     "train": Verb(
         "train a model into a run folder",
         _train_options,
-        _train,
+        train,
         "examples:\n"
         "  vae-jax train --config digits --out runs/digits                      no download\n"
         "  vae-jax train --config article --out runs/article --seed 1           MNIST, downloaded\n"
@@ -213,5 +229,6 @@ VERBS = {
         "  vae-jax train --config digits --out runs/mine --data.source folder --data.path photos",
         usage="--out RUN [--config FILE]",
         interrupted="; `vae-jax train … --resume` goes on from the last checkpoint, if there is one",
+        base=_base,
     ),
 }

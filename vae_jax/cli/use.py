@@ -213,6 +213,19 @@ def _sample_options(parser: Any) -> None:
     parser.add_argument("-n", type=whole, default=64, help="how many")
     parser.add_argument("--seed", type=whole, default=0, help="the same seed gives the same pictures")
     parser.add_argument(
+        "--temperature",
+        default=None,
+        metavar="T,…",
+        help="of a prior over codes: below 1 likelier codes are drawn more often; of several each gets rows of its own",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=number,
+        default=None,
+        metavar="P",
+        help="of a prior over codes: only the likeliest codes are drawn, whose probabilities sum up to P",
+    )
+    parser.add_argument(
         "--from",
         default="prior",
         help="where z comes from: prior, or a density fitted now to the training images' latents, which makes an "
@@ -233,7 +246,10 @@ def _sample(options: Any) -> None:
     if source not in SOURCES:
         raise UserError(f"--from: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}; found {quoted(source)}")
     label = _label(options)
+    temperatures, how = _ways(options, source)
     named = ("" if source == "prior" else f"{source}_") + ("" if label is None else f"label{label}_")
+    named += f"temperature{options.temperature}_".replace(",", "_") if options.temperature else ""
+    named += "" if options.top_p is None else f"top{options.top_p:g}_"
     path = _target(options, f"figures/samples_{named}seed{options.seed}")
     count, seed = positive(options.n, "-n"), seed_of(options)
     trained, model = open_run(options)
@@ -242,7 +258,8 @@ def _sample(options: Any) -> None:
     from vae_jax.keys import sampling_key
 
     classes, labels, shape = trained.config.model.classes, None, trained.image_shape
-    sheet = _sheet(path, shape, count, max(1, int(count**0.5)), f"-n {count}")
+    total, columns = count * len(temperatures), max(1, int(count**0.5)) if len(temperatures) == 1 else count
+    sheet = _sheet(path, shape, total, columns, f"-n {count}")
     if classes:
         labels = np.arange(count) % classes if label is None else np.full(count, label)
     key = jax.random.key(seed)
@@ -254,12 +271,41 @@ def _sample(options: Any) -> None:
             f"to sample from; found prior"
         )
     else:
-        z = model.draw(key, count)
+        ways = [how if temperature is None else {**how, "temperature": temperature} for temperature in temperatures]
+        z = np.concatenate([np.asarray(model.draw(key, count, labels, **way)) for way in ways])
+        labels = None if labels is None else np.tile(labels, len(ways))
 
     def given(numbers: range) -> tuple[Any, Any]:
         return z[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
 
-    _write(path, sheet, trained, count, _decoded(model, shape, count, given))
+    if len(temperatures) > 1:
+        say(f"rows: temperature {', '.join(f'{temperature:g}' for temperature in temperatures)}, from the top")
+    _write(path, sheet, trained, total, _decoded(model, shape, total, given))
+
+
+def _ways(options: Any, source: str) -> tuple[list[Any], dict[str, float]]:
+    """The temperatures to draw at, None for the prior's own, and what else the prior is given.
+
+    Raises:
+        UserError: if one is no number in its range, or z does not come from the prior.
+    """
+    for name, given in (("--temperature", options.temperature), ("--top-p", options.top_p)):
+        if given is not None and source != "prior":
+            raise UserError(f"{name}: expected --from prior with it; found --from {source}")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise UserError(f"--top-p: expected a number in (0, 1]; found {options.top_p}")
+    how = {} if options.top_p is None else {"top_p": options.top_p}
+    if options.temperature is None:
+        return [None], how
+    try:
+        temperatures = [float(part) for part in options.temperature.split(",")]
+    except ValueError:
+        temperatures = []
+    if not temperatures or not all(0 < temperature <= 100 for temperature in temperatures):
+        raise UserError(
+            f"--temperature: expected numbers in (0, 100] with commas between them; found {quoted(options.temperature)}"
+        )
+    return temperatures, how
 
 
 def _fitted(options: Any, trained: "Trained", source: str) -> Any:
@@ -325,17 +371,22 @@ def _interpolate(options: Any) -> None:
     chosen = np.random.RandomState(seed).choice(len(test), 2 * rows, replace=2 * rows > len(test))
     labels = told(trained.config, test)
     labels = None if labels is None else labels[chosen]
-    ends = np.asarray(model.encode(test.images[chosen], labels)["mu"]).reshape(2, rows, -1)
+    encoded = model.encode(test.images[chosen], labels)
+    ends = np.asarray(encoded["mu"])
+    ends = ends.reshape(2, rows, *ends.shape[1:])
     weights = np.linspace(0, 1, steps)
+    if "codes" in encoded:
+        say("between two images lie mixtures of their codes' vectors, which are decoded as they are: no codes are")
 
     def given(numbers: range) -> tuple[Any, Any]:
         row, column = np.divmod(np.arange(numbers.start, numbers.stop), steps)
         weight = weights[column]
-        z = (1 - weight)[:, None] * ends[0, row] + weight[:, None] * ends[1, row]
+        weight = weight.reshape(-1, *(1,) * (ends.ndim - 2))
+        z = (1 - weight) * ends[0, row] + weight * ends[1, row]
         if labels is None:
             return z, None
         # There is nothing between two labels: each half of a row has the one of its end.
-        return z, np.where(weight <= 0.5, labels[row], labels[rows + row])
+        return z, np.where(weights[column] <= 0.5, labels[row], labels[rows + row])
 
     _write(path, sheet, trained, rows * steps, _decoded(model, trained.image_shape, rows * steps, given))
 
@@ -356,8 +407,10 @@ def _traverse(options: Any) -> None:
     if not 0 < options.extent <= 1000:
         raise UserError(f"--extent: expected a number in (0, 1000]; found {options.extent}")
     trained, model = open_run(options)
+    from vae_jax.composition import build, check_vectors
     from vae_jax.train import told
 
+    check_vectors(build(trained.config, trained.image_shape).network, "RUN")
     sheet = _sheet(path, trained.image_shape, model.latent * steps, steps, f"--steps {steps}")
     test = load_data(options, trained).test
     if not 0 <= options.image < len(test):
