@@ -27,13 +27,13 @@ class Use(NamedTuple):
         codes: of every image, by numbers of which no two stand for different vectors, (images, places).
         distances: from what the encoder gives at each place to its code's vector, (images, places); of codes that are
             drawn, as a categorical's, of no meaning.
-        count: how many codes there are.
+        total: how many codes there are.
         places: the shape of an image's codes.
     """
 
     codes: Int[np.ndarray, "images places"]
     distances: Float[np.ndarray, "images places"]
-    count: int
+    total: int
     places: tuple[int, ...]
 
     @property
@@ -112,7 +112,7 @@ def draw_use(path: Path, use: Use, pictures: Float[np.ndarray, "images height wi
         use: of the codes.
         pictures: the images, in [0, 1]; None for examples that are none.
     """
-    counts, figures = use.counts, use.figures
+    counts, figures = use.totals, use.figures
     names, times = np.unique(use.codes, return_counts=True)
     order = names[np.argsort(-times, kind="stable")]
     chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int))]
@@ -121,9 +121,9 @@ def draw_use(path: Path, use: Use, pictures: Float[np.ndarray, "images height wi
     grid = figure.add_gridspec(len(chosen) + 3, EXAMPLES + 1)
     axes = figure.add_subplot(grid[:3, :])
     axes.bar(np.arange(1, len(counts) + 1), counts / use.codes.size, width=1.0)
-    axes.axhline(1 / use.count, color="black", linewidth=0.8, linestyle="--", label=f"uniform, 1/{use.count:,}")
+    axes.axhline(1 / use.total, color="black", linewidth=0.8, linestyle="--", label=f"uniform, 1/{use.total:,}")
     axes.set(
-        title=f"{figures['codes_used']:.0f} of {use.count:,} codes used, perplexity {figures['perplexity']:.1f}",
+        title=f"{figures['codes_used']:.0f} of {use.total:,} codes used, perplexity {figures['perplexity']:.1f}",
         xlabel="codes, the most used first",
         ylabel="part of all places",
         xlim=(0.5, len(counts) + 0.5),
@@ -136,14 +136,8 @@ def draw_use(path: Path, use: Use, pictures: Float[np.ndarray, "images height wi
     spatial = len(use.places) >= 2 and not height % down and not width % right
     for row, code in enumerate(chosen.tolist()):
         title = figure.add_subplot(grid[3 + row, 0])
-        title.text(
-            1,
-            0.5,
-            f"code {code}\nrank {int(np.flatnonzero(order == code)[0]) + 1:,}",
-            ha="right",
-            va="center",
-            fontsize=8,
-        )
+        rank = int(np.flatnonzero(order == code)[0]) + 1
+        title.text(1, 0.5, f"code {code}\nrank {rank:,}", ha="right", va="center", fontsize=8)
         title.axis("off")
         for column, (image, place) in enumerate(use.nearest(code, EXAMPLES)):
             axes = figure.add_subplot(grid[3 + row, 1 + column])

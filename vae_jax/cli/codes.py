@@ -31,10 +31,10 @@ def _codes(options: Any) -> None:
     use = use_of_codes(network, trained.variables, key, split.images, told(trained.config, split))
     figures = use.figures
     answer(
-        f"{options.split}: {figures['codes_used']:.0f} of {use.count:,} codes used at {use.codes.shape[1]} places of "
+        f"{options.split}: {figures['codes_used']:.0f} of {use.total:,} codes used at {use.codes.shape[1]} places of "
         f"{len(split):,} {network.spec.noun}s; perplexity {figures['perplexity']:.2f}"
     )
-    pictures = np.float32(split.images / 255) if network.spec.is_picture else None
+    pictures = (split.images / 255).astype(np.float32) if network.spec.is_picture else None
     answer(str(draw_use(path, use, pictures)))
 
 
