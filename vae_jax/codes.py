@@ -112,7 +112,7 @@ def draw_use(path: Path, use: Use, pictures: Float[np.ndarray, "images height wi
         use: of the codes.
         pictures: the images, in [0, 1]; None for examples that are none.
     """
-    counts, figures = use.totals, use.figures
+    counts, figures = use.counts, use.figures
     names, times = np.unique(use.codes, return_counts=True)
     order = names[np.argsort(-times, kind="stable")]
     chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int))]
