@@ -76,7 +76,7 @@ class Sample(NamedTuple):
     cost: Float[Array, "*batch"] | None = None
     state: PyTree | None = None
     decoded: Decoded | None = None
-    figures: Mapping[str, Float[Array, "..."]] = MappingProxyType({})
+    figures: Mapping[str, Float[Array, "..."]] = {}
     codes: Int[Array, "..."] | None = None
 
 
