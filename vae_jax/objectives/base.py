@@ -18,8 +18,9 @@ Outputs = Float[Array, "*shape outputs"]
 # "loss", which is minimised (for a VAE with β = 1 it is −ELBO);
 # "reconstruction", minus the log-likelihood or the squared error, the mean over an image's samples;
 # "kl", of the posterior from the prior, not weighted; where it is sampled, the mean of log q(z|x) − log p(z);
-# and whatever else an objective names.
-Terms = dict[str, Float[Array | np.ndarray, "..."]]
+# and whatever else an objective names. An evaluation adds the codes of every image, (batch, places), where z are made
+# of codes.
+Terms = dict[str, Float[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."]]
 FIGURES = ("loss", "reconstruction", "kl")
 
 

@@ -240,17 +240,17 @@ def k_means(
     """
     first_key, key = jax.random.split(key)
 
-    def seed(carry, key):
+    def seed(carry, number):
         distances, last = carry
         distances = jnp.minimum(distances, jnp.square(vectors - last[None, :]).sum(-1))
         # Where all are codes already, any is as good.
         weights = jnp.where(distances.max() > 0, distances, jnp.ones_like(distances))
-        chosen = vectors[jax.random.categorical(key, jnp.log(weights))]
+        chosen = vectors[jax.random.categorical(jax.random.fold_in(key, number), jnp.log(weights))]
         return (distances, chosen), chosen
 
     first = vectors[jax.random.randint(first_key, (), 0, len(vectors))]
     start = jnp.full(len(vectors), jnp.inf, vectors.dtype), first
-    _, others = lax.scan(seed, start, jax.random.split(key, count - 1)) if count > 1 else (None, first[None][:0])
+    _, others = lax.scan(seed, start, jnp.arange(count - 1))
     codes = jnp.concatenate([first[None], others])
 
     def step(codes, _):
