@@ -422,7 +422,7 @@ def _compose(
                 decoded = sample.decoded and sample.decoded._replace(log_pz=at(sample.z))
                 if decoded and samples is not None:
                     decoded = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (samples, *leaf.shape)), decoded)
-                return Sample(z, at(z), sample.cost, decoded=decoded)
+                return Sample(z, at(z), sample.cost, decoded=decoded, figures=sample.figures, codes=sample.codes)
             if samples is not None:
                 heads = {name: jnp.broadcast_to(head, (samples, *head.shape)) for name, head in heads.items()}
             sample = draw_from(parts["posterior"], key, heads, train)
@@ -458,10 +458,12 @@ def _compose(
             expect(f"{named['posterior']}, log_prob", log_q, lead)
             return log_q
 
-        def log_prior(z: Latents) -> Array:
+        def log_prior(z: Latents, codes: Int[Array, "..."] | None = None) -> Array:
+            """At z, of which the codes may be known already."""
             if density is not None:
                 return at(z)
-            log_pz = prior.log_prob(p, z, aggregate)
+            around = aggregate if codes is None else aggregate._replace(codes=lambda _: codes)
+            log_pz = prior.log_prob(p, z, around)
             expect(f"{named['prior']}, log_prob", log_pz, z.shape[: z.ndim - len(shape)])
             return log_pz
 

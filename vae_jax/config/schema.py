@@ -299,8 +299,8 @@ class PosteriorConfig(Chosen):
 
     Attributes:
         name: diagonal_gaussian, full_gaussian (with a full covariance), planar (a planar flow), iaf (an inverse
-            autoregressive flow) or codebook (vector quantisation), see vae_jax/posteriors; or the import path of your
-            own.
+            autoregressive flow), codebook (vector quantisation), fsq (finite scalar quantisation) or lfq (lookup-free
+            quantisation), see vae_jax/posteriors; or the import path of your own.
     """
 
     SECTION = "posterior"
