@@ -314,8 +314,8 @@ class PriorConfig(Chosen):
 
     Attributes:
         name: standard_normal, mixture (of Gaussians), vamp (the posterior at learned pseudo-inputs), flow (a
-            normalising flow of coupling layers) or uniform (over codes), see vae_jax/priors; or the import path of
-            your own.
+            normalising flow of coupling layers), or over codes uniform, pixelcnn (of maps) or transformer, see
+            vae_jax/priors; or the import path of your own.
     """
 
     SECTION = "prior"
