@@ -2,6 +2,8 @@
 
 from vae_jax.config import PosteriorConfig, entry_of
 from vae_jax.posteriors.base import KL, Codes, Heads, Latents, Posterior, Sample
+from vae_jax.posteriors.bernoulli import bernoulli
+from vae_jax.posteriors.categorical import categorical
 from vae_jax.posteriors.codebook import codebook
 from vae_jax.posteriors.flows import iaf, planar
 from vae_jax.posteriors.gaussian import diagonal_gaussian, full_gaussian, point
@@ -16,6 +18,8 @@ POSTERIORS = {
     "planar": planar,
     "iaf": iaf,
     "codebook": codebook,
+    "categorical": categorical,
+    "bernoulli": bernoulli,
 }
 
 
