@@ -22,10 +22,10 @@ from vae_jax.options import one_of
 from vae_jax.perceptron import init_perceptron, perceptron
 from vae_jax.posteriors import Heads
 
-Costs = Float[Array, "samples batch"]
-Bits = Float[Array, "*any latent"]
-Logits = Float[Array, "*any latent"]
-Control = Callable[[Float[Array, "*any latent"]], Float[Array, "*any"]]
+Costs = Float[Array, "*samples batch"]
+Bits = Float[Array, "*lead latent"]
+Logits = Float[Array, "*lead latent"]
+Control = Callable[[Logits], Array]
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ def score_vae(key: Key[Array, ""], model: BoundModel, images: Images, options: S
     heads, u = model.encode(images), model.noise(key, (options.samples // 2, len(images)))
     draw = _draw_of(model, images, heads, jnp.concatenate([u, 1 - u]))
     terms, costs = _terms(draw, options.kl)
-    pairs = len(u)
-    gradient = disarm(costs[:pairs], costs[pairs:], draw.z[:pairs], draw.z[pairs:], heads["mu"])
+    pairs, logits = len(u), jnp.broadcast_to(heads["mu"], u.shape)
+    gradient = disarm(costs[:pairs], costs[pairs:], draw.z[:pairs], draw.z[pairs:], logits)
     return terms | {"loss": terms["loss"] + of_gradient(gradient.mean(0), heads["mu"])}
 
 
@@ -178,8 +178,7 @@ def disarm(
 
     ½·(f(b) − f(b̃))·(b − b̃)·σ(|α|): (−1)^b̃ where the two differ is b − b̃.
     """
-    difference = jnp.broadcast_to(((costs - others) / 2)[..., None], bits.shape)
-    return difference * (bits - antithetic) * jnp.broadcast_to(sigmoid(jnp.abs(logits)), bits.shape)
+    return ((costs - others) / 2)[..., None] * (bits - antithetic) * sigmoid(jnp.abs(logits))
 
 
 def relax(
@@ -260,7 +259,7 @@ def _draw_of(model: BoundModel, images: Images, heads: Heads, noise: PyTree) -> 
 
 
 def _terms(draw: Draw, how: str) -> tuple[Terms, Costs]:
-    """−ELBO and its parts, (batch,), and of each sample what the expectation over z is of, (*samples, batch)."""
+    """−ELBO and its parts, (batch,), and what its expectation over z is of, (*samples, batch)."""
     costs = -draw.log_px if draw.cost is None else draw.cost - draw.log_px
     parts = {"reconstruction": -_mean(draw.log_px), **_figures(draw)}
     if how != "sampled" and draw.kl is not None:
