@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Int, Key, Num, PyTree
 
 from vae_jax.errors import UserError
 from vae_jax.optimizer import Rule
@@ -18,8 +18,8 @@ Outputs = Float[Array, "*shape outputs"]
 # "loss", which is minimised (for a VAE with β = 1 it is −ELBO);
 # "reconstruction", minus the log-likelihood or the squared error, the mean over an image's samples;
 # "kl", of the posterior from the prior, not weighted; where it is sampled, the mean of log q(z|x) − log p(z);
-# and whatever else an objective names.
-Terms = dict[str, Float[Array | np.ndarray, "..."]]
+# and whatever else an objective names. An evaluation adds the codes of a model that has some, whole numbers.
+Terms = dict[str, Num[Array | np.ndarray, "..."]]
 FIGURES = ("loss", "reconstruction", "kl")
 
 
