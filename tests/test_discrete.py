@@ -97,7 +97,7 @@ def test_reinforce_and_its_leave_one_out_baseline():
 
 
 def antithetic_noise(p):
-    """u in the middle of intervals, where the pair of a bit is (0, 1), both alike, or (1, 0), and how long these are."""
+    """u in the middle of intervals, in which the pair of a bit is (0, 1), alike, or (1, 0), and how long these are."""
     low, high = np.minimum(p, 1 - p), np.maximum(p, 1 - p)
     middles, lengths = np.stack([low / 2, (low + high) / 2, (1 + high) / 2]), np.stack([low, high - low, 1 - high])
     choice, bits = np.array(list(itertools.product(range(3), repeat=len(p)))), range(len(p))
@@ -316,7 +316,7 @@ def test_gradients_are_those_of_the_expectation(objective, kl):
 
 
 def test_a_phase_makes_the_controls_gradient_small():
-    """Of new noise, after Adam's steps on what the phase minimises; the control gives 0 to begin with, as no baseline."""
+    """Of new noise, after Adam's steps on what the phase minimises; the control gives 0 to begin with."""
     config = config_of("relax", **{"objective.samples": 1})
     network, built = composition.build(config, SHAPE)
     variables, options = network.init(jax.random.key(0)), config.objective.options

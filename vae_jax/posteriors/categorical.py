@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from vae_jax.errors import UserError
 from vae_jax.options import one_of, only
-from vae_jax.posteriors.base import KL, Codes, Heads, Latents, Posterior, Sample
+from vae_jax.posteriors.base import KL, Codes, Heads, Posterior, Sample
 from vae_jax.shapes import Shapes
 from vae_jax.variables import Variables
 
-Logits = Float[Array, "*batch variables classes"]
+Logits = Float[Array, "*batch variables classes"]  # and whatever else is of this shape
 GUMBEL = ("gumbel", "straight_through")  # relaxations that have a temperature
 
 
@@ -116,10 +116,10 @@ def categorical(options: CategoricalOptions, shapes: Shapes) -> Posterior:
     def center(own: PyTree, heads: Heads) -> Sample:
         return of_class(hard(log_p(heads)), heads)
 
-    def of_class(z: Latents, heads: Heads) -> Sample:
+    def of_class(z: Logits, heads: Heads) -> Sample:
         return Sample(z.astype(heads["mu"].dtype), log_prob({}, z, heads))
 
-    def log_prob(own: PyTree, z: Latents, heads: Heads) -> Float[Array, "*batch"]:
+    def log_prob(own: PyTree, z: Logits, heads: Heads) -> Float[Array, "*batch"]:
         return (z * log_p(heads)).sum((-2, -1))
 
     def balanced(kl: Array) -> Array:
@@ -133,10 +133,10 @@ def categorical(options: CategoricalOptions, shapes: Shapes) -> Posterior:
         kl = (jnp.exp(log_probs) * log_probs).sum(-1) + math.log(classes)
         return balanced(kl)
 
-    def codes_of(own: PyTree, z: Latents) -> Int[Array, "*batch variables"]:
+    def codes_of(own: PyTree, z: Logits) -> Int[Array, "*batch variables"]:
         return z.argmax(-1).astype(jnp.int32)
 
-    def vectors_of(own: PyTree, codes: Int[Array, "*batch variables"]) -> Latents:
+    def vectors_of(own: PyTree, codes: Int[Array, "*batch variables"]) -> Logits:
         return one_hot(codes, classes)
 
     closed = KL(lambda heads, prior: by_variable(heads, prior).sum(-1), by_variable)
@@ -173,7 +173,7 @@ def log_concrete(log_y: Logits, logits: Logits, temperature: Array | float) -> F
     """The log density of log y, y of a relaxed categorical variable with these logits (Maddison et al. 2017).
 
     (The ExpConcrete distribution, appendix C there.) log Γ(K) + (K − 1)·log τ + Σ(α − τ·log y) − K·log Σ exp(α −
-    τ·log y), with respect to K − 1 of the numbers log y.
+    τ·log y), with respect to the K − 1 logits log(y_k/y_K).
     """
     classes = log_y.shape[-1]
     scores = logits - temperature * log_y
