@@ -31,7 +31,7 @@ class CategoricalOptions:
             sample's gradient) or categorical_straight_through (a class, with the probabilities' gradient).
         temperature: of the relaxed sample; at the first step, where it is annealed.
         annealing: rate r of max(least_temperature, temperature·exp(−r·steps)); 0 for a constant temperature.
-        least_temperature: of annealing.
+        least_temperature: below which annealing does not bring it.
         mixing: part of the uniform distribution in the probabilities; 0.01 keeps all logarithms finite.
         kl: in training: categorical (of the categorical variables, which with relaxed samples gives no bound) or
             relaxed (from the densities of the relaxed sample, which bounds the relaxed model).
