@@ -287,7 +287,17 @@ def check(
     if posterior.support != prior.support:
         expected = f"one over the posterior's {posterior.support}, as of {q}"
         _refuse("prior.name", expected, f"{config.prior.name}, over {prior.support}")
+    if posterior.priors and prior.kind not in posterior.priors:
+        known = " or ".join(f"{kind} with {q} and {why}" for kind, why in posterior.priors.items())
+        _refuse("prior.name", known, config.prior.name)
     options = config.objective.options
+    if not (posterior.reparameterized or objective.scores or objective.still):
+        estimating = listed(name for name, own in objectives.OBJECTIVES.items() if own.scores)
+        what = f"one that estimates the gradient through samples with {q}, whose samples have none ({estimating})"
+        _refuse("objective.name", what, config.objective.name)
+    if objective.scores and posterior.reparameterized:
+        what = f"vae or the like with {q}, whose samples have a gradient of their own"
+        _refuse("objective.name", what, config.objective.name)
     learned = posterior.decodes or bool(jax.tree.leaves(jax.eval_shape(prior.init, probing_key())))
     objective.check(options, Around(posterior, closed, q, p, shapes.support, learned))
     if prior.posterior and not posterior.log_prob:
@@ -390,8 +400,11 @@ def _compose(
 
     def draw_from(own: PyTree, key: Key[Array, ""], heads: Heads, train: bool) -> Sample:
         lead, dtype = _lead(posterior, heads)
+        return made_of(own, noise(key, lead, dtype), heads, train)
+
+    def made_of(own: PyTree, noise: PyTree, heads: Heads, train: bool) -> Sample:
         transform = posterior.transform if train else posterior.exact or posterior.transform
-        return as_sample(transform(own, noise(key, lead, dtype), heads), lead)
+        return as_sample(transform(own, noise, heads), _lead(posterior, heads)[0])
 
     def center_of(own: PyTree, heads: Heads) -> Sample:
         lead, dtype = _lead(posterior, heads)
@@ -425,7 +438,15 @@ def _compose(
                 return Sample(z, at(z), sample.cost, decoded=decoded, figures=sample.figures, codes=sample.codes)
             if samples is not None:
                 heads = {name: jnp.broadcast_to(head, (samples, *head.shape)) for name, head in heads.items()}
-            sample = draw_from(parts["posterior"], key, heads, train)
+            return kept(draw_from(parts["posterior"], key, heads, train))
+
+        def transform(noise: PyTree, heads: Heads) -> Sample:
+            if density is not None:
+                sample = center_of(parts["posterior"], heads)
+                return sample._replace(log_q=at(sample.z))
+            return kept(made_of(parts["posterior"], noise, heads, train))
+
+        def kept(sample: Sample) -> Sample:
             if sample.state is not None and moved is not None:  # everything in this pass sees the state before it
                 moved["posterior"] = _moved_on(named["posterior"], parts["posterior"], sample.state)
             return sample
@@ -487,7 +508,8 @@ def _compose(
 
         aggregate = aggregate_of(autoencoder, parts["posterior"], labels)
         kl = closed_form(closed and closed.total, "total", ())
-        kl_by_dimension = closed_form(closed and closed.by_dimension, "by_dimension", (latent,))
+        dimensions = math.prod(posterior.codes.shape) if posterior.codes else latent
+        kl_by_dimension = closed_form(closed and closed.by_dimension, "by_dimension", (dimensions,))
 
         return BoundModel(
             make_draw(encode, drawn, decode, log_likelihood, log_prior, kl, kl_by_dimension),
@@ -505,6 +527,9 @@ def _compose(
             spec.support,
             aggregate.codes,
             aggregate.vectors,
+            lambda key, lead: noise(key, lead, jnp.result_type(float)),
+            transform,
+            train,
         )
 
     def apply(
@@ -596,7 +621,7 @@ def _broadcast(posterior: Posterior, heads: Heads, lead: Shape) -> Heads:
 
 
 def check_vectors(network: Composition, what: str) -> None:
-    """Refuses z that are no vectors, for what looks at their dimensions one by one.
+    """Refuses z that are no vectors of real numbers, for what looks at their dimensions one by one, or moves them.
 
     Raises:
         UserError: naming what was to be done.

@@ -145,10 +145,11 @@ def annealed_nll(
         on_progress: called with the number of images done and of all images.
 
     Raises:
-        UserError: if a number is below 1, the model is an autoencoder, which has no p(x), or memory does not suffice.
+        UserError: if a number is below 1, the model is an autoencoder, which has no p(x), its z are made of codes, or
+            memory does not suffice.
     """
     _require(config, temperatures=temperatures, chains=chains, leapfrog=leapfrog)
-    check_vectors(network, "annealed importance sampling")
+    check_vectors(network, "annealed importance sampling, which moves z along gradients")
     betas = _sigmoid_schedule(temperatures)
 
     def estimate(variables, images, labels, keys, exact):

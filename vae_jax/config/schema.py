@@ -299,8 +299,9 @@ class PosteriorConfig(Chosen):
 
     Attributes:
         name: diagonal_gaussian, full_gaussian (with a full covariance), planar (a planar flow), iaf (an inverse
-            autoregressive flow), codebook (vector quantisation), fsq (finite scalar quantisation) or lfq (lookup-free
-            quantisation), see vae_jax/posteriors; or the import path of your own.
+            autoregressive flow); over codes codebook (vector quantisation), fsq (finite scalar quantisation), lfq
+            (lookup-free quantisation), categorical (relaxed in training) or bernoulli (bits), see vae_jax/posteriors;
+            or the import path of your own.
     """
 
     SECTION = "posterior"
@@ -343,9 +344,10 @@ class ObjectiveConfig(Chosen):
 
     Attributes:
         name: vae (−ELBO), capacity_vae (the KL pulled to a growing capacity), iwae, miwae, piwae, ciwae (importance-
-            weighted bounds), prior (p(z) alone, of a model that is trained already), autoencoder (squared error, no
-            sampling) or denoising_autoencoder (the same from a corrupted input), see vae_jax/objectives; or the import
-            path of your own.
+            weighted bounds), score_vae, relax_vae (−ELBO of bits), vimco (an importance-weighted bound of bits), prior
+            (p(z) alone, of a model that is trained already), autoencoder (squared error, no sampling) or
+            denoising_autoencoder (the same from a corrupted input), see vae_jax/objectives; or the import path of your
+            own.
     """
 
     SECTION = "objective"

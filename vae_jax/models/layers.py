@@ -88,8 +88,9 @@ def has_maps(shapes: Shapes, network: str, places: tuple[int, ...]) -> bool:
         return False
     if shape[:-1] != places:
         raise UserError(
-            f"model.network: expected one with a map of {list(shape[:-1])}, as z is (posterior.places); found "
-            f"{network}, whose map is {list(places)} for images of {list(shapes.image_shape)}"
+            f"model.network: expected one with a map of {list(shape[:-1])}, as z is (of a codebook posterior.places), "
+            f"or mlp, which needs none; found {network}, whose map is {list(places)} for images of "
+            f"{list(shapes.image_shape)}"
         )
     return True
 

@@ -14,6 +14,15 @@ from vae_jax.objectives.autoencoder import autoencoder, check_corruption, denois
 from vae_jax.objectives.base import FIGURES, Around, BoundModel, Draw, Figures, Objective, Phase, Terms, in_order
 from vae_jax.objectives.importance import check_iwae, check_samples, ciwae, is_dreg, iwae, miwae, piwae
 from vae_jax.objectives.prior import check_prior, prior
+from vae_jax.objectives.score import (
+    check_relax,
+    check_score,
+    fit_control,
+    init_control,
+    relax_vae,
+    score_vae,
+    vimco,
+)
 from vae_jax.objectives.vae import capacity_vae, check_kl, check_vae, vae
 from vae_jax.options import of_unknown_value, traced_of
 from vae_jax.registry import check_functions
@@ -42,11 +51,25 @@ OBJECTIVES = {
     "piwae": Objective(piwae, apart=lambda options: True, check=check_samples),
     "ciwae": Objective(ciwae, check=check_samples),
     "prior": Objective(prior, check=check_prior, trains=("prior",), still=True),
+    "score_vae": Objective(score_vae, apart=lambda options: True, check=check_score, scores=True),
+    "relax_vae": Objective(
+        relax_vae,
+        apart=lambda options: True,
+        check=check_relax,
+        init=init_control,
+        then=(Phase("control", fit_control, ("control",)),),
+        units={"control_loss": "squared gradient per image"},
+        figures=Figures((*FIGURES, "control_loss")),
+        scores=True,
+    ),
+    "vimco": Objective(vimco, apart=lambda options: True, check=check_samples, scores=True),
     "autoencoder": Objective(autoencoder, SQUARED_ERROR, generative=False),
     "denoising_autoencoder": Objective(denoising_autoencoder, SQUARED_ERROR, generative=False, check=check_corruption),
 }
 # They are known to have the common figures: to ask each by tracing it would delay a run's start.
-OBJECTIVES = {name: objective._replace(figures=Figures()) for name, objective in OBJECTIVES.items()}
+OBJECTIVES = {
+    name: objective._replace(figures=objective.figures or Figures()) for name, objective in OBJECTIVES.items()
+}
 FIGURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 
 

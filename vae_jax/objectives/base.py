@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Num, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from vae_jax.errors import UserError
 from vae_jax.optimizer import Rule
@@ -98,6 +98,10 @@ class BoundModel(NamedTuple):
         support: what the numbers of an example are: "levels" in [0, 1], "reals", or "categories", one-hot.
         codes: z -> the codes that it is made of, see `vae_jax.posteriors.Codes`; None where it is made of none.
         vectors: codes -> z, likewise.
+        noise: (key, leading axes) -> the posterior's noise, of which it makes z.
+        transform: (noise, heads) -> Sample, of heads with the noise's leading axes: what `draw` and `sample` do with
+            noise of their own.
+        train: whether this is a step of training.
     """
 
     draw: Callable[..., Draw]
@@ -115,6 +119,9 @@ class BoundModel(NamedTuple):
     support: str = "levels"
     codes: Callable[[Latents], Int[Array, "..."]] | None = None
     vectors: Callable[[Int[Array, "..."]], Latents] | None = None
+    noise: Callable[[Key[Array, ""], tuple[int, ...]], PyTree] | None = None
+    transform: Callable[[PyTree, Heads], Sample] | None = None
+    train: bool = False
 
 
 def make_draw(
@@ -215,6 +222,7 @@ class Objective(NamedTuple):
         figures: the names of its figures, in order, and which are numbers of the whole batch; None until they are asked
             of it.
         options: its own, of the configuration that it was built from.
+        scores: whether it estimates the gradient through samples of a posterior that is not reparameterized.
     """
 
     terms: Callable[[Key[Array, ""], BoundModel, Images, Any], Terms]
@@ -229,6 +237,7 @@ class Objective(NamedTuple):
     units: Mapping[str, str] = {}
     figures: "Figures | None" = None
     options: Any = None
+    scores: bool = False
 
     @property
     def phases(self) -> tuple[Phase, ...]:

@@ -166,7 +166,7 @@ def _tag(z, log_q):
 def _tag_bwd(_, cotangents):
     z, log_q, theirs, wanted = cotangents
     factor = wanted / jnp.where(theirs == 0, 1, theirs)  # both 0 where the image's loss weighs nothing
-    return z * factor[..., None], log_q * factor
+    return z * factor.reshape(*factor.shape, *(1,) * (z.ndim - factor.ndim)), log_q * factor
 
 
 _tag.defvjp(lambda z, log_q: (_tag(z, log_q), None), _tag_bwd)

@@ -2,6 +2,8 @@
 
 from vae_jax.config import PosteriorConfig, entry_of
 from vae_jax.posteriors.base import KL, Codes, Heads, Latents, Posterior, Sample
+from vae_jax.posteriors.bernoulli import bernoulli
+from vae_jax.posteriors.categorical import categorical
 from vae_jax.posteriors.codebook import codebook
 from vae_jax.posteriors.finite import fsq, lfq
 from vae_jax.posteriors.flows import iaf, planar
@@ -19,6 +21,8 @@ POSTERIORS = {
     "codebook": codebook,
     "fsq": fsq,
     "lfq": lfq,
+    "categorical": categorical,
+    "bernoulli": bernoulli,
 }
 
 

@@ -85,7 +85,8 @@ class KL(NamedTuple):
 
     Attributes:
         total: (heads, what the prior's init gives) -> (*batch,).
-        by_dimension: the same for each dimension, (*batch, latent); None where the dimensions are not independent.
+        by_dimension: the same for each dimension, (*batch, latent), or for each code; None where they are not
+            independent.
     """
 
     total: Callable[[Heads, PyTree], Float[Array, "*batch"]]
@@ -116,6 +117,10 @@ class Posterior(NamedTuple):
         begin: (own, key, heads of some images) -> own, with which training begins anew, as a codebook that is made of
             data; None leaves what `init` gives.
         units: of the figures of its samples, by name.
+        reparameterized: whether a gradient goes through its samples. Where none does, log q(z|x) of a sample is
+            differentiable with respect to the heads, z being a constant; one of bits (codes of two values, z of their
+            shape) has the bits' logits for mu, uniform noise u in (0, 1), and bits u > 1 − sigmoid(mu).
+        priors: kinds of the priors that it goes with, each with the option that asks for it; empty for any.
     """
 
     heads: Mapping[str, int | tuple[int, ...]]
@@ -133,3 +138,5 @@ class Posterior(NamedTuple):
     single: bool = False
     begin: Callable[[PyTree, Key[Array, ""], Heads], PyTree] | None = None
     units: Mapping[str, str] = MappingProxyType({})
+    reparameterized: bool = True
+    priors: Mapping[str, str] = MappingProxyType({})
