@@ -158,8 +158,10 @@ def codebook(options: CodebookOptions, shapes: Shapes) -> Posterior:
                 # Of the counts' own mean, not of this batch's size: they may be of larger or smaller batches.
                 least = options.revival * after.mean()
                 dead = after < least
-                order = jax.random.permutation(jax.random.fold_in(key, stage), rows)
-                taken = left[order[jnp.arange(count) % rows]]
+                # Rows drawn without replacement, those with the largest of as many random numbers.
+                drawn = jax.random.uniform(jax.random.fold_in(key, stage), (rows,))
+                order = lax.top_k(drawn, min(count, rows))[1]
+                taken = left[order[jnp.arange(count) % len(order)]]
                 # What is trained is left to its optimiser, whose averages of a dead code's gradient are all but 0.
                 becomes = taken - own.params["codes"][stage] if learned else taken
                 kept = jnp.where(dead[:, None], becomes, kept)
@@ -200,8 +202,12 @@ def nearest(vectors: Vectors, codes: Codebook) -> Int[Array, " n"]:
     # What all codes have in common would only be rounded away again; a rounded product changes what is nearest.
     middle = codes.mean(0)[None, :]
     vectors, codes = vectors - middle, codes - middle
-    products = jnp.einsum("nd,kd->nk", vectors, codes, precision=lax.Precision.HIGHEST)
-    return jnp.argmin(jnp.square(codes).sum(-1)[None, :] - 2 * products, -1).astype(jnp.int32)
+    products = jnp.einsum("kd,nd->kn", codes, vectors, precision=lax.Precision.HIGHEST)
+    distances = jnp.square(codes).sum(-1)[:, None] - 2 * products
+    # XLA's argmin takes several times as long on a CPU.
+    least = distances.min(0)[None, :]
+    numbers = lax.broadcasted_iota(jnp.int32, distances.shape, 0)
+    return jnp.where(distances == least, numbers, len(codes) - 1).min(0)
 
 
 def summands(vector: Float[Array, " latent"], books: Float[Array, "stages codes latent"]) -> Int[Array, " stages"]:
