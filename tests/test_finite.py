@@ -241,8 +241,12 @@ def test_numbers_of_signs(latent):
     ],
 )
 def test_what_does_not_fit_is_refused(name, latent, options, message):
-    with pytest.raises(UserError, match=message) as refused:
-        given = {"model.network": "mlp", "model.latent": latent, "posterior.name": name, "prior.name": "uniform"}
-        more = {f"posterior.{option}": value for option, value in {"places": [4], **options}.items()}
+    given = {"model.network": "mlp", "model.latent": latent, "posterior.name": name, "prior.name": "uniform"}
+    more = {f"posterior.{option}": value for option, value in {"places": [4], **options}.items()}
+
+    def build():
         composition.build(adapted(Config(), **given, **more), (8, 8, 1))
+
+    with pytest.raises(UserError, match=message) as refused:
+        build()
     assert len(str(refused.value).splitlines()) == 1
