@@ -20,7 +20,8 @@ def made(name, latent, places=(1,), **options):
     """A posterior with some options changed."""
     changed = {"places": list(places), **options}
     config = adapted(Config(), **{"posterior.name": name}, **{f"posterior.{n}": v for n, v in changed.items()})
-    return posteriors.get(config.posterior, Shapes((8, 8, 1), latent))
+    made = posteriors.get(config.posterior, Shapes((8, 8, 1), latent))
+    return made._replace(center=jax.jit(made.center))  # compiled at once, it takes less
 
 
 def heads_of(vectors):
