@@ -1,12 +1,15 @@
 """A codebook by hand: its moving averages, gradients, revival, k-means, stages of residuals, and what z are made of."""
 
 import math
+import warnings
+from itertools import pairwise
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.cluster import KMeans
 
 from vae_jax import composition, posteriors, priors
 from vae_jax.config import Config, adapted
@@ -30,7 +33,9 @@ def codebook(latent, places=(1,), **options):
     """The posterior codebook with some options changed."""
     changed = {"places": list(places), **options}
     config = adapted(Config(), **{"posterior.name": "codebook"}, **{f"posterior.{n}": v for n, v in changed.items()})
-    return posteriors.get(config.posterior, Shapes((8, 8, 1), latent))
+    made = posteriors.get(config.posterior, Shapes((8, 8, 1), latent))
+    names = ("transform", "center", "begin")
+    return made._replace(**{name: jax.jit(getattr(made, name)) for name in names})  # compiled at once, it takes less
 
 
 def own_of(codes, learned=False, counts=None):
@@ -170,7 +175,7 @@ def test_the_gradients_of_both_code_terms():
     """Of the codebook's 2·n_k·(e_k − the mean of what it gets), of the encoder's 2β(E − e); a weight before both."""
     posterior = codebook(3, codes=3, update="gradient", commitment=0.4, weight=1.7)
     own = own_of([[0.0, 0.0, 0.0], [2.0, 0.0, 1.0], [90.0, 0.0, 0.0]], learned=True)
-    vectors = jnp.asarray(normal(0, 7, 3) + [[1, 0, 0.5]], jnp.float32)
+    vectors = jnp.asarray(normal(0, 7, 3) + np.array([[1, 0, 0.5]]), jnp.float32)
 
     def term(name):
         def function(params, vectors):
@@ -271,12 +276,17 @@ def test_without_revival_they_die():
 
 @pytest.mark.optimized
 def test_k_means_by_its_distortion():
-    codes, counts = jax.jit(lambda key, data: k_means(key, data, K, steps=40))(
-        jax.random.key(0), jnp.asarray(normal(7, 40_000, DATA), jnp.float32)
-    )
+    """That of k-means elsewhere on the same vectors; each is the mean of 40,000 numbers of deviation 1.97."""
+    data = normal(7, 40_000, DATA).astype(np.float32)
+    codes, counts = jax.jit(lambda key, data: k_means(key, data, K, steps=40))(jax.random.key(0), jnp.asarray(data))
     used, distortion = judged(codes)
     assert (used, float(counts.sum())) == (K, 40_000)
-    assert distortion == pytest.approx(3.574, abs=0.03)
+    assert distortion == pytest.approx(3.574, abs=4 * 1.97 / math.sqrt(len(TEST)))
+    other = KMeans(K, n_init=1, max_iter=40, tol=0, random_state=0)
+    with warnings.catch_warnings(action="ignore"):  # that it has not converged
+        other.fit(data)
+    # The test vectors are the same, so that what is left is in which optimum they end: within 0.006 over 4 seeds.
+    assert distortion == pytest.approx(judged(jnp.asarray(other.cluster_centers_))[1], abs=0.02)
 
 
 @pytest.mark.parametrize("update", UPDATES)
@@ -312,7 +322,7 @@ def test_codes_made_of_few_images_outlive_the_first_large_batch():
     assert np.abs(np.asarray(moved) - np.asarray(own.state["codes"][0])).max() < 0.3
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["ema", "gradient", "cosine", "stages"])
 def test_a_codebook_begins_with_the_data(variant):
     posterior = codebook(4, (2,), codes=16, **VARIANTS[variant])
     first = posterior.init(jax.random.key(0))
@@ -329,7 +339,7 @@ def test_a_codebook_begins_with_the_data(variant):
     assert float(own.state["counts"][0].sum()) == pytest.approx(256, rel=0.01)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["ema", "cosine", "stages gradient"])
 def test_fewer_vectors_than_codes_make_a_codebook_too(variant):
     posterior = codebook(4, codes=16, **VARIANTS[variant])
     own, heads = posterior.init(jax.random.key(0)), heads_of(np.repeat(normal(0, 3, 4), [1, 1, 3], 0))
@@ -370,7 +380,7 @@ def test_the_distortion_falls_with_every_stage():
     prefixes = np.cumsum([books[m][chosen[:, m]] for m in range(4)], 0)
     errors = np.square(data[None] - prefixes).sum(-1)
     distortions = [np.square(data).sum(1).mean(), *errors.mean(1)]
-    assert all(later < 0.85 * before for before, later in zip(distortions, distortions[1:], strict=False)), distortions
+    assert all(later < 0.85 * before for before, later in pairwise(distortions)), distortions
     # Every prefix is to be near, and of what a stage is given its code.
     np.testing.assert_allclose(sample.figures["commitment"], 0.5 * 3 * errors.sum(0), rtol=1e-4)
     np.testing.assert_allclose(sample.figures["codebook"], 3 * errors.sum(0), rtol=1e-4)
@@ -407,7 +417,7 @@ def test_codes_and_vectors_are_each_others_inverse(variant):
     np.testing.assert_array_equal(posterior.codes.of(own, sample.z[0]), sample.codes[0])
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", ["ema", "cosine gradient", "stages"])
 def test_bfloat16_heads_have_the_codes_of_their_values(variant):
     posterior = codebook(6, codes=200, **VARIANTS[variant])
     heads = {"mu": jnp.asarray(normal(0, 500, 1, 6), jnp.bfloat16)}
@@ -488,9 +498,10 @@ def test_all_of_a_step_sees_the_codes_before_it(small_data):
 def test_an_images_loss_does_not_depend_on_the_others(small_data):
     config = model_of(**{"posterior.stages": 2, "posterior.update": "gradient"})
     built = composition.build(config, small_data.image_shape)
-    variables, images = built.init(jax.random.key(0)), small_data.train.images[:20]
-    variables = built.init(jax.random.key(0), images)
-    whole, part = (built.terms(variables, images[:count], jax.random.key(1), train=True)[0] for count in (20, 5))
+    images = small_data.train.images[:20]
+    variables = jax.jit(built.init)(jax.random.key(0), images)
+    terms = jax.jit(lambda images: built.terms(variables, images, jax.random.key(1), train=True)[0])
+    whole, part = (terms(images[:count]) for count in (20, 5))
     assert {"commitment", "codebook", "kl", "loss", "reconstruction"} == whole.keys()
     for name, values in part.items():
         np.testing.assert_allclose(whole[name][:5], values, rtol=1e-5)

@@ -234,6 +234,7 @@ def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> 
     options = config.objective.options
     if posterior.units:  # it has figures of its own, which an objective may show
         objective = objective._replace(figures=None, units={**posterior.units, **objective.units})
+        objective = objectives.in_units_of(objective, spec.noun)
     if posterior.codes:
         objective = objective._replace(units={**objective.units, "codes_used": "codes", "perplexity": "codes"})
     objective = objective._replace(figures=objectives.figures_of(objective, trace, options), options=options)
