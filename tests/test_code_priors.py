@@ -60,7 +60,10 @@ def example(name, values, shape, classes=0, scale=0.5):
 
 
 def dependence(name, options, side):
-    """How much the logits of a place, by row, move with the vector of the code at another, by column."""
+    """How much the logits of a place, by row, move with the vector of the code at another, by column.
+
+    With few channels a place may have none that its ReLUs let through, and then sees nothing at all.
+    """
     network = network_of(name, codes_of(3, (side, side)), 0, options)
     params = shaken(jax.jit(network.init)(jax.random.key(1)), 0.05)
     maps = jax.random.randint(jax.random.key(2), (side, side, 1), 0, 3)
@@ -71,9 +74,9 @@ def dependence(name, options, side):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("pixelcnn", {5: PixelCNNOptions(4, 6, 3), 7: PixelCNNOptions(6, 6, 3)}),
-        ("pixelcnn", {5: PixelCNNOptions(2, 6, 5), 7: PixelCNNOptions(3, 6, 5)}),
-        ("pixelcnn", {5: PixelCNNOptions(1, 6, 9), 7: PixelCNNOptions(1, 6, 13)}),
+        ("pixelcnn", {5: PixelCNNOptions(4, 16, 3), 7: PixelCNNOptions(6, 16, 3)}),
+        ("pixelcnn", {5: PixelCNNOptions(2, 16, 5), 7: PixelCNNOptions(3, 16, 5)}),
+        ("pixelcnn", {5: PixelCNNOptions(1, 16, 9), 7: PixelCNNOptions(1, 16, 13)}),
         ("transformer", {5: TransformerOptions(1, 6, 2, 2), 7: TransformerOptions(2, 6, 2, 2)}),
     ],
 )
@@ -87,7 +90,7 @@ def test_a_place_sees_every_place_before_it_and_no_other(name, options, side):
 
 def test_too_few_layers_of_a_pixelcnn_do_not_see_all():
     """So that the test above is one: the last place of a row sees its beginning through 6 layers, not through 5."""
-    moved = dependence("pixelcnn", PixelCNNOptions(5, 6, 3), 7).reshape(7, 7, 7, 7)
+    moved = dependence("pixelcnn", PixelCNNOptions(5, 16, 3), 7).reshape(7, 7, 7, 7)
     assert moved[0, 6, 0, 0] == 0
     assert moved[0, 6, 0, 1] > 0
     assert moved[1, 0, 0, 6] == 0
@@ -99,6 +102,7 @@ def test_too_few_layers_of_a_pixelcnn_do_not_see_all():
 STAY, PLACES = 0.9, 49
 ENTROPY = 16.2971  # nats of a binary chain of 49 places that stays with 0.9: log 2 + 48·0.325083
 LEARNS = {"pixelcnn": PixelCNNOptions(6, 12, 3), "transformer": TransformerOptions(2, 16, 2, 2)}
+STEPS = {"pixelcnn": 300, "transformer": 150}  # the last place of a row is far from the next one's first
 
 
 def chains(key, count, stay):
@@ -134,11 +138,12 @@ def learned(network, stays, steps, batch=64, rate=1e-2):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_chains_entropy_is_approached_from_above(name):
     network = network_of(name, codes_of(2, (7, 7)), 0, LEARNS[name])
-    params = learned(network, [STAY], 150)
+    params = learned(network, [STAY], STEPS[name])
     maps, log_p = chains(jax.random.key(2), 4096, jnp.full(4096, STAY))
     found = np.asarray(jax.jit(lambda params: log_prob_of(network, params, maps))(params), float)
-    assert -np.mean(log_p) == pytest.approx(ENTROPY, abs=4 * np.std(log_p) / 64)
-    excess = np.asarray(log_p, float) - found  # its mean is the KL of the model from the chain
+    log_p = np.asarray(log_p, float)
+    assert -log_p.mean() == pytest.approx(ENTROPY, abs=4 * log_p.std() / 64)
+    excess = log_p - found  # its mean is the KL of the model from the chain
     error = excess.std() / len(excess) ** 0.5
     assert -3 * error < excess.mean() < 0.5
 
@@ -261,7 +266,7 @@ def test_z_may_have_any_leading_axes_and_pass_no_gradient(name):
 def test_chains_of_two_labels_are_learned_apart(name):
     network = network_of(name, codes_of(2, (7, 7)), 2, LEARNS[name])
     stays = [STAY, 1 - STAY]
-    params = learned(network, stays, 150)
+    params = learned(network, stays, STEPS[name])
     labels = jnp.arange(2048) % 2
     maps, log_p = chains(jax.random.key(2), 2048, jnp.asarray(stays)[labels])
     log_prob = jax.jit(lambda labels: log_prob_of(network, params, maps, labels))

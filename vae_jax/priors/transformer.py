@@ -33,7 +33,7 @@ class TransformerOptions:
         feedforward: units of a perceptron's hidden layer, as a multiple of the width.
     """
 
-    layers: Annotated[int, "[1, 256]"] = 3
+    layers: Annotated[int, "[1, 256]"] = 2
     width: Annotated[int, "[1, 65536]"] = 96
     heads: Annotated[int, "[1, 1024]"] = 4
     feedforward: Annotated[int, "[1, 64]"] = 4
