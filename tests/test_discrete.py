@@ -275,7 +275,7 @@ def exact_loss(model, images, objective):
 
 @pytest.mark.parametrize(
     ("objective", "kl"),
-    [(name, kl) for name in ("reinforce", "loo", "disarm", "relax") for kl in ("auto", "sampled")] + [("vimco", "")],
+    [("reinforce", "sampled"), ("loo", "auto"), ("disarm", "sampled"), ("relax", "auto"), ("vimco", "")],
 )
 def test_gradients_are_those_of_the_expectation(objective, kl):
     """Of every parameter: what f depends on directly, and what it depends on through the bits."""
