@@ -299,7 +299,10 @@ def check(
     if objective.scores and posterior.reparameterized:
         what = f"vae or the like with {q}, whose samples have a gradient of their own"
         _refuse("objective.name", what, config.objective.name)
-    learned = posterior.decodes or bool(jax.tree.leaves(jax.eval_shape(prior.init, probing_key())))
+
+    def learned() -> bool:
+        return bool(jax.tree.leaves(jax.eval_shape(prior.init, probing_key())))
+
     objective.check(options, Around(posterior, closed, q, p, shapes.support, learned))
     if prior.posterior and not posterior.log_prob:
         _refuse(

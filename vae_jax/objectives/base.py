@@ -180,7 +180,7 @@ class Around(NamedTuple):
         q: the posterior's name, for messages.
         p: the prior's.
         support: what the numbers of an example are, see `BoundModel`.
-        learned: whether the prior has parameters.
+        learned: -> whether the prior has parameters.
     """
 
     posterior: Posterior
@@ -188,7 +188,7 @@ class Around(NamedTuple):
     q: str
     p: str
     support: str = "levels"
-    learned: bool = False
+    learned: Callable[[], bool] = lambda: False
 
 
 def check_gradient(gradient: str, around: Around) -> None:
