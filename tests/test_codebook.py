@@ -67,7 +67,7 @@ def normal(seed, *shape):
 
 def test_the_moving_average_by_hand():
     """Codes 0 and 10 in one dimension, of which a batch has 1, 2 and 9."""
-    posterior = codebook(1, codes=2, revival=0)
+    posterior = codebook(1, codes=2, revival=0, decay=0.99)
     sample = posterior.transform(own_of([[0.0], [10.0]]), jax.random.key(0), heads_of([[1.0], [2.0], [9.0]]))
     counts, codes = sample.state["counts"][0], sample.state["codes"][0, :, 0]
     np.testing.assert_allclose(counts, [1.01, 1.0], rtol=1e-6)
@@ -261,15 +261,15 @@ def test_codes_that_start_far_away_are_revived(update):
     """K-means with 40 of Lloyd's steps has a distortion of 3.574, and the data alone one of 8."""
     far = 10 + 0.01 * normal(3, K, DATA)
     own = own_of(far, update == "gradient", 1024 / K)
-    used, distortion = judged(trained(codebook(DATA, codes=K, update=update), own))
+    used, distortion = judged(trained(codebook(DATA, codes=K, decay=0.99, update=update), own))
     assert used == K
-    assert distortion < (3.6 if update == "ema" else 3.7)
+    assert distortion < 3.6
 
 
 @pytest.mark.optimized
 def test_without_revival_they_die():
     own = own_of(10 + 0.01 * normal(3, K, DATA), counts=1024 / K)
-    used, distortion = judged(trained(codebook(DATA, codes=K, revival=0), own))
+    used, distortion = judged(trained(codebook(DATA, codes=K, decay=0.99, revival=0), own))
     assert used == 1
     assert distortion == pytest.approx(DATA, abs=4 * math.sqrt(2 * DATA / len(TEST)))
 
