@@ -35,7 +35,7 @@ class CodebookOptions:
         places: the shape of the codes of an image, as [7, 7]; null takes the network's own map.
         stages: of residual quantisation, each with a codebook for what the ones before have left.
         update: of the codebook: ema (moving averages of what is assigned to a code) or gradient.
-        decay: of the moving averages (with gradient of the counts alone); the literature's 0.99 is slow in early epochs.
+        decay: of the moving averages; with gradient, of the counts alone; the literature's 0.99 is slow at first.
         commitment: β, weight of the encoder's distance from its code.
         weight: of both code terms, beside the reconstruction.
         revival: a code whose average count is less than this part of the mean one becomes a vector of the batch; 0 for
