@@ -8,7 +8,7 @@ import numpy as np
 
 from vae_jax import objectives, train
 from vae_jax.composition import build
-from vae_jax.config import Config, LikelihoodConfig, ModelConfig, ObjectiveConfig, TrainConfig
+from vae_jax.config import Config, LikelihoodConfig, ModelConfig, ObjectiveConfig, TrainConfig, adapted
 from vae_jax.data import Dataset, Split
 from vae_jax.devices import Devices
 from vae_jax.feed import Feed
@@ -46,6 +46,16 @@ def losses(shard_images, count, own=None, data=DATA):
     }
 
 
+def codebooks(count):
+    """Of 4 places of 8 codes, whose averages and revived codes must be those of all devices' images together."""
+    more = {"posterior.name": "codebook", "posterior.places": [4], "posterior.codes": 8, "prior.name": "uniform"}
+    own = adapted(replace(config(0), model=ModelConfig("mlp", 3, layers=(8,))), **more)
+    trained = train.fit(own, DATA, devices=Devices(count))
+    state = jax.device_get(trained.state.variables.state["posterior"])
+    used = trained.history[-1]["test_codes_used"]
+    return {"codes": state["codes"].tolist(), "counts": state["counts"].tolist(), "used": used}
+
+
 def all_reduces(count):
     """How often a step's program adds over the devices."""
     devices, plain = Devices(count), config(0)
@@ -62,6 +72,8 @@ found = {}
 for precision in ("float32", "float64"):
     jax.config.update("jax_enable_x64", precision == "float64")
     found[precision] = {count: losses(0, count) for count in COUNTS}
+    if precision == "float32":
+        found["codebook"] = {count: codebooks(count) for count in (1, 2)}
 objectives.OBJECTIVES["spread"] = objectives.Objective(spread)
 of_batch = replace(config(0), model=ModelConfig("mlp", 3, layers=(8,)), objective=ObjectiveConfig("spread"))
 found["of_batch"] = {count: losses(0, count, of_batch) for count in COUNTS}

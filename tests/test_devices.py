@@ -58,6 +58,13 @@ def test_categories_are_spread_as_images_are(trained):
         np.testing.assert_allclose(four[what], one[what], rtol=1e-12)
 
 
+def test_codebooks_are_those_of_one_device(trained):
+    one, two = (trained["codebook"][devices] for devices in ("1", "2"))
+    for what in ("codes", "counts"):
+        np.testing.assert_allclose(two[what], one[what], rtol=1e-6, atol=1e-6)
+    assert two["used"] == one["used"] > 1
+
+
 def test_the_work_is_shared(trained):
     assert trained["all_reduces"]["1"] == 0
     assert trained["all_reduces"]["4"] > 0

@@ -112,8 +112,8 @@ def history(epochs, splits, kl):
 def drawn(monkeypatch):
     """The matplotlib figures that are drawn."""
     made = []
-    figure = figures._figure
-    monkeypatch.setattr(figures, "_figure", lambda *size: made.append(figure(*size)) or made[-1])
+    figure = figures.new_figure
+    monkeypatch.setattr(figures, "new_figure", lambda *size: made.append(figure(*size)) or made[-1])
     return made
 
 
@@ -254,7 +254,9 @@ def test_the_decoded_plane_has_z2_upwards_and_z1_to_the_right(tmp_path, drawn):
 )
 def test_a_sweeps_pictures_hold_however_many_values(tmp_path, monkeypatch, counts, written):
     drawn = []
-    monkeypatch.setattr(figures, "_figure", lambda *size, make=figures._figure: drawn.append(make(*size)) or drawn[-1])
+    monkeypatch.setattr(
+        figures, "new_figure", lambda *size, make=figures.new_figure: drawn.append(make(*size)) or drawn[-1]
+    )
     settings = {f"option{i}": [str(value) for value in range(count)] for i, count in enumerate(counts)}
     every = [tuple(zip(settings, values, strict=True)) for values in product(*settings.values())]
     cells = {setting: {part: [float(i), i + 1.0] for part in PANELS} for i, setting in enumerate(every)}

@@ -234,6 +234,7 @@ def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> 
     options = config.objective.options
     if posterior.units:  # it has figures of its own, which an objective may show
         objective = objective._replace(figures=None, units={**posterior.units, **objective.units})
+        objective = objectives.in_units_of(objective, spec.noun)
     if posterior.codes:
         objective = objective._replace(units={**objective.units, "codes_used": "codes", "perplexity": "codes"})
     objective = objective._replace(figures=objectives.figures_of(objective, trace, options), options=options)
@@ -298,7 +299,10 @@ def check(
     if objective.scores and posterior.reparameterized:
         what = f"vae or the like with {q}, whose samples have a gradient of their own"
         _refuse("objective.name", what, config.objective.name)
-    learned = posterior.decodes or bool(jax.tree.leaves(jax.eval_shape(prior.init, probing_key())))
+
+    def learned() -> bool:
+        return bool(jax.tree.leaves(jax.eval_shape(prior.init, probing_key())))
+
     objective.check(options, Around(posterior, closed, q, p, shapes.support, learned))
     if prior.posterior and not posterior.log_prob:
         _refuse(
@@ -435,7 +439,7 @@ def _compose(
                 decoded = sample.decoded and sample.decoded._replace(log_pz=at(sample.z))
                 if decoded and samples is not None:
                     decoded = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (samples, *leaf.shape)), decoded)
-                return Sample(z, at(z), sample.cost, decoded=decoded)
+                return Sample(z, at(z), sample.cost, decoded=decoded, figures=sample.figures, codes=sample.codes)
             if samples is not None:
                 heads = {name: jnp.broadcast_to(head, (samples, *head.shape)) for name, head in heads.items()}
             return kept(draw_from(parts["posterior"], key, heads, train))
@@ -479,10 +483,12 @@ def _compose(
             expect(f"{named['posterior']}, log_prob", log_q, lead)
             return log_q
 
-        def log_prior(z: Latents) -> Array:
+        def log_prior(z: Latents, codes: Int[Array, "..."] | None = None) -> Array:
+            """At z, of which the codes may be known already."""
             if density is not None:
                 return at(z)
-            log_pz = prior.log_prob(p, z, aggregate)
+            around = aggregate if codes is None else aggregate._replace(codes=lambda _: codes)
+            log_pz = prior.log_prob(p, z, around)
             expect(f"{named['prior']}, log_prob", log_pz, z.shape[: z.ndim - len(shape)])
             return log_pz
 

@@ -226,8 +226,9 @@ def make_terms(
                     own_key, _ = batch_keys(further_key(key, place) if place else key, number)
                     result |= phase.terms(own_key, model, treated, options)
                 if (codes := network.posterior.codes) and model.codes:
-                    z, _ = model.sample(batch_keys(key, number)[0], model.encode(treated))
-                    result[CODES] = codes.numbered(model.codes(z)).reshape(len(treated), -1)
+                    draw = model.draw(batch_keys(key, number)[0], treated)
+                    own = model.codes(draw.z) if draw.codes is None else draw.codes
+                    result[CODES] = codes.numbered(own).reshape(len(treated), -1)
                 return result
 
             density = jnp.asarray(jnp.nan) if latent == "mean" else None
@@ -267,8 +268,8 @@ def usage(codes: Int[np.ndarray, "images places"]) -> dict[str, float]:
 
     Over all places of all images at once: a mean over batches would depend on their size.
     """
-    counts = np.bincount(codes.ravel())
-    shares = counts[counts > 0] / codes.size
+    _, counts = np.unique(codes, return_counts=True)  # there may be far more codes than places
+    shares = counts / codes.size
     return {"codes_used": float(len(shares)), "perplexity": float(np.exp(-(shares * np.log(shares)).sum()))}
 
 

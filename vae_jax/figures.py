@@ -169,7 +169,7 @@ def loss_curve(path: Path, history: list[dict[str, Any]], unit_of: Callable[[str
     marker = "o" if len(epochs) < 20 else None
     names = [name.removeprefix("test_") for name in history[0] if name.startswith("test_")]
     parts = [name for name in names if name not in ("reconstruction", "kl") or any(e.get("train_kl") for e in history)]
-    figure = _figure(3.0 * max(3, len(parts)), 3.6)
+    figure = new_figure(3.0 * max(3, len(parts)), 3.6)
     for i, part in enumerate(parts):
         axes = figure.add_subplot(1, len(parts), i + 1)
         for split, style in (("train", "--"), ("validation", ":"), ("test", "-")):
@@ -186,7 +186,7 @@ def loss_curve(path: Path, history: list[dict[str, Any]], unit_of: Callable[[str
             axes.set_ylabel(_plain(unit_of(part)))
         if i == 0:
             axes.legend()
-    return _save_figure(path, figure)
+    return save_figure(path, figure)
 
 
 def latent_plane(
@@ -207,7 +207,7 @@ def latent_plane(
         extent: half the side of the square shown.
         class_names: the labels' names, by number; shown where there are at most 20.
     """
-    figure = _figure(11.0, 5.4)
+    figure = new_figure(11.0, 5.4)
     scatter = figure.add_subplot(1, 2, 1)
     shades = {}
     if labels is not None:
@@ -228,7 +228,7 @@ def latent_plane(
     plane = figure.add_subplot(1, 2, 2)
     plane.imshow(tiles.squeeze(), cmap="gray", vmin=0, vmax=1, extent=(-extent, extent, -extent, extent))
     plane.set(title="decoded", xlabel="$z_1$", ylabel="$z_2$")
-    return _save_figure(path, figure)
+    return save_figure(path, figure)
 
 
 def comparison(
@@ -248,7 +248,7 @@ def comparison(
         unit: of the losses.
     """
     panels = [bool(losses), bool(curves), bool(gaps)]
-    figure = _figure(4.6 * max(1, sum(panels)), 3.8)
+    figure = new_figure(4.6 * max(1, sum(panels)), 3.8)
     places = iter(range(1, 4))
     if losses:
         axes = figure.add_subplot(1, sum(panels), next(places))
@@ -283,7 +283,7 @@ def comparison(
         axes.set(title="relative gap of these losses", xlabel="step")
         axes.legend()
         axes.grid(alpha=0.3)
-    return _save_figure(path, figure)
+    return save_figure(path, figure)
 
 
 WIDEST = 30.0  # inches of a picture
@@ -301,7 +301,7 @@ def sweep_curves(
         title: above them.
     """
     parts = list(next(iter(curves.values())))
-    figure = _figure(1.0 + 4.0 * max(2, len(parts)), 4.2)
+    figure = new_figure(1.0 + 4.0 * max(2, len(parts)), 4.2)
     panels = [figure.add_subplot(1, len(parts), number) for number in range(1, len(parts) + 1)]
     shades = _shades(len(curves))
     for axes, part in zip(panels, parts, strict=True):
@@ -322,7 +322,7 @@ def sweep_curves(
     spread = any(len(found[parts[0]]) > 1 for found in curves.values())
     above = ["mean over seeds, with their standard deviation" if spread else "", title]
     figure.suptitle(_plain("; ".join(filter(None, above)), 4 * LABEL))
-    return _save_figure(path, figure)
+    return save_figure(path, figure)
 
 
 def sweep_grid(
@@ -343,7 +343,7 @@ def sweep_grid(
     columns = settings[last]
     parts = list(next(iter(cells.values())))
     width = max(1.0 + 4.0 * max(2, len(parts)), 0.8 * len(parts) * len(columns))
-    figure = _figure(min(width, WIDEST), min(max(4.0, 1.2 + 0.45 * len(rows)), WIDEST))
+    figure = new_figure(min(width, WIDEST), min(max(4.0, 1.2 + 0.45 * len(rows)), WIDEST))
     figure.suptitle(_plain(title, 4 * LABEL))
     # Of very many values only some are named, and a scale tells the figures instead of each cell.
     every_column, every_row = (math.ceil(0.3 * count / WIDEST) for count in (len(parts) * len(columns), len(rows)))
@@ -380,7 +380,7 @@ def sweep_grid(
             axes.text(column, row, text, ha="center", va="center", color="white" if value <= middle else "black")
         axes.set_yticks(range(0, len(rows), every_row), [_plain(", ".join(row)) for row in rows[::every_row]])
         axes.set_ylabel(_plain(", ".join(others)))
-    return _save_figure(path, figure)
+    return save_figure(path, figure)
 
 
 def _shades(count: int) -> list[Any]:
@@ -399,7 +399,7 @@ def _plain(label: str, most: int = LABEL) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _save_figure(path: Path, figure: Any) -> Picture:
+def save_figure(path: Path, figure: Any) -> Picture:
     """Saves a matplotlib figure; warns once, in one line, of all the signs that its font does not have."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -415,7 +415,7 @@ def _save_figure(path: Path, figure: Any) -> Picture:
     return saved
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
     """A matplotlib figure outside pyplot's global state, so no display is needed and nothing is left open."""
     load()
     from matplotlib.backends.backend_agg import FigureCanvasAgg

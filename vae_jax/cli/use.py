@@ -96,7 +96,7 @@ def _save_blocks(path: Path, name: str, count: int, blocks: Iterator[tuple[range
 BLOCK = 1 << 26  # bytes of pictures that are decoded at a time
 
 
-def _decoded(
+def decoded(
     model: "Model", shape: tuple[int, ...], count: int, given: Callable[[range], tuple[Any, Any]]
 ) -> Iterator[tuple[range, Any]]:
     """Pictures decoded block by block, which memory holds however many they are, and their numbers.
@@ -122,7 +122,7 @@ def _decoded(
 ARRAYS = "; a name ending in .npz, as by default where the data are no images, gets the array `images` or `examples`"
 
 
-def _target(options: Any, stem: str) -> Path:
+def picture_target(options: Any, stem: str) -> Path:
     """The file that pictures go to, or the arrays of examples that are none.
 
     Raises:
@@ -137,14 +137,14 @@ def _target(options: Any, stem: str) -> Path:
     return path
 
 
-def _sheet(path: Path, shape: tuple[int, ...], count: int, columns: int, what: str) -> "Sheet | None":
+def sheet_of(path: Path, shape: tuple[int, ...], count: int, columns: int, what: str) -> "Sheet | None":
     """The picture that so many pictures make; None where arrays are written."""
     from vae_jax import figures
 
     return None if path.suffix == ".npz" else figures.Sheet(count, shape, columns=columns, what=what)
 
 
-def _write(
+def write_pictures(
     path: Path, sheet: "Sheet | None", trained: "Trained", count: int, blocks: Iterator[tuple[range, Any]]
 ) -> None:
     """Writes what comes in blocks, as a picture or as an array."""
@@ -172,7 +172,7 @@ def _reconstruct_options(parser: Any) -> None:
 def _reconstruct(options: Any) -> None:
     import numpy as np
 
-    path = _target(options, "figures/reconstructions")
+    path = picture_target(options, "figures/reconstructions")
     count, label = positive(options.n, "-n"), _label(options)
     trained, model = open_run(options)
     from vae_jax import figures
@@ -203,7 +203,7 @@ def _reconstruct(options: Any) -> None:
     def given(numbers: range) -> tuple[Any, Any]:
         return mu[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
 
-    for numbers, pictures in _decoded(model, images.shape[1:], len(images), given):
+    for numbers, pictures in decoded(model, images.shape[1:], len(images), given):
         drawn.put(numbers.start, images[numbers.start : numbers.stop] / 255, pictures)
     answer(str(drawn.save(path)))
 
@@ -250,7 +250,7 @@ def _sample(options: Any) -> None:
     named = ("" if source == "prior" else f"{source}_") + ("" if label is None else f"label{label}_")
     named += f"temperature{options.temperature}_".replace(",", "_") if options.temperature else ""
     named += "" if options.top_p is None else f"top{options.top_p:g}_"
-    path = _target(options, f"figures/samples_{named}seed{options.seed}")
+    path = picture_target(options, f"figures/samples_{named}seed{options.seed}")
     count, seed = positive(options.n, "-n"), seed_of(options)
     trained, model = open_run(options)
     import jax
@@ -259,7 +259,7 @@ def _sample(options: Any) -> None:
 
     classes, labels, shape = trained.config.model.classes, None, trained.image_shape
     total, columns = count * len(temperatures), max(1, int(count**0.5)) if len(temperatures) == 1 else count
-    sheet = _sheet(path, shape, total, columns, f"-n {count}")
+    sheet = sheet_of(path, shape, total, columns, f"-n {count}")
     if classes:
         labels = np.arange(count) % classes if label is None else np.full(count, label)
     key = jax.random.key(seed)
@@ -280,7 +280,7 @@ def _sample(options: Any) -> None:
 
     if len(temperatures) > 1:
         say(f"rows: temperature {', '.join(f'{temperature:g}' for temperature in temperatures)}, from the top")
-    _write(path, sheet, trained, total, _decoded(model, shape, total, given))
+    write_pictures(path, sheet, trained, total, decoded(model, shape, total, given))
 
 
 def _ways(options: Any, source: str) -> tuple[list[Any], dict[str, float]]:
@@ -358,14 +358,14 @@ def _interpolate_options(parser: Any) -> None:
 def _interpolate(options: Any) -> None:
     import numpy as np
 
-    path = _target(options, "figures/interpolation")
+    path = picture_target(options, "figures/interpolation")
     rows, steps, seed = positive(options.n, "-n"), positive(options.steps, "--steps"), seed_of(options)
     trained, model = open_run(options)
     from vae_jax import memory
     from vae_jax.train import told
 
     what = f"-n {rows}, --steps {steps}"
-    sheet = _sheet(path, trained.image_shape, rows * steps, steps, what)
+    sheet = sheet_of(path, trained.image_shape, rows * steps, steps, what)
     test = load_data(options, trained).test
     memory.check(2 * rows * test.images[0].nbytes, f"{what}: {2 * rows:,} images to begin and to end with")
     chosen = np.random.RandomState(seed).choice(len(test), 2 * rows, replace=2 * rows > len(test))
@@ -388,7 +388,7 @@ def _interpolate(options: Any) -> None:
         # There is nothing between two labels: each half of a row has the one of its end.
         return z, np.where(weights[column] <= 0.5, labels[row], labels[rows + row])
 
-    _write(path, sheet, trained, rows * steps, _decoded(model, trained.image_shape, rows * steps, given))
+    write_pictures(path, sheet, trained, rows * steps, decoded(model, trained.image_shape, rows * steps, given))
 
 
 def _traverse_options(parser: Any) -> None:
@@ -402,7 +402,7 @@ def _traverse_options(parser: Any) -> None:
 def _traverse(options: Any) -> None:
     import numpy as np
 
-    path = _target(options, "figures/traversal")
+    path = picture_target(options, "figures/traversal")
     steps = positive(options.steps, "--steps")
     if not 0 < options.extent <= 1000:
         raise UserError(f"--extent: expected a number in (0, 1000]; found {options.extent}")
@@ -411,7 +411,7 @@ def _traverse(options: Any) -> None:
     from vae_jax.train import told
 
     check_vectors(build(trained.config, trained.image_shape).network, "RUN")
-    sheet = _sheet(path, trained.image_shape, model.latent * steps, steps, f"--steps {steps}")
+    sheet = sheet_of(path, trained.image_shape, model.latent * steps, steps, f"--steps {steps}")
     test = load_data(options, trained).test
     if not 0 <= options.image < len(test):
         raise UserError(f"--image: expected a number from 0 to {len(test) - 1}; found {options.image}")
@@ -427,7 +427,7 @@ def _traverse(options: Any) -> None:
         return z, None if labels is None else labels.repeat(len(numbers))
 
     count = model.latent * steps
-    _write(path, sheet, trained, count, _decoded(model, trained.image_shape, count, given))
+    write_pictures(path, sheet, trained, count, decoded(model, trained.image_shape, count, given))
 
 
 VERBS = {

@@ -299,8 +299,9 @@ class PosteriorConfig(Chosen):
 
     Attributes:
         name: diagonal_gaussian, full_gaussian (with a full covariance), planar (a planar flow), iaf (an inverse
-            autoregressive flow), codebook (vector quantisation), categorical (relaxed in training) or bernoulli
-            (bits), see vae_jax/posteriors; or the import path of your own.
+            autoregressive flow); over codes codebook (vector quantisation), fsq (finite scalar quantisation), lfq
+            (lookup-free quantisation), categorical (relaxed in training) or bernoulli (bits), see vae_jax/posteriors;
+            or the import path of your own.
     """
 
     SECTION = "posterior"
@@ -314,8 +315,8 @@ class PriorConfig(Chosen):
 
     Attributes:
         name: standard_normal, mixture (of Gaussians), vamp (the posterior at learned pseudo-inputs), flow (a
-            normalising flow of coupling layers) or uniform (over codes), see vae_jax/priors; or the import path of
-            your own.
+            normalising flow of coupling layers), or over codes uniform, pixelcnn (of maps) or transformer, see
+            vae_jax/priors; or the import path of your own.
     """
 
     SECTION = "prior"

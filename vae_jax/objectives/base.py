@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float, Int, Key, Num, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from vae_jax.errors import UserError
 from vae_jax.optimizer import Rule
@@ -18,8 +18,9 @@ Outputs = Float[Array, "*shape outputs"]
 # "loss", which is minimised (for a VAE with β = 1 it is −ELBO);
 # "reconstruction", minus the log-likelihood or the squared error, the mean over an image's samples;
 # "kl", of the posterior from the prior, not weighted; where it is sampled, the mean of log q(z|x) − log p(z);
-# and whatever else an objective names. An evaluation adds the codes of a model that has some, whole numbers.
-Terms = dict[str, Num[Array | np.ndarray, "..."]]
+# and whatever else an objective names. An evaluation adds the codes of every image, (batch, places), where z are made
+# of codes.
+Terms = dict[str, Float[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."]]
 FIGURES = ("loss", "reconstruction", "kl")
 
 
@@ -55,7 +56,9 @@ class Draw(NamedTuple):
         cost: what the posterior itself adds to a loss, (*batch,), as a codebook's commitment; None for nothing.
         heads: the posterior's, each (batch, size).
         outputs: what the likelihood makes images of, (*batch, height, width, outputs).
-        figures: what the posterior says of its sample, by name, (*batch,) each, as parts of the cost.
+        figures: what the posterior says of its sample, by name, (*batch,) each, as parts of the cost; or () for one of
+            the batch.
+        codes: that z is made of, where the posterior's are made of codes.
     """
 
     z: Latents
@@ -67,7 +70,8 @@ class Draw(NamedTuple):
     cost: Float[Array, "*batch"] | None
     heads: Heads
     outputs: Outputs
-    figures: Mapping[str, Float[Array, "*batch"]] = {}
+    figures: Mapping[str, Float[Array, "..."]] = {}
+    codes: Int[Array, "..."] | None = None
 
 
 class BoundModel(NamedTuple):
@@ -125,7 +129,7 @@ def make_draw(
     sample: Callable[..., Sample],
     decode: Callable[[Latents], Outputs],
     log_likelihood: Callable[[Images, Outputs], Array],
-    log_prior: Callable[[Latents], Array],
+    log_prior: Callable[..., Array],
     kl: Callable[[Heads], Array] | None,
     kl_by_dimension: Callable[[Heads], Array] | None,
 ) -> Callable[..., Draw]:
@@ -133,14 +137,15 @@ def make_draw(
 
     def draw(key: Key[Array, ""], images: Images, samples: int | None = None, targets: Images | None = None) -> Draw:
         heads = encode(images)
-        z, log_q, cost, _, decoded, figures = sample(key, heads, samples)
+        z, log_q, cost, _, decoded, figures, codes = sample(key, heads, samples)
         outputs = decoded.outputs if decoded else decode(z)
         log_px = log_likelihood(images if targets is None else targets, outputs)
         if decoded:
             once = decoded.kl if samples is None else decoded.kl.mean(0)
             return Draw(z, log_q, decoded.log_pz, log_px, once, None, cost, heads, outputs, figures)
         closed_form = kl and kl(heads), kl_by_dimension and kl_by_dimension(heads)
-        return Draw(z, log_q, log_prior(z), log_px, *closed_form, cost, heads, outputs, figures)
+        log_pz = log_prior(z) if codes is None else log_prior(z, codes)
+        return Draw(z, log_q, log_pz, log_px, *closed_form, cost, heads, outputs, figures, codes)
 
     return draw
 
@@ -175,7 +180,7 @@ class Around(NamedTuple):
         q: the posterior's name, for messages.
         p: the prior's.
         support: what the numbers of an example are, see `BoundModel`.
-        learned: whether the prior has parameters.
+        learned: -> whether the prior has parameters.
     """
 
     posterior: Posterior
@@ -183,7 +188,7 @@ class Around(NamedTuple):
     q: str
     p: str
     support: str = "levels"
-    learned: bool = False
+    learned: Callable[[], bool] = lambda: False
 
 
 def check_gradient(gradient: str, around: Around) -> None:

@@ -21,7 +21,7 @@ def check_prior(options: None, around: Around) -> None:
     Raises:
         UserError: naming it.
     """
-    if not around.learned or around.posterior.decodes:
+    if around.posterior.decodes or not around.learned():
         raise UserError(
             f"prior.name: expected one with parameters of its own with objective prior, which trains them alone; found "
             f"{around.p}"

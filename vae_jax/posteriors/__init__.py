@@ -5,6 +5,7 @@ from vae_jax.posteriors.base import KL, Codes, Heads, Latents, Posterior, Sample
 from vae_jax.posteriors.bernoulli import bernoulli
 from vae_jax.posteriors.categorical import categorical
 from vae_jax.posteriors.codebook import codebook
+from vae_jax.posteriors.finite import fsq, lfq
 from vae_jax.posteriors.flows import iaf, planar
 from vae_jax.posteriors.gaussian import diagonal_gaussian, full_gaussian, point
 from vae_jax.shapes import Shapes
@@ -18,6 +19,8 @@ POSTERIORS = {
     "planar": planar,
     "iaf": iaf,
     "codebook": codebook,
+    "fsq": fsq,
+    "lfq": lfq,
     "categorical": categorical,
     "bernoulli": bernoulli,
 }

@@ -67,7 +67,8 @@ class Sample(NamedTuple):
             not kept; of several draws in a step, that of the last is. Such a posterior is drawn from outside of any
             vmap, scan or checkpoint of an objective's own.
         decoded: what z has been decoded to, where it is drawn inside the decoder.
-        figures: what there is to know of it, by name, (*batch,) each, as parts of the cost.
+        figures: what there is to know of it, by name, (*batch,) each, as parts of the cost; or () for one of the batch.
+        codes: that z is made of, (*batch, *shape) as `Codes` says; None has them found from z where they are asked for.
     """
 
     z: Latents
@@ -75,7 +76,8 @@ class Sample(NamedTuple):
     cost: Float[Array, "*batch"] | None = None
     state: PyTree | None = None
     decoded: Decoded | None = None
-    figures: Mapping[str, Float[Array, "*batch"]] = MappingProxyType({})
+    figures: Mapping[str, Float[Array, "..."]] = {}
+    codes: Int[Array, "..."] | None = None
 
 
 class KL(NamedTuple):

@@ -13,12 +13,14 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from vae_jax.errors import UserError
 from vae_jax.options import one_of
 from vae_jax.posteriors.base import Codes, Heads, Latents, Posterior, Sample
-from vae_jax.posteriors.places import over_codes, places_of
+from vae_jax.posteriors.places import over_codes, places_of, precise
 from vae_jax.shapes import Shapes
 from vae_jax.variables import Variables
 
 LLOYD_STEPS = 10  # of k-means, when a codebook is made of data
 SMALLEST = 1e-12  # of a squared length that is divided by
+KEPT = 32  # of the rows of codes that a search among stages goes on with
+SEARCHED = 256  # vectors searched at a time
 
 Vectors = Float[Array, "n latent"]
 Codebook = Float[Array, "codes latent"]
@@ -33,10 +35,11 @@ class CodebookOptions:
         places: the shape of the codes of an image, as [7, 7]; null takes the network's own map.
         stages: of residual quantisation, each with a codebook for what the ones before have left.
         update: of the codebook: ema (moving averages of what is assigned to a code) or gradient.
-        decay: of the moving averages; with gradient, of the counts alone.
+        decay: of the moving averages; with gradient, of the counts alone. The literature's 0.99 is slow in early epochs.
         commitment: β, weight of the encoder's distance from its code.
         weight: of both code terms, beside the reconstruction.
-        revival: a code that is used less than this part of the uniform share becomes a vector of the batch; 0 for none.
+        revival: a code whose average count is less than this part of the mean one becomes a vector of the batch; 0 for
+            none.
         estimator: of the gradient through the choice of a code: straight_through or rotation.
         distance: euclidean, or cosine, between vectors of length 1.
     """
@@ -45,7 +48,7 @@ class CodebookOptions:
     places: Annotated[tuple[int, ...] | None, "[1, 65536]"] = None
     stages: Annotated[int, "[1, 64]"] = 1
     update: Annotated[str, one_of("ema", "gradient")] = "ema"
-    decay: Annotated[float, "[0, 1)"] = 0.99
+    decay: Annotated[float, "[0, 1)"] = 0.95
     commitment: Annotated[float, "[0, inf)"] = 0.25
     weight: Annotated[float, "(0, inf)"] = 1.0
     revival: Annotated[float, "[0, 1)"] = 0.05
@@ -63,11 +66,11 @@ def codebook(options: CodebookOptions, shapes: Shapes) -> Posterior:
     (van den Oord et al. 2017, section 3; the moving averages are appendix A.1's.) An encoder's vector E at a place
     becomes the nearest code e, and the loss has Σ β‖E − sg(e)‖² and, where the codebook follows a gradient,
     Σ‖sg(E) − e‖² beside it, summed over places and dimensions, so that no weight depends on the batch's size. A code
-    whose average count falls below a part of the uniform share becomes one of the batch's vectors, without which most
-    codes die.
+    whose average count falls below a part of the mean of all counts, which is the uniform share, becomes one of the
+    batch's vectors, without which most codes die.
     """
     places, latent, count, stages = places_of(options.places, shapes), shapes.latent, options.codes, options.stages
-    shape = (*places, latent)
+    shape, rows_of_codes = (*places, latent), places if stages == 1 else (*places, stages)
     cosine, learned = options.distance == "cosine", options.update == "gradient"
 
     def normal(vectors: Float[Array, "*any latent"]) -> Float[Array, "*any latent"]:
@@ -87,20 +90,20 @@ def codebook(options: CodebookOptions, shapes: Shapes) -> Posterior:
 
     def begin(own: Variables, key: Key[Array, ""], heads: Heads) -> Variables:
         """The codebooks by k-means of what the encoder makes of some images, stage by stage."""
-        left = normal(heads["mu"].reshape(-1, latent).astype(jnp.float32))
+        left = normal(precise(heads["mu"]).reshape(-1, latent))
         made = []
         for stage_key in jax.random.split(key, stages):
             codes, counts = k_means(stage_key, left, count)
             codes = normal(codes)
             made.append((codes, counts))
             left = left - codes[nearest(left, codes)]
-        codes, counts = (jnp.stack(each) for each in zip(*made, strict=True))
+        codes, counts = (jnp.stack(each).astype(own.state["counts"].dtype) for each in zip(*made, strict=True))
         # As many as a batch of these images assigns; the first batches move them to their own.
         return with_codes(codes, jnp.maximum(counts, options.revival * counts.sum(-1, keepdims=True) / count))
 
     def quantized(own: Variables, heads: Heads) -> tuple[Vectors, list[tuple[Vectors, Int[Array, " n"]]]]:
         """The encoder's vectors, and of each stage what it is given and the codes nearest to it."""
-        vectors = normal(heads["mu"].reshape(-1, latent).astype(jnp.float32))
+        vectors = normal(precise(heads["mu"]).reshape(-1, latent))
         left, chosen = lax.stop_gradient(vectors), []
         for codes in lax.stop_gradient(codebooks(own)):
             found = nearest(left, codes)
@@ -109,8 +112,12 @@ def codebook(options: CodebookOptions, shapes: Shapes) -> Posterior:
         return vectors, chosen
 
     def center(own: Variables, heads: Heads) -> Sample:
+        return quantization(own, heads, *quantized(own, heads))
+
+    def quantization(
+        own: Variables, heads: Heads, vectors: Vectors, chosen: list[tuple[Vectors, Int[Array, " n"]]]
+    ) -> Sample:
         lead = heads["mu"].shape[: -len(shape)]
-        vectors, chosen = quantized(own, heads)
         books, so_far = codebooks(own), jnp.zeros_like(vectors)
         commitment = book = jnp.zeros(lead)
         for codes, (left, found) in zip(books, chosen, strict=True):
@@ -121,17 +128,19 @@ def codebook(options: CodebookOptions, shapes: Shapes) -> Posterior:
             book = book + _summed(left - vector, lead)
         target = lax.stop_gradient(so_far)
         through = rotated if options.estimator == "rotation" else straight_through
-        z = through(vectors, target).reshape(*lead, *shape).astype(heads["mu"].dtype)
+        # In single precision at least: rounded further, z might be nearest to other codes.
+        z = through(vectors, target).reshape(*lead, *shape)
         commitment = options.weight * options.commitment * commitment
         figures, cost = {"commitment": commitment}, commitment
         if learned:
             figures["codebook"] = options.weight * book
             cost = cost + figures["codebook"]
-        return Sample(z, jnp.zeros(lead), cost, figures=figures)
+        numbers = jnp.stack([found for _, found in chosen], -1).reshape(*lead, *rows_of_codes)
+        return Sample(z, jnp.zeros(lead), cost, figures=figures, codes=numbers)
 
     def transform(own: Variables, key: Key[Array, ""], heads: Heads) -> Sample:
-        _, chosen = quantized(own, heads)
-        return center(own, heads)._replace(state=moved_on(own, key, chosen))
+        vectors, chosen = quantized(own, heads)
+        return quantization(own, heads, vectors, chosen)._replace(state=moved_on(own, key, chosen))
 
     def moved_on(own: Variables, key: Key[Array, ""], chosen: list[tuple[Vectors, Int[Array, " n"]]]) -> PyTree:
         codes, counts, rows = lax.stop_gradient(codebooks(own)), own.state["counts"], len(chosen[0][0])
@@ -143,29 +152,32 @@ def codebook(options: CodebookOptions, shapes: Shapes) -> Posterior:
             if not learned:
                 # N·e is the moving sum, so this is S/N; a code that nothing is assigned to stays exactly as it is.
                 change = (1 - options.decay) * (sums - now[:, None] * book)
-                book = normal(book + change / jnp.maximum(after, SMALLEST)[:, None])
+                book = jnp.where(now[:, None] > 0, normal(book + change / jnp.maximum(after, SMALLEST)[:, None]), book)
+            kept = own.state["moved"][stage] if learned else book
             if options.revival:
-                least = options.revival * rows / count
+                # Of the counts' own mean, not of this batch's size: they may be of larger or smaller batches.
+                least = options.revival * after.mean()
                 dead = after < least
-                order = jax.random.permutation(jax.random.fold_in(key, stage), rows)
-                taken = left[order[jnp.arange(count) % rows]]
-                book = jnp.where(dead[:, None], taken, book)
+                # Rows drawn without replacement, those with the largest of as many random numbers.
+                drawn = jax.random.uniform(jax.random.fold_in(key, stage), (rows,))
+                order = lax.top_k(drawn, min(count, rows))[1]
+                taken = left[order[jnp.arange(count) % len(order)]]
+                # What is trained is left to its optimiser, whose averages of a dead code's gradient are all but 0.
+                becomes = taken - own.params["codes"][stage] if learned else taken
+                kept = jnp.where(dead[:, None], becomes, kept)
                 after = jnp.where(dead, least, after)
-            made.append((book, after))
-        book, after = (jnp.stack(each) for each in zip(*made, strict=True))
-        if learned:  # what is trained is left to its optimiser, whose averages of a dead code's gradient are all but 0
-            return {"moved": own.state["moved"] + book - codes, "counts": after}
-        return {"codes": book, "counts": after}
+            made.append((kept, after))
+        kept, after = (jnp.stack(each) for each in zip(*made, strict=True))
+        return {"moved" if learned else "codes": kept, "counts": after}
 
     def codes_of(own: Variables, z: Latents) -> Int[Array, "..."]:
         lead = z.shape[: -len(shape)]
-        left, found = z.reshape(-1, latent).astype(jnp.float32), []
-        for codes in codebooks(own):
-            found.append(nearest(left, codes))
-            left = left - codes[found[-1]]
+        vectors, books = precise(z).reshape(-1, latent), codebooks(own)
         if stages == 1:
-            return found[0].reshape(*lead, *places)
-        return jnp.stack(found, -1).reshape(*lead, *places, stages)
+            return nearest(vectors, books[0]).reshape(*lead, *rows_of_codes)
+        # Not stage by stage: a sum may be nearest to another code of the first stage than the one that is in it.
+        found = lax.map(lambda vector: summands(vector, books), vectors, batch_size=SEARCHED)
+        return found.reshape(*lead, *rows_of_codes)
 
     def vectors_of(own: Variables, codes: Int[Array, "..."]) -> Latents:
         books = codebooks(own)
@@ -173,9 +185,8 @@ def codebook(options: CodebookOptions, shapes: Shapes) -> Posterior:
             return books[0][codes]
         return sum((books[stage][codes[..., stage]] for stage in range(1, stages)), books[0][codes[..., 0]])
 
-    each = places if stages == 1 else (*places, stages)
     return over_codes(
-        Codes(count, each, codes_of, vectors_of, apart=stages > 1),
+        Codes(count, rows_of_codes, codes_of, vectors_of, apart=stages > 1),
         shape,
         transform,
         center,
@@ -188,9 +199,33 @@ def codebook(options: CodebookOptions, shapes: Shapes) -> Posterior:
 
 def nearest(vectors: Vectors, codes: Codebook) -> Int[Array, " n"]:
     """The number of each vector's nearest code. ‖vector‖² is the same for all of them and left out."""
-    # In full precision, since a rounded product changes what is nearest.
-    products = jnp.einsum("nd,kd->nk", vectors, codes, precision=lax.Precision.HIGHEST)
-    return jnp.argmin(jnp.square(codes).sum(-1)[None, :] - 2 * products, -1).astype(jnp.int32)
+    # What all codes have in common would only be rounded away again; a rounded product changes what is nearest.
+    middle = codes.mean(0)[None, :]
+    vectors, codes = vectors - middle, codes - middle
+    products = jnp.einsum("kd,nd->kn", codes, vectors, precision=lax.Precision.HIGHEST)
+    distances = jnp.square(codes).sum(-1)[:, None] - 2 * products
+    # XLA's argmin takes several times as long on a CPU.
+    least = distances.min(0)[None, :]
+    numbers = lax.broadcasted_iota(jnp.int32, distances.shape, 0)
+    return jnp.where(distances == least, numbers, len(codes) - 1).min(0)
+
+
+def summands(vector: Float[Array, " latent"], books: Float[Array, "stages codes latent"]) -> Int[Array, " stages"]:
+    """The codes, one of each stage, whose sum is nearest to the vector, among the rows of codes that are looked at.
+
+    A beam search: of the rows of the first stages those go on that leave least. A sum that the stages themselves have
+    made is hardly ever missed.
+    """
+    count = books.shape[1]
+    left, rows = vector[None, :], jnp.zeros((1, 0), jnp.int32)
+    for codes in books:
+        products = jnp.einsum("rd,kd->rk", left, codes, precision=lax.Precision.HIGHEST)
+        further = jnp.square(codes).sum(-1)[None, :] - 2 * products + jnp.square(left).sum(-1)[:, None]
+        _, best = lax.top_k(-further.ravel(), min(KEPT, further.size))
+        row, code = best // count, (best % count).astype(jnp.int32)
+        left = left[row] - codes[code]
+        rows = jnp.concatenate([rows[row], code[:, None]], -1)
+    return rows[jnp.square(left).sum(-1).argmin()]  # again, since the products are rounded
 
 
 def assigned(
@@ -211,17 +246,17 @@ def k_means(
     """
     first_key, key = jax.random.split(key)
 
-    def seed(carry, key):
+    def seed(carry, number):
         distances, last = carry
         distances = jnp.minimum(distances, jnp.square(vectors - last[None, :]).sum(-1))
         # Where all are codes already, any is as good.
         weights = jnp.where(distances.max() > 0, distances, jnp.ones_like(distances))
-        chosen = vectors[jax.random.categorical(key, jnp.log(weights))]
+        chosen = vectors[jax.random.categorical(jax.random.fold_in(key, number), jnp.log(weights))]
         return (distances, chosen), chosen
 
     first = vectors[jax.random.randint(first_key, (), 0, len(vectors))]
     start = jnp.full(len(vectors), jnp.inf, vectors.dtype), first
-    _, others = lax.scan(seed, start, jax.random.split(key, count - 1)) if count > 1 else (None, first[None][:0])
+    _, others = lax.scan(seed, start, jnp.arange(count - 1))
     codes = jnp.concatenate([first[None], others])
 
     def step(codes, _):
@@ -234,7 +269,7 @@ def k_means(
 
 def straight_through(vectors: Vectors, targets: Vectors) -> Vectors:
     """The targets, whose gradient is taken for the vectors' (van den Oord et al. 2017, section 3.2)."""
-    return vectors + lax.stop_gradient(targets - vectors)
+    return _with_gradient_of(vectors, targets)
 
 
 def rotated(vectors: Vectors, targets: Vectors) -> Vectors:
@@ -249,7 +284,12 @@ def rotated(vectors: Vectors, targets: Vectors) -> Vectors:
     r = lax.stop_gradient(_unit(v + t))
     along_r, along_v = (vectors * r).sum(-1, keepdims=True), (vectors * v).sum(-1, keepdims=True)
     turned = lax.stop_gradient(reached / lengths) * (vectors - 2 * along_r * r + 2 * along_v * t)
-    return turned + lax.stop_gradient(targets - turned)  # rounded otherwise, the value is the code's own
+    return _with_gradient_of(turned, targets)
+
+
+def _with_gradient_of(vectors: Vectors, targets: Vectors) -> Vectors:
+    """The targets' very values: to vectors the difference would be added rounded."""
+    return lax.stop_gradient(targets) + (vectors - lax.stop_gradient(vectors))
 
 
 def _unit(vectors: Float[Array, "*any latent"]) -> Float[Array, "*any latent"]:

@@ -12,6 +12,11 @@ from vae_jax.posteriors.base import KL, Codes, Heads, Posterior
 from vae_jax.shapes import Shapes
 
 
+def precise(heads: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """In single precision, or the double it has: what is nearest must not depend on a network's rounding."""
+    return heads.astype(jnp.promote_types(heads.dtype, jnp.float32))
+
+
 def places_of(places: tuple[int, ...] | None, shapes: Shapes) -> tuple[int, ...]:
     """The shape of an image's codes: as `posterior.places` says, or the network's own map.
 
@@ -36,7 +41,7 @@ def over_codes(
     nats = math.prod(codes.shape) * math.log(codes.values)
 
     def uniform(heads: Heads, prior: PyTree) -> Float[Array, "*batch"]:
-        return jnp.full(heads["mu"].shape[: -len(shape)], nats, heads["mu"].dtype)
+        return jnp.full(heads["mu"].shape[: -len(shape)], nats, precise(heads["mu"]).dtype)
 
     return Posterior(
         {"mu": shape},

@@ -4,7 +4,9 @@ from vae_jax.config import PriorConfig, entry_of
 from vae_jax.priors.base import Aggregate, Prior
 from vae_jax.priors.flow import flow
 from vae_jax.priors.mixture import mixture
+from vae_jax.priors.pixelcnn import pixelcnn
 from vae_jax.priors.standard_normal import standard_normal, standard_normal_log_prob
+from vae_jax.priors.transformer import transformer
 from vae_jax.priors.uniform import uniform
 from vae_jax.priors.vamp import vamp
 from vae_jax.shapes import Shapes
@@ -18,6 +20,8 @@ PRIORS = {
     "vamp": vamp,
     "flow": flow,
     "uniform": uniform,
+    "pixelcnn": pixelcnn,
+    "transformer": transformer,
 }
 
 

@@ -16,7 +16,7 @@ def uniform(options: None, shapes: Shapes) -> Prior:
     codes = codes_in(shapes, "uniform")
     nats = math.prod(codes.shape) * math.log(codes.values)
 
-    def log_prob(params: PyTree, z: Float[Array, "..."], aggregate: Aggregate) -> Float[Array, "..."]:
+    def log_prob(params: PyTree, z: Float[Array, "..."], aggregate: Aggregate) -> Float[Array, "*batch"]:
         return jnp.full(z.shape[: z.ndim - len(shapes.latent_shape or (0,))], -nats, z.dtype)
 
     def sample(params: PyTree, key: Key[Array, ""], count: int, aggregate: Aggregate) -> Latents:

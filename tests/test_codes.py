@@ -1,0 +1,267 @@
+"""Models whose z are codes, used: trained, given a prior, drawn from, looked at; and what makes no sense refused."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from run_fixtures import flags
+
+from vae_jax import cli, codes, data, run, train
+from vae_jax.composition import build
+from vae_jax.config import load_config
+from vae_jax.errors import UserError
+from vae_jax.evaluate import usage
+from vae_jax.keys import make_keys
+
+K, PLACES = 16, (4,)
+TINY = {
+    "data.image_size": 8,
+    "model.network": "mlp",
+    "model.layers": [16],
+    "model.latent": 3,
+    "posterior.name": "codebook",
+    "posterior.codes": K,
+    "posterior.places": [4],
+    "prior.name": "uniform",
+    "train.epochs": 2,
+    "train.batch_size": 128,
+    "train.chunk_steps": 4,
+    "output.figure_images": 4,
+}
+PRIOR = {"prior.name": "transformer", "prior.layers": 1, "prior.width": 8, "prior.heads": 2, "train.epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of a codebook, without a prior."""
+    path = tmp_path_factory.mktemp("codes") / "vq"
+    assert cli.main(["train", "--out", str(path), *flags(**TINY)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def with_prior(folder, tmp_path_factory):
+    """A copy of it with a prior."""
+    import shutil
+
+    path = tmp_path_factory.mktemp("codes") / "with_prior"
+    shutil.copytree(folder, path)
+    assert cli.main(["train-prior", str(path), *flags(**PRIOR)]) == 0
+    return path
+
+
+def evaluated(capsys, *arguments):
+    capsys.readouterr()
+    assert cli.main(["evaluate", *map(str, arguments), "--json"]) == 0
+    found = capsys.readouterr()
+    return json.loads(found.out), found.err
+
+
+def refused(capsys, *arguments):
+    capsys.readouterr()
+    assert cli.main([*map(str, arguments)]) == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_bound_is_of_uniform_codes_without_a_prior_and_of_the_priors_own_with_one(folder, with_prior, capsys):
+    plain, _ = evaluated(capsys, folder)
+    assert plain["kl"] == pytest.approx(4 * np.log(K), rel=1e-6)
+    assert plain["bound"] == pytest.approx(plain["reconstruction"] + plain["kl"])
+    assert plain["loss"] == pytest.approx(plain["bound"] + plain["commitment"], rel=1e-6)
+    assert 1 < plain["perplexity"] <= plain["codes_used"] <= K
+    learned, said = evaluated(capsys, with_prior)
+    assert "prior: transformer, as trained in" in said
+    assert learned["reconstruction"] == pytest.approx(plain["reconstruction"], rel=1e-6)  # the model has stayed
+    assert learned["kl"] < plain["kl"]
+    assert learned["loss"] == pytest.approx(learned["bound"], rel=1e-6)
+    assert learned["codes_used"] == plain["codes_used"]
+
+
+def test_what_evaluation_says_of_codes_is_what_encode_gives(folder, capsys):
+    found, _ = evaluated(capsys, folder)
+    assert cli.main(["encode", str(folder)]) == 0
+    arrays = np.load(folder / "latents_test.npz")
+    assert arrays["codes"].shape == (360, 4)
+    assert arrays["mu"].shape == (360, 4, 3)
+    counts = np.bincount(arrays["codes"].ravel(), minlength=K)
+    shares = counts[counts > 0] / counts.sum()
+    assert found["codes_used"] == (counts > 0).sum()
+    assert found["perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-6)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["test_codes_used"] == found["codes_used"]
+    assert summary["units"]["perplexity"] == "codes"
+    assert summary["units"]["commitment"] == "squared distance per image"
+
+
+def test_perplexity_is_of_all_places_and_not_a_mean_over_parts():
+    first, second = np.zeros((10, 2), int), np.ones((10, 2), int)
+    assert usage(np.concatenate([first, second])) == {"codes_used": 2.0, "perplexity": pytest.approx(2.0)}
+    assert usage(first)["perplexity"] == 1.0
+
+
+def test_codes_decode_to_what_their_vectors_do(folder, tmp_path, capsys):
+    model = run.use(run.load(folder))
+    encoded = model.encode(data.load(run.load(folder).config.data).test.images[:5])
+    by_codes, by_vectors = model.decode(encoded["codes"]), model.decode(encoded["mu"])
+    np.testing.assert_allclose(by_codes, by_vectors, rtol=1e-6, atol=1e-7)
+    np.save(tmp_path / "mine.npy", np.asarray(encoded["codes"]))
+    assert cli.main(["decode", str(folder), str(tmp_path / "mine.npy"), "--out", str(tmp_path / "mine.npz")]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "mine.npz")["images"], by_codes, rtol=1e-6, atol=1e-7)
+    np.save(tmp_path / "mine.npy", np.full((2, 4), K))
+    line = refused(capsys, "decode", folder, tmp_path / "mine.npy")
+    assert line.endswith(f"z: expected codes from 0 to {K - 1}; found {K} to {K}")
+
+
+def test_samples_come_from_the_trained_prior_at_temperatures(with_prior, tmp_path, capsys):
+    model = run.use(run.load(with_prior / "prior"))
+    codes_of = {}
+    for temperature in (0.01, 1.0, 100.0):
+        z = model.draw(jax.random.key(0), 300, temperature=temperature)
+        own = {tuple(vector) for vector in np.asarray(z).reshape(-1, 3).round(5).tolist()}
+        codes_of[temperature] = len(own)
+    assert codes_of[0.01] <= 4 < codes_of[100.0]
+    out = tmp_path / "samples.npz"
+    arguments = ["sample", str(with_prior), "-n", "6", "--out", str(out)]
+    assert cli.main([*arguments, "--temperature", "0.5,1", "--top-p", "0.9"]) == 0
+    assert "rows: temperature 0.5, 1, from the top" in capsys.readouterr().err
+    assert np.load(out)["images"].shape == (12, 8, 8, 1)
+    assert cli.main(arguments) == 0
+    np.testing.assert_array_equal(np.load(out)["images"], model.sample(jax.random.key(0), 6))
+    for option, value in (("--temperature", "0"), ("--temperature", "a"), ("--top-p", "1.5")):
+        assert option in refused(capsys, "sample", with_prior, option, value)
+
+
+def test_a_prior_of_other_weights_is_left_out_with_a_word(with_prior, tmp_path, capsys):
+    import shutil
+
+    path = tmp_path / "longer"
+    shutil.copytree(with_prior, path)
+    assert cli.main(["train", "--out", str(path), "--resume", "--train.epochs", "3"]) == 0
+    found, said = evaluated(capsys, path)
+    assert "is left out, since it was trained for other weights of the run" in said
+    assert found["kl"] == pytest.approx(4 * np.log(K), rel=1e-6)
+    assert cli.main(["train-prior", str(path), "--overwrite", *flags(**PRIOR)]) == 0
+    assert evaluated(capsys, path)[0]["kl"] < found["kl"]
+    assert cli.main(["train", "--out", str(path), "--overwrite", *flags(**TINY)]) == 0
+    assert not (path / "prior").exists()
+
+
+def test_a_prior_is_a_run_that_goes_on_exactly_and_changes_nothing_but_itself(folder, tmp_path):
+    trained = run.load(folder)
+    images = data.load(trained.config.data)
+    config = load_config(**{**TINY, **PRIOR, "objective.name": "prior", "train.start": str(folder)})
+    whole = train.fit(config, images)
+    states = []
+    train.fit(config, images, on_chunk=lambda state, history: states.append((jax.device_get(state), list(history))))
+    for state, history in states[:: len(states) - 1]:
+        again = train.fit(config, images, resume=(jax.tree.map(jax.numpy.asarray, state), history))
+        jax.tree.map(np.testing.assert_array_equal, again.state, whole.state)
+    for part in ("encoder", "decoder"):
+        jax.tree.map(np.testing.assert_array_equal, whole.variables.params[part], trained.variables.params[part])
+    jax.tree.map(np.testing.assert_array_equal, whole.variables.state, trained.variables.state)
+    assert whole.history[-1]["train_kl"] < whole.history[0]["train_kl"]
+
+
+def test_a_flow_is_fitted_to_a_gaussian_posterior_too(tmp_path, capsys):
+    plain = {name: value for name, value in TINY.items() if not name.startswith(("posterior", "prior"))}
+    assert cli.main(["train", "--out", str(tmp_path / "run"), *flags(**plain)]) == 0
+    before, _ = evaluated(capsys, tmp_path / "run")
+    arguments = ["--prior.name", "flow", "--train.epochs", "20"]
+    assert cli.main(["train-prior", str(tmp_path / "run"), *arguments]) == 0
+    after, _ = evaluated(capsys, tmp_path / "run")
+    assert after["reconstruction"] == pytest.approx(before["reconstruction"], abs=0.5)  # of one sample each
+    assert after["kl"] < before["kl"]
+    line = refused(capsys, "train-prior", tmp_path / "run", "--overwrite", "--prior.name", "standard_normal")
+    assert "prior.name: expected one with parameters of its own with objective prior" in line
+
+
+def test_how_codes_are_used_is_drawn_with_their_nearest_images(folder, tmp_path):
+    from PIL import Image
+
+    trained = run.load(folder)
+    network, _ = build(trained.config, trained.image_shape)
+    images = data.load(trained.config.data).test.images
+    use = codes.use_of_codes(network, trained.variables, make_keys(0).evaluate, images)
+    assert use.codes.shape == use.distances.shape == (360, 4)
+    assert use.counts.sum() == use.codes.size
+    code = int(use.codes[0, 0])
+    found = use.nearest(code, 5)
+    assert len({image for image, _ in found}) == len(found) == min(5, (use.codes == code).any(1).sum())
+    distances = [use.distances[place] for place in found]
+    assert distances == sorted(distances)
+    assert distances[0] == use.distances[use.codes == code].min()
+    assert all(use.codes[place] == code for place in found)
+    out = tmp_path / "codes.png"
+    assert cli.main(["codes", str(folder), "--out", str(out)]) == 0
+    with Image.open(out) as picture:
+        assert picture.width > 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        (["traverse"], "RUN: expected a model whose z are vectors; found codes, 16 at [4] places, between which"),
+        (["evaluate", "--nll-samples", "5"], "--nll-samples: expected a posterior with samples to weigh; found"),
+        (["evaluate", "--ais", "5"], "--ais: expected a posterior with samples to weigh; found posterior codebook"),
+        (["evaluate", "--diagnostics"], "--diagnostics: expected a model whose z are vectors; found codes, 16 at"),
+        (["sample", "--from", "gmm"], "source: expected a model whose z are vectors; found codes"),
+        (["sample", "--temperature", "0.5"], "--temperature: expected none with this model's prior, which knows no"),
+        (["train-prior", "--prior.name", "flow"], "prior.name: expected one over the posterior's codes"),
+        (["train-prior", "--prior.name", "uniform"], "prior.name: expected one with parameters of its own"),
+        (["train-prior", "--model.latent", "5"], "model: expected the run's own, of which the prior is trained"),
+    ],
+)
+def test_what_makes_no_sense_with_codes_is_refused_with_the_reason(folder, capsys, arguments, found):
+    assert found in refused(capsys, arguments[0], folder, *arguments[1:])
+    assert not (folder / "prior").exists()
+
+
+def test_what_lies_between_two_images_are_mixtures_of_vectors_and_it_is_said(folder, tmp_path, capsys):
+    out = tmp_path / "between.npz"
+    assert cli.main(["interpolate", str(folder), "-n", "2", "--steps", "3", "--out", str(out)]) == 0
+    assert "mixtures of their codes' vectors, which are decoded as they are" in capsys.readouterr().err
+    assert np.load(out)["images"].shape == (6, 8, 8, 1)
+
+
+@pytest.mark.parametrize("kind", ["vector", "sequence", "categories"])
+def test_codes_of_data_that_are_no_images(kind, tmp_path, capsys):
+    random = np.random.RandomState(0)
+    arrays = {
+        "vector": random.randn(200, 5),
+        "sequence": random.randn(200, 6, 2),
+        "categories": random.randint(0, 3, (200, 6)),
+    }
+    np.save(tmp_path / "mine.npy", arrays[kind])
+    own = {
+        "data.source": "array",
+        "data.path": tmp_path / "mine.npy",
+        "data.kind": kind,
+        "likelihood.name": "categorical" if kind == "categories" else "gaussian",
+    }
+    options = {name: value for name, value in TINY.items() if name != "data.image_size" and "output" not in name}
+    assert cli.main(["train", "--out", str(tmp_path / "run"), *flags(**options, **own)]) == 0
+    assert cli.main(["train-prior", str(tmp_path / "run"), *flags(**PRIOR)]) == 0
+    found, _ = evaluated(capsys, tmp_path / "run")
+    assert found["codes_used"] > 1
+    assert cli.main(["sample", str(tmp_path / "run"), "-n", "3"]) == 0
+    assert cli.main(["codes", str(tmp_path / "run")]) == 0
+
+
+def test_averages_of_the_weights_and_conditional_models(tmp_path):
+    config = load_config(**{**TINY, "train.ema_decay": 0.9, "model.classes": 10, "posterior.update": "gradient"})
+    images = data.load(config.data)
+    trained = train.fit(config, images)
+    assert not np.allclose(
+        trained.variables.params["posterior"]["codes"], trained.state.variables.params["posterior"]["codes"]
+    )
+    joint = replace(config, prior=load_config(**{**TINY, **PRIOR}).prior)  # in one phase with everything else
+    trained = train.fit(joint, images)
+    assert trained.history[-1]["test_kl"] < 4 * np.log(K)
+    model = run.use(trained)
+    pictures = model.sample(jax.random.key(0), 5, np.arange(5))
+    assert pictures.shape == (5, 8, 8, 1)
+    assert np.isfinite(np.asarray(pictures)).all()
+    with pytest.raises(UserError, match="labels"):
+        model.sample(jax.random.key(0), 5)

@@ -1,0 +1,102 @@
+"""The commands for models whose z are made of codes: codes, and decode, which takes any z."""
+
+from pathlib import Path
+from typing import Any
+
+from vae_jax.cli.common import Verb, answer, load_data, open_run, out_option, run_options, split_of, target
+from vae_jax.cli.use import ARRAYS, decoded, picture_target, sheet_of, write_pictures
+from vae_jax.config import expand
+from vae_jax.errors import UserError, listed
+
+
+def _codes_options(parser: Any) -> None:
+    run_options(parser)
+    parser.add_argument("--split", default="test", help="the images: test, validation or train")
+    out_option(parser, "RUN/figures/codes_<SPLIT>.png")
+
+
+def _codes(options: Any) -> None:
+    path = target(options, f"figures/codes_{options.split}.png")
+    trained, _ = open_run(options)
+    import numpy as np
+
+    from vae_jax.codes import draw_use, use_of_codes
+    from vae_jax.composition import build
+    from vae_jax.keys import make_keys
+    from vae_jax.train import told
+
+    network, _ = build(trained.config, trained.image_shape)
+    split = split_of(load_data(options, trained), options.split)
+    key = make_keys(trained.config.seed).evaluate
+    use = use_of_codes(network, trained.variables, key, split.images, told(trained.config, split))
+    figures = use.figures
+    answer(
+        f"{options.split}: {figures['codes_used']:.0f} of {use.total:,} codes used at {use.codes.shape[1]} places of "
+        f"{len(split):,} {network.spec.noun}s; perplexity {figures['perplexity']:.2f}"
+    )
+    pictures = (split.images / 255).astype(np.float32) if network.spec.is_picture else None
+    answer(str(draw_use(path, use, pictures)))
+
+
+def _decode_options(parser: Any) -> None:
+    run_options(parser)
+    parser.add_argument("file", metavar="FILE", help="an .npz file as `vae-jax encode` writes it, or an .npy array")
+    parser.add_argument(
+        "--array", default=None, help="of an .npz file; by default codes, where there are some, or mu, or z"
+    )
+    out_option(parser, f"RUN/figures/decoded.png{ARRAYS}")
+
+
+def _decode(options: Any) -> None:
+    path = picture_target(options, "figures/decoded")
+    source = expand(options.file)
+    z, labels = _read(source, options.array)
+    trained, model = open_run(options)
+    shape = trained.image_shape
+    labels = labels if trained.config.model.classes else None
+    sheet = sheet_of(path, shape, len(z), max(1, int(len(z) ** 0.5)), f"{source}, {len(z):,} of them")
+
+    def given(numbers: range) -> tuple[Any, Any]:
+        return z[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
+
+    write_pictures(path, sheet, trained, len(z), decoded(model, shape, len(z), given))
+
+
+def _read(path: Path, name: str | None) -> tuple[Any, Any]:
+    """z or codes from a file, and labels if there are any.
+
+    Raises:
+        UserError: there is no such file or array.
+    """
+    from vae_jax.data.npz import opened
+
+    if path.suffix.lower() not in (".npy", ".npz") or not path.is_file():
+        raise UserError(f"{path}: expected an .npy or .npz file; found {'another' if path.exists() else 'none'}")
+    with opened(path) as file:
+        names = ("codes", "mu", "z", "images") if name is None else (name,)
+        chosen = next((each for each in names if each in file.names), None)
+        if chosen is None:
+            raise UserError(f"{path}: expected an array named {' or '.join(names[:3])}; found {listed(file.names)}")
+        file.header(chosen)
+        if "labels" in file.names:
+            file.header("labels")
+        return file.read(chosen), file.read("labels") if "labels" in file.names else None
+
+
+VERBS = {
+    "codes": Verb(
+        "draw how a model's codes are used, and images of some of them",
+        _codes_options,
+        _codes,
+        "example:\n  vae-jax codes runs/vq --split train",
+    ),
+    "decode": Verb(
+        "draw what given codes, or other z, decode to",
+        _decode_options,
+        _decode,
+        "examples:\n"
+        "  vae-jax encode runs/vq && vae-jax decode runs/vq runs/vq/latents_test.npz\n"
+        "  vae-jax decode runs/vq mine.npy          codes (n, height, width), whole numbers, or z",
+        usage="RUN FILE",
+    ),
+}

@@ -1,0 +1,159 @@
+"""How a model's codes are used: counts over a whole split, and the images that are nearest to a code."""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, Shaped
+
+from vae_jax.composition import Composition
+from vae_jax.errors import UserError
+from vae_jax.evaluate import in_batches, usage
+from vae_jax.figures import Picture, new_figure, save_figure
+from vae_jax.keys import batch_keys
+from vae_jax.models import Variables
+from vae_jax.objectives import BoundModel
+
+SHOWN, EXAMPLES = 8, 8  # codes in the picture, and images of each
+
+
+class Use(NamedTuple):
+    """How codes are used over a split.
+
+    Attributes:
+        codes: of every image, by numbers of which no two stand for different vectors, (images, places).
+        distances: from what the encoder gives at each place to its code's vector, (images, places); of codes that are
+            drawn, as a categorical's, of no meaning.
+        total: how many codes there are.
+        places: the shape of an image's codes.
+    """
+
+    codes: Int[np.ndarray, "images places"]
+    distances: Float[np.ndarray, "images places"]
+    total: int
+    places: tuple[int, ...]
+
+    @property
+    def counts(self) -> Int[np.ndarray, " codes"]:
+        """Places that have each of the codes in use, the most used one first."""
+        return np.sort(np.unique(self.codes, return_counts=True)[1])[::-1]
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """`codes_used` and `perplexity`, see `vae_jax.evaluate.usage`."""
+        return usage(self.codes)
+
+    def nearest(self, code: int, count: int) -> list[tuple[int, int]]:
+        """(image, place) of at most so many images that have a code, those first whose encoder is nearest to it."""
+        images, places = np.nonzero(self.codes == code)
+        order = np.argsort(self.distances[images, places], kind="stable")
+        found: dict[int, int] = {}
+        for index in order:
+            found.setdefault(int(images[index]), int(places[index]))
+        return list(found.items())[:count]
+
+
+def use_of_codes(
+    network: Composition,
+    variables: Variables,
+    key: Key[Array, ""],
+    images: Shaped[np.ndarray, "images *stored"],
+    labels: Int[np.ndarray, " images"] | None = None,
+) -> Use:
+    """The codes that a model makes of images.
+
+    Args:
+        network: of the run.
+        variables: trained.
+        key: of what is drawn.
+        images: of a split.
+        labels: of the images, where the model is told them.
+
+    Raises:
+        UserError: if its z are made of no codes.
+    """
+    if not (codes := network.posterior.codes):
+        raise UserError(f"RUN: expected a model whose z are made of codes; found z of shape {network.latent_shape}")
+    rows = math.prod(codes.shape)
+
+    def look(number: Any, images: Array, labels: Array | None) -> tuple[Array, Array]:
+        draw_key, treatment_key = batch_keys(key, number)
+        treated = network.treat(treatment_key, images)
+
+        def of(model: BoundModel) -> tuple[Array, Array]:
+            heads = model.encode(treated)
+            z, _ = model.sample(draw_key, heads)
+            assert model.codes
+            own = codes.numbered(model.codes(z)).reshape(len(z), rows)
+            if heads["mu"].shape != z.shape or z.ndim < 3:
+                return own, jnp.zeros(own.shape)
+            apart = jnp.sqrt(jnp.square(heads["mu"] - z).sum(-1)).reshape(len(z), -1)
+            return own, jnp.repeat(apart, rows // apart.shape[1], 1)
+
+        return network.apply(variables, of, labels=labels)[0]
+
+    @jax.jit
+    def looked(images: Array, labels: Array | None) -> tuple[Array, Array]:
+        return in_batches(look, len(images), images, labels)
+
+    found = looked(jnp.asarray(images), None if labels is None else jnp.asarray(labels))
+    own, distances = map(np.asarray, found)
+    return Use(own, distances, codes.values * (codes.shape[-1] if codes.apart else 1), codes.shape)
+
+
+def draw_use(path: Path, use: Use, pictures: Float[np.ndarray, "images height width channels"] | None) -> Picture:
+    """Saves how often codes are used, and images of some codes, with the places framed that have them.
+
+    Args:
+        path: of the PNG.
+        use: of the codes.
+        pictures: the images, in [0, 1]; None for examples that are none.
+    """
+    counts, figures = use.counts, use.figures
+    names, times = np.unique(use.codes, return_counts=True)
+    order = names[np.argsort(-times, kind="stable")]
+    chosen = order[np.unique(np.linspace(0, len(order) - 1, SHOWN).round().astype(int))]
+    chosen = chosen if pictures is not None else chosen[:0]
+    figure = new_figure(11.0, 3.2 + 0.9 * len(chosen))
+    grid = figure.add_gridspec(len(chosen) + 3, EXAMPLES + 1)
+    axes = figure.add_subplot(grid[:3, :])
+    axes.bar(np.arange(1, len(counts) + 1), counts / use.codes.size, width=1.0)
+    axes.axhline(1 / use.total, color="black", linewidth=0.8, linestyle="--", label=f"uniform, 1/{use.total:,}")
+    axes.set(
+        title=f"{figures['codes_used']:.0f} of {use.total:,} codes used, perplexity {figures['perplexity']:.1f}",
+        xlabel="codes, the most used first",
+        ylabel="part of all places",
+        xlim=(0.5, len(counts) + 0.5),
+    )
+    axes.legend()
+    if pictures is None:
+        return save_figure(path, figure)
+    height, width = pictures.shape[1:3]
+    down, right = (*use.places, 1, 1)[:2]
+    spatial = len(use.places) >= 2 and not height % down and not width % right
+    for row, code in enumerate(chosen.tolist()):
+        title = figure.add_subplot(grid[3 + row, 0])
+        rank = int(np.flatnonzero(order == code)[0]) + 1
+        title.text(1, 0.5, f"code {code}\nrank {rank:,}", ha="right", va="center", fontsize=8)
+        title.axis("off")
+        for column, (image, place) in enumerate(use.nearest(code, EXAMPLES)):
+            axes = figure.add_subplot(grid[3 + row, 1 + column])
+            axes.imshow(pictures[image].squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.axis("off")
+            if spatial:
+                across = math.prod(use.places[2:])
+                top, left = divmod(place // across, right)
+                tall, wide = height // down, width // right
+                frame = {"fill": False, "edgecolor": "tab:orange", "linewidth": 1.5}
+                axes.add_patch(rectangle((left * wide - 0.5, top * tall - 0.5), wide, tall, **frame))
+    return save_figure(path, figure)
+
+
+def rectangle(*place: Any, **look: Any) -> Any:
+    """matplotlib's, which is imported with the first figure."""
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(*place, **look)
