@@ -103,17 +103,27 @@ def test_the_density_of_two_classes_by_hand():
 
 
 def test_the_relaxed_kl_by_quadrature():
-    """Of two classes, the mean of log q − log p over samples is the integral of q·(log q − log p)."""
-    options = {"kl": "relaxed", "temperature": 2 / 3, "prior_temperature": 0.5}
-    logits = np.array([[0.4, -0.9]])
-    sample = drawn(posterior_of(1, classes=2, **options), logits)
-    found = np.asarray(sample.log_q, np.float64) + np.log(2)  # less the uniform prior's −log 2
+    """Of two classes, the mean of log q − log p over samples is the integral of q·(log q − log p); so is its slope."""
+    posterior = posterior_of(1, classes=2, kl="relaxed", temperature=2 / 3, prior_temperature=0.5)
     ratio = np.linspace(-60, 60, 20_001)
-    q, p = (t * ratio - shift for t, shift in ((2 / 3, 1.3), (0.5, 0.0)))
-    log_q, log_p = (np.log(t) - x - 2 * np.logaddexp(0, -x) for t, x in ((2 / 3, q), (0.5, p)))
-    expected = (np.exp(log_q) * (log_q - log_p)).sum() * (ratio[1] - ratio[0])
-    assert abs(found.mean() - expected) < 4 * found.std() / np.sqrt(MANY)
-    assert expected > 0.1
+
+    def integral(difference):
+        logistic = ((t * ratio - shift, t) for t, shift in ((2 / 3, difference), (0.5, 0.0)))
+        log_q, log_p = (np.log(t) - x - 2 * np.logaddexp(0, -x) for x, t in logistic)
+        return (np.exp(log_q) * (log_q - log_p)).sum() * (ratio[1] - ratio[0])
+
+    def sampled(first, noise):
+        logits = jnp.stack([first, -0.9])[None]
+        return posterior.transform({}, noise, {"mu": logits}).log_q + np.log(2)  # less the uniform prior's −log 2
+
+    noise = posterior.noise(jax.random.key(0), (MANY,))
+    found = jax.jit(jax.vmap(jax.value_and_grad(sampled), (None, 0)))(jnp.asarray(0.4), noise)
+    values, slopes = (np.asarray(each, np.float64) for each in found)
+    assert abs(values.mean() - integral(1.3)) < 4 * values.std() / np.sqrt(MANY)
+    slope = (integral(1.301) - integral(1.299)) / 0.002
+    assert abs(slopes.mean() - slope) < 4 * slopes.std() / np.sqrt(MANY)
+    assert integral(1.3) > 0.1
+    assert slope > 0.1
 
 
 def test_straight_through_gives_classes_and_a_relaxed_gradient():

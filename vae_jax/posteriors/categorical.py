@@ -35,7 +35,7 @@ class CategoricalOptions:
         mixing: part of the uniform distribution in the probabilities; 0.01 keeps all logarithms finite.
         kl: in training: categorical (of the categorical variables, which with relaxed samples gives no bound) or
             relaxed (from the densities of the relaxed sample, which bounds the relaxed model).
-        prior_temperature: of the relaxed uniform prior.
+        prior_temperature: of the relaxed uniform prior; the lower, the less it costs to be sure of a class.
         balance: α of α·KL(sg(q) ‖ p) + (1 − α)·KL(q ‖ sg(p)); null for the plain KL. The uniform prior learns nothing,
             so with it α only scales the KL's gradient by 1 − α.
     """
