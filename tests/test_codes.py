@@ -265,3 +265,12 @@ def test_averages_of_the_weights_and_conditional_models(tmp_path):
     assert np.isfinite(np.asarray(pictures)).all()
     with pytest.raises(UserError, match="labels"):
         model.sample(jax.random.key(0), 5)
+
+
+def test_a_prior_with_a_logit_for_each_of_very_many_codes_is_refused():
+    options = {name: value for name, value in TINY.items() if name != "posterior.codes"}
+    config = load_config(**{**options, **PRIOR, "posterior.name": "lfq", "model.latent": 20})
+    with pytest.raises(
+        UserError, match=r"prior\.name: expected uniform over more than 65,536 codes .* 1,048,576 codes"
+    ):
+        build(config, (8, 8, 1))

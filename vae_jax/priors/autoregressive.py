@@ -16,6 +16,8 @@ from vae_jax.errors import UserError
 from vae_jax.posteriors import Codes, Latents
 from vae_jax.priors.base import Aggregate, Prior
 
+MOST_VALUES = 1 << 16  # of a code
+
 Number = float | Float[Array, ""]
 Maps = Int[Array, "*places batch"]  # of codes
 Labels = Int[Array, " batch"] | None
@@ -42,8 +44,17 @@ class Network(NamedTuple):
 
 
 def prior_of(network: Network, codes: Codes, classes: int) -> Prior:
-    """p(k) = Π p(k_i | k_<i) over the codes that z are made of; with classes, p(k | label)."""
+    """p(k) = Π p(k_i | k_<i) over the codes that z are made of; with classes, p(k | label).
+
+    Raises:
+        UserError: if there are more codes than logits are computed for.
+    """
     axes = len(codes.shape)
+    if codes.values > MOST_VALUES:
+        raise UserError(
+            f"prior.name: expected uniform over more than {MOST_VALUES:,} codes at a place, each of which would take a "
+            f"logit; found one that is learned, and {codes.values:,} codes"
+        )
 
     def log_prob(params: PyTree, z: Float[Array, "..."], aggregate: Aggregate) -> Float[Array, "*batch"]:
         assert aggregate.codes
