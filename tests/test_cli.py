@@ -166,8 +166,9 @@ def test_help_of_train_tells_every_option(capsys):
 @pytest.mark.parametrize("verb", VERBS)
 def test_examples_parse(verb, monkeypatch):
     """Every example of the help has options that there are."""
-    from vae_jax.cli import _parse
+    from vae_jax.cli import _parse, prior
 
+    monkeypatch.setattr(prior, "read_config", lambda folder: Config())  # of a run that is not there
     for line in VERBS[verb].epilog.splitlines()[1:]:
         arguments = re.split(r" {3,}", line.strip())[0].split()
         assert arguments[:2] == ["vae-jax", verb]

@@ -445,8 +445,11 @@ def test_every_command_works_or_says_why_not(tmp_path, monkeypatch, capsys, kind
         "reconstruct": ("reconstructions.npz", "reconstructions", ["-n", "5"], (5,)),
         "interpolate": ("interpolation.npz", "examples", ["-n", "2", "--steps", "3"], (6,)),
         "traverse": ("traversal.npz", "examples", ["--steps", "3"], (6,)),
+        "decode": ("decoded.npz", "examples", ["run/latents_test.npz"], (9,)),
     }
     refused = {
+        "train-prior": (["run", "--model.latent=5"], "model: expected the run's own, of which the prior is trained"),
+        "codes": (["run"], "RUN: expected a model whose z are made of codes; found z of shape (2,)"),
         "export": (["run", "new.safetensors"], "model.network: expected convolutional"),
         "import": (["x.safetensors", "other", *options], "data.kind: expected image to import"),
         "compare": (options, "data.kind: expected image to compare with PyTorch"),

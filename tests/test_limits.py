@@ -150,7 +150,7 @@ def test_what_memory_does_not_hold_is_refused_before_it_is_computed(
     made, tmp_path, monkeypatch, capfd, command, option
 ):
     monkeypatch.setattr(memory, "available", lambda: 100_000_000)
-    monkeypatch.setattr(use, "_decoded", None)  # nothing is decoded
+    monkeypatch.setattr(use, "decoded", None)  # nothing is decoded
     said = refusal(capfd, command, made, option, 1_000_000, "--out", tmp_path / "picture.png")
     assert f"{option} 1000000" in said
     assert "expected to fit into the 100 MB of memory that are free" in said or "pixels" in said

@@ -124,7 +124,7 @@ REFUSED = {
         **NETWORKS["convolutional"],
         "posterior.places": [3, 3],
     },
-    r"with a map of \[4\], as z is \(posterior\.places\); found residual, whose map is \[2, 2\]": {
+    r"with a map of \[4\], as z is \(of a codebook posterior\.places\), .*; found residual, whose map is \[2, 2\]": {
         **NETWORKS["residual"],
         "posterior.places": [4],
     },

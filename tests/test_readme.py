@@ -126,7 +126,7 @@ def test_what_it_names_exists():
     known = {f"{name}.{option}" for name in SECTIONS for option in options_of_section(name)}
     for option in re.findall(rf"`((?:{sections})\.(?!py`|json`)\w+)`", README):
         assert option in known, option
-    assert set(re.findall(r"\| `vae-jax (\w+)", README)) == set(VERBS)
+    assert set(re.findall(r"\| `vae-jax ([\w-]+)", README)) == set(VERBS)
     assert set(re.findall(r"^\| `(\w+)` \| the", README, re.MULTILINE)) == set(shipped())
 
 

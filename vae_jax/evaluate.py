@@ -23,7 +23,7 @@ from vae_jax.dependence import depends
 from vae_jax.devices import Devices
 from vae_jax.errors import UserError, argument, listed
 from vae_jax.feed import Feed, Shard
-from vae_jax.keys import batch_keys, encoding_key, further_key, probing_key, sampling_key
+from vae_jax.keys import batch_keys, block_key, encoding_key, further_key, probing_key, sampling_key
 from vae_jax.models import Variables
 from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import BoundModel, Objective, Terms
@@ -483,8 +483,8 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             for first in range(0, n, BATCH):
                 count = room_for(min(BATCH, n - first))
                 block = labels if labels is None else labels[np.minimum(np.arange(first, first + count), n - 1)]
-                block_key = jax.random.fold_in(key, first // BATCH)
-                parts.append(draw_batch(variables, block_key, block, how, count)[: n - first])
+                own = block_key(key, first // BATCH)
+                parts.append(draw_batch(variables, own, block, how, count)[: n - first])
             return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
         def draw(key: Key[Array, ""], n: Any, labels: Any = None, **how: Any) -> Array:
@@ -498,12 +498,12 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             if strange := [name for name in how if name not in network.prior.how]:
                 knows = f"which knows {listed(network.prior.how)} only" if network.prior.how else "which knows no such"
                 raise UserError(f"{argument(strange[0])}: expected none with this model's prior, {knows}; found one")
-            labels = check(n, labels)
+            labels = None if labels is None else jnp.asarray(check(n, labels))
             if network.prior.how:
                 return draw_in_blocks(sampling_key(key), n, labels, how)
 
             def sample_prior(key: Key[Array, ""]) -> Array:
-                return network.sample_prior(variables, sampling_key(key), n, labels)
+                return network.sample_prior(variables, sampling_key(key), n, *([] if labels is None else [labels]))
 
             if n > MANY:
                 check_memory(largest_operation(sample_prior, key), f"n {n}: drawing z from the prior")

@@ -169,6 +169,11 @@ def showing_key() -> OneKey:
     return jax.random.key(0)
 
 
+def block_key(key: OneKey, block: Number) -> OneKey:
+    """For a block of new images' z, counted from 0, where they are drawn in blocks; `key` is of all of them."""
+    return jax.random.fold_in(key, block)
+
+
 def sampling_key(key: OneKey) -> OneKey:
     """For z of new images, from a key that may be `jax.random.key` of a run's own seed."""
     return jax.random.fold_in(key, SAMPLING)

@@ -1,6 +1,6 @@
 """The sizes that the parts of a model share, which every part's function is given."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -17,7 +17,7 @@ class Shapes(NamedTuple):
             only, as is what follows.
         outputs: numbers that the decoder gives for each channel of a pixel.
         latent_shape: of one z; None for a vector of `latent` numbers.
-        places: the shape of the network's own map of features, whose places are images of parts of the example; None
+        places: -> the shape of the network's own map of features, whose places are images of parts of the example; None
             where it has none. A posterior that is made of maps takes it for theirs.
         codes: that the posterior's z are made of, see `vae_jax.posteriors.Codes`; None where they are made of none.
         support: what the numbers of an example are: "levels" in [0, 1], "reals", or "categories", of which the last
@@ -31,5 +31,5 @@ class Shapes(NamedTuple):
     outputs: int = 1
     latent_shape: tuple[int, ...] | None = None
     support: str = "levels"
-    places: tuple[int, ...] | None = None
+    places: Callable[[], tuple[int, ...] | None] = lambda: None
     codes: Any = None

@@ -95,7 +95,7 @@ VERBS = {
         _decode_options,
         _decode,
         "examples:\n"
-        "  vae-jax encode runs/vq && vae-jax decode runs/vq runs/vq/latents_test.npz\n"
+        "  vae-jax decode runs/vq runs/vq/latents_test.npz      as `vae-jax encode runs/vq` writes it\n"
         "  vae-jax decode runs/vq mine.npy          codes (n, height, width), whole numbers, or z",
         usage="RUN FILE",
     ),

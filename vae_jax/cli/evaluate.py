@@ -142,7 +142,7 @@ def _bits(trained: "Trained", network: "Composition", nats: float) -> float | No
     return bits_per_dimension(network.likelihood, trained.config.data.treatment, nats, math.prod(trained.image_shape))
 
 
-def _about_bits(trained: "Trained", network: "Composition", bits: float | None, bound: str) -> str:
+def _about_bits(trained: "Trained", network: "Composition", bits: float | None, bound: str = "loss") -> str:
     """What stands below the loss: its bits per dimension and what they are made of, or why there are none."""
     dimensions = math.prod(trained.image_shape)
     if bits is not None:

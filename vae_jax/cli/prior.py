@@ -69,11 +69,9 @@ def _run(options: Any) -> int:
 
 VERBS = {
     "train-prior": Verb(
-        "train a prior for a run's model, whose weights stay as they are",
+        "train a prior for a run's model into RUN/prior, which `sample` and `evaluate` take by themselves",
         _options,
         _run,
-        "The prior is a run of its own, RUN/prior, that begins with RUN's weights; `vae-jax sample RUN` and\n"
-        "`vae-jax evaluate RUN` take it by themselves.\n\n"
         "examples:\n"
         "  vae-jax train-prior runs/vq                                  a causal transformer over the codes\n"
         "  vae-jax train-prior runs/vq --prior.name pixelcnn --train.epochs 20\n"

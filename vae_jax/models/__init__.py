@@ -26,6 +26,7 @@ from vae_jax.posteriors import Posterior
 from vae_jax.priors import Prior
 from vae_jax.registry import check_functions, check_takes, users_line
 from vae_jax.shapes import Shapes
+from vae_jax.spec import Spec
 from vae_jax.variables import Variables
 
 # Each: (options, Shapes) -> module; the annotation of `options` names the dataclass of its options.
@@ -117,14 +118,14 @@ class Trace(NamedTuple):
     masks: dict[str, Array]
 
 
-def places(config: ModelConfig, image_shape: tuple[int, ...]) -> tuple[int, ...] | None:
+def places(config: ModelConfig, spec: Spec) -> tuple[int, ...] | None:
     """The shape of the network's own map of features, see `vae_jax.models.layers.with_places`; None where it has none.
 
     Raises:
         UserError: if the name is unknown or the sizes do not fit.
     """
     known = getattr(entry_of("model", config.network), "places", None)
-    return known and tuple(known(config.options, image_shape))
+    return tuple(known(config.options, spec.shape)) if known and spec.is_picture else None
 
 
 def build(config: ModelConfig, shapes: Shapes) -> Network:

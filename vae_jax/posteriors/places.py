@@ -23,11 +23,12 @@ def places_of(places: tuple[int, ...] | None, shapes: Shapes) -> tuple[int, ...]
     Raises:
         UserError: if neither is known.
     """
-    if places is None and shapes.places is None:
+    found = shapes.places() if places is None else places
+    if found is None:
         raise UserError(
             "posterior.places: expected the shape of the codes, as [16], with a network that has no map; found null"
         )
-    return places if places is not None else shapes.places or ()
+    return found
 
 
 def over_codes(
