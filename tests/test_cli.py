@@ -1320,7 +1320,7 @@ def test_a_label_is_a_name_or_a_number(tmp_path, capsys):
     (tmp_path / "data.json").write_text('{"name": "x", "digest": "", "class_names": ["1", "cat", "2"]}')
 
     def label(text):
-        return use._label(SimpleNamespace(label=text, run=str(tmp_path)))
+        return use.label_of(SimpleNamespace(label=text, run=str(tmp_path)))
 
     assert [label(text) for text in ("cat", "2", "0", "03")] == [1, 2, 0, 3]
     assert capsys.readouterr().err == ""

@@ -1,9 +1,11 @@
 """Models whose z are codes, used: trained, given a prior, drawn from, looked at; and what makes no sense refused."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from run_fixtures import flags
@@ -14,6 +16,8 @@ from vae_jax.config import load_config
 from vae_jax.errors import UserError
 from vae_jax.evaluate import usage
 from vae_jax.keys import make_keys
+from vae_jax.objectives import OBJECTIVES, Objective
+from vae_jax.posteriors import POSTERIORS, Posterior
 
 K, PLACES = 16, (4,)
 TINY = {
@@ -44,8 +48,6 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def with_prior(folder, tmp_path_factory):
     """A copy of it with a prior."""
-    import shutil
-
     path = tmp_path_factory.mktemp("codes") / "with_prior"
     shutil.copytree(folder, path)
     assert cli.main(["train-prior", str(path), *flags(**PRIOR)]) == 0
@@ -134,8 +136,6 @@ def test_samples_come_from_the_trained_prior_at_temperatures(with_prior, tmp_pat
 
 
 def test_a_prior_of_other_weights_is_left_out_with_a_word(with_prior, tmp_path, capsys):
-    import shutil
-
     path = tmp_path / "longer"
     shutil.copytree(with_prior, path)
     assert cli.main(["train", "--out", str(path), "--resume", "--train.epochs", "3"]) == 0
@@ -210,7 +210,7 @@ def test_how_codes_are_used_is_drawn_with_their_nearest_images(folder, tmp_path)
         (["sample", "--temperature", "0.5"], "--temperature: expected none with this model's prior, which knows no"),
         (["train-prior", "--prior.name", "flow"], "prior.name: expected one over the posterior's codes"),
         (["train-prior", "--prior.name", "uniform"], "prior.name: expected one with parameters of its own"),
-        (["train-prior", "--model.latent", "5"], "model: expected the run's own, of which the prior is trained"),
+        (["train-prior", "--model.latent", "5"], "model.latent: expected the run's own, of which the prior is trained"),
     ],
 )
 def test_what_makes_no_sense_with_codes_is_refused_with_the_reason(folder, capsys, arguments, found):
@@ -274,3 +274,140 @@ def test_a_prior_with_a_logit_for_each_of_very_many_codes_is_refused():
         UserError, match=r"prior\.name: expected uniform over more than 65,536 codes .* 1,048,576 codes"
     ):
         build(config, (8, 8, 1))
+
+
+# --- A prior of its own run -------------------------------------------------------------------------------------------
+
+
+def test_a_prior_for_a_run_whose_objective_has_networks_of_its_own_is_used(tmp_path, capsys):
+    options = {name: value for name, value in TINY.items() if not name.startswith("posterior")}
+    own = {"posterior.name": "bernoulli", "objective.name": "relax_vae", "train.epochs": 1}
+    folder = tmp_path / "run"
+    assert cli.main(["train", "--out", str(folder), *flags(**{**options, **own})]) == 0
+    # With no prior yet there is nothing to go on with.
+    assert cli.main(["train-prior", str(folder), "--resume", *flags(**{**PRIOR, "train.epochs": 1})]) == 0
+    sampled, said = evaluated(capsys, folder)
+    assert "prior: transformer, as trained in" in said
+    assert sampled["bound"] == pytest.approx(sampled["reconstruction"] + sampled["kl"])
+    shutil.rmtree(folder / "prior")
+    assert "bound" not in evaluated(capsys, folder, "--latent", "mean")[0]  # which no single z gives
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        (
+            {"objective.name": "autoencoder"},
+            "expected a run with all of this model but its prior, since objective prior",
+        ),
+        ({"train.start": "elsewhere"}, "train.start: expected"),
+        ({"posterior.codes": 8}, "posterior.codes: expected the run's own, of which the prior is trained"),
+    ],
+)
+def test_a_prior_is_of_the_runs_model_alone(folder, tmp_path, capsys, changes, found):
+    run_folder, more = folder, changes
+    if "objective.name" in changes:
+        run_folder, more = tmp_path / "run", {}
+        plain = {name: value for name, value in TINY.items() if not name.startswith(("posterior", "prior"))}
+        assert cli.main(["train", "--out", str(run_folder), *flags(**{**plain, **changes, "train.epochs": 1})]) == 0
+        more = {"prior.name": "flow"}
+    assert found in refused(capsys, "train-prior", run_folder, *flags(**more))
+    assert not (run_folder / "prior" / "metrics.jsonl").exists()
+
+
+def test_a_prior_goes_on_though_a_users_file_has_changed_since(tmp_path):
+    path, folder = tmp_path / "own.py", tmp_path / "run"
+    path.write_text("from vae_jax.posteriors.codebook import CodebookOptions, codebook\n\n\n"
+                    "def own(options: CodebookOptions, shapes):\n    return codebook(options, shapes)\n")  # fmt: skip
+    options = {**TINY, "posterior.name": f"{path}:own", "train.epochs": 1}
+    assert cli.main(["train", "--out", str(folder), *flags(**options)]) == 0
+    path.write_text(path.read_text() + "\n\nMORE = 1\n")
+    assert cli.main(["train-prior", str(folder), *flags(**{**PRIOR, "train.schedule": "constant"})]) == 0
+    assert cli.main(["train-prior", str(folder), "--resume", "--train.epochs", "3"]) == 0
+    assert run.load(folder / "prior").history[-1]["epoch"] == 3
+
+
+def test_codes_are_those_that_were_chosen_and_not_searched_for_again(tmp_path):
+    """Of several stages a sum may be nearest to another row of codes."""
+    config = load_config(**{**TINY, "posterior.stages": 8, "posterior.codes": 16, "train.epochs": 1})
+    images = data.load(config.data)
+    trained = train.fit(config, images)
+    network, _ = build(trained.config, trained.image_shape)
+    model = run.use(trained)
+    encoded = model.encode(images.test.images)
+    np.testing.assert_allclose(model.decode(encoded["codes"]), model.decode(encoded["mu"]), rtol=1e-4, atol=1e-5)
+    use = codes.use_of_codes(network, trained.variables, make_keys(0).evaluate, images.test.images)
+    numbered = np.asarray(encoded["codes"]) + 16 * np.arange(8)
+    np.testing.assert_array_equal(use.codes, numbered.reshape(len(use.codes), -1))
+
+
+@pytest.mark.parametrize(
+    ("how", "found"),
+    [
+        ({"temperature": -1}, r"temperature: expected a number in \[0, inf\); found -1"),
+        ({"temperature": float("nan")}, "temperature: expected a number"),
+        ({"temperature": "x"}, "temperature: expected a number"),
+        ({"top_p": 0}, r"top_p: expected a number in \(0, 1\]; found 0"),
+        ({"top_p": 7}, "top_p: expected a number"),
+    ],
+)
+def test_ways_of_drawing_that_are_none_are_refused(with_prior, how, found):
+    model = run.use(run.load(with_prior / "prior"))
+    with pytest.raises(UserError, match=found):
+        model.draw(jax.random.key(0), 2, **how)
+
+
+def test_a_prior_beside_relaxed_samples_is_refused_since_no_gradient_would_reach_them():
+    options = {name: value for name, value in TINY.items() if not name.startswith("posterior")}
+    config = load_config(**{**options, **PRIOR, "posterior.name": "categorical"})
+    with pytest.raises(
+        UserError, match="expected uniform with posterior categorical, to which a prior over codes passes"
+    ):
+        build(config, (8, 8, 1))
+    options = {**options, "posterior.name": "categorical", "posterior.kl": "relaxed", "objective.name": "prior"}
+    build(load_config(**{**options, **PRIOR}), (8, 8, 1))  # whose model stays as in evaluation
+
+
+@pytest.mark.parametrize("figure", ["codes", "perplexity"])
+def test_figures_of_codes_and_an_objectives_own_are_told_apart(figure, monkeypatch):
+    def terms(key, model, images, options):
+        draw = model.draw(key, images)
+        return {"loss": -draw.log_px + draw.cost, figure: images.mean((1, 2, 3))}
+
+    monkeypatch.setitem(OBJECTIVES, "own", Objective(terms))
+    config = load_config(**{**TINY, "train.epochs": 1})
+    config = replace(config, objective=replace(config.objective, name="own"))
+    images = data.load(config.data)
+    if figure != "codes":
+        with pytest.raises(UserError, match="expected figures not named seconds, codes_used, perplexity or ending"):
+            train.fit(config, images)
+        return
+    history = train.fit(config, images).history
+    assert history[-1]["test_codes"] == pytest.approx(images.test.images.mean() / 255, rel=1e-5)
+    assert history[-1]["test_codes_used"] > 1
+
+
+@pytest.mark.parametrize("network", ["convolutional", "residual"])
+def test_heads_of_any_shape_are_vectors_or_refused(network, monkeypatch):
+    def own(heads, shape):
+        def transform(params, noise, heads):
+            return jnp.zeros(noise.shape) + 0 * sum(head.sum() for head in heads.values()), jnp.zeros(noise.shape[:1])
+
+        return lambda options, shapes: Posterior(heads, transform, shape=shape)
+
+    layers = {"model.network": network, "model.channels": [4, 4]} | (
+        {"model.paddings": [1, 1], "model.kernel": 4} if network == "convolutional" else {}
+    )
+    config = load_config(**{"data.image_size": 8, **layers, "model.latent": 3})
+    config = replace(config, posterior=replace(config.posterior, name="own"))
+    monkeypatch.setitem(POSTERIORS, "own", own({"mu": 3, "L": (3, 3)}, None))
+    made, _ = build(config, (8, 8, 1))
+    images = jnp.zeros((2, 8, 8, 1))
+    heads = made.apply(made.init(jax.random.key(0)), lambda model: model.encode(images))[0]
+    assert heads["L"].shape == (2, 3, 3)
+    for heads in ({"mu": (2, 2, 3), "s": 3}, {"mu": (2, 2, 3), "s": (3, 3)}):
+        monkeypatch.setitem(POSTERIORS, "own", own(heads, (2, 2, 3)))
+        with pytest.raises(
+            UserError, match=rf"since the posterior has a head of shape .* found {network}, which gives"
+        ):
+            build(config, (8, 8, 1))

@@ -448,7 +448,10 @@ def test_every_command_works_or_says_why_not(tmp_path, monkeypatch, capsys, kind
         "decode": ("decoded.npz", "examples", ["run/latents_test.npz"], (9,)),
     }
     refused = {
-        "train-prior": (["run", "--model.latent=5"], "model: expected the run's own, of which the prior is trained"),
+        "train-prior": (
+            ["run", "--model.latent=5"],
+            "model.latent: expected the run's own, of which the prior is trained",
+        ),
         "codes": (["run"], "RUN: expected a model whose z are made of codes; found z of shape (2,)"),
         "export": (["run", "new.safetensors"], "model.network: expected convolutional"),
         "import": (["x.safetensors", "other", *options], "data.kind: expected image to import"),

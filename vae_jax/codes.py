@@ -25,16 +25,18 @@ class Use(NamedTuple):
 
     Attributes:
         codes: of every image, by numbers of which no two stand for different vectors, (images, places).
-        distances: from what the encoder gives at each place to its code's vector, (images, places); of codes that are
-            drawn, as a categorical's, of no meaning.
+        distances: from what the encoder gives at each place to its code's vector, (images, places); 0 of a posterior
+            that knows of none.
         total: how many codes there are.
         places: the shape of an image's codes.
+        in_place: whether they are images of parts of the picture, as in the networks' own maps.
     """
 
     codes: Int[np.ndarray, "images places"]
     distances: Float[np.ndarray, "images places"]
     total: int
     places: tuple[int, ...]
+    in_place: bool = False
 
     @property
     def counts(self) -> Int[np.ndarray, " codes"]:
@@ -62,6 +64,7 @@ def use_of_codes(
     key: Key[Array, ""],
     images: Shaped[np.ndarray, "images *stored"],
     labels: Int[np.ndarray, " images"] | None = None,
+    in_place: bool = False,
 ) -> Use:
     """The codes that a model makes of images.
 
@@ -71,6 +74,7 @@ def use_of_codes(
         key: of what is drawn.
         images: of a split.
         labels: of the images, where the model is told them.
+        in_place: see `Use`.
 
     Raises:
         UserError: if its z are made of no codes.
@@ -84,14 +88,11 @@ def use_of_codes(
         treated = network.treat(treatment_key, images)
 
         def of(model: BoundModel) -> tuple[Array, Array]:
-            heads = model.encode(treated)
-            z, _ = model.sample(draw_key, heads)
+            draw = model.draw(draw_key, treated)
             assert model.codes
-            own = codes.numbered(model.codes(z)).reshape(len(z), rows)
-            if heads["mu"].shape != z.shape or z.ndim < 3:
-                return own, jnp.zeros(own.shape)
-            apart = jnp.sqrt(jnp.square(heads["mu"] - z).sum(-1)).reshape(len(z), -1)
-            return own, jnp.repeat(apart, rows // apart.shape[1], 1)
+            own = model.codes(draw.z) if draw.codes is None else draw.codes
+            apart = jnp.zeros(own.shape) if model.distances is None else model.distances(draw.heads)
+            return codes.numbered(own).reshape(len(own), rows), apart.reshape(len(own), rows)
 
         return network.apply(variables, of, labels=labels)[0]
 
@@ -101,7 +102,7 @@ def use_of_codes(
 
     found = looked(jnp.asarray(images), None if labels is None else jnp.asarray(labels))
     own, distances = map(np.asarray, found)
-    return Use(own, distances, codes.values * (codes.shape[-1] if codes.apart else 1), codes.shape)
+    return Use(own, distances, codes.values * (codes.shape[-1] if codes.apart else 1), codes.shape, in_place)
 
 
 def draw_use(path: Path, use: Use, pictures: Float[np.ndarray, "images height width channels"] | None) -> Picture:
@@ -133,7 +134,7 @@ def draw_use(path: Path, use: Use, pictures: Float[np.ndarray, "images height wi
         return save_figure(path, figure)
     height, width = pictures.shape[1:3]
     down, right = (*use.places, 1, 1)[:2]
-    spatial = len(use.places) >= 2 and not height % down and not width % right
+    spatial = use.in_place and not height % down and not width % right
     for row, code in enumerate(chosen.tolist()):
         title = figure.add_subplot(grid[3 + row, 0])
         rank = int(np.flatnonzero(order == code)[0]) + 1

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree, Shaped, UInt
 from vae_jax import likelihoods, models, objectives, posteriors, priors
 from vae_jax.config import PARTS as ALL_PARTS
 from vae_jax.config import Config, check_used, entry_of
+from vae_jax.config.parts import registry_of
 from vae_jax.errors import UserError, listed
 from vae_jax.expectation import Shape, expect
 from vae_jax.keys import begin_key, objective_key, part_key, probing_key, step_keys
@@ -54,6 +55,7 @@ class Composition(NamedTuple):
             knows of `Prior.how`.
         center: (variables, heads) -> the posterior's centre z and log q there, (batch, *latent_shape) and (batch,): of
             a Gaussian the mean, of a flow what it makes of its first Gaussian's mean.
+        center_codes: (variables, heads) -> the codes that it is made of; None where it is made of none.
         ties: see `vae_jax.models.Network`.
         posterior: q(z|x).
         prior: p(z).
@@ -72,6 +74,7 @@ class Composition(NamedTuple):
     begin: Callable[..., Variables]
     sample_prior: Callable[..., Latents]
     center: Callable[[Variables, Heads], tuple[Latents, Float[Array, "*batch"]]]
+    center_codes: Callable[[Variables, Heads], Int[Array, "..."] | None]
     ties: Callable[[], models.Ties]
     posterior: Posterior
     prior: Prior
@@ -232,7 +235,7 @@ def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> 
         return jax.eval_shape(terms, variables, images, jax.ShapeDtypeStruct((2,), jnp.int32))
 
     options = config.objective.options
-    if posterior.units:  # it has figures of its own, which an objective may show
+    if posterior.units or config.posterior.name not in registry_of("posterior"):  # it may have figures of its own
         objective = objective._replace(figures=None, units={**posterior.units, **objective.units})
         objective = objectives.in_units_of(objective, spec.noun)
     if posterior.codes:
@@ -288,7 +291,11 @@ def check(
     if posterior.support != prior.support:
         expected = f"one over the posterior's {posterior.support}, as of {q}"
         _refuse("prior.name", expected, f"{config.prior.name}, over {prior.support}")
-    if posterior.priors and prior.kind not in posterior.priors:
+    # Where the model stays as it is, so do its samples, which are those of evaluation then.
+    if prior.of_codes and posterior.reparameterized and not posterior.single and not objective.still:
+        why = "to which a prior over codes passes no gradient on; objective prior trains one afterwards"
+        _refuse("prior.name", f"uniform with {q}, {why}", config.prior.name)
+    if posterior.priors and prior.kind not in posterior.priors and not objective.still:
         known = " or ".join(f"{kind} with {q} and {why}" for kind, why in posterior.priors.items())
         _refuse("prior.name", known, config.prior.name)
     options = config.objective.options
@@ -416,7 +423,7 @@ def _compose(
             return as_sample(posterior.center(own, heads), lead, "center")
         shapes = jax.eval_shape(lambda key: noise(key, lead, dtype), probing_key())
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return as_sample(posterior.transform(own, zeros, heads), lead)
+        return as_sample((posterior.exact or posterior.transform)(own, zeros, heads), lead)
 
     def model(
         autoencoder: Autoencoder,
@@ -531,6 +538,7 @@ def _compose(
             spec.support,
             aggregate.codes,
             aggregate.vectors,
+            posterior.codes and posterior.codes.distances and partial(posterior.codes.distances, parts["posterior"]),
             lambda key, lead: noise(key, lead, jnp.result_type(float)),
             transform,
             train,
@@ -611,9 +619,14 @@ def _compose(
     def center(variables: Variables, heads: Heads) -> tuple[Latents, Array]:
         return center_of(split(variables)[1]["posterior"], heads)[:2]
 
+    def center_codes(variables: Variables, heads: Heads) -> Array | None:
+        own = split(variables)[1]["posterior"]
+        sample = center_of(own, heads)
+        return sample.codes if sample.codes is not None or not posterior.codes else posterior.codes.of(own, sample.z)
+
     treat = treatment_of(spec, config.data.treatment)
     traced = on(platform, init), on(platform, apply), on(platform, trace), treat
-    sampled = on(platform, begin), on(platform, sample_prior), on(platform, center)
+    sampled = on(platform, begin), on(platform, sample_prior), on(platform, center), on(platform, center_codes)
     shared = network.ties, posterior, prior, likelihood, classes, latent, shape, spec, platform
     return Composition(*traced, *sampled, *shared)
 

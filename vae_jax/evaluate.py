@@ -34,7 +34,8 @@ from vae_jax.sizes import check_memory, largest_operation, largest_product
 
 LARGEST = -float(np.finfo(np.float32).max), float(np.finfo(np.float32).max)  # finite floats lie between
 MANY = 10_000  # z drawn at once from which on memory is asked first
-CODES = "codes"  # among the terms of a model whose z are made of them: those of every image, (images, places)
+# Among the terms of a model whose z are made of codes, those of every image, (images, places): no figure's name.
+CODES = "codes of images"
 BATCH = 250  # images at a time; no result depends on it but through the noise, which is drawn for each batch
 
 
@@ -401,6 +402,18 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             raise UserError(f"z: expected shape (n, {shape}) with n at least 1; found {z.shape}{one}")
         return z if jnp.issubdtype(z.dtype, jnp.floating) else z.astype(float)
 
+    def check_ways(how: dict[str, Any]) -> None:
+        """Refuses a temperature or a part of the probability that is none; what is traced is not known."""
+        for name, most in (("temperature", LARGEST[1]), ("top_p", 1)):
+            value = how.get(name, 1)
+            if isinstance(value, Tracer):
+                continue
+            number = isinstance(value, int | float) or getattr(value, "shape", None) == ()
+            if not number or not (0 <= value <= most) or (name == "top_p" and not value):
+                least = "(0" if name == "top_p" else "[0"
+                end = "1]" if name == "top_p" else "inf)"
+                raise UserError(f"{argument(name)}: expected a number in {least}, {end}; found {value!r:.40}")
+
     def room_for(count: int) -> int:
         return min(1 << (count - 1).bit_length(), BATCH)
 
@@ -450,7 +463,7 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
         treated = images if jnp.issubdtype(images.dtype, jnp.floating) else treat(number, images)
         heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
         z = network.center(variables, heads)[0]
-        codes = network.apply(variables, lambda model: model.codes and model.codes(z))[0]
+        codes = network.center_codes(variables, heads)
         return {**heads, "mu": z, **({} if codes is None else {"codes": codes})}
 
     @jax.jit
@@ -495,6 +508,7 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             if n < 1:
                 raise UserError(f"n: expected at least 1; found {n}")
 
+            check_ways(how)
             if strange := [name for name in how if name not in network.prior.how]:
                 knows = f"which knows {listed(network.prior.how)} only" if network.prior.how else "which knows no such"
                 raise UserError(f"{argument(strange[0])}: expected none with this model's prior, {knows}; found one")

@@ -56,7 +56,14 @@ def begun_from(
         raise UserError(f"train.start {folder}: expected a run with parameters of this model; found none of them")
     every = [*own, *given]
     parts = [f"{_named(taken, every)} from {folder}"]
-    if anew := [path for path in own if path not in given]:
+    anew = [path for path in own if path not in given]
+    if objective.still and (strange := [path for path in anew if path[1] not in (objective.trains or ())]):
+        trained = " and ".join(objective.trains or ())
+        raise UserError(
+            f"train.start {folder}: expected a run with all of this model but its {trained}, since objective "
+            f"{config.objective.name} trains nothing else; found none of {_named(strange, every)} in it"
+        )
+    if anew:
         parts.append(f"{_named(anew, every)} anew")
     if left := [path for path in given if path not in own]:
         parts.append(f"left out: {_named(left, every)}")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_jax.cli.common import Verb, answer, load_data, open_run, out_option, run_options, split_of, target
-from vae_jax.cli.use import ARRAYS, decoded, picture_target, sheet_of, write_pictures
+from vae_jax.cli.use import ARRAYS, decoded, label_of, label_option, picture_target, sheet_of, write_pictures
 from vae_jax.config import expand
 from vae_jax.errors import UserError, listed
 
@@ -23,12 +23,15 @@ def _codes(options: Any) -> None:
     from vae_jax.codes import draw_use, use_of_codes
     from vae_jax.composition import build
     from vae_jax.keys import make_keys
+    from vae_jax.models import places
     from vae_jax.train import told
 
     network, _ = build(trained.config, trained.image_shape)
     split = split_of(load_data(options, trained), options.split)
     key = make_keys(trained.config.seed).evaluate
-    use = use_of_codes(network, trained.variables, key, split.images, told(trained.config, split))
+    own_map = places(trained.config.model, network.spec)
+    in_place = own_map is not None and network.latent_shape[:-1] == own_map
+    use = use_of_codes(network, trained.variables, key, split.images, told(trained.config, split), in_place)
     figures = use.figures
     answer(
         f"{options.split}: {figures['codes_used']:.0f} of {use.total:,} codes used at {use.codes.shape[1]} places of "
@@ -44,16 +47,22 @@ def _decode_options(parser: Any) -> None:
     parser.add_argument(
         "--array", default=None, help="of an .npz file; by default codes, where there are some, or mu, or z"
     )
+    label_option(parser, "of all of them, in place of the file's `labels`")
     out_option(parser, f"RUN/figures/decoded.png{ARRAYS}")
 
 
 def _decode(options: Any) -> None:
     path = picture_target(options, "figures/decoded")
     source = expand(options.file)
+    label = label_of(options)
     z, labels = _read(source, options.array)
     trained, model = open_run(options)
+    import numpy as np
+
     shape = trained.image_shape
-    labels = labels if trained.config.model.classes else None
+    labels = np.full(len(z), label) if label is not None else labels if trained.config.model.classes else None
+    if trained.config.model.classes and labels is None:
+        raise UserError("--label: expected one, or an array `labels` in FILE, which this model is told; found none")
     sheet = sheet_of(path, shape, len(z), max(1, int(len(z) ** 0.5)), f"{source}, {len(z):,} of them")
 
     def given(numbers: range) -> tuple[Any, Any]:
@@ -77,7 +86,8 @@ def _read(path: Path, name: str | None) -> tuple[Any, Any]:
         chosen = next((each for each in names if each in file.names), None)
         if chosen is None:
             raise UserError(f"{path}: expected an array named {' or '.join(names[:3])}; found {listed(file.names)}")
-        file.header(chosen)
+        if len(file.header(chosen).shape) < 2:
+            raise UserError(f"{path}, {chosen}: expected z or codes (n, …); found shape {file.header(chosen).shape}")
         if "labels" in file.names:
             file.header("labels")
         return file.read(chosen), file.read("labels") if "labels" in file.names else None

@@ -278,18 +278,20 @@ def _with_prior(options: Any, trained: "Trained") -> "Trained":
         say(f"vae-jax: the prior in {folder} is left out: {error}")
         return trained
 
-    def weights(of: "Trained") -> Any:
+    def weights(of: "Trained", names: Any) -> Any:
         variables = of.variables
-        return {name: own for name, own in variables.params.items() if name != "prior"}, variables.state
+        return [{name: each[name] for name in names if name in each} for each in (variables.params, variables.state)]
 
-    own, its = weights(trained), weights(found)
+    # What the model and its prior's run have in common: an objective's own networks are the run's alone.
+    names = {*found.variables.params, *found.variables.state} - {"prior"}
+    own, its = weights(trained, names), weights(found, names)
     same = jax.tree.structure(own) == jax.tree.structure(its) and all(
         np.array_equal(one, other) for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(its), strict=True)
     )
     if not same:
         say(
             f"vae-jax: the prior in {folder} is left out, since it was trained for other weights of the run; "
-            f"`vae-jax train-prior {options.run} --overwrite` trains it again"
+            f"`vae-jax train-prior {options.run} --overwrite` trains it for the latest ones"
         )
         return trained
     say(f"prior: {found.config.prior.name}, as trained in {folder}")

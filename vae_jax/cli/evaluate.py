@@ -104,7 +104,8 @@ def _evaluate(options: Any) -> None:
         parts = f"reconstruction {reconstruction:.3f}{' +' if adds_up else ','} KL {kl:.3f}"
         parts = f" = {parts}" if adds_up else f" ({parts})"
     bound = loss if adds_up and options.latent == "sample" else None  # −ELBO, which no single z gives
-    if network.posterior.codes and "reconstruction" in values:
+    drawn_so = network.posterior.single or options.latent == "sample"  # no single z of others gives a bound
+    if network.posterior.codes and drawn_so and "reconstruction" in values:
         found["bound"] = bound = values["reconstruction"] + values["kl"]
     drawn = f", z: {options.latent}" if objective.generative else ""
     of = f"{len(images):,} of {len(whole):,}" if len(images) < len(whole) else f"{len(images):,}"

@@ -6,11 +6,14 @@ from typing import Any
 from vae_jax import own_parts
 from vae_jax.cli import train
 from vae_jax.cli.arguments import add_options
-from vae_jax.cli.common import Verb, devices_options, trust_option
+from vae_jax.cli.common import DATA_PATHS, Verb, devices_options, trust_option
 from vae_jax.config import Config, ObjectiveConfig, PriorConfig, expand
-from vae_jax.config.parts import entry_of
+from vae_jax.config.change import options_of
 from vae_jax.errors import UserError
 from vae_jax.folder import PRIOR, read_config
+
+OF_RUN = ("data.", "model.", "posterior.", "likelihood.", "objective.")  # options that stay as the run has them …
+LOCAL = tuple(f"data.{name}" for name in DATA_PATHS)  # … but for where its data lie
 
 
 def _options(parser: Any) -> None:
@@ -54,14 +57,18 @@ def _base(options: Any) -> Config:
 def _run(options: Any) -> int:
     folder = expand(options.run)
     if options.config:
-        raise UserError("--config: expected none, since the model is the run's; found one; --prior.name and the like")
-    run, config = read_config(folder), options.configuration
-    for section in ("data", "model", "posterior", "likelihood", "objective"):
-        kept = ObjectiveConfig("prior") if section == "objective" else getattr(run, section)
-        if getattr(config, section) != kept:
-            raise UserError(f"{section}: expected the run's own, of which the prior is trained; found another")
-    entry_of("prior", config.prior.name)
-    if not options.resume:  # the run's own copies of users' files are what its weights belong to
+        raise UserError("--config: expected options alone, as --prior.name, since the model is the run's; found a file")
+    if not (folder / PRIOR / "config.yaml").is_file():
+        options.resume = False
+    if not options.resume:
+        config, kept = options.configuration, _base(options)
+        if config.train.start is None or expand(config.train.start).resolve() != folder.resolve():
+            raise UserError(f"train.start: expected {folder}, whose prior it is; found {config.train.start}")
+        then, now = options_of(kept), options_of(config)
+        changed = [name for name in {**then, **now} if name.startswith(OF_RUN) and then.get(name) != now.get(name)]
+        if strange := [name for name in changed if name not in LOCAL]:
+            raise UserError(f"{strange[0]}: expected the run's own, of which the prior is trained; found another")
+        # The run's own copies of users' files are what its weights belong to.
         options.configuration = own_parts.as_kept(config, folder, options.trust_code)
     options.out = str(folder / PRIOR)
     return train.train(options)

@@ -36,12 +36,12 @@ NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
 SOURCES = ("prior", "gmm", "second_stage")  # of z; the last two are in vae_jax/samplers.py
 
 
-def _label_option(parser: Any, what: str) -> None:
+def label_option(parser: Any, what: str) -> None:
     meaning = f"a class's name or number, where the model is told labels (model.classes): {what}"
     parser.add_argument("--label", default=None, help=meaning)
 
 
-def _label(options: Any) -> int | None:
+def label_of(options: Any) -> int | None:
     """The number of the class given, where the model is told labels; a name comes before a number.
 
     Raises:
@@ -161,7 +161,7 @@ def _reconstruct_options(parser: Any) -> None:
     run_options(parser)
     parser.add_argument("images", metavar="IMAGES", nargs="*", help="image files; without any, test images")
     parser.add_argument("-n", type=whole, default=64, help="how many test images, spread over all of them")
-    _label_option(parser, "the one of the image files")
+    label_option(parser, "the one of the image files")
     out_option(
         parser,
         "RUN/figures/reconstructions.png; a name ending in .npz, as by default where the data are no images, gets the "
@@ -173,7 +173,7 @@ def _reconstruct(options: Any) -> None:
     import numpy as np
 
     path = picture_target(options, "figures/reconstructions")
-    count, label = positive(options.n, "-n"), _label(options)
+    count, label = positive(options.n, "-n"), label_of(options)
     trained, model = open_run(options)
     from vae_jax import figures
     from vae_jax.data import read_images
@@ -231,7 +231,7 @@ def _sample_options(parser: Any) -> None:
         help="where z comes from: prior, or a density fitted now to the training images' latents, which makes an "
         "autoencoder generative too: gmm (a mixture of 10 Gaussians) or second_stage (a VAE of z)",
     )
-    _label_option(parser, "of all pictures; by default each in turn")
+    label_option(parser, "of all pictures; by default each in turn")
     out_option(
         parser,
         "RUN/figures/samples_seed<SEED>.png, with --from and the label's number in its name where they are given"
@@ -245,7 +245,7 @@ def _sample(options: Any) -> None:
     source = getattr(options, "from")
     if source not in SOURCES:
         raise UserError(f"--from: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}; found {quoted(source)}")
-    label = _label(options)
+    label = label_of(options)
     temperatures, how = _ways(options, source)
     named = ("" if source == "prior" else f"{source}_") + ("" if label is None else f"label{label}_")
     named += f"temperature{options.temperature}_".replace(",", "_") if options.temperature else ""

@@ -3,6 +3,7 @@
 Layers carry the names of the PyTorch original's state_dict: conv1, BN1, …, fc1, fc_mu, fc_log_var; fc2, dec1, deb1, ….
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
@@ -156,7 +157,7 @@ class Encoder(nn.Module):
             x = activation(x)
         heads = {}
         for head, size in self.heads.items():
-            h = Linear(size, name=f"fc_{head}")(x)
+            h = Linear(size if isinstance(size, int) else math.prod(size), name=f"fc_{head}")(x)
             if options.head_activation:
                 h = activation(h)
             heads[head] = Dropout(options.head_dropout, name=f"dropout_{head}")(h, train=train)

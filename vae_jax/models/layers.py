@@ -86,6 +86,12 @@ def has_maps(shapes: Shapes, network: str, places: tuple[int, ...]) -> bool:
     """
     if not (shape := shapes.latent_shape) or len(shape) == 1:
         return False
+    maps = [size for size in shapes.heads.values() if not isinstance(size, int) and tuple(size[:-1]) == shape[:-1]]
+    if strange := [size for size in shapes.heads.values() if size not in maps]:
+        raise UserError(
+            f"model.network: expected mlp, or one of your own, since the posterior has a head of shape {strange[0]} "
+            f"beside z of shape {shape}; found {network}, which gives maps"
+        )
     if shape[:-1] != places:
         raise UserError(
             f"model.network: expected one with a map of {list(shape[:-1])}, as z is (of a codebook posterior.places), "

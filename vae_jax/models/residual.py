@@ -5,6 +5,7 @@ the decoder runs through the stages backwards. Every convolution but the first c
 activation (pre-activation, He et al. 2016b, figure 1b), so the sums of the blocks pass through untouched.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -133,7 +134,8 @@ class Encoder(nn.Module):
                 head: Conv(size[-1], 1, 1, 0, convolution, name=f"conv_{head}")(x) for head, size in self.heads.items()
             }
         x = x.transpose(1, 2, 3, 0, 4).reshape(-1, x.shape[0] * x.shape[-1])
-        return {head: Linear(size, name=f"fc_{head}")(x) for head, size in self.heads.items()}
+        sizes = {head: size if isinstance(size, int) else math.prod(size) for head, size in self.heads.items()}
+        return {head: Linear(size, name=f"fc_{head}")(x) for head, size in sizes.items()}
 
 
 class Decoder(nn.Module):

@@ -70,6 +70,7 @@ OBJECTIVES = {
 OBJECTIVES = {
     name: objective._replace(figures=objective.figures or Figures()) for name, objective in OBJECTIVES.items()
 }
+TAKEN = ("seconds", "codes_used", "perplexity")  # names of figures that no objective gives
 FIGURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 
 
@@ -110,10 +111,10 @@ def checked(objective: Objective, name: str) -> Objective:
                 if not FIGURE_NAME.fullmatch(figure):
                     raise UserError(f"{where}: expected figures named by letters, digits and _; found {quoted(figure)}")
                 full = _full_name(phase, figure)
-                if full == "seconds" or full.endswith("_std"):
+                if full in TAKEN or full.endswith("_std"):
                     raise UserError(
-                        f"{where}: expected figures not named seconds or ending in _std, as the tables' own columns "
-                        f"are; found {quoted(full)}"
+                        f"{where}: expected figures not named {', '.join(TAKEN)} or ending in _std, as the tables' own "
+                        f"columns are; found {quoted(full)}"
                     )
                 of_batch = figure != "loss" and getattr(value, "shape", None) == ()
                 expect(f"{where}, {figure}", value, () if of_batch else (len(images),))

@@ -98,6 +98,7 @@ class BoundModel(NamedTuple):
         support: what the numbers of an example are: "levels" in [0, 1], "reals", or "categories", one-hot.
         codes: z -> the codes that it is made of, see `vae_jax.posteriors.Codes`; None where it is made of none.
         vectors: codes -> z, likewise.
+        distances: heads -> of what the encoder gives at every place from its code, likewise.
         noise: (key, leading axes) -> the posterior's noise, of which it makes z.
         transform: (noise, heads) -> Sample, of heads with the noise's leading axes: what `draw` and `sample` do with
             noise of their own.
@@ -119,6 +120,7 @@ class BoundModel(NamedTuple):
     support: str = "levels"
     codes: Callable[[Latents], Int[Array, "..."]] | None = None
     vectors: Callable[[Int[Array, "..."]], Latents] | None = None
+    distances: Callable[[Heads], Float[Array, "..."]] | None = None
     noise: Callable[[Key[Array, ""], tuple[int, ...]], PyTree] | None = None
     transform: Callable[[PyTree, Heads], Sample] | None = None
     train: bool = False

@@ -39,6 +39,8 @@ class Codes(NamedTuple):
         shape: of the codes of one z.
         of: (own, z) -> the codes, (*batch, *shape), int32.
         vectors: (own, codes) -> z, (*batch, *shape of z).
+        distances: (own, heads) -> of what the encoder gives at every place from its code, (*batch, *shape); None of
+            codes that have none.
         apart: whether every place along the last axis of the shape has codes of its own, as stages of a quantiser have.
     """
 
@@ -47,6 +49,7 @@ class Codes(NamedTuple):
     of: Callable[[PyTree, "Latents"], Int[Array, "..."]]
     vectors: Callable[[PyTree, Int[Array, "..."]], "Latents"]
     apart: bool = False
+    distances: Callable[[PyTree, Heads], Float[Array, "..."]] | None = None
 
     def numbered(self, codes: Int[Array, "..."]) -> Int[Array, "..."]:
         """Codes by numbers of which no two stand for different vectors."""

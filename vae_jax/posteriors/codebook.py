@@ -185,8 +185,14 @@ def codebook(options: CodebookOptions, shapes: Shapes) -> Posterior:
             return books[0][codes]
         return sum((books[stage][codes[..., stage]] for stage in range(1, stages)), books[0][codes[..., 0]])
 
+    def distances(own: Variables, heads: Heads) -> Float[Array, "..."]:
+        _, chosen = quantized(own, heads)
+        pairs = zip(codebooks(own), chosen, strict=True)
+        squares = [jnp.square(left - book[found]).sum(-1) for book, (left, found) in pairs]
+        return jnp.sqrt(jnp.stack(squares, -1)).reshape(*heads["mu"].shape[: -len(shape)], *rows_of_codes)
+
     return over_codes(
-        Codes(count, rows_of_codes, codes_of, vectors_of, apart=stages > 1),
+        Codes(count, rows_of_codes, codes_of, vectors_of, apart=stages > 1, distances=distances),
         shape,
         transform,
         center,

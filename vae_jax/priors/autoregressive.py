@@ -77,7 +77,7 @@ def prior_of(network: Network, codes: Codes, classes: int) -> Prior:
         maps, _ = draw(network, params, key, count, labels, temperature, top_p)
         return aggregate.vectors(jnp.moveaxis(maps, -1, 0))
 
-    return Prior(log_prob, sample, network.init, support="codes", how=("temperature", "top_p"))
+    return Prior(log_prob, sample, network.init, support="codes", of_codes=True, how=("temperature", "top_p"))
 
 
 def log_prob_of(network: Network, params: PyTree, maps: Maps, labels: Labels = None) -> Float[Array, " batch"]:

@@ -52,6 +52,7 @@ class Prior(NamedTuple):
         kind: by which posteriors know it, to give their KL from it in closed form; empty where none does.
         posterior: whether it is made of the run's posterior, as the VampPrior is.
         support: what z are in.
+        of_codes: whether its density is of the codes alone, through which no gradient reaches z.
         how: names of what `sample` may be given beside, as temperature.
     """
 
@@ -61,4 +62,5 @@ class Prior(NamedTuple):
     kind: str = ""
     posterior: bool = False
     support: str = "real vectors"
+    of_codes: bool = False
     how: tuple[str, ...] = ()

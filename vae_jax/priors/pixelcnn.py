@@ -26,13 +26,13 @@ class PixelCNNOptions:
     """Of pixelcnn.
 
     Attributes:
-        layers: gated ones. On a map of s places a side all before a place are seen with (s − 1)/((kernel − 1)/2) layers
-            or more.
+        layers: gated ones; null for as many as it takes for every place to see all before it, which on a map of s
+            places a side is (s − 1)/((kernel − 1)/2), rounded up.
         channels: of each of the two stacks.
         kernel: places along a side of a convolution's kernel, an odd number.
     """
 
-    layers: Annotated[int, "[1, 256]"] = 6
+    layers: Annotated[int | None, "[1, 256]"] = None
     channels: Annotated[int, "[1, 65536]"] = 64
     kernel: Annotated[int, "[3, 63]"] = 3
 
@@ -62,13 +62,14 @@ def pixelcnn_of(options: PixelCNNOptions, codes: Codes, classes: int = 0) -> Net
     """The network: of maps (height, width)."""
     channels, kernel, half = options.channels, options.kernel, options.kernel // 2
     height, width = codes.shape
+    depth = options.layers or max(1, -(-(max(codes.shape) - 1) // half))
 
     def init(key: Key[Array, ""]) -> PyTree:
         table, first, others, hidden, last = jax.random.split(key, 5)
         return {
             "embedding": jax.random.normal(table, (codes.values, channels)),
             "first": init_layer(first, half),
-            "layers": jax.vmap(lambda key: init_layer(key, half + 1))(jax.random.split(others, options.layers - 1)),
+            "layers": jax.vmap(lambda key: init_layer(key, half + 1))(jax.random.split(others, depth - 1)),
             "hidden": {"kernel": _normal(hidden, (channels, 2 * channels)), "bias": jnp.zeros(2 * channels)},
             "logits": {
                 "kernel": LOGITS_DEVIATION * jax.random.normal(last, (2 * channels, codes.values)),
@@ -167,7 +168,7 @@ def pixelcnn_of(options: PixelCNNOptions, codes: Codes, classes: int = 0) -> Net
             return (left, kept, total + log_p), found
 
         none = jnp.zeros((half, width, count, channels), dtype)
-        start = none, jnp.zeros((options.layers - 1, *none.shape), dtype), jnp.zeros(count, dtype)
+        start = none, jnp.zeros((depth - 1, *none.shape), dtype), jnp.zeros(count, dtype)
         (_, _, total), found = lax.scan(row, start, jnp.arange(height * width).reshape(height, width))
         return found, total
 
