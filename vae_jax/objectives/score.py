@@ -233,7 +233,7 @@ def vimco_weights(log_w: Float[Array, "samples *any"]) -> Float[Array, "samples 
     (Mnih & Rezende 2016, section 2.)
     """
     samples = len(log_w)
-    log_w = log_w - log_w.max(0, keepdims=True)  # of no account for the difference, and keeps the sums precise
+    log_w = log_w - log_w.max(0, keepdims=True)  # which the differences do not see, and the sums stay precise
     others = (log_w.sum(0, keepdims=True) - log_w) / (samples - 1)
     own = jnp.eye(samples, dtype=bool).reshape(samples, samples, *(1,) * (log_w.ndim - 1))
     shape = (samples, *log_w.shape)
