@@ -69,8 +69,8 @@ def categorical(options: CategoricalOptions, shapes: Shapes) -> Posterior:
     In training z is relaxed: softmax((log p + Gumbel noise)/τ) (Jang et al. 2017, equation 2; Maddison et al. 2017), or
     its largest class with that gradient (Jang et al. 2017, section 2.2), or a class with the gradient of p (Hafner et
     al. 2021, algorithm 1). Out of training z is always a sample of the categorical distribution, so that −ELBO is a
-    bound. With kl relaxed log q of a sample is shifted, so that its difference from the uniform prior's −n·log K is that of
-    the two relaxed densities.
+    bound. With kl relaxed log q of a sample is shifted, so that its difference from the uniform prior's −n·log K is
+    that of the two relaxed densities.
     """
     variables, classes = shapes.latent, options.classes
     shape = (variables, classes)
