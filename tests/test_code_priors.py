@@ -74,9 +74,7 @@ def dependence(name, options, side):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("pixelcnn", {5: PixelCNNOptions(4, 16, 3), 7: PixelCNNOptions(6, 16, 3)}),
-        ("pixelcnn", {5: PixelCNNOptions(2, 16, 5), 7: PixelCNNOptions(3, 16, 5)}),
-        ("pixelcnn", {5: PixelCNNOptions(1, 16, 9), 7: PixelCNNOptions(1, 16, 13)}),
+        *(("pixelcnn", dict.fromkeys((5, 7), PixelCNNOptions(None, 16, kernel))) for kernel in (3, 5, 13)),
         ("transformer", {5: TransformerOptions(1, 6, 2, 2), 7: TransformerOptions(2, 6, 2, 2)}),
     ],
 )
