@@ -5,8 +5,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from vae_jax import members, train
+from vae_jax.config import adapted
 from vae_jax.folder import LOCK
 
 # 1,000 digits in 10 batches, 200 to validate and 597 to test on.
@@ -65,3 +70,29 @@ def snapshot(folder: Path) -> dict[Path, tuple[bytes, int]]:
         for path in sorted(folder.rglob("*"))
         if path.name != LOCK
     }
+
+
+def trained_and_resumed(config, images):
+    """The trained model, after it has been resumed from inside its training to the same end, bit for bit."""
+    states = []
+
+    def keep(state, history):
+        states.append((jax.tree.map(np.asarray, state), list(history)))
+
+    whole = train.fit(config, images, on_chunk=keep)
+    state, history = states[1]
+    resumed = train.fit(config, images, resume=(jax.tree.map(jnp.asarray, state), history))
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
+    assert all(np.isfinite(value) for epoch in whole.history for value in epoch.values())
+    return whole
+
+
+def check_members(config, images):
+    """Members of a sweep, of two seeds, are their single runs; to be called in double precision."""
+    configs = [adapted(config, seed=seed) for seed in (1, 2)]
+    program = members.program_that_fits(configs, members.Images(images))
+    trained = members.fit(program, [members.Run(config) for config in configs])
+    for config, (state, history) in zip(configs, trained, strict=True):
+        alone = train.fit(config, images)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), state, alone.state)
+        assert history[-1]["train_loss"] == pytest.approx(alone.history[-1]["train_loss"], rel=1e-9)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.nn import log_softmax, logsumexp, one_hot, softmax
+from run_fixtures import check_members, trained_and_resumed
 
-from vae_jax import composition, evaluate, members, run, train
+from vae_jax import composition, evaluate, run, train
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.estimators import annealed_nll, importance_nll
@@ -246,19 +247,11 @@ RELAXATIONS = {
 
 @pytest.mark.parametrize("relaxation", RELAXATIONS)
 def test_variables_are_trained_and_resumed_exactly(relaxation, small_data, tmp_path):
-    config, states = config_of(**RELAXATIONS[relaxation]), []
-
-    def keep(state, history):
-        states.append((jax.tree.map(np.asarray, state), list(history)))
-
-    whole = train.fit(config, small_data, on_chunk=keep)
-    state, history = states[1]
-    resumed = train.fit(config, small_data, resume=(jax.tree.map(jnp.asarray, state), history))
-    jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
+    config = config_of(**RELAXATIONS[relaxation])
+    whole = trained_and_resumed(config, small_data)
     started = train.start(config, small_data.image_shape, 70).variables.params
     for part, params in whole.variables.params.items():
         assert not np.allclose(*(jax.flatten_util.ravel_pytree(of)[0] for of in (params, started[part]))), part
-    assert all(np.isfinite(value) for epoch in whole.history for value in epoch.values())
     assert whole.history[-1]["test_codes_used"] <= 12
     if relaxation != "gumbel":
         return
@@ -275,15 +268,7 @@ def test_variables_are_trained_and_resumed_exactly(relaxation, small_data, tmp_p
 
 @pytest.mark.usefixtures("float64")
 def test_members_of_a_sweep_are_their_single_runs(small_data):
-    base = config_of(**{"posterior.annealing": 0.1, "train.epochs": 1})
-    configs = [adapted(base, **{"seed": seed}) for seed in (1, 2)]
-    program = members.program_that_fits(configs, members.Images(small_data))
-    for config, (state, history) in zip(
-        configs, members.fit(program, [members.Run(config) for config in configs]), strict=True
-    ):
-        alone = train.fit(config, small_data)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), state, alone.state)
-        assert history[-1]["train_loss"] == pytest.approx(alone.history[-1]["train_loss"], rel=1e-9)
+    check_members(config_of(**{"posterior.annealing": 0.1, "train.epochs": 1}), small_data)
 
 
 @pytest.mark.parametrize(

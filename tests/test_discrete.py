@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 from jax.nn import logsumexp, sigmoid
+from run_fixtures import check_members, trained_and_resumed
 
-from vae_jax import composition, evaluate, members, run, train
+from vae_jax import composition, evaluate, run, train
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.estimators import annealed_nll, importance_nll
@@ -389,19 +390,11 @@ def test_bounds_lie_above_the_evidence_and_importance_sampling_approaches_it(sma
 
 @pytest.mark.parametrize("objective", OBJECTIVES_OF_BITS)
 def test_bits_are_trained_and_resumed_exactly(objective, small_data, tmp_path):
-    config, states = config_of(objective), []
-
-    def keep(state, history):
-        states.append((jax.tree.map(np.asarray, state), list(history)))
-
-    whole = train.fit(config, small_data, on_chunk=keep)
-    state, history = states[1]
-    resumed = train.fit(config, small_data, resume=(jax.tree.map(jnp.asarray, state), history))
-    same(resumed.state, whole.state)
+    config = config_of(objective)
+    whole = trained_and_resumed(config, small_data)
     started = train.start(config, small_data.image_shape, 70).variables.params
     for part, params in whole.variables.params.items():  # the encoder as well
         assert not np.allclose(*(jax.flatten_util.ravel_pytree(of)[0] for of in (params, started[part]))), part
-    assert all(np.isfinite(value) for epoch in whole.history for value in epoch.values())
     assert whole.history[-1]["test_codes_used"] <= 6
     if objective != "relax":
         return
@@ -416,14 +409,7 @@ def test_bits_are_trained_and_resumed_exactly(objective, small_data, tmp_path):
 
 @pytest.mark.usefixtures("float64")
 def test_members_of_a_sweep_are_their_single_runs(small_data):
-    configs = [adapted(config_of("relax"), **{"seed": seed, "train.epochs": 1}) for seed in (1, 2)]
-    program = members.program_that_fits(configs, members.Images(small_data))
-    for config, (state, history) in zip(
-        configs, members.fit(program, [members.Run(config) for config in configs]), strict=True
-    ):
-        alone = train.fit(config, small_data)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), state, alone.state)
-        assert history[-1]["train_loss"] == pytest.approx(alone.history[-1]["train_loss"], rel=1e-9)
+    check_members(adapted(config_of("relax"), **{"train.epochs": 1}), small_data)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from run_fixtures import trained_and_resumed
 
 from vae_jax import composition, evaluate, keys, members, run, train
 from vae_jax.config import Config, TrainConfig, adapted
@@ -44,17 +45,9 @@ def same(first, second):
     ],
 )
 def test_models_with_codes_train_evaluate_and_resume_exactly(posterior, network, small_data):
-    config, states = config_of(posterior, network), []
-
-    def keep(state, history):
-        states.append((jax.tree.map(np.asarray, state), list(history)))
-
-    whole = train.fit(config, small_data, on_chunk=keep)
-    state, history = states[1]
-    resumed = train.fit(config, small_data, resume=(jax.tree.map(jnp.asarray, state), history))
-    same(resumed.state, whole.state)
+    config = config_of(posterior, network)
+    whole = trained_and_resumed(config, small_data)
     last = whole.history[-1]
-    assert all(np.isfinite(value) for value in last.values())
     model = run.use(whole)
     assert np.isfinite(model.reconstruct(small_data.test.images)).all()
     assert np.isfinite(model.sample(jax.random.key(0), 5)).all()
