@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from run_fixtures import TINY, flags
@@ -49,10 +50,14 @@ def disk(tmp_path):
 def limited(what, most):
     before = resource.getrlimit(LIMITS[what])
     resource.setrlimit(LIMITS[what], (most, before[1]))
+    # The suite's own cache of compiled programs would be cut off at the limit, for all tests after this one.
+    slow = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
     try:
         yield
     finally:
         resource.setrlimit(LIMITS[what], before)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", slow)
 
 
 def refusal(capfd, *arguments):
