@@ -84,7 +84,7 @@ def inner(began: float, arguments: list[str]) -> None:
 
 def measure(cache: Path, arguments: list[str]) -> tuple[dict[str, float], dict]:
     """One run: seconds of its stages, and its last epoch's figures."""
-    from vae_jax.folder import user_cache
+    from vae_jax.files.user import user_cache
 
     with tempfile.TemporaryDirectory() as out:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}

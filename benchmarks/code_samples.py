@@ -15,7 +15,7 @@ import numpy as np
 from sklearn.neural_network import MLPClassifier
 
 from vae_jax import data, run
-from vae_jax.folder import PRIOR
+from vae_jax.runs.folder import PRIOR
 
 CONFIDENT = 0.9
 

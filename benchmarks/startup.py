@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from vae_jax.folder import user_cache
+from vae_jax.files.user import user_cache
 
 STAGES = ("imports", "data", "first step")
 

@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from vae_jax import members, train
 from vae_jax.config import adapted
-from vae_jax.folder import LOCK
+from vae_jax.files.held import LOCK
 
 # 1,000 digits in 10 batches, 200 to validate and 597 to test on.
 TINY = {

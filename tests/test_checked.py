@@ -4,7 +4,7 @@ from typing import Annotated, Any, NamedTuple
 
 import pytest
 
-from vae_jax.checked import UnfitError, load, parse
+from vae_jax.files.checked import UnfitError, load, parse
 
 Option = int | float | str | bool | list[int]
 

@@ -31,7 +31,7 @@ from vae_jax.composition import build
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, ModelConfig, load_config, shipped
 from vae_jax.errors import UserError, printable
 from vae_jax.evaluate import BATCH
-from vae_jax.folder import LOCK
+from vae_jax.files.held import LOCK
 from vae_jax.train import Trained
 
 # The signs of a pattern and of a shell's; what colours a terminal, turns the text around, or begins a line.

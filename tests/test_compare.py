@@ -21,7 +21,8 @@ from vae_jax.compare.result import sentence
 from vae_jax.config import load_config
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import UserError
-from vae_jax.folder import contents, writing
+from vae_jax.files.folders import contents
+from vae_jax.files.lock import writing
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -22,7 +22,7 @@ from vae_jax import composition, load_config, load_data, run, train
 from vae_jax.cli import main
 from vae_jax.data import resolve
 from vae_jax.errors import UserError
-from vae_jax.folder import LOCK
+from vae_jax.files.held import LOCK
 from vae_jax.interop import exchange, torch_pickle, weights_file
 from vae_jax.interop.torch_weights import from_state_dict, to_state_dict
 

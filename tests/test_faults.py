@@ -20,7 +20,9 @@ from faults import TINY, TINY_OF_ANY, bytes_in, command
 from run_fixtures import snapshot
 
 from vae_jax.errors import UserError
-from vae_jax.folder import LOCK, check_no_link, replacing, replacing_folder, write_text, writing
+from vae_jax.files.held import LOCK, check_no_link
+from vae_jax.files.lock import writing
+from vae_jax.files.replace import replacing, replacing_folder, write_text
 
 FAULTS = Path(__file__).parent / "faults.py"
 

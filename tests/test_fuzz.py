@@ -32,7 +32,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
-from vae_jax import own_parts, run, sweep
+from vae_jax import run, sweep
 from vae_jax.checkpoint import DESCRIPTION, Keeper, Saved, restore
 from vae_jax.cli import VERBS, _parse
 from vae_jax.compare import results
@@ -41,10 +41,11 @@ from vae_jax.config.change import options_of_section
 from vae_jax.data import Dataset, load
 from vae_jax.data.idx import read_idx
 from vae_jax.errors import UserError, printable
-from vae_jax.folder import read_config, read_data
 from vae_jax.interop import weights_file
 from vae_jax.models import Variables
 from vae_jax.registry import lookup
+from vae_jax.runs import own_parts
+from vae_jax.runs.folder import read_config, read_data
 from vae_jax.train import Epoch, TrainState
 
 TORTURE = os.environ.get("VAE_JAX_TORTURE") == "1"

@@ -11,7 +11,7 @@ from contextlib import suppress
 import pytest
 
 from vae_jax.cli import VERBS, main, train
-from vae_jax.folder import remove_unfinished, replacing, scratch
+from vae_jax.files.replace import remove_unfinished, replacing, scratch
 from vae_jax.interruption import SAME, Interrupted, Listener, uninterrupted
 
 
@@ -189,7 +189,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 press = lambda: signal.raise_signal(signal.SIGINT)
 
 def run(options):
-    from vae_jax.folder import replacing
+    from vae_jax.files.user import replacing
     print("begun")
     with replacing(Path("whole")) as file:
         file.write(b"half")

@@ -14,7 +14,7 @@ from run_fixtures import TINY, flags
 
 from vae_jax import memory
 from vae_jax.cli import main, use
-from vae_jax.folder import contents
+from vae_jax.files.folders import contents
 
 LIMITS = {"file size": resource.RLIMIT_FSIZE, "open files": resource.RLIMIT_NOFILE}
 TRAIN = ["train", "--config", "digits", *flags(**TINY), "--train.epochs=1"]

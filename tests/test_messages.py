@@ -10,7 +10,7 @@ import vae_jax
 from vae_jax.cli import VERBS, main
 from vae_jax.cli.common import flag
 from vae_jax.errors import UserError, argument, arguments_spelled
-from vae_jax.folder import check_folder
+from vae_jax.runs.folder import check_folder
 
 LIBRARY = Path(vae_jax.__file__).parent
 OTHERS = {"--file_format", "--data_dir"}  # flags of `tfds build`, which a message names

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from vae_jax.tables import csv_text, escaped
+from vae_jax.files.tables import csv_text, escaped
 
 
 def cells(*values):

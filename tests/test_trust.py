@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 from run_fixtures import snapshot
 
-from vae_jax import cli, own_parts, registry, run, signature, sweep
+from vae_jax import cli, registry, run, sweep
 from vae_jax.cli.arguments import Parser
 from vae_jax.config import Config, load_config, to_yaml
 from vae_jax.errors import UserError
-from vae_jax.folder import read_config
 from vae_jax.interop.exchange import export_run
+from vae_jax.runs import own_parts, signature
+from vae_jax.runs.folder import read_config
 
 MINE = "def bound(key, model, images, options): ...\n\n\ndef other(key, model, images, options): ...\n"
 FLAG = "--trust-code"

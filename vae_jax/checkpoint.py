@@ -32,10 +32,12 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from vae_jax.checked import HISTORY_LIMIT, UnfitError, parse, read_bytes, typed
 from vae_jax.config import Json
 from vae_jax.errors import PATH, UserError, brief, cut, in_words
-from vae_jax.folder import check_held, is_folder, make_inside, remove, replacing_folder, write_text
+from vae_jax.files.checked import HISTORY_LIMIT, UnfitError, parse, read_bytes, typed
+from vae_jax.files.folders import is_folder
+from vae_jax.files.held import check_held, make_inside
+from vae_jax.files.replace import remove, replacing_folder, write_text
 from vae_jax.interruption import uninterrupted
 from vae_jax.models import Variables
 from vae_jax.train import Epoch, TrainState
@@ -62,7 +64,7 @@ class Saved(NamedTuple):
         digest: of these images.
         made_with: versions, device and cores, see `vae_jax.run.environment`; empty where that is not known.
         options: it was trained with, each by its dotted name; empty where that is not known.
-        run: the digest of the run that it is of, see `vae_jax.folder.Data`; empty where that is not known.
+        run: the digest of the run that it is of, see `vae_jax.runs.folder.Data`; empty where that is not known.
     """
 
     state: TrainState

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from PIL import Image
 
 from vae_jax.errors import UserError, cut, listed
-from vae_jax.folder import replacing
+from vae_jax.files.replace import replacing
 from vae_jax.memory import check
 
 Pictures = Float[np.ndarray, "n height width channels"]

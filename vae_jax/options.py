@@ -24,9 +24,9 @@ from pathlib import PurePath
 from types import MappingProxyType, NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from vae_jax import checked, plain_yaml
-from vae_jax.checked import within
 from vae_jax.errors import UserError, brief, cut, listed
+from vae_jax.files import checked, plain_yaml
+from vae_jax.files.checked import within
 from vae_jax.registry import lookup
 
 SIZE_LIMIT = 1 << 17  # characters of a value

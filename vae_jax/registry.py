@@ -21,8 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-from vae_jax.checked import UnfitError, read_bytes
 from vae_jax.errors import PATH, QUOTED, UserError, brief, listed, message_of, quoted
+from vae_jax.files.checked import UnfitError, read_bytes
 
 T = TypeVar("T")
 

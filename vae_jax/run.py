@@ -8,7 +8,7 @@ RUN/checkpoints/    named by the step: the newest ones and the best; what was fo
 RUN/figures/        pictures
 RUN/diverged.txt    why the run has ended, where it diverged
 RUN/imported.json   where the run's first weights came from, if they were imported
-RUN/code/           copies of users' files that the configuration names, see `vae_jax.own_parts`
+RUN/code/           copies of users' files that the configuration names, see `vae_jax.runs.own_parts`
 RUN/.lock           held by the process that trains
 """
 
@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from vae_jax import checked, figures, models, optimizer, own_parts
+from vae_jax import figures, models, optimizer
 from vae_jax.composition import build
 from vae_jax.config import (
     EXTENSIBLE,
@@ -51,26 +51,16 @@ from vae_jax.data import Dataset, resolve, settled
 from vae_jax.devices import Devices, cores
 from vae_jax.errors import PATH, Diverged, Stopped, UserError, argument, cut, in_words, listed, printable
 from vae_jax.evaluate import Model, make_model, model_maker
-from vae_jax.folder import (
-    DATA,
-    PRIOR,
-    Data,
-    absolute_start,
-    check_folder,
-    check_held,
-    check_start,
-    is_folder,
-    make_inside,
-    read_config,
-    read_data,
-    remove,
-    scratch,
-    write_text,
-    writing,
-)
+from vae_jax.files import checked
+from vae_jax.files.folders import is_folder
+from vae_jax.files.held import check_held, make_inside
+from vae_jax.files.lock import writing
+from vae_jax.files.replace import remove, scratch, write_text
 from vae_jax.keys import make_keys
 from vae_jax.models import Variables
 from vae_jax.objectives import FIGURES
+from vae_jax.runs import own_parts
+from vae_jax.runs.folder import DATA, PRIOR, Data, absolute_start, check_folder, check_start, read_config, read_data
 from vae_jax.train import (
     Progress,
     Trained,

@@ -5,7 +5,7 @@ SWEEP/<settings>/     a run folder for each member, see `vae_jax.run`
 SWEEP/members.csv     a row for each member
 SWEEP/table.csv       a row for each setting, over its seeds; table.md is the same to read
 SWEEP/figures/        pictures
-SWEEP/code/           copies of users' files that are swept, see `vae_jax.own_parts`
+SWEEP/code/           copies of users' files that are swept, see `vae_jax.runs.own_parts`
 SWEEP/.lock           held by the process that trains
 """
 
@@ -22,8 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vae_jax import figures, likelihoods, members, objectives, own_parts, train
-from vae_jax.checked import read_json
+from vae_jax import figures, likelihoods, members, objectives, train
 from vae_jax.config import (
     EXTENSIBLE,
     Config,
@@ -40,24 +39,18 @@ from vae_jax.config import (
 )
 from vae_jax.data import Dataset, settled
 from vae_jax.errors import PATH, Diverged, Stopped, UserError, argument, cut, listed
+from vae_jax.files.checked import read_json
+from vae_jax.files.folders import check_writable, contents
+from vae_jax.files.held import LOCK, check_no_link, make_inside
+from vae_jax.files.lock import writing
+from vae_jax.files.replace import remove, write_text
+from vae_jax.files.tables import csv_text, escaped
 from vae_jax.finetune import begun_from
-from vae_jax.folder import (
-    LOCK,
-    absolute_start,
-    check_no_link,
-    check_start,
-    check_writable,
-    contents,
-    make_inside,
-    read_config,
-    remove,
-    write_text,
-    writing,
-)
 from vae_jax.objectives import FIGURES
 from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, read_reason, standing, stopped_line
+from vae_jax.runs import own_parts
+from vae_jax.runs.folder import absolute_start, check_start, read_config
 from vae_jax.shapes import Shapes
-from vae_jax.tables import csv_text, escaped
 
 SPECIFICATION = "sweep.json"
 MOST = 10_000  # members

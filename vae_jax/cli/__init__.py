@@ -27,7 +27,7 @@ from vae_jax.errors import (
     printable,
     say_if_aborted,
 )
-from vae_jax.folder import remove_unfinished
+from vae_jax.files.replace import remove_unfinished
 from vae_jax.interruption import Listener
 from vae_jax.registry import lookup, users_line
 

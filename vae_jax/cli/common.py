@@ -9,11 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vae_jax import coordinator, own_parts
+from vae_jax import coordinator
 from vae_jax.cli.arguments import whole
 from vae_jax.config import DataConfig, check_section, expand
 from vae_jax.errors import UserError, brief, listed, memory_is_full, on_terminal, printable, quoted
-from vae_jax.folder import PRIOR, absolute_start, check_no_link, check_writable, read_config, read_data
+from vae_jax.files.folders import check_writable
+from vae_jax.files.held import check_no_link
+from vae_jax.runs import own_parts
+from vae_jax.runs.folder import PRIOR, absolute_start, read_config, read_data
 
 if TYPE_CHECKING:
     from vae_jax.config import Config
@@ -132,7 +135,7 @@ def check_code(options: Any, folder: Path) -> None:
     """Refuses what is no run, and code of a run that is not trusted, before jax starts up.
 
     Raises:
-        UserError: see `vae_jax.folder.read_config` and `vae_jax.own_parts.kept`.
+        UserError: see `vae_jax.runs.folder.read_config` and `vae_jax.runs.own_parts.kept`.
     """
     own_parts.as_kept(read_config(folder), folder, options.trust_code)
 

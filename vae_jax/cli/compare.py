@@ -12,7 +12,7 @@ from vae_jax.cli.arguments import add_options, whole
 from vae_jax.cli.common import Verb, absolute_paths, answer, bar_of, device_option, positive, say, set_device
 from vae_jax.config import expand
 from vae_jax.errors import UserError, on_terminal
-from vae_jax.folder import check_writable, contents
+from vae_jax.files.folders import check_writable, contents
 from vae_jax.registry import lookup
 
 DIFFERENT = 1  # the exit code where a level finds a difference

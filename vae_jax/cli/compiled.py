@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_jax.cli.common import say
-from vae_jax.folder import user_cache
+from vae_jax.files.user import user_cache
 
 LIMIT = 1 << 30  # bytes; the ones not used for longest go first
 ENTRY = "-cache"  # how an entry's name ends, which begins with its program's name and a minus

@@ -8,7 +8,9 @@ from vae_jax.cli.common import Verb, absolute_paths, answer, check_code, say, se
 from vae_jax.cli.train import pictures
 from vae_jax.config import DataConfig, expand
 from vae_jax.errors import UserError, quoted
-from vae_jax.folder import check_folder, check_no_link, check_writable
+from vae_jax.files.folders import check_writable
+from vae_jax.files.held import check_no_link
+from vae_jax.runs.folder import check_folder
 
 
 def _export_options(parser: Any) -> None:

@@ -3,14 +3,14 @@
 from dataclasses import replace
 from typing import Any
 
-from vae_jax import own_parts
 from vae_jax.cli import train
 from vae_jax.cli.arguments import add_options
 from vae_jax.cli.common import DATA_PATHS, Verb, devices_options, trust_option
 from vae_jax.config import Config, ObjectiveConfig, PriorConfig, expand
 from vae_jax.config.change import options_of
 from vae_jax.errors import UserError
-from vae_jax.folder import PRIOR, read_config
+from vae_jax.runs import own_parts
+from vae_jax.runs.folder import PRIOR, read_config
 
 OF_RUN = ("data.", "model.", "posterior.", "likelihood.", "objective.")  # options that stay as the run has them …
 LOCAL = tuple(f"data.{name}" for name in DATA_PATHS)  # … but for where its data lie

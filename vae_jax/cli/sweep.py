@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from vae_jax import own_parts
 from vae_jax.cli.arguments import add_options, whole
 from vae_jax.cli.common import (
     Verb,
@@ -21,6 +20,7 @@ from vae_jax.cli.common import (
 from vae_jax.cli.train import say_too_late, stop_signals, tell_stopping
 from vae_jax.config import Config
 from vae_jax.errors import PATH, Stopped, UserError, cut, on_terminal, printable
+from vae_jax.runs import own_parts
 
 
 def _sweep_options(parser: Any) -> None:

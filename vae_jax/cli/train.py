@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vae_jax import own_parts
 from vae_jax.cli.arguments import add_options
 from vae_jax.cli.common import (
     Verb,
@@ -26,8 +25,9 @@ from vae_jax.cli.common import (
 )
 from vae_jax.config import Config, expand
 from vae_jax.errors import PATH, Stopped, UserError, cut, on_terminal
-from vae_jax.folder import check_folder, read_config
 from vae_jax.interruption import SAME
+from vae_jax.runs import own_parts
+from vae_jax.runs.folder import check_folder, read_config
 
 
 def _train_options(parser: Any) -> None:

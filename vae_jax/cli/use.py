@@ -24,7 +24,8 @@ from vae_jax.cli.common import (
 )
 from vae_jax.config import expand
 from vae_jax.errors import UserError, listed, quoted
-from vae_jax.folder import read_config, read_data, replacing
+from vae_jax.files.replace import replacing
+from vae_jax.runs.folder import read_config, read_data
 from vae_jax.spec import OTHERS
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from vae_jax.config import Config, as_sections
 from vae_jax.data.dataset import Dataset
 from vae_jax.data.shape import settled
 from vae_jax.errors import UserError, argument
-from vae_jax.folder import remove, writing
+from vae_jax.files.lock import writing
+from vae_jax.files.replace import remove
 from vae_jax.spec import OTHERS
 
 LEVELS = ("function", "gradient", "trajectory", "result")

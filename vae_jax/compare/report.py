@@ -12,8 +12,8 @@ import numpy as np
 from vae_jax import figures
 from vae_jax.compare import results
 from vae_jax.compare.level import Level
-from vae_jax.folder import write_text
-from vae_jax.tables import escaped
+from vae_jax.files.replace import write_text
+from vae_jax.files.tables import escaped
 
 QUESTIONS = {
     "function": "the same function?",

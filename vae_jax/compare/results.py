@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vae_jax.checked import UnfitError, load, read_bytes
 from vae_jax.compare.level import DIFFERS, NO_DIFFERENCE, UNTESTED
 from vae_jax.errors import UserError, brief, cut
+from vae_jax.files.checked import UnfitError, load, read_bytes
 
 SIGNIFICANCE = 0.05
 TEST = (

@@ -4,7 +4,6 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from vae_jax import plain_yaml
 from vae_jax.config.parts import PARTS, options_class, registry_of
 from vae_jax.config.schema import (
     SECTIONS,
@@ -18,6 +17,7 @@ from vae_jax.config.schema import (
     with_changed,
 )
 from vae_jax.errors import UserError, argument
+from vae_jax.files import plain_yaml
 from vae_jax.options import TRACED, Option, as_text, options_in, read_text, shown, unmet, value
 from vae_jax.spec import OTHERS
 

@@ -15,14 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vae_jax import checked, memory
+from vae_jax import memory
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.lock import locked
 from vae_jax.data.npz import Arrays, Header, opened
 from vae_jax.data.source import SPLITS, Report, Splits
 from vae_jax.errors import UserError, listed
-from vae_jax.folder import NAME_LIMIT, replacing, user_cache
+from vae_jax.files import checked
+from vae_jax.files.replace import NAME_LIMIT, replacing
+from vae_jax.files.user import user_cache
 
 FORMAT = "3"  # a part of the key: count up whenever the same input gives other images or the file another content
 NAMES = {"text", *(f"{split}_{part}" for split in SPLITS for part in ("images", "labels"))}  # of the arrays

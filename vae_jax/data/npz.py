@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from vae_jax.checked import UnfitError, open_file
 from vae_jax.errors import UserError, brief
+from vae_jax.files.checked import UnfitError, open_file
 
 UNPACKED_LIMIT = 4 << 30  # bytes; a compressed array can claim any size, and a zip bomb does
 HEADER_LIMIT = 10_000  # bytes; numpy's own limit, which it looks at after it has read them

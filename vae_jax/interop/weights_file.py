@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vae_jax.errors import UserError, brief, cut, listed
-from vae_jax.folder import replacing
+from vae_jax.files.replace import replacing
 
 HEADER_LIMIT = 1 << 24  # bytes of names and shapes
 COUNT_LIMIT = 1 << 53  # training batches that a BatchNorm may have seen

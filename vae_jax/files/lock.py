@@ -1,0 +1,100 @@
+"""One process at a time writes into a folder of a run, sweep or comparison."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vae_jax.errors import UserError
+from vae_jax.files.checked import UnfitError, read_text
+from vae_jax.files.folders import LEFT_OVER
+from vae_jax.files.held import LOCK, check_held, held
+from vae_jax.files.replace import claim, remove
+
+PARTS = ("figures", "code")  # folders in a run's, beside its checkpoints
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Within it no other process writes into this folder of a run, sweep or comparison, which is made if need be.
+
+    The lock is the operating system's, so that a process that died holds none. It belongs to a file in the folder:
+    once the folder is removed, or another one stands in its place, this process writes nothing more into it.
+
+    Raises:
+        UserError: if another process does, or the folder cannot be written; by whatever writes into the folder, if the
+            lock in it is not the one that this process holds.
+    """
+    from filelock import FileLock, Timeout
+
+    path = folder / LOCK
+    made = [each for each in (folder.absolute(), *folder.absolute().parents) if not each.exists()]
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise UserError(f"{path}: expected the file of a lock, found {_kind(path)}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        who = f"process {holder}" if (holder := _read_holder(path)) else "another process"
+        raise UserError(f"{folder}: {who} is writing into it; wait until it ends, or stop it") from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{folder}: expected a folder that can be written; {reason}") from error
+    try:
+        try:
+            held[folder.absolute()] = _write_holder(path)
+        except OSError as error:  # a full disk
+            raise UserError(f"{folder}: expected a folder that can be written; {error.strerror or error}") from error
+        for left in (path for place in (folder, *(folder / part for part in PARTS)) for path in _files_in(place)):
+            if left.name != LOCK and LEFT_OVER.fullmatch(left.name) and not _is_written(left):
+                remove(left)
+        yield
+    finally:
+        with suppress(OSError, UserError):
+            check_held(folder)
+            if made and [each.name for each in folder.iterdir()] == [LOCK]:  # refused after all: as if nothing was
+                path.unlink()
+                for each in made:
+                    each.rmdir()
+        held.pop(folder.absolute(), None)
+        lock.release()
+
+
+def _write_holder(path: Path) -> tuple[int, int]:
+    """Writes this process's number into the lock's file that it holds; returns the file's device and inode."""
+    number = os.open(path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        file = os.fstat(number)
+        if file.st_nlink == 1:  # of several names another one may be a file of the user's
+            os.ftruncate(number, 0)
+            os.write(number, str(os.getpid()).encode())
+        return file.st_dev, file.st_ino
+    finally:
+        os.close(number)
+
+
+def _read_holder(path: Path) -> str:
+    """The number of the process that holds the lock with this file; empty where it does not tell."""
+    with suppress(OSError, UnfitError):
+        if (found := read_text(path, limit=64).strip()).isdecimal():
+            return found
+    return ""
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """What is in a folder; nothing where there is none, or one of a run's is a link."""
+    return list(folder.iterdir()) if folder.is_dir() and not (folder.is_symlink() and folder.name in PARTS) else []
+
+
+def _is_written(path: Path) -> bool:
+    """Whether a living process writes a file that `replacing` made."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    with suppress(OSError), path.open("rb") as file:
+        return not claim(file)
+    return False
+
+
+def _kind(path: Path) -> str:
+    return "a link" if path.is_symlink() else "a folder" if path.is_dir() else "something else than a file"

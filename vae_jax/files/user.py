@@ -1,0 +1,21 @@
+"""The folders of the user's own, for what is kept between runs."""
+
+import os
+from pathlib import Path
+
+
+def user_cache() -> Path | None:
+    """Where downloads, resized images and compiled programs are kept unless told otherwise; None without a home."""
+    return _users("XDG_CACHE_HOME", "~/.cache")
+
+
+def user_state() -> Path | None:
+    """Where this user's secret is kept, see `vae_jax.runs.signature`; None without a home."""
+    return _users("XDG_STATE_HOME", "~/.local/state")
+
+
+def _users(variable: str, otherwise: str) -> Path | None:
+    for base in (os.environ.get(variable, ""), os.path.expanduser(otherwise)):
+        if os.path.isabs(base):
+            return Path(base) / "vae_jax"
+    return None

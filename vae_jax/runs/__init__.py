@@ -1,0 +1,1 @@
+"""A run, in memory or in a folder: trained, resumed, read back."""
