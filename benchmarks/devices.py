@@ -14,7 +14,7 @@ import numpy as np
 
 from vae_jax import data, train
 from vae_jax.config import load_config
-from vae_jax.devices import Devices
+from vae_jax.device.devices import Devices
 
 
 def main():

@@ -21,7 +21,7 @@ from vae_jax import layers, models, train
 from vae_jax.composition import build
 from vae_jax.config import load_config
 from vae_jax.data import load
-from vae_jax.devices import Devices
+from vae_jax.device.devices import Devices
 
 BATCH = 64
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from vae_jax import optimizer, train
+from vae_jax.blocks.convolution import COMPUTED_BY, CONVOLUTIONS, choose
 from vae_jax.config import Config
-from vae_jax.models.convolution import COMPUTED_BY, CONVOLUTIONS, choose
 from vae_jax.models.convolutional import plan
 
 SHAPE = (32, 32, 1)

@@ -16,9 +16,10 @@ import scipy.stats
 from jax.scipy.stats import norm
 from scipy.stats import multivariate_normal
 
-from vae_jax import composition, diagnostics, evaluate, keys, notebook, optimizer, platforms, run, train
+from vae_jax import composition, diagnostics, evaluate, keys, notebook, optimizer, run, train
 from vae_jax.config import Config, ModelConfig, TrainConfig, adapted, with_options
 from vae_jax.data import Dataset, Split
+from vae_jax.device import platforms
 from vae_jax.errors import UserError
 from vae_jax.estimators import annealed_nll, importance_nll
 from vae_jax.hierarchy import Hierarchy

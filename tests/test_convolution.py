@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vae_jax.blocks.convolution import CONVOLUTIONS, choose
+from vae_jax.blocks.im2col import output_size
+from vae_jax.device.platforms import PLATFORMS, built_for
 from vae_jax.errors import UserError
-from vae_jax.models.convolution import CONVOLUTIONS, choose, output_size
-from vae_jax.platforms import PLATFORMS, built_for
 
 MATMUL, NATIVE = CONVOLUTIONS["matmul"], CONVOLUTIONS["native"]
 

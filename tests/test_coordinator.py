@@ -14,7 +14,7 @@ import pytest
 from run_fixtures import TINY, flags
 
 from vae_jax.cli import main
-from vae_jax.coordinator import BIND, claimed
+from vae_jax.device.coordinator import BIND, claimed
 from vae_jax.errors import UserError
 
 # Joins, and prints the addresses at which this process listens then.

@@ -282,7 +282,7 @@ def test_a_zip_bomb_is_refused(config, monkeypatch):
 def test_memory_is_asked_first(config, monkeypatch):
     np.savez_compressed(config().path, images=np.zeros((20_000, 32, 32), np.uint8))
     np.savez(config("floats.npz").path, images=np.zeros((6_000, 32, 32)))
-    monkeypatch.setattr("vae_jax.memory.available", lambda: 19 << 20)
+    monkeypatch.setattr("vae_jax.device.memory.available", lambda: 19 << 20)
     assert "found a need of 20 MB" in refused(config(image_size=32))
     assert "found a need of 49 MB" in refused(config("floats.npz"))
 

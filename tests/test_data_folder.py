@@ -540,7 +540,7 @@ def test_nothing_but_bad_images(root):
 def test_too_little_memory_is_not_the_images_fault(root, monkeypatch):
     png(np.zeros((2000, 2000), np.uint8), root / "1.png")
     png(grey(1), root / "2.png")
-    monkeypatch.setattr("vae_jax.memory.available", lambda: 1 << 20)
+    monkeypatch.setattr("vae_jax.device.memory.available", lambda: 1 << 20)
     refused(root, root / "1.png", "free", skip_bad=True)
 
 

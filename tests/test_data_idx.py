@@ -138,7 +138,7 @@ def test_a_lying_header_reserves_no_memory():
 
 
 def test_a_bomb_that_does_not_fit(monkeypatch):
-    monkeypatch.setattr("vae_jax.memory.available", lambda: 1 << 20)
+    monkeypatch.setattr("vae_jax.device.memory.available", lambda: 1 << 20)
     with pytest.raises(UserError, match=r"^file, 33,554,432 bytes .* a need of 34 MB$"):
         read_idx(bad_idx(shape=(1 << 15, 32, 32), body=1 << 25), 3, "file")
 
@@ -413,7 +413,7 @@ def test_real_mnist_at_32(mnist_config):
 
 @real
 def test_real_mnist_too_large_for_memory(mnist_config, monkeypatch):
-    monkeypatch.setattr("vae_jax.memory.available", lambda: 20_000_000_000)
+    monkeypatch.setattr("vae_jax.device.memory.available", lambda: 20_000_000_000)
     with pytest.raises(UserError, match=r"data\.image_size 1024: 60,000 images .* found a need of 62,915 MB$"):
         load(DataConfig(**{**vars(mnist_config), "image_size": 1024}))
 

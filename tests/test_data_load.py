@@ -21,12 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vae_jax import memory
 from vae_jax.config import DataConfig, check_section
 from vae_jax.data import SOURCES, Dataset, Split, load, read_images, resolve
 from vae_jax.data.cache import cache_folder
 from vae_jax.data.load import hold_out
 from vae_jax.data.resize import Resizer
+from vae_jax.device import memory
 from vae_jax.errors import UserError
 
 RANDOM = np.random.RandomState(0)
@@ -592,7 +592,7 @@ def test_where_nothing_can_be_locked_each_works_for_itself(tmp_path):
 
 
 def test_what_does_not_fit_is_refused_before_it_is_made(array_config, monkeypatch):
-    monkeypatch.setattr("vae_jax.memory.available", lambda: 30_000_000)
+    monkeypatch.setattr("vae_jax.device.memory.available", lambda: 30_000_000)
     with pytest.raises(
         UserError, match=r"data\.image_size 1024: 30 images of 1024x1024x1: expected to fit into the 30 MB"
     ):
@@ -600,13 +600,13 @@ def test_what_does_not_fit_is_refused_before_it_is_made(array_config, monkeypatc
     assert cached_files(array_config) == []
     monkeypatch.undo()
     load(replace(array_config, image_size=1024))
-    monkeypatch.setattr("vae_jax.memory.available", lambda: 30_000_000)
+    monkeypatch.setattr("vae_jax.device.memory.available", lambda: 30_000_000)
     with pytest.raises(UserError, match=r"data\.image_size 1024: the images in .* a need of 31 MB"):
         load(replace(array_config, image_size=1024))
 
 
 def test_what_is_held_out_is_a_copy(monkeypatch):
-    monkeypatch.setattr("vae_jax.memory.available", lambda: 30_000_000)
+    monkeypatch.setattr("vae_jax.device.memory.available", lambda: 30_000_000)
     with pytest.raises(UserError, match=r"data\.test: another copy of 40 images"):
         hold_out(Split(np.zeros((40, 1000, 1000, 1), np.uint8)), 0.5, "data.test")
 

@@ -16,7 +16,7 @@ from run_fixtures import TINY, flags
 from vae_jax import run
 from vae_jax.cli import main
 from vae_jax.config import load_config
-from vae_jax.devices import Devices
+from vae_jax.device.devices import Devices
 from vae_jax.errors import UserError
 
 WORKER = Path(__file__).parent / "devices.py"

@@ -12,11 +12,11 @@ from jax.nn import logsumexp, sigmoid
 from run_fixtures import check_members, trained_and_resumed
 
 from vae_jax import composition, evaluate, run, train
+from vae_jax.blocks.perceptron import init_perceptron, perceptron
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.estimators import annealed_nll, importance_nll
 from vae_jax.objectives import OBJECTIVES, score
-from vae_jax.perceptron import init_perceptron, perceptron
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.posteriors.bernoulli import log_prob_of_bits
 from vae_jax.shapes import Shapes

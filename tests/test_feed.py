@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import feed
-from vae_jax.devices import Devices
-from vae_jax.feed import Feed
+from vae_jax.device import feed
+from vae_jax.device.devices import Devices
+from vae_jax.device.feed import Feed
 
 IMAGES = np.arange(23 * 4, dtype=np.uint8).reshape(23, 2, 2, 1)
 ORDER = jnp.asarray(np.random.RandomState(0).permutation(23))

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax.layout import tiles, to_features, to_images
+from vae_jax.blocks.tiles import tiles, to_features, to_images
+from vae_jax.device.platforms import PLATFORMS, built_for
 from vae_jax.likelihoods import bernoulli_log_prob
-from vae_jax.platforms import PLATFORMS, built_for
 
 TILE = PLATFORMS["cpu"].tile
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from run_fixtures import TINY, flags
 
-from vae_jax import memory
 from vae_jax.cli import main, use
 from vae_jax.files.folders import contents
 

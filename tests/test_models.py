@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vae_jax.blocks.im2col import output_size
 from vae_jax.config import Config, ModelConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.models import Variables, build, count_parameters
-from vae_jax.models.convolution import output_size
 from vae_jax.models.convolutional import plan
 from vae_jax.models.layers import ACTIVATIONS, normalize
 from vae_jax.models.residual import KERNEL, padding

@@ -14,7 +14,7 @@ from vae_jax import members, optimizer, train
 from vae_jax.config import Config, ModelConfig, TrainConfig, with_options
 from vae_jax.errors import UserError
 from vae_jax.optimizer import OPTIMIZERS
-from vae_jax.packing import pack, unpack
+from vae_jax.programs.packing import pack, unpack
 
 PLAIN = Config(model=ModelConfig(network="mlp", layers=(5,), latent=3), train=TrainConfig(epochs=2, batch_size=16))
 PARAMS = {

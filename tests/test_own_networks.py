@@ -12,8 +12,8 @@ from flax import errors
 from vae_jax import checkpoint, composition, evaluate, layers, train
 from vae_jax.config import ModelConfig, load_config
 from vae_jax.data import Dataset, Split
+from vae_jax.device.platforms import current
 from vae_jax.errors import UserError
-from vae_jax.platforms import current
 from vae_jax.posteriors import KL
 from vae_jax.shapes import Shapes
 

@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from vae_jax import members, optimizer, staging, train
+from vae_jax import members, optimizer, train
 from vae_jax.composition import build
 from vae_jax.config import Config, ModelConfig, TrainConfig
-from vae_jax.packing import is_packed, pack, unpack
-from vae_jax.platforms import PLATFORMS
+from vae_jax.device.platforms import PLATFORMS
+from vae_jax.programs import staging
+from vae_jax.programs.packing import is_packed, pack, unpack
 
 CONFIG = Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(epochs=2, batch_size=16))
 SHAPE = (8, 8, 1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
 from vae_jax import composition
-from vae_jax.autoregressive import MADE
+from vae_jax.blocks.masked import MADE
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, adapted
 from vae_jax.posteriors import POSTERIORS, get, point
 from vae_jax.posteriors.flows import GATE_START, PLANAR_START, SMALLEST_SLOPE, planar_flow

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from run_fixtures import compiled_once, snapshot
 
-from vae_jax import memory, run, sweep
+from vae_jax import run, sweep
 from vae_jax.config import (
     Config,
     DataConfig,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from run_fixtures import TINY, compiled_once, flags, snapshot
 
-from vae_jax import data, members, memory, run, sweep, train
+from vae_jax import data, members, run, sweep, train
 from vae_jax.cli import main
 from vae_jax.cli import sweep as cli_sweep
 from vae_jax.config import PARTS as SECTIONS

@@ -8,13 +8,13 @@ import pytest
 from run_fixtures import compiled_once
 
 from vae_jax import train
+from vae_jax.blocks.tiles import tiles
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from vae_jax.data import Dataset, Split
+from vae_jax.device.platforms import PLATFORMS
 from vae_jax.errors import UserError
 from vae_jax.interop.torch_weights import COUNTER, to_state_dict
-from vae_jax.layout import tiles
 from vae_jax.objectives import OBJECTIVES
-from vae_jax.platforms import PLATFORMS
 
 torch = pytest.importorskip("torch", reason="needs the extra torch")
 from vae_jax.compare.function import function  # noqa: E402

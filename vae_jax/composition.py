@@ -19,6 +19,7 @@ from vae_jax import likelihoods, models, objectives, posteriors, priors
 from vae_jax.config import PARTS as ALL_PARTS
 from vae_jax.config import Config, check_used, entry_of
 from vae_jax.config.parts import registry_of
+from vae_jax.device.platforms import Platform, current, on
 from vae_jax.errors import UserError, listed
 from vae_jax.expectation import Shape, expect
 from vae_jax.keys import begin_key, objective_key, part_key, probing_key, step_keys
@@ -26,7 +27,6 @@ from vae_jax.likelihoods import Likelihood
 from vae_jax.models import Autoencoder, Trace, Variables
 from vae_jax.objectives import Around, BoundModel, Objective
 from vae_jax.objectives.base import make_draw
-from vae_jax.platforms import Platform, current, on
 from vae_jax.posteriors import Heads, Latents, Posterior, Sample
 from vae_jax.priors import Aggregate, Prior
 from vae_jax.registry import check_functions

@@ -16,9 +16,9 @@ import numpy as np
 from jaxtyping import Float, Int64
 from PIL import Image
 
+from vae_jax.device.memory import check
 from vae_jax.errors import UserError, cut, listed
 from vae_jax.files.replace import replacing
-from vae_jax.memory import check
 
 Pictures = Float[np.ndarray, "n height width channels"]
 

@@ -3,7 +3,7 @@
 `Conv` and `ConvTranspose` take what `flax.linen`'s take, have the same parameters, names and initialisers, and compute
 the same: one can be put in the other's place. XLA's own convolution, which Flax's layers call, is several times slower
 inside a compiled loop on a CPU, and slow for small networks on a GPU; these call the matrix products of
-`vae_jax.models.convolution` there. What that pair cannot do (other than two dimensions, dilated kernels, feature
+`vae_jax.blocks.convolution` there. What that pair cannot do (other than two dimensions, dilated kernels, feature
 groups) and other devices are left to XLA's.
 """
 
@@ -18,9 +18,9 @@ from flax.linen.linear import canonicalize_padding
 from jax import lax
 from jaxtyping import Array
 
+from vae_jax.blocks.convolution import CONVOLUTIONS, choose, matmul_forward, matmul_transpose
+from vae_jax.blocks.tiles import to_features, to_images
 from vae_jax.errors import UserError
-from vae_jax.layout import to_features, to_images
-from vae_jax.models.convolution import CONVOLUTIONS, choose, matmul_forward, matmul_transpose
 
 __all__ = ["Conv", "ConvTranspose"]
 

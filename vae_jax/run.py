@@ -48,7 +48,7 @@ from vae_jax.config import (
     value_of,
 )
 from vae_jax.data import Dataset, resolve, settled
-from vae_jax.devices import Devices, cores
+from vae_jax.device.devices import Devices, cores
 from vae_jax.errors import PATH, Diverged, Stopped, UserError, argument, cut, in_words, listed, printable
 from vae_jax.evaluate import Model, make_model, model_maker
 from vae_jax.files import checked

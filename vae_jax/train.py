@@ -21,25 +21,26 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from vae_jax import models, objectives, optimizer, staging
+from vae_jax import models, objectives, optimizer
+from vae_jax.blocks.convolution import is_slow_in_loops
 from vae_jax.composition import PARTS, Composition, build
 from vae_jax.config import Config, as_used, numbers_of
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.shape import settled
-from vae_jax.devices import Devices, cores
+from vae_jax.device.devices import Devices, cores
+from vae_jax.device.feed import Feed, Shard
+from vae_jax.device.platforms import Platform, built_for, current
 from vae_jax.errors import Diverged, UserError, listed
 from vae_jax.evaluate import make_evaluator, means
-from vae_jax.feed import Feed, Shard
 from vae_jax.keys import StepKeys, begin_key, epoch_key, make_keys, phase_key, step_key, step_keys
 from vae_jax.models import BATCH_STATS, Variables
-from vae_jax.models.convolution import is_slow_in_loops
 from vae_jax.objectives import BoundModel, Objective, Phase, Terms, loss_of
 from vae_jax.objectives.base import in_order
 from vae_jax.optimizer import Optimizer, Rule
 from vae_jax.options import NO_NUMBERS
-from vae_jax.packing import pack, pack_like, unpack
-from vae_jax.platforms import Platform, built_for, current
-from vae_jax.sizes import check_memory
+from vae_jax.programs import staging
+from vae_jax.programs.packing import pack, pack_like, unpack
+from vae_jax.programs.sizes import check_memory
 
 REDUCTIONS = {"sum": jnp.sum, "mean": jnp.mean}
 STEPS = 2**31 - 1  # of a run, counted in 32 bits
@@ -291,7 +292,7 @@ def all_finite(tree: PyTree) -> Bool[Array, ""]:
 
 
 class Packing(NamedTuple):
-    """How a loop's state is carried, see `vae_jax.packing`.
+    """How a loop's state is carried, see `vae_jax.programs.packing`.
 
     Attributes:
         pack: state -> state, as the loop takes it.

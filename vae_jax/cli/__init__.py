@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 end()
             remove_unfinished()
             say(line)
-    if processes := sys.modules.get("vae_jax.processes"):  # this may be one of several
+    if processes := sys.modules.get("vae_jax.device.processes"):  # this may be one of several
         processes.leave(code)
     return code
 
@@ -97,7 +97,7 @@ def _run(arguments: list[str], own_process: bool) -> int:
 
 def _refused(error: Exception) -> int:
     """Prints an error as one line; returns its exit code. One of which no line tells enough is raised again."""
-    processes = sys.modules.get("vae_jax.processes")
+    processes = sys.modules.get("vae_jax.device.processes")
     code = 2
     match error:
         case UserError():
@@ -186,7 +186,7 @@ def _check_memory() -> None:
     Raises:
         UserError: naming the limit.
     """
-    from vae_jax import memory
+    from vae_jax.device import memory
 
     memory.check_start()
     if limits := memory.limits():
@@ -195,7 +195,7 @@ def _check_memory() -> None:
 
 def _is_used_up() -> bool:
     """Whether memory is: OpenBLAS interrupts its own process where it cannot start its threads."""
-    from vae_jax import memory
+    from vae_jax.device import memory
 
     return memory.is_used_up()
 

@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from vae_jax import coordinator
 from vae_jax.cli.arguments import whole
 from vae_jax.config import DataConfig, check_section, expand
+from vae_jax.device import coordinator
 from vae_jax.errors import UserError, brief, listed, memory_is_full, on_terminal, printable, quoted
 from vae_jax.files.folders import check_writable
 from vae_jax.files.held import check_no_link
@@ -209,7 +209,7 @@ def join_processes(options: Any) -> None:
         coordinator.parts(options.coordinator, "--coordinator")
         if not 0 <= options.process < options.processes:
             raise UserError(f"--process: expected 0 to {options.processes - 1}; found {options.process}")
-    from vae_jax import processes
+    from vae_jax.device import processes
 
     wait = positive(options.wait, "--wait")
     processes.join(options.coordinator, options.processes, options.process, wait, say)
@@ -241,14 +241,14 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
         absent = "Unable to initialize backend" in str(error) and "coordination service" not in str(error)
         if memory_is_full(error):
             raise
-        if not absent and (processes := sys.modules.get("vae_jax.processes")) and processes.is_lost(error):
+        if not absent and (processes := sys.modules.get("vae_jax.device.processes")) and processes.is_lost(error):
             raise
         reason = (str(error) or "no support for it is installed").splitlines()[0]
         asked = f"--device {name}" if name else f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         raise UserError(
             f"{asked}: jax finds no such device here ({reason}); the extras cuda and tpu bring jax's support for them"
         ) from error
-    from vae_jax.devices import cores
+    from vae_jax.device.devices import cores
 
     return f"{device.platform} ({device.device_kind}{f', {cores()} cores' if device.platform == 'cpu' else ''})"
 

@@ -160,7 +160,7 @@ def _say_if_slow(trained: "Trained", network: "Composition") -> None:
     import jax
     import jax.numpy as jnp
 
-    from vae_jax.models.convolution import is_slow_in_loops
+    from vae_jax.blocks.convolution import is_slow_in_loops
 
     variables = trained.variables
 

@@ -68,7 +68,7 @@ def train(options: Any) -> int:
 
     from vae_jax import data, models, run
     from vae_jax.composition import build
-    from vae_jax.devices import Devices
+    from vae_jax.device.devices import Devices
     from vae_jax.keys import make_keys
 
     devices = Devices(jax.device_count() if options.devices is None else options.devices)

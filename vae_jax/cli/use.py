@@ -362,7 +362,7 @@ def _interpolate(options: Any) -> None:
     path = picture_target(options, "figures/interpolation")
     rows, steps, seed = positive(options.n, "-n"), positive(options.steps, "--steps"), seed_of(options)
     trained, model = open_run(options)
-    from vae_jax import memory
+    from vae_jax.device import memory
     from vae_jax.train import told
 
     what = f"-n {rows}, --steps {steps}"

@@ -61,7 +61,7 @@ def write(folder: Path, config: dict[str, Any], data: str, epochs: int, levels: 
     """Writes the three files with the levels there are so far; `epochs` are those of the independent runs."""
     import jax
 
-    from vae_jax.devices import cores
+    from vae_jax.device.devices import cores
 
     device = jax.devices()[0]
     content = {

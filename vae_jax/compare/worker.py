@@ -73,7 +73,7 @@ def _about(job: Job) -> dict[str, Any]:
     import jax
 
     from vae_jax import __version__
-    from vae_jax.devices import cores
+    from vae_jax.device.devices import cores
 
     if job.platforms:
         jax.config.update("jax_platforms", job.platforms)
@@ -90,7 +90,7 @@ def _about(job: Job) -> dict[str, Any]:
 
     import vae_jax.interop.torch_training  # noqa: F401
     from vae_jax.compare.pair import torch_device
-    from vae_jax.devices import cores
+    from vae_jax.device.devices import cores
 
     torch.zeros(1, device=torch_device())
     theirs = f"gpu ({torch.cuda.get_device_name()})" if torch_device() == "cuda" else f"cpu ({cores()} cores)"

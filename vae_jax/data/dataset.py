@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
 
-from vae_jax import memory
 from vae_jax.config import DataConfig
+from vae_jax.device import memory
 from vae_jax.errors import PATH, UserError, cut, listed, quoted
 from vae_jax.spec import KINDS, MOST_VALUES, Spec, others, stored_axes
 

@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from vae_jax import memory
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.cache import NO_HOME, cache_folder
 from vae_jax.data.dataset import Split
@@ -29,6 +28,7 @@ from vae_jax.data.download import RemoteFile, download
 from vae_jax.data.lock import locked
 from vae_jax.data.resize import Resizer
 from vae_jax.data.source import Opened, Report, Splits, file_state
+from vae_jax.device import memory
 from vae_jax.errors import UserError
 
 FILES = {  # split: its images and its labels

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vae_jax import memory
 from vae_jax.data.shape import Kind
+from vae_jax.device import memory
 from vae_jax.errors import UserError
 
 # At 12 bytes a pixel for the worst case, a progressive JPEG with four components, an image takes 805 MB; a WebP 1.1 GB.

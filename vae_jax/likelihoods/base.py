@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from jaxtyping import Array, Float, Key, PyTree
 
-from vae_jax.layout import Features, Images
+from vae_jax.blocks.tiles import Features, Images
 from vae_jax.posteriors.base import no_parameters
 
 Outputs = Float[Array, "batch *places outputs"]

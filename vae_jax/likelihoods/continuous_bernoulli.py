@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from vae_jax.layout import Images, to_features
+from vae_jax.blocks.tiles import Images, to_features
 from vae_jax.likelihoods.base import Likelihood, sum_pixels
 from vae_jax.shapes import Shapes
 

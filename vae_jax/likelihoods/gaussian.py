@@ -18,8 +18,8 @@ from typing import Annotated, Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
+from vae_jax.blocks.tiles import Images, to_features
 from vae_jax.errors import UserError
-from vae_jax.layout import Images, to_features
 from vae_jax.likelihoods.base import Likelihood, Outputs, sum_pixels
 from vae_jax.links import LINKS
 from vae_jax.options import one_of

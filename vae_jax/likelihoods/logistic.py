@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from vae_jax.layout import Images, to_features
+from vae_jax.blocks.tiles import Images, to_features
 from vae_jax.likelihoods.base import Likelihood, Outputs, sum_pixels
 from vae_jax.likelihoods.gaussian import floored
 from vae_jax.shapes import Shapes

@@ -18,10 +18,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from vae_jax.blocks.convolution import CONVOLUTIONS, Convolution
+from vae_jax.device.platforms import current
 from vae_jax.errors import UserError
-from vae_jax.models.convolution import CONVOLUTIONS, Convolution
 from vae_jax.options import FILLED, as_text, one_of, only, options_in
-from vae_jax.platforms import current
 from vae_jax.shapes import Shapes
 
 Make = TypeVar("Make", bound=Callable[..., Any])

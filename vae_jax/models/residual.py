@@ -13,9 +13,9 @@ from typing import Annotated, Any
 import flax.linen as nn
 from jaxtyping import Array, Float
 
+from vae_jax.blocks.convolution import choose
+from vae_jax.blocks.tiles import Features, tiles, to_features, to_images
 from vae_jax.errors import UserError
-from vae_jax.layout import Features, tiles, to_features, to_images
-from vae_jax.models.convolution import choose
 from vae_jax.models.layers import (
     ACTIVATIONS,
     BatchNorm,

@@ -14,12 +14,12 @@ from jax import lax
 from jax.nn import logsumexp, sigmoid, softplus
 from jaxtyping import Array, Float, Key, PyTree
 
+from vae_jax.blocks.perceptron import init_perceptron, perceptron
 from vae_jax.errors import UserError
 from vae_jax.objectives.base import Around, BoundModel, Draw, Images, Terms
 from vae_jax.objectives.importance import SamplesOptions
 from vae_jax.objectives.vae import KLOptions, check_kl
 from vae_jax.options import one_of
-from vae_jax.perceptron import init_perceptron, perceptron
 from vae_jax.posteriors import Heads
 
 Costs = Float[Array, "*samples batch"]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
-from vae_jax.packing import pack_like, unpack
+from vae_jax.programs.packing import pack_like, unpack
 
 KERNEL = "kernel"  # the name of weights in Flax's layers, and in ours
 
@@ -21,9 +21,9 @@ class Optimizer(NamedTuple):
         update: (gradient, state, params) -> (change, state).
         evaluated: (state, params) -> params: what is evaluated, sampled from and saved as weights; None where that is
             what is trained.
-        elementwise: whether all parameters may as well be one vector (see `vae_jax.packing`): what is done to a number
-            depends on that number, on whether it is in a kernel, and on sums over all of them, as a global norm, but on
-            no array's shape.
+        elementwise: whether all parameters may as well be one vector (see `vae_jax.programs.packing`): what is done to
+            a number depends on that number, on whether it is in a kernel, and on sums over all of them, as a global
+            norm, but on no array's shape.
     """
 
     init: Callable[[PyTree], PyTree]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
-from vae_jax.autoregressive import MADE
+from vae_jax.blocks.masked import MADE
 from vae_jax.posteriors.base import Heads, Latents, Posterior
 from vae_jax.posteriors.gaussian import diagonal_log_prob, diagonal_transform
 from vae_jax.shapes import Shapes

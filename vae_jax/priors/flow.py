@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Key, PyTree
 
-from vae_jax.perceptron import init_perceptron, perceptron
+from vae_jax.blocks.perceptron import init_perceptron, perceptron
 from vae_jax.posteriors import Latents
 from vae_jax.priors.base import Aggregate, Prior
 from vae_jax.priors.standard_normal import standard_normal_log_prob

@@ -1,22 +1,14 @@
 """A run's folder: whether it is one, whether a run may begin in it, and what it is a run of."""
 
 import os
-import re
-import secrets
-import shutil
-import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
-from vae_jax.files.checked import UnfitError, read_json, read_text
+from typing import NamedTuple
+
 from vae_jax.config import Config, expand, read_file
 from vae_jax.errors import UserError, argument
-from vae_jax.files.folders import check_writable
-from vae_jax.files.folders import contents
-
-
+from vae_jax.files.checked import read_json
+from vae_jax.files.folders import check_writable, contents
 
 DATA = "data.json"  # in a run folder: what it was trained on
 PRIOR = "prior"  # in a run folder: the run that has trained a prior for it

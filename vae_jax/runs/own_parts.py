@@ -17,16 +17,15 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
-from vae_jax.files.checked import read_json, shown
+
 from vae_jax.config import EXTENSIBLE, Config, expand, renamed_part
 from vae_jax.errors import UserError, argument
+from vae_jax.files.checked import read_json, shown
 from vae_jax.files.folders import contents
 from vae_jax.files.held import make_inside
 from vae_jax.files.replace import replacing, write_text
 from vae_jax.registry import Source, locate, pin, source_of
 from vae_jax.runs.signature import NoSecretError, is_own, sign
-
-
 
 CODE, INDEX, SIGNATURE = "code", "sources.json", "signature.json"
 COPY = re.compile(r"([^/\\\0]{1,255}\.py)?")  # the name of a copy: a file beside the index and nowhere else

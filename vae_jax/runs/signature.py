@@ -9,9 +9,8 @@ import os
 import secrets
 import stat
 from pathlib import Path
+
 from vae_jax.files.user import user_state
-
-
 
 SECRET, BYTES = "secret", 32
 _OF_THIS_PROCESS = os.urandom(BYTES)  # signs where no secret can be kept, for as long as the process lives

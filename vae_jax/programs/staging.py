@@ -20,9 +20,9 @@ from jax import lax
 from jax.extend import core
 from jaxtyping import Array, Int, PyTree
 
-from vae_jax.models.convolution import COMPUTED_BY
-from vae_jax.packing import ALIGNMENT
-from vae_jax.sizes import equations_in
+from vae_jax.blocks.convolution import COMPUTED_BY
+from vae_jax.programs.packing import ALIGNMENT
+from vae_jax.programs.sizes import equations_in
 
 # Of an array that is computed before the loop, for a turn: larger ones take their time wherever they are computed.
 MOST_BYTES = 2**18

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext, suppress
 
 import jax
 
-from vae_jax.coordinator import BIND, claimed
+from vae_jax.device.coordinator import BIND, claimed
 from vae_jax.errors import UserError, argument, printable, say_if_aborted
 
 HEARTBEAT = 20  # seconds after which a process that is silent counts as lost

@@ -3,8 +3,8 @@
 Outside, images are (batch, height, width, channels). Inside they are features, (tiles, channels, height, width, tile):
 along the last axis the same pixel of neighbouring images, so that every copy and every sum on a CPU runs along long
 contiguous rows; and few enough images in a tile for a convolution's columns to stay in the cache. Where a platform has
-no tiles (see `vae_jax.platforms`) the batch is one. Examples of other kinds have other axes between the batch and the
-channels, or none.
+no tiles (see `vae_jax.device.platforms`) the batch is one. Examples of other kinds have other axes between the batch
+and the channels, or none.
 
 The two functions are each other's inverse, and XLA removes one after the other: a likelihood that computes on
 `to_features` of the decoder's images moves nothing.
@@ -12,7 +12,7 @@ The two functions are each other's inverse, and XLA removes one after the other:
 
 from jaxtyping import Array, Float
 
-from vae_jax.platforms import current
+from vae_jax.device.platforms import current
 
 Features = Float[Array, "tiles channels *places tile"]
 Images = Float[Array, "batch *places channels"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, PyTree
 
-from vae_jax.perceptron import init_perceptron, perceptron
+from vae_jax.blocks.perceptron import init_perceptron, perceptron
 
 HIDDEN_LAYERS = 2
 

@@ -5,16 +5,16 @@ from typing import Any
 
 import jax
 
-from vae_jax import memory
-from vae_jax.models.convolution import COMPUTED_BY
+from vae_jax.blocks.convolution import COMPUTED_BY
+from vae_jax.device import memory
 
 # What results stand in memory, whatever a compiler fuses: of matrix products and convolutions, also of our own.
 PRODUCTS = {"dot_general", "conv_general_dilated", *(primitive.name for primitive in COMPUTED_BY)}
 
 
 def check_memory(needed: int, what: str) -> None:
-    """Refuses what does not fit, see `vae_jax.memory.check`, on a CPU: there too much ends the process without a word,
-    elsewhere jax tells."""
+    """Refuses what does not fit, see `vae_jax.device.memory.check`, on a CPU: there too much ends the process without a
+    word, elsewhere jax tells."""
     if jax.default_backend() == "cpu":
         memory.check(needed, what)
 

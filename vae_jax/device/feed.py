@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Shaped
 
-from vae_jax.devices import Devices
+from vae_jax.device.devices import Devices
 
 SHARE = 0.25  # of the device's memory, which a split may fill; the rest is for the other splits and the training
 

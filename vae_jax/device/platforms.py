@@ -20,11 +20,11 @@ class Platform(NamedTuple):
     """What suits it.
 
     Attributes:
-        convolution: the pair that `model.convolution: auto` stands for, see `vae_jax.models.convolution`.
+        convolution: the pair that `model.convolution: auto` stands for, see `vae_jax.blocks.convolution`.
         tile: images of a batch that are computed together, so that they stay in a cache; None for the whole batch.
         slow_native_loops: whether XLA's own convolution is several times slower inside a compiled loop.
         length: steps of a compiled loop, where their number must be known before; None where it may be an argument.
-        packed: whether a loop carries vectors instead of trees, see `vae_jax.packing`.
+        packed: whether a loop carries vectors instead of trees, see `vae_jax.programs.packing`.
         one_pass: whether BatchNorm's two sums are taken in one pass over the batch, which rounds otherwise.
     """
 

@@ -1,0 +1,1 @@
+"""Pure array functions that parts and networks are made of."""

@@ -1,0 +1,1 @@
+"""The machine: what suits its platform, its devices, processes and memory, and images brought to it."""
