@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import layers, models, train
+from vae_jax import layers, networks, train
 from vae_jax.composition import build
 from vae_jax.config import load_config
 from vae_jax.data import load
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9, help="in which all take turns")
     parser.add_argument("--compiled-loop", action="store_true", help="Flax's convolutions in a compiled loop, too")
     options = parser.parse_args()
-    models.NETWORKS |= {"flax": Flax, "ours": Ours}
+    networks.NETWORKS |= {"flax": Flax, "ours": Ours}
     images = load(load_config("digits").data).train.images
     images = images[: len(images) // BATCH * BATCH]
     ways = [("flax", "a Python loop"), ("flax", "vae_jax"), ("ours", "vae_jax")]

@@ -17,7 +17,7 @@ from jax import lax
 from vae_jax import optimizer, train
 from vae_jax.blocks.convolution import COMPUTED_BY, CONVOLUTIONS, choose
 from vae_jax.config import Config
-from vae_jax.models.convolutional import plan
+from vae_jax.networks.convolutional import plan
 
 SHAPE = (32, 32, 1)
 

@@ -272,7 +272,7 @@ def links(work: Path, count: int, seed: int) -> int:
     """Of a run every file is a link, or one of its folders: what they lead to must stay as it is, whatever is done."""
     whole, folder, others = work / "whole", work / "run", work / "others"
     network = work / "mine.py"
-    network.write_text('from vae_jax.models import NETWORKS\n\nnet = NETWORKS["mlp"]\n')
+    network.write_text('from vae_jax.networks import NETWORKS\n\nnet = NETWORKS["mlp"]\n')
     assert command("train", "--out", str(whole), *TINY_OF_ANY, "--model.network", f"{network}:net")[0] == 0
     for use in USES[2:]:
         assert command(use[0], str(whole), *use[1:])[0] == 0

@@ -27,8 +27,8 @@ from vae_jax.data import load
 from vae_jax.errors import UserError
 from vae_jax.evaluate import make_evaluator, means
 from vae_jax.keys import make_keys
-from vae_jax.models import Variables
 from vae_jax.train import Epoch, TrainState, build
+from vae_jax.variables import Variables
 
 STORED = Path(__file__).parent / "stored"
 

@@ -13,9 +13,9 @@ from sklearn.cluster import KMeans
 
 from vae_jax import composition, posteriors, priors
 from vae_jax.config import Config, adapted
-from vae_jax.models import Variables
 from vae_jax.posteriors.codebook import CodebookOptions, k_means, nearest, straight_through
 from vae_jax.shapes import Shapes
+from vae_jax.variables import Variables
 
 UPDATES = ("ema", "gradient")
 VARIANTS = {

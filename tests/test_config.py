@@ -627,8 +627,8 @@ def test_sources_and_objectives_of_ones_own_look_at_what_they_like():
 def test_choices_are_those_of_the_registries():
     from vae_jax.data import SOURCES
     from vae_jax.likelihoods.gaussian import VARIANCES
-    from vae_jax.models import PRECISIONS
-    from vae_jax.models.initialization import INITIALIZATIONS
+    from vae_jax.networks import PRECISIONS
+    from vae_jax.networks.initialization import INITIALIZATIONS
     from vae_jax.objectives.autoencoder import CORRUPTIONS
     from vae_jax.objectives.vae import SCHEDULES
     from vae_jax.optimizer import SCHEDULES as RATES

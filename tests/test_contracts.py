@@ -24,11 +24,12 @@ from vae_jax.errors import UserError
 from vae_jax.estimators import annealed_nll, importance_nll
 from vae_jax.hierarchy import Hierarchy
 from vae_jax.likelihoods import LIKELIHOODS, Likelihood
-from vae_jax.models import NETWORKS, Variables
+from vae_jax.networks import NETWORKS
 from vae_jax.objectives import OBJECTIVES, Objective, Phase
 from vae_jax.posteriors import KL, POSTERIORS, Posterior, Sample
 from vae_jax.priors import PRIORS, Prior
 from vae_jax.shapes import Shapes
+from vae_jax.variables import Variables
 
 CODES, DECAY = 4, 0.99
 LATENT = 3

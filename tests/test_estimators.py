@@ -21,7 +21,8 @@ from vae_jax.errors import UserError
 from vae_jax.estimators import annealed_nll, importance_nll
 from vae_jax.keys import image_keys
 from vae_jax.likelihoods import LIKELIHOODS, Likelihood
-from vae_jax.models import NETWORKS, Variables
+from vae_jax.networks import NETWORKS
+from vae_jax.variables import Variables
 
 SHAPE, PIXELS, LATENT, SIGMA = (2, 3, 1), 6, 2, 0.2
 RANDOM = np.random.RandomState(0)

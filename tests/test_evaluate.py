@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import vae_jax
-from vae_jax import evaluate, models, train
+from vae_jax import evaluate, networks, train
 from vae_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from vae_jax.errors import UserError
 from vae_jax.keys import make_keys
@@ -128,7 +128,7 @@ def test_floats_are_taken_as_they_are(trained, small_data):
     assert not np.allclose(drawing.encode(images)["mu"], model.encode(images)["mu"], atol=1e-3)
 
 
-@pytest.mark.parametrize("network", models.NETWORKS)
+@pytest.mark.parametrize("network", networks.NETWORKS)
 def test_a_model_in_use_is_differentiable_and_can_be_transformed(small_data, float64, network):
     """Inside vmap, jit, jacfwd and grad it gives what it gives outside, and derivatives are those of differences."""
     sizes = {} if network == "mlp" else {"channels": (4, 6)}

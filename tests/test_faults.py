@@ -133,7 +133,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, differ):
     network, folders = tmp_path / "mine.py", [tmp_path / "a", tmp_path / "b"]
     for number, folder in enumerate(folders):
         if number == 0 or differ == "code":
-            network.write_text(f"from vae_jax.models import NETWORKS\n\nnet = NETWORKS['mlp']  # {number}\n")
+            network.write_text(f"from vae_jax.networks import NETWORKS\n\nnet = NETWORKS['mlp']  # {number}\n")
         mine = ["--model.network", f"{network}:net", f"--seed={number * (differ == 'seed')}"]
         assert command("train", "--out", str(folder), *TINY_OF_ANY, *mine, f"--train.epochs={2 - number}") == (0, "")
     a, b = folders

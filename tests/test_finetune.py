@@ -16,8 +16,8 @@ from vae_jax.config import Config, ModelConfig, TrainConfig, with_options
 from vae_jax.data import load
 from vae_jax.errors import UserError
 from vae_jax.finetune import begun_from
-from vae_jax.models import Variables
 from vae_jax.posteriors import POSTERIORS
+from vae_jax.variables import Variables
 from vae_jax.weights import load_weights, save_weights
 
 PLAIN = Config(model=ModelConfig(network="mlp", layers=(5,), latent=3), train=TrainConfig(epochs=2, batch_size=16))

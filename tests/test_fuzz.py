@@ -42,11 +42,11 @@ from vae_jax.data import Dataset, load
 from vae_jax.data.idx import read_idx
 from vae_jax.errors import UserError, printable
 from vae_jax.interop import weights_file
-from vae_jax.models import Variables
 from vae_jax.registry import lookup
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import read_config, read_data
 from vae_jax.train import Epoch, TrainState
+from vae_jax.variables import Variables
 
 TORTURE = os.environ.get("VAE_JAX_TORTURE") == "1"
 MEMORY = 1 << 30  # bytes above the start

@@ -3,7 +3,7 @@
 import pytest
 
 import vae_jax
-from vae_jax import models
+from vae_jax import networks
 
 
 @pytest.mark.timeout(600)
@@ -16,7 +16,7 @@ def test_the_articles_first_epoch(mnist_dir, tmp_path):
     data = vae_jax.load_data(config.data)
     assert (len(data.train), len(data.test), data.validation) == (60_000, 10_000, None)
     trained = vae_jax.fit(config, data)
-    assert models.count_parameters(trained.state.variables.params) == 165_409
+    assert networks.count_parameters(trained.state.variables.params) == 165_409
     figures = trained.history[0]
     assert int(trained.state.step) == 938
     assert 205 < figures["test_loss"] < 235

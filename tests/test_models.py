@@ -14,12 +14,13 @@ import pytest
 from vae_jax.blocks.im2col import output_size
 from vae_jax.config import Config, ModelConfig, adapted
 from vae_jax.errors import UserError
-from vae_jax.models import Variables, build, count_parameters
-from vae_jax.models.convolutional import plan
-from vae_jax.models.layers import ACTIVATIONS, normalize
-from vae_jax.models.residual import KERNEL, padding
-from vae_jax.models.residual import plan as residual_plan
+from vae_jax.networks import build, count_parameters
+from vae_jax.networks.convolutional import plan
+from vae_jax.networks.layers import ACTIVATIONS, normalize
+from vae_jax.networks.residual import KERNEL, padding
+from vae_jax.networks.residual import plan as residual_plan
 from vae_jax.shapes import Shapes
+from vae_jax.variables import Variables
 
 HEADS = {"mu": 20, "log_var": 20}
 ARTICLE = ModelConfig()

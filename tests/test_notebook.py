@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import vae_jax
-from vae_jax import models, train
+from vae_jax import networks, train
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig
 from vae_jax.evaluate import Model
 
@@ -36,7 +36,7 @@ def test_a_trained_model_is_a_table():
     history = [{"epoch": 1, "train_loss": 200.0, "test_loss": 1234.567, "train_seconds": 1.0, "images_per_second": 9.0}]
     model = trained(history=history)
     rows = cells(model._repr_html_())
-    parameters = models.count_parameters(model.state.variables.params)
+    parameters = networks.count_parameters(model.state.variables.params)
     assert rows == {
         "data": "digits, 8×8×1, grey",
         "network": "mlp, 3 latent dimensions",

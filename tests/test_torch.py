@@ -210,7 +210,7 @@ def test_the_precision_is_set_and_left_again():
 
 
 def test_both_know_the_same_activations():
-    from vae_jax.models.layers import ACTIVATIONS as OURS
+    from vae_jax.networks.layers import ACTIVATIONS as OURS
 
     assert set(ACTIVATIONS) == set(OURS)
     x = np.linspace(-3, 3, 50, dtype=np.float32)

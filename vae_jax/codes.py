@@ -14,8 +14,8 @@ from vae_jax.errors import UserError
 from vae_jax.evaluate import in_batches, usage
 from vae_jax.figures import Picture, new_figure, save_figure
 from vae_jax.keys import batch_keys
-from vae_jax.models import Variables
 from vae_jax.objectives import BoundModel
+from vae_jax.variables import Variables
 
 SHOWN, EXAMPLES = 8, 8  # codes in the picture, and images of each
 

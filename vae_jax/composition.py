@@ -15,7 +15,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped, UInt
 
-from vae_jax import likelihoods, models, objectives, posteriors, priors
+from vae_jax import likelihoods, objectives, posteriors, priors
+from vae_jax import networks as networks_module
 from vae_jax.config import PARTS as ALL_PARTS
 from vae_jax.config import Config, check_used, entry_of
 from vae_jax.config.parts import registry_of
@@ -24,7 +25,7 @@ from vae_jax.errors import UserError, listed
 from vae_jax.expectation import Shape, expect
 from vae_jax.keys import begin_key, objective_key, part_key, probing_key, step_keys
 from vae_jax.likelihoods import Likelihood
-from vae_jax.models import Autoencoder, Trace, Variables
+from vae_jax.networks import Autoencoder, Trace
 from vae_jax.objectives import Around, BoundModel, Objective
 from vae_jax.objectives.base import make_draw
 from vae_jax.posteriors import Heads, Latents, Posterior, Sample
@@ -33,6 +34,7 @@ from vae_jax.registry import check_functions
 from vae_jax.shapes import Shapes
 from vae_jax.spec import Spec, spec_of
 from vae_jax.treatments import treatment_of
+from vae_jax.variables import Variables
 
 ArrayLike = Array | np.ndarray
 PARTS = ("posterior", "prior", "likelihood")  # beside the networks, and only where they have parameters
@@ -44,7 +46,7 @@ class Composition(NamedTuple):
     Attributes:
         init: key -> Variables.
         apply: (variables, function, key=None, train=False, masks=None, labels=None, epoch=inf, streams=None,
-            density=None) -> (function(BoundModel), updated Variables); see `vae_jax.models.Network`. `labels` are of
+            density=None) -> (function(BoundModel), updated Variables); see `vae_jax.networks.Network`. `labels` are of
             the images, (batch,), where the model is told them. With a density, every z that is drawn is the posterior's
             centre, and every density at z this one.
         trace: (variables, function, key=None, train=False) -> Trace: the same, watched.
@@ -56,7 +58,7 @@ class Composition(NamedTuple):
         center: (variables, heads) -> the posterior's centre z and log q there, (batch, *latent_shape) and (batch,): of
             a Gaussian the mean, of a flow what it makes of its first Gaussian's mean.
         center_codes: (variables, heads) -> the codes that it is made of; None where it is made of none.
-        ties: see `vae_jax.models.Network`.
+        ties: see `vae_jax.networks.Network`.
         posterior: q(z|x).
         prior: p(z).
         likelihood: p(x|z).
@@ -75,7 +77,7 @@ class Composition(NamedTuple):
     sample_prior: Callable[..., Latents]
     center: Callable[[Variables, Heads], tuple[Latents, Float[Array, "*batch"]]]
     center_codes: Callable[[Variables, Heads], Int[Array, "..."] | None]
-    ties: Callable[[], models.Ties]
+    ties: Callable[[], networks_module.Ties]
     posterior: Posterior
     prior: Prior
     likelihood: Likelihood
@@ -202,7 +204,7 @@ def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> 
     objective = objectives.in_units_of(objectives.get(config.objective), spec.noun)
     check_used(config, objective.generative)
     shapes = Shapes(spec.shape, config.model.latent, config.model.classes, support=spec.support)
-    shapes = shapes._replace(places=lambda: models.places(config.model, spec))
+    shapes = shapes._replace(places=lambda: networks_module.places(config.model, spec))
     posterior = posteriors.get(config.posterior, shapes) if objective.generative else posteriors.point(None, shapes)
     shapes = shapes._replace(latent_shape=getattr(posterior, "shape", None), codes=getattr(posterior, "codes", None))
     prior = priors.get(config.prior, shapes)
@@ -219,7 +221,7 @@ def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> 
     if "mu" not in posterior.heads:
         _refuse("posterior.name", f"{config.posterior.name} to have a head mu", listed(posterior.heads) or "none")
     shapes = shapes._replace(heads=posterior.heads, outputs=likelihood.outputs)
-    network = models.build(config.model, shapes)
+    network = networks_module.build(config.model, shapes)
     if network.posterior and network.prior:
         _check_own(config, objective)
         posterior, prior = network.posterior, network.prior
@@ -266,7 +268,7 @@ def check(
     prior: Prior,
     likelihood: Likelihood,
     objective: Objective,
-    ties: Callable[[], models.Ties],
+    ties: Callable[[], networks_module.Ties],
     shapes: Shapes,
 ) -> None:
     """Refuses parts that make no sense together.
@@ -346,7 +348,7 @@ def _refuse(option: str, expected: str, found: object) -> None:
 def _compose(
     config: Config,
     spec: Spec,
-    network: models.Network,
+    network: networks_module.Network,
     posterior: Posterior,
     prior: Prior,
     likelihood: Likelihood,

@@ -21,9 +21,9 @@ from vae_jax.data.dataset import Split
 from vae_jax.errors import UserError, argument
 from vae_jax.evaluate import in_batches, make_posteriors
 from vae_jax.keys import training_images_key
-from vae_jax.models import Variables
 from vae_jax.posteriors import Heads
 from vae_jax.treatments import treatment_of
+from vae_jax.variables import Variables
 
 ACTIVE = 0.01  # variance of its mean over the images from which a unit counts as active
 BLOCK = 256  # pairs of z and posterior are looked at in blocks of BLOCK × BLOCK, which bounds the memory

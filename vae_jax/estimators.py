@@ -23,8 +23,8 @@ from vae_jax.composition import Composition, check_vectors
 from vae_jax.config import Config
 from vae_jax.errors import UserError, argument
 from vae_jax.keys import first_z_key, image_keys, move_key, sample_key
-from vae_jax.models import Variables
 from vae_jax.programs.sizes import check_memory
+from vae_jax.variables import Variables
 
 # A chunk holds as many samples of z as make about so many numbers of images, whatever the number of samples and of
 # images: 2 MB in float32 on a CPU, which stays in the cache, and 256 MB elsewhere. A chunk needs that a few times over,

@@ -24,13 +24,13 @@ from vae_jax.device.devices import Devices
 from vae_jax.device.feed import Feed, Shard
 from vae_jax.errors import UserError, argument, listed
 from vae_jax.keys import batch_keys, block_key, encoding_key, further_key, probing_key, sampling_key
-from vae_jax.models import Variables
 from vae_jax.objectives import BoundModel, Objective, Terms
 from vae_jax.objectives.base import in_order
 from vae_jax.options import NO_NUMBERS
 from vae_jax.posteriors import Heads, Latents
 from vae_jax.programs.dependence import depends
 from vae_jax.programs.sizes import check_memory, largest_operation, largest_product
+from vae_jax.variables import Variables
 
 LARGEST = -float(np.finfo(np.float32).max), float(np.finfo(np.float32).max)  # finite floats lie between
 MANY = 10_000  # z drawn at once from which on memory is asked first

@@ -7,7 +7,7 @@ import numpy as np
 
 from vae_jax import composition, figures
 from vae_jax.keys import showing_key
-from vae_jax.models import count_parameters
+from vae_jax.networks import count_parameters
 
 if TYPE_CHECKING:
     from vae_jax.evaluate import Model

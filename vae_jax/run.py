@@ -33,7 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from vae_jax import figures, models, optimizer
+from vae_jax import figures, networks, optimizer
 from vae_jax.composition import build
 from vae_jax.config import (
     EXTENSIBLE,
@@ -57,7 +57,6 @@ from vae_jax.files.held import check_held, make_inside
 from vae_jax.files.lock import writing
 from vae_jax.files.replace import remove, scratch, write_text
 from vae_jax.keys import make_keys
-from vae_jax.models import Variables
 from vae_jax.objectives import FIGURES
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import DATA, PRIOR, Data, absolute_start, check_folder, check_start, read_config, read_data
@@ -74,6 +73,7 @@ from vae_jax.train import (
     told,
     used,
 )
+from vae_jax.variables import Variables
 
 if TYPE_CHECKING:
     from vae_jax.checkpoint import Description, Saved
@@ -799,7 +799,7 @@ class Recorder:
             "images_per_second": trained_images / sum(epoch["train_seconds"] for epoch in timed),
             "chunk_steps": history[-1]["chunk_steps"],
             "seconds": seconds,
-            "parameters": models.count_parameters(trained.state.variables.params),
+            "parameters": networks.count_parameters(trained.state.variables.params),
             "seed": trained.config.seed,
             "data": self.data.name,
             **({"class_names": list(self.data.class_names)} if self.data.class_names else {}),

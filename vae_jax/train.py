@@ -21,7 +21,7 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
-from vae_jax import models, objectives, optimizer
+from vae_jax import networks, objectives, optimizer
 from vae_jax.blocks.convolution import is_slow_in_loops
 from vae_jax.composition import PARTS, Composition, build
 from vae_jax.config import Config, as_used, numbers_of
@@ -33,7 +33,7 @@ from vae_jax.device.platforms import Platform, built_for, current
 from vae_jax.errors import Diverged, UserError, listed
 from vae_jax.evaluate import make_evaluator, means
 from vae_jax.keys import StepKeys, begin_key, epoch_key, make_keys, phase_key, step_key, step_keys
-from vae_jax.models import BATCH_STATS, Variables
+from vae_jax.networks import BATCH_STATS
 from vae_jax.objectives import BoundModel, Objective, Phase, Terms, loss_of
 from vae_jax.objectives.base import in_order
 from vae_jax.optimizer import Optimizer, Rule
@@ -41,6 +41,7 @@ from vae_jax.options import NO_NUMBERS
 from vae_jax.programs import staging
 from vae_jax.programs.packing import pack, pack_like, unpack
 from vae_jax.programs.sizes import check_memory
+from vae_jax.variables import Variables
 
 REDUCTIONS = {"sum": jnp.sum, "mean": jnp.mean}
 STEPS = 2**31 - 1  # of a run, counted in 32 bits
@@ -570,7 +571,7 @@ def check_parameters(config: Config, network: Composition) -> None:
     opt_state = jax.eval_shape(optimizer.build(config, 1).init, shapes.params)
     held = [shapes.params, shapes.params, opt_state]
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
-    check_memory(size, f"model: training its {models.count_parameters(shapes.params):,} parameters")
+    check_memory(size, f"model: training its {networks.count_parameters(shapes.params):,} parameters")
 
 
 def blamed(config: Config, size: int) -> str:

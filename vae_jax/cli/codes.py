@@ -23,7 +23,7 @@ def _codes(options: Any) -> None:
     from vae_jax.codes import draw_use, use_of_codes
     from vae_jax.composition import build
     from vae_jax.keys import make_keys
-    from vae_jax.models import places
+    from vae_jax.networks import places
     from vae_jax.train import told
 
     network, _ = build(trained.config, trained.image_shape)

@@ -56,7 +56,7 @@ def _import(options: Any) -> None:
     config = absolute_paths(options.configuration)
     set_device("cpu")
     from vae_jax.interop.exchange import import_run
-    from vae_jax.models import count_parameters
+    from vae_jax.networks import count_parameters
 
     trained = import_run(path, config, folder, options.overwrite, say)
     if not options.config and config.data.source == DataConfig.source:

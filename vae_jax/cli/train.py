@@ -66,7 +66,7 @@ def train(options: Any) -> int:
     device = set_device(options.device, lambda: join_processes(options))
     import jax
 
-    from vae_jax import data, models, run
+    from vae_jax import data, networks, run
     from vae_jax.composition import build
     from vae_jax.device.devices import Devices
     from vae_jax.keys import make_keys
@@ -84,7 +84,7 @@ def train(options: Any) -> int:
     answer(
         f"data: {name}, {len(images.train):,} training{held_out} and {len(images.test):,} test {images.spec.noun}s "
         f"of {images.spec}; model: {config.model.network}, "
-        f"{models.count_parameters(shapes.params):,} parameters, {network.latent} latent dimensions"
+        f"{networks.count_parameters(shapes.params):,} parameters, {network.latent} latent dimensions"
     )
     said = ""
     with _progress(config, images.spec.noun, devices.writes) as on_progress, stop_signals() as stop:

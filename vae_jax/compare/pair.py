@@ -17,8 +17,8 @@ from vae_jax.interop.torch_training import compute_exactly, to_torch
 from vae_jax.interop.torch_twin import TorchTwin
 from vae_jax.interop.torch_weights import to_state_dict
 from vae_jax.keys import make_keys, step_key, step_keys
-from vae_jax.models import Variables
 from vae_jax.objectives import BoundModel
+from vae_jax.variables import Variables
 
 PRECISIONS = ("float32", "float64")
 PERTURBATION = 0.3  # of fresh running statistics, whose 0 and 1 would make evaluation mode trivial

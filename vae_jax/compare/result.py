@@ -16,7 +16,7 @@ from vae_jax.compare.worker import FRAMEWORKS, Job
 from vae_jax.composition import build
 from vae_jax.errors import UserError
 from vae_jax.keys import make_keys
-from vae_jax.models import count_parameters
+from vae_jax.networks import count_parameters
 
 
 def result(request: Request) -> Level:

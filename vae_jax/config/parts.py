@@ -34,7 +34,7 @@ class Kind(NamedTuple):
 
 
 PARTS = {
-    "model": Kind("vae_jax.models:NETWORKS", FACTORY, "network"),
+    "model": Kind("vae_jax.networks:NETWORKS", FACTORY, "network"),
     "posterior": Kind("vae_jax.posteriors:POSTERIORS", FACTORY),
     "prior": Kind("vae_jax.priors:PRIORS", FACTORY),
     "likelihood": Kind("vae_jax.likelihoods:LIKELIHOODS", FACTORY),

@@ -16,9 +16,9 @@ from vae_jax.errors import UserError, listed
 from vae_jax.interop import weights_file
 from vae_jax.interop.torch_weights import COUNTER, from_state_dict, to_state_dict
 from vae_jax.keys import make_keys
-from vae_jax.models import Variables
 from vae_jax.spec import OTHERS
 from vae_jax.train import Trained
+from vae_jax.variables import Variables
 
 
 def export_run(

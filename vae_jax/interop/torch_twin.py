@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig
 from vae_jax.errors import UserError
-from vae_jax.models.convolutional import plan
+from vae_jax.networks.convolutional import plan
 from vae_jax.options import as_text
 
 ACTIVATIONS = {

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vae_jax.models import Variables
+from vae_jax.variables import Variables
 
 # Flax's name of a layer's array -> PyTorch's.
 _NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 from jaxtyping import Array, Float, Key, PyTree
 
-from vae_jax.models.layers import MARK
+from vae_jax.networks.layers import MARK
 
 Draw = Float[Array, " numbers"]
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from vae_jax.blocks.convolution import choose
 from vae_jax.blocks.tiles import Features, tiles, to_features, to_images
 from vae_jax.errors import UserError
-from vae_jax.models.layers import (
+from vae_jax.networks.layers import (
     ACTIVATIONS,
     BatchNorm,
     Conv,
@@ -174,7 +174,7 @@ class Decoder(nn.Module):
 
 
 class ResidualAutoencoder(nn.Module):
-    """Encoder and decoder behind the interface of `vae_jax.models`: images and latents with the batch first."""
+    """Encoder and decoder behind the interface of `vae_jax.networks`: images and latents with the batch first."""
 
     options: ResidualOptions
     shapes: Shapes

@@ -15,7 +15,7 @@ from vae_jax.blocks.convolution import choose
 from vae_jax.blocks.im2col import output_size
 from vae_jax.blocks.tiles import Features, tiles, to_features, to_images
 from vae_jax.errors import UserError
-from vae_jax.models.layers import (
+from vae_jax.networks.layers import (
     ACTIVATIONS,
     BatchNorm,
     Conv,
@@ -211,7 +211,7 @@ class Decoder(nn.Module):
 
 
 class ConvolutionalAutoencoder(nn.Module):
-    """Encoder and decoder behind the interface of `vae_jax.models`: images and latents with the batch first."""
+    """Encoder and decoder behind the interface of `vae_jax.networks`: images and latents with the batch first."""
 
     options: ConvolutionalOptions
     shapes: Shapes

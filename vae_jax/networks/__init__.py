@@ -17,11 +17,11 @@ from vae_jax.errors import UserError
 from vae_jax.expectation import expect, expect_all
 from vae_jax.hierarchy import Hierarchy, Layered, layered
 from vae_jax.keys import own_network_key, probing_key, step_keys
-from vae_jax.models.convolutional import convolutional
-from vae_jax.models.initialization import initialize
-from vae_jax.models.layers import UNFILLED
-from vae_jax.models.mlp import mlp
-from vae_jax.models.residual import residual
+from vae_jax.networks.convolutional import convolutional
+from vae_jax.networks.initialization import initialize
+from vae_jax.networks.layers import UNFILLED
+from vae_jax.networks.mlp import mlp
+from vae_jax.networks.residual import residual
 from vae_jax.posteriors import Posterior
 from vae_jax.priors import Prior
 from vae_jax.registry import check_functions, check_takes, users_line
@@ -119,7 +119,8 @@ class Trace(NamedTuple):
 
 
 def places(config: ModelConfig, spec: Spec) -> tuple[int, ...] | None:
-    """The shape of the network's own map of features, see `vae_jax.models.layers.with_places`; None where it has none.
+    """The shape of the network's own map of features, see `vae_jax.networks.layers.with_places`; None where it has
+    none.
 
     Raises:
         UserError: if the name is unknown or the sizes do not fit.

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from vae_jax.models.layers import ACTIVATIONS, Linear
+from vae_jax.networks.layers import ACTIVATIONS, Linear
 from vae_jax.options import one_of, only
 from vae_jax.shapes import Shapes
 
@@ -73,7 +73,7 @@ class Decoder(nn.Module):
 
 
 class MLP(nn.Module):
-    """Encoder and decoder behind the interface of `vae_jax.models`: images and latents with the batch first."""
+    """Encoder and decoder behind the interface of `vae_jax.networks`: images and latents with the batch first."""
 
     options: MLPOptions
     shapes: Shapes
