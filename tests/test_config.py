@@ -31,7 +31,8 @@ from vae_jax.config import (
     without_unused,
 )
 from vae_jax.config.change import options_of_section
-from vae_jax.config.parts import options_class, registry_of
+from vae_jax.config.parts import registry_of
+from vae_jax.config.section import options_class
 from vae_jax.errors import UserError
 from vae_jax.options import SIZE_LIMIT, options_in
 

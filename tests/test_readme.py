@@ -16,7 +16,7 @@ from vae_jax.cli import VERBS
 from vae_jax.compare import results
 from vae_jax.config import shipped
 from vae_jax.config.change import options_of_section
-from vae_jax.config.schema import SECTIONS
+from vae_jax.config.section import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,8 +7,8 @@ from typing import Any
 
 from vae_jax.config import Config, find, read_file, with_options
 from vae_jax.config.change import options_of_section
-from vae_jax.config.parts import PARTS, options_class
-from vae_jax.config.schema import SECTIONS
+from vae_jax.config.parts import PARTS
+from vae_jax.config.section import SECTIONS, options_class
 from vae_jax.errors import UserError, brief, cut
 from vae_jax.options import KINDS, SIZE_LIMIT, TEXT_LIMIT, Option, as_text, nearest, options_in
 

@@ -35,8 +35,8 @@ from vae_jax.config.schema import (
     PosteriorConfig,
     PriorConfig,
     TrainConfig,
-    renamed_part,
 )
+from vae_jax.config.section import renamed_part
 
 __all__ = [
     "EXTENSIBLE",

@@ -4,12 +4,13 @@ from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from vae_jax.config.parts import PARTS, options_class, registry_of
-from vae_jax.config.schema import (
+from vae_jax.config.parts import PARTS, registry_of
+from vae_jax.config.schema import Config
+from vae_jax.config.section import (
     SECTIONS,
     Chosen,
-    Config,
     OfOthers,
+    options_class,
     resolved,
     settled,
     unchecked,

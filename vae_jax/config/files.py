@@ -6,7 +6,8 @@ from typing import Any
 
 from vae_jax.config.change import RENAMED, adapted, as_listed, check_used, options_of, options_of_section, with_options
 from vae_jax.config.parts import PARTS, registry_of
-from vae_jax.config.schema import SECTIONS, Config
+from vae_jax.config.schema import Config
+from vae_jax.config.section import SECTIONS
 from vae_jax.errors import UserError, argument, brief, cut
 from vae_jax.files import checked, plain_yaml
 from vae_jax.options import SIZE_LIMIT, options_in, shown
