@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 import vae_jax
-from vae_jax.composition import build
 from vae_jax.estimators import annealed_nll, importance_nll
+from vae_jax.model.build import build
 
 
 def parse() -> argparse.Namespace:

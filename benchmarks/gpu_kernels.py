@@ -98,8 +98,8 @@ def lowered_loop(config: Any) -> Any:
     import jax.numpy as jnp
 
     from vae_jax import optimizer, train
-    from vae_jax.composition import build
     from vae_jax.device.platforms import PLATFORMS
+    from vae_jax.model.build import build
 
     platform, there = PLATFORMS["gpu"], h100()
     shape, batch = (config.data.image_size, config.data.image_size, 1), config.train.batch_size

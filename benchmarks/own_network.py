@@ -18,10 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax import layers, networks, train
-from vae_jax.composition import build
 from vae_jax.config import load_config
 from vae_jax.data import load
 from vae_jax.device.devices import Devices
+from vae_jax.model.build import build
 
 BATCH = 64
 

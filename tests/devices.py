@@ -7,11 +7,11 @@ import jax
 import numpy as np
 
 from vae_jax import objectives, train
-from vae_jax.composition import build
 from vae_jax.config import Config, LikelihoodConfig, ModelConfig, ObjectiveConfig, TrainConfig, adapted
 from vae_jax.data import Dataset, Split
 from vae_jax.device.devices import Devices
 from vae_jax.device.feed import Feed
+from vae_jax.model.build import build
 
 COUNTS = (1, 2, 4)
 levels = np.random.RandomState(0).randint(0, 256, (100, 8, 8, 1), np.uint8)

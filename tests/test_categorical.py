@@ -10,10 +10,11 @@ import pytest
 from jax.nn import log_softmax, logsumexp, one_hot, softmax
 from run_fixtures import check_members, trained_and_resumed
 
-from vae_jax import composition, evaluate, run, train
+from vae_jax import evaluate, run, train
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.estimators import annealed_nll, importance_nll
+from vae_jax.model.build import build
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.posteriors.categorical import CategoricalOptions, log_concrete
 from vae_jax.priors import PRIORS, Prior
@@ -201,7 +202,7 @@ def test_hard_samples_bound_the_evidence(small_data):
     config = config_of(**{"train.epochs": 4, "train.learning_rate": 0.01})
     trained = train.fit(config, small_data)
     images, variables = small_data.test.images, trained.variables
-    network, _ = composition.build(config, small_data.image_shape)
+    network, _ = build(config, small_data.image_shape)
     codes = np.array(list(itertools.product(range(4), repeat=3)))
 
     def both(model):
@@ -216,7 +217,7 @@ def test_hard_samples_bound_the_evidence(small_data):
 
     def losses(repeats=200, **options):
         of = adapted(config, **options)
-        network, objective = composition.build(of, small_data.image_shape)
+        network, objective = build(of, small_data.image_shape)
         evaluator = evaluate.make_evaluator(of, network, objective, images.repeat(repeats, 0))
         terms = evaluator(variables, jax.random.key(3))
         return np.asarray(terms["loss"], np.float64).reshape(len(images), repeats)
@@ -281,7 +282,7 @@ def test_members_of_a_sweep_are_their_single_runs(small_data):
 )
 def test_objectives_of_densities_take_z_of_any_shape(objective):
     config = config_of(**objective)
-    network, built = composition.build(config, SHAPE)
+    network, built = build(config, SHAPE)
     variables = network.init(jax.random.key(0))
     images = jnp.asarray(np.random.RandomState(0).rand(2, *SHAPE), jnp.float32)
 
@@ -336,5 +337,5 @@ def test_what_makes_no_sense_with_categories_is_refused(changes, message, monkey
 
     monkeypatch.setitem(PRIORS, "learned", learned)
     with pytest.raises(UserError, match=message):
-        composition.build(config_of(**changes), (8, 8, 1))
-    assert composition.build(config_of(**{"prior.name": "learned"}), (8, 8, 1))
+        build(config_of(**changes), (8, 8, 1))
+    assert build(config_of(**{"prior.name": "learned"}), (8, 8, 1))

@@ -27,11 +27,11 @@ from user_fixtures import SECOND, public_folder, user
 import vae_jax
 from vae_jax.cli import VERBS, compare, evaluate, main, sweep, train, use
 from vae_jax.cli.common import load_data, progress
-from vae_jax.composition import build
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, ModelConfig, load_config, shipped
 from vae_jax.errors import UserError, printable
 from vae_jax.evaluate import BATCH
 from vae_jax.files.held import LOCK
+from vae_jax.model.build import build
 from vae_jax.train import Trained
 
 # The signs of a pattern and of a shell's; what colours a terminal, turns the text around, or begins a line.

@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from vae_jax import composition, members, train
+from vae_jax import members, train
 from vae_jax.config import Config, PriorConfig, TrainConfig, adapted, with_values
 from vae_jax.errors import UserError
+from vae_jax.model.build import build
 from vae_jax.posteriors import Codes
 from vae_jax.priors import Aggregate, get
 from vae_jax.priors.autoregressive import draw, log_prob_of
@@ -389,7 +390,7 @@ def test_members_draw_side_by_side_what_they_draw_alone(name):
 @pytest.mark.parametrize("classes", [0, 10])
 def test_the_kl_trains_the_prior_and_nothing_else(name, classes, small_data):
     config = config_of(name, **{"model.classes": classes})
-    network, objective = composition.build(config, small_data.image_shape)
+    network, objective = build(config, small_data.image_shape)
     variables = jax.jit(network.init)(jax.random.key(0))
     images = jnp.asarray(small_data.train.images[:8]) / 255
     labels = jnp.asarray(small_data.train.labels[:8], jnp.int32) if classes else None

@@ -11,8 +11,9 @@ import optax
 import pytest
 from sklearn.cluster import KMeans
 
-from vae_jax import composition, posteriors, priors
+from vae_jax import posteriors, priors
 from vae_jax.config import Config, adapted
+from vae_jax.model.build import build
 from vae_jax.posteriors.codebook import CodebookOptions, k_means, nearest, straight_through
 from vae_jax.shapes import Shapes
 from vae_jax.variables import Variables
@@ -482,7 +483,7 @@ def model_of(**changes):
 
 
 def test_all_of_a_step_sees_the_codes_before_it(small_data):
-    network, _ = composition.build(model_of(), small_data.image_shape)
+    network, _ = build(model_of(), small_data.image_shape)
     variables, images = network.init(jax.random.key(0)), jnp.asarray(small_data.train.images[:8]) / 255
     draw, updated = network.apply(
         variables, lambda model: model.draw(jax.random.key(1), images), jax.random.key(2), train=True
@@ -497,7 +498,7 @@ def test_all_of_a_step_sees_the_codes_before_it(small_data):
 
 def test_an_images_loss_does_not_depend_on_the_others(small_data):
     config = model_of(**{"posterior.stages": 2, "posterior.update": "gradient"})
-    built = composition.build(config, small_data.image_shape)
+    built = build(config, small_data.image_shape)
     images = small_data.train.images[:20]
     variables = jax.jit(built.init)(jax.random.key(0), images)
     terms = jax.jit(lambda images: built.terms(variables, images, jax.random.key(1), train=True)[0])
@@ -521,7 +522,7 @@ def test_a_prior_is_asked_about_the_codes_that_were_chosen(small_data, monkeypat
         return priors.uniform(options, shapes)._replace(log_prob=log_prob, kind="")
 
     monkeypatch.setitem(priors.PRIORS, "uniform", recording)
-    network, _ = composition.build(model_of(**{"posterior.stages": 3}), small_data.image_shape)
+    network, _ = build(model_of(**{"posterior.stages": 3}), small_data.image_shape)
     variables, images = network.init(jax.random.key(0)), jnp.asarray(small_data.train.images[:8]) / 255
     draw = network.apply(variables, lambda model: model.draw(jax.random.key(1), images))[0]
     np.testing.assert_allclose(draw.log_pz, np.asarray(draw.codes).reshape(8, 12) @ 8.0 ** np.arange(12), rtol=1e-6)

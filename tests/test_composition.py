@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import composition, likelihoods, objectives, optimizer, posteriors, priors, train
+from vae_jax import likelihoods, networks, objectives, optimizer, posteriors, priors, train
 from vae_jax.config import Config, ObjectiveConfig, PosteriorConfig, PriorConfig, adapted, with_options
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import LIKELIHOODS
+from vae_jax.model.build import build
+from vae_jax.model.fits import check
 from vae_jax.objectives import OBJECTIVES
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.priors import PRIORS
@@ -128,7 +130,7 @@ def refusal(config):
     """Why these parts make no sense together; None if they do."""
     try:
         parts = (part_of(getattr(config, name)) for name in ("posterior", "prior", "likelihood", "objective"))
-        composition.check(config, *parts, lambda: composition.models.Ties(False, False), SHAPES)
+        check(config, *parts, lambda: networks.Ties(False, False), SHAPES)
     except UserError as error:
         return str(error)
     return None
@@ -167,7 +169,7 @@ def name_of(numbers):
 def test_a_combination_trains(numbers):
     """Three steps, all in one compiled call: every parameter moves, and all stay finite."""
     config = config_of(numbers)
-    network, objective = composition.build(config, SHAPE)
+    network, objective = build(config, SHAPE)
     step = train.make_step(config, network, objective, optimizer.build(config, 1))
     labels = LABELS if config.model.classes else None
 
@@ -267,12 +269,12 @@ REFUSED = {
 def test_what_makes_no_sense_together_is_refused_with_the_reason(message):
     options = {"data.image_size": 3, "model.network": "mlp", **REFUSED[message]}
     with pytest.raises(UserError, match=message):
-        composition.build(with_options(Config(), **options), SHAPE)
+        build(with_options(Config(), **options), SHAPE)
 
 
 def test_labels_reach_encoder_and_decoder():
     config = tiny(**{"model.classes": 3})
-    network, _ = composition.build(config, SHAPE)
+    network, _ = build(config, SHAPE)
     variables = network.init(jax.random.key(0))
     images = jnp.asarray(IMAGES[:1] / 255, float)
 
@@ -291,7 +293,7 @@ def test_labels_reach_encoder_and_decoder():
 
 
 def test_one_sample_with_an_axis_is_one_without():
-    network, _ = composition.build(tiny(), SHAPE)
+    network, _ = build(tiny(), SHAPE)
     variables = network.init(jax.random.key(0))
     images = network.treat(None, jnp.asarray(IMAGES))
 

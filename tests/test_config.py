@@ -526,7 +526,8 @@ def test_home_folder(tmp_path, monkeypatch):
     ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
 )
 def test_options_that_nothing_looks_at_are_refused_on_every_way_in(options, named, file, small_data):
-    from vae_jax import composition, train
+    from vae_jax import train
+    from vae_jax.model.build import build
 
     nested = {}
     for option, value in options.items():
@@ -534,7 +535,7 @@ def test_options_that_nothing_looks_at_are_refused_on_every_way_in(options, name
         nested.setdefault(section, {})[name] = value
     ways = [lambda: load_config(**options), lambda: load_config(file(yaml.safe_dump(nested)))]
     ways.append(lambda: check_used(with_options(Config(), **options)))
-    ways.append(lambda: composition.build(with_options(Config(), **options), (32, 32, 1)))
+    ways.append(lambda: build(with_options(Config(), **options), (32, 32, 1)))
     ways.append(lambda: train.fit(with_options(Config(), **options), small_data))
     for way in ways:
         with pytest.raises(UserError, match=re.escape(named)):

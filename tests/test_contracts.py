@@ -16,7 +16,7 @@ import scipy.stats
 from jax.scipy.stats import norm
 from scipy.stats import multivariate_normal
 
-from vae_jax import composition, diagnostics, evaluate, keys, notebook, optimizer, run, train
+from vae_jax import diagnostics, evaluate, keys, networks, notebook, optimizer, run, train
 from vae_jax.config import Config, ModelConfig, TrainConfig, adapted, with_options
 from vae_jax.data import Dataset, Split
 from vae_jax.device import platforms
@@ -24,6 +24,8 @@ from vae_jax.errors import UserError
 from vae_jax.estimators import annealed_nll, importance_nll
 from vae_jax.hierarchy import Hierarchy
 from vae_jax.likelihoods import LIKELIHOODS, Likelihood
+from vae_jax.model.build import build
+from vae_jax.model.fits import check_vectors
 from vae_jax.networks import NETWORKS
 from vae_jax.objectives import OBJECTIVES, Objective, Phase
 from vae_jax.posteriors import KL, POSTERIORS, Posterior, Sample
@@ -166,7 +168,7 @@ def test_toys_train_evaluate_and_resume_exactly(toy, small_data, tmp_path):
     model = run.use(kept)
     assert np.isfinite(model.reconstruct(small_data.test.images)).all()
     assert np.isfinite(model.sample(jax.random.key(0), 5)).all()
-    network, objective = composition.build(config, small_data.image_shape)
+    network, objective = build(config, small_data.image_shape)
     terms = evaluate.make_evaluator(config, network, objective, small_data.test.images)(
         whole.state.variables, keys.make_keys(0).evaluate
     )
@@ -185,7 +187,7 @@ def test_a_codebook_moves_in_training_only_and_without_a_gradient(small_data):
         CODES * DECAY**6 + 0.01 * sum(count * DECAY ** (5 - step) for step, count in enumerate((32, 32, 6) * 2)),
         rel=1e-5,
     )
-    network, _ = composition.build(config, small_data.image_shape)
+    network, _ = build(config, small_data.image_shape)
     _, updated = network.apply(variables, lambda model: model.draw(jax.random.key(0), jnp.zeros((2, 8, 8, 1))))
     same(updated, variables)
     assert trained.history[-1]["test_kl"] == pytest.approx(np.log(CODES))
@@ -212,7 +214,7 @@ def test_a_skipped_step_leaves_a_codebook_as_it_was(small_data):
         return {"loss": -draw.log_px + draw.cost + jnp.nan}
 
     config = config_of("codebook", skip_nonfinite=True)
-    network, _ = composition.build(config, small_data.image_shape)
+    network, _ = build(config, small_data.image_shape)
     transformation = optimizer.build(config, 3)
     step = jax.jit(train.make_step(config, network, Objective(broken), transformation))
     variables = network.init(jax.random.key(0))
@@ -224,7 +226,7 @@ def test_a_skipped_step_leaves_a_codebook_as_it_was(small_data):
 
 def test_a_phase_changes_what_it_trains_and_nothing_else(small_data):
     config = config_of("adversarial")
-    network, objective = composition.build(config, small_data.image_shape)
+    network, objective = build(config, small_data.image_shape)
     transformation = optax.sgd(0.01, momentum=0.9)  # Adam's first step would make of a rounding a step
     variables = network.init(jax.random.key(0))
     images = jnp.asarray(small_data.train.images[:8])
@@ -253,7 +255,7 @@ def test_a_phase_changes_what_it_trains_and_nothing_else(small_data):
 def test_a_critics_gradient_is_that_of_the_model_as_its_phase_finds_it(small_data):
     """By hand: one step of plain gradient descent for the model, then one for the critic."""
     config = config_of("adversarial")
-    network, objective = composition.build(config, small_data.image_shape)
+    network, objective = build(config, small_data.image_shape)
     variables = network.init(jax.random.key(0))
     images = jnp.asarray(small_data.train.images[:8])
     step = train.make_step(config, network, objective, optax.sgd(0.01))
@@ -296,7 +298,7 @@ def test_toys_train_as_a_gpu_would(toy, small_data):
 def test_all_of_a_step_sees_the_state_before_it(small_data):
     """Two draws of one step, and of an evaluation: the second is quantised by the codes that the first was."""
     config = config_of("codebook")
-    network, _ = composition.build(config, small_data.image_shape)
+    network, _ = build(config, small_data.image_shape)
     variables, images = network.init(jax.random.key(0)), jnp.asarray(small_data.train.images[:8]) / 255
 
     def twice(model):
@@ -372,16 +374,16 @@ def test_z_of_any_shape_are_trained_drawn_and_decoded(small_data, monkeypatch):
     assert flattened.draw(jax.random.key(0), 3).shape == (3, 2, 3)
     message = r"model\.network: expected one with a map of \[2\], as z is .*found residual, whose map is \[1, 1\] for"
     with pytest.raises(UserError, match=message):
-        composition.build(replace(config, model=ModelConfig("residual", channels=(8, 8, 8))), small_data.image_shape)
+        build(replace(config, model=ModelConfig("residual", channels=(8, 8, 8))), small_data.image_shape)
     config = replace(config, model=ModelConfig("shaped", 6))
-    monkeypatch.setitem(composition.models.NETWORKS, "shaped", lambda options, shapes: Shaped(None, shapes))
+    monkeypatch.setitem(networks.NETWORKS, "shaped", lambda options, shapes: Shaped(None, shapes))
     model = run.use(train.fit(config, small_data))
     images = small_data.test.images[:3]
     assert model.encode(images)["mu"].shape == model.draw(jax.random.key(0), 3).shape == (3, 2, 3)
     assert model.reconstruct(images).shape == model.sample(jax.random.key(0), 3).shape == (3, 8, 8, 1)
-    network, _ = composition.build(config, small_data.image_shape)
+    network, _ = build(config, small_data.image_shape)
     with pytest.raises(UserError, match="diagnostics: expected a model whose z are vectors"):
-        composition.check_vectors(network, "diagnostics")
+        check_vectors(network, "diagnostics")
 
 
 # --- Figures of a whole batch ----------------------------------------------------------------------------------------
@@ -421,7 +423,7 @@ def test_phases_that_make_no_sense_are_refused(changes, message, monkeypatch, sm
 def test_a_posterior_and_a_prior_over_other_things_are_refused(small_data):
     config = config_of("codebook")
     with pytest.raises(UserError, match=r"prior\.name: expected one over the posterior's codes, "):
-        composition.build(replace(config, prior=replace(config.prior, name="standard_normal")), small_data.image_shape)
+        build(replace(config, prior=replace(config.prior, name="standard_normal")), small_data.image_shape)
 
 
 @pytest.mark.parametrize(
@@ -463,7 +465,7 @@ def ladder(monkeypatch):
     monkeypatch.setitem(LIKELIHOODS, "linear_gaussian", linear_gaussian)
     config = config_of("ladder")
     config = adapted(config, **{"likelihood.name": "linear_gaussian"})
-    network, objective = composition.build(config, (8, 8, 1))
+    network, objective = build(config, (8, 8, 1))
     return config, network, objective, network.init(jax.random.key(3))
 
 
@@ -536,7 +538,7 @@ def test_estimates_of_a_hierarchys_evidence_are_the_exact_one(ladder, small_data
 def test_a_hierarchys_center_and_prior(ladder, small_data):
     config, network, _, variables = ladder
     images = small_data.test.images
-    model = evaluate.make_model(network, composition.build(config, (8, 8, 1))[1], variables)
+    model = evaluate.make_model(network, build(config, (8, 8, 1))[1], variables)
     encoded = model.encode(images)
     hidden = encoded["hidden"]
     heads = {layer: np.asarray(hidden @ variables.params["heads"][layer]) for layer in ("top", "low")}
@@ -576,7 +578,7 @@ def own_hierarchy(monkeypatch, config=None, **spoiled):
     }
     monkeypatch.setitem(NETWORKS, "own", lambda options, shapes: Hierarchy(**functions | spoiled))
     config = config or config_of("ladder")
-    return composition.build(adapted(config, **{"model.network": "own"}), (8, 8, 1))
+    return build(adapted(config, **{"model.network": "own"}), (8, 8, 1))
 
 
 @pytest.mark.parametrize("name", ["vae", "iwae", "ciwae"])
@@ -645,4 +647,4 @@ def test_a_hierarchy_that_gives_something_else_is_refused(spoiled, message, monk
 def test_what_a_hierarchy_brings_itself_is_refused(option, value, message):
     config = adapted(config_of("ladder"), **{option: value})
     with pytest.raises(UserError, match=rf"{option}: {message}.*; found {value}"):
-        composition.build(config, (8, 8, 1))
+        build(config, (8, 8, 1))

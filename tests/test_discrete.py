@@ -11,11 +11,12 @@ import pytest
 from jax.nn import logsumexp, sigmoid
 from run_fixtures import check_members, trained_and_resumed
 
-from vae_jax import composition, evaluate, run, train
+from vae_jax import evaluate, run, train
 from vae_jax.blocks.perceptron import init_perceptron, perceptron
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.estimators import annealed_nll, importance_nll
+from vae_jax.model.build import build
 from vae_jax.objectives import OBJECTIVES, score
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.posteriors.bernoulli import log_prob_of_bits
@@ -281,7 +282,7 @@ def exact_loss(model, images, objective):
 def test_gradients_are_those_of_the_expectation(objective, kl):
     """Of every parameter: what f depends on directly, and what it depends on through the bits."""
     config = config_of(objective, **({"objective.kl": kl} if kl else {}))
-    network, built = composition.build(config, SHAPE)
+    network, built = build(config, SHAPE)
     variables = network.init(jax.random.key(0))
     params = jax.tree.map(lambda leaf: 3 * leaf, variables.params)
     if objective == "relax":
@@ -319,7 +320,7 @@ def test_gradients_are_those_of_the_expectation(objective, kl):
 def test_a_phase_makes_the_controls_gradient_small():
     """Of new noise, after Adam's steps on what the phase minimises; the control gives 0 to begin with."""
     config = config_of("relax", **{"objective.samples": 1})
-    network, built = composition.build(config, SHAPE)
+    network, built = build(config, SHAPE)
     variables, options = network.init(jax.random.key(0)), config.objective.options
     images = jnp.asarray(np.random.RandomState(0).rand(16, *SHAPE), jnp.float32)
     adam = optax.adam(3e-2)
@@ -350,7 +351,7 @@ def test_bounds_lie_above_the_evidence_and_importance_sampling_approaches_it(sma
     config = config_of("loo", latent=8, layers=(16,))
     trained = train.fit(adapted(config, **{"train.epochs": 4, "train.learning_rate": 0.01}), small_data)
     images, variables = small_data.test.images, trained.variables
-    network, _ = composition.build(config, small_data.image_shape)
+    network, _ = build(config, small_data.image_shape)
 
     def both(model):
         _, log_px, log_pz, log_q = enumerated(model, jnp.asarray(images, jnp.float32) / 255)
@@ -361,7 +362,7 @@ def test_bounds_lie_above_the_evidence_and_importance_sampling_approaches_it(sma
 
     def losses(objective, repeats=200, **options):
         of = config_of(objective, latent=8, layers=(16,), **options)
-        network, built = composition.build(of, small_data.image_shape)
+        network, built = build(of, small_data.image_shape)
         evaluator = evaluate.make_evaluator(of, network, built, images.repeat(repeats, 0))
         params = variables.params | (
             {"control": network.init(jax.random.key(0)).params["control"]} if built.then else {}
@@ -443,7 +444,7 @@ def test_members_of_a_sweep_are_their_single_runs(small_data):
 def test_what_makes_no_sense_with_bits_is_refused(changes, message):
     options = BITS | {"objective.name": "score_vae", "model.latent": 3} | changes
     with pytest.raises(UserError, match=message):
-        composition.build(adapted(Config(), **options), (8, 8, 1))
+        build(adapted(Config(), **options), (8, 8, 1))
 
 
 @pytest.mark.parametrize(
@@ -460,14 +461,14 @@ def test_what_needs_bits_is_refused_with_others(objective, message, monkeypatch)
 
     monkeypatch.setitem(POSTERIORS, "digits", digits)
     with pytest.raises(UserError, match=message):
-        composition.build(config_of(objective, **{"posterior.name": "digits"}), SHAPE)
-    assert composition.build(config_of("loo", **{"posterior.name": "digits"}), SHAPE)
+        build(config_of(objective, **{"posterior.name": "digits"}), SHAPE)
+    assert build(config_of("loo", **{"posterior.name": "digits"}), SHAPE)
 
 
 def test_convolutions_take_bits_as_vectors():
     network = {"model.network": "convolutional", "model.channels": [4, 4], "model.batch_norm": False}
     options = BITS | OBJECTIVES_OF_BITS["loo"] | network | {"model.latent": 4}
-    built = composition.build(adapted(Config(), **options), (8, 8, 1))
+    built = build(adapted(Config(), **options), (8, 8, 1))
     variables = jax.eval_shape(built.network.init, jax.random.key(0))
     images = jnp.zeros((2, 8, 8, 1))
     terms, _ = jax.eval_shape(

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from vae_jax import composition, estimators
+from vae_jax import estimators
 from vae_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, PosteriorConfig
 from vae_jax.config import LikelihoodConfig as Likelihoods
 from vae_jax.errors import UserError
 from vae_jax.estimators import annealed_nll, importance_nll
 from vae_jax.keys import image_keys
 from vae_jax.likelihoods import LIKELIHOODS, Likelihood
+from vae_jax.model.build import build
 from vae_jax.networks import NETWORKS
 from vae_jax.variables import Variables
 
@@ -93,7 +94,7 @@ def variables_of(scale=1.0):
 
 def model_of(treatment="grey", **objective):
     config = replace(CONFIG, data=DataConfig(treatment=treatment), objective=ObjectiveConfig(**objective))
-    return config, *composition.build(config, SHAPE)
+    return config, *build(config, SHAPE)
 
 
 def exact_nll(images=IMAGES):
@@ -191,7 +192,7 @@ def test_annealing_forwards_and_backwards_encloses_log_p():
 
 def test_both_estimates_of_a_bernoulli_network_against_numerical_integration():
     config = Config(model=ModelConfig(network="mlp", latent=1, layers=(8,), activation="tanh"))
-    network, _ = composition.build(config, SHAPE)
+    network, _ = build(config, SHAPE)
     start = network.init(jax.random.key(0))
     # An encoder near 0, so that q is near the prior and no weight is far above the others.
     factors = {"encoder": 0.2, "decoder": 2.0}
@@ -332,7 +333,7 @@ def test_all_samples_of_an_image_are_of_the_same_binarised_image():
 
 def test_labels_go_with_their_images():
     config = Config(model=ModelConfig(network="mlp", latent=2, layers=(4,), classes=2))
-    network, _ = composition.build(config, SHAPE)
+    network, _ = build(config, SHAPE)
     variables = network.init(jax.random.key(0))
 
     def found(*labels, estimate=importance_nll, **options):

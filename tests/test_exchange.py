@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from run_fixtures import TINY, compiled_once, flags, snapshot
 from safetensors.numpy import load_file, save_file
 
-from vae_jax import composition, load_config, load_data, run, train
+from vae_jax import load_config, load_data, run, train
 from vae_jax.cli import main
 from vae_jax.data import resolve
 from vae_jax.errors import UserError
 from vae_jax.files.held import LOCK
 from vae_jax.interop import exchange, torch_pickle, weights_file
 from vae_jax.interop.torch_weights import from_state_dict, to_state_dict
+from vae_jax.model.build import build
 
 CONFIG = load_config(**TINY)
 NETWORKS = {
@@ -671,7 +672,7 @@ class TestArticle:
         model.load_state_dict(state, strict=True)
         assert sum(parameter.numel() for parameter in model.parameters()) == 165_409
         images = np.random.RandomState(0).randint(0, 256, (32, 32, 32, 1), np.uint8)
-        _, objective = composition.build(config, (32, 32, 1))
+        _, objective = build(config, (32, 32, 1))
         state = train.start_from(config, objective, variables, 1)
         trained = train.Trained(config, (32, 32, 1), state, [])
         found = np.asarray(run.use(trained).reconstruct(images))

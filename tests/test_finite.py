@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import composition, posteriors
+from vae_jax import posteriors
 from vae_jax.config import Config, adapted
 from vae_jax.errors import UserError
+from vae_jax.model.build import build
 from vae_jax.shapes import Shapes
 
 LEVELS = (8, 5, 5, 5)
@@ -245,9 +246,9 @@ def test_what_does_not_fit_is_refused(name, latent, options, message):
     given = {"model.network": "mlp", "model.latent": latent, "posterior.name": name, "prior.name": "uniform"}
     more = {f"posterior.{option}": value for option, value in {"places": [4], **options}.items()}
 
-    def build():
-        composition.build(adapted(Config(), **given, **more), (8, 8, 1))
+    def build_it():
+        build(adapted(Config(), **given, **more), (8, 8, 1))
 
     with pytest.raises(UserError, match=message) as refused:
-        build()
+        build_it()
     assert len(str(refused.value).splitlines()) == 1

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import vae_jax
-from vae_jax import composition, evaluate, keys, optimizer, train
+from vae_jax import evaluate, keys, optimizer, train
 from vae_jax.config import Config, ModelConfig, PosteriorConfig, PriorConfig
 from vae_jax.data import Split
 from vae_jax.diagnostics import diagnose
+from vae_jax.model.build import build
 from vae_jax.objectives import Objective
 
 CONFIG = Config(model=ModelConfig(network="mlp", latent=2, layers=(4,)))
@@ -155,7 +156,7 @@ def shown(key):
 
 def watched(terms):
     """A model whose images are the key of their treatment, and an objective with these terms."""
-    network, _ = composition.build(CONFIG, SHAPE)
+    network, _ = build(CONFIG, SHAPE)
     treat = lambda key, images: jnp.broadcast_to(shown(key), images.shape)  # noqa: E731
     return network._replace(treat=treat), Objective(terms)
 
@@ -185,7 +186,7 @@ def test_an_objective_may_derive_what_it_likes_from_its_key(where):
 
 
 def test_drawing_with_the_runs_own_seed_meets_none_of_the_runs_keys():
-    network, objective = composition.build(CONFIG, SHAPE)
+    network, objective = build(CONFIG, SHAPE)
     variables, seen = network.init(keys.make_keys(3).init), []
 
     def sample_prior(variables, key, count):
@@ -201,14 +202,14 @@ def test_drawing_with_the_runs_own_seed_meets_none_of_the_runs_keys():
 
 def test_each_part_starts_from_a_key_of_its_own():
     config = Config(model=CONFIG.model, prior=PriorConfig("mixture", components=3))
-    network, _ = composition.build(config, SHAPE)
+    network, _ = build(config, SHAPE)
     key = keys.make_keys(0).init
     expected = 0.5**0.5 * jax.random.normal(keys.part_key(key, 1), (3, 2))
     np.testing.assert_allclose(network.init(key).params["prior"]["mu"], expected, rtol=1e-6)
 
 
 def test_diagnostics_draw_other_noise_for_the_training_images(monkeypatch):
-    network, _ = composition.build(replace(CONFIG, posterior=PosteriorConfig("planar")), SHAPE)  # no density to look at
+    network, _ = build(replace(CONFIG, posterior=PosteriorConfig("planar")), SHAPE)  # no density to look at
     variables, seen = network.init(keys.make_keys(0).init), []
     make_posteriors = evaluate.make_posteriors
 

@@ -14,7 +14,6 @@ from scipy.stats import multivariate_normal, norm
 
 import vae_jax
 from vae_jax import cli, estimators, likelihoods, run, sweep, train
-from vae_jax.composition import build
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, adapted, check_used, load_config, with_options
 from vae_jax.data import Dataset, Split, load, resolve
 from vae_jax.data.shape import settled
@@ -23,6 +22,7 @@ from vae_jax.evaluate import make_evaluator
 from vae_jax.keys import make_keys
 from vae_jax.likelihoods import LIKELIHOODS, measured
 from vae_jax.likelihoods.gaussian import GaussianOptions, gaussian
+from vae_jax.model.build import build
 from vae_jax.priors.vamp import pseudo_inputs
 from vae_jax.shapes import Shapes
 from vae_jax.spec import Spec, spec_of

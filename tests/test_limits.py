@@ -13,6 +13,7 @@ import pytest
 from run_fixtures import TINY, flags
 
 from vae_jax.cli import main, use
+from vae_jax.device import memory
 from vae_jax.files.folders import contents
 
 LIMITS = {"file size": resource.RLIMIT_FSIZE, "open files": resource.RLIMIT_NOFILE}

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from flax import errors
 
-from vae_jax import checkpoint, composition, evaluate, layers, train
+from vae_jax import checkpoint, evaluate, layers, networks, objectives, posteriors, train
 from vae_jax.config import ModelConfig, load_config
+from vae_jax.config.parts import registry_of
 from vae_jax.data import Dataset, Split
 from vae_jax.device.platforms import current
 from vae_jax.errors import UserError
+from vae_jax.model.build import build
 from vae_jax.posteriors import KL
 from vae_jax.shapes import Shapes
 
@@ -34,7 +36,7 @@ def config_of(name, **options):
 
 
 def start(name, seed=0):
-    return composition.build(config_of(name, seed=seed), SHAPE)[0].init(train.make_keys(seed).init)
+    return build(config_of(name, seed=seed), SHAPE)[0].init(train.make_keys(seed).init)
 
 
 def leaves(tree):
@@ -122,7 +124,7 @@ def own(monkeypatch):
     """(a network's class) -> the name under which a configuration has it."""
 
     def register(network):
-        monkeypatch.setitem(composition.models.NETWORKS, "own", network)
+        monkeypatch.setitem(networks.NETWORKS, "own", network)
         return "own"
 
     return register
@@ -131,14 +133,14 @@ def own(monkeypatch):
 @pytest.mark.parametrize(("network", "couples"), [(Plain, False), (Normed, True)])
 def test_whether_images_of_a_batch_depend_on_one_another_is_asked_of_the_network(own, network, couples):
     config = config_of(own(network), **{"train.batch_size": 64})
-    built, _ = composition.build(config, SHAPE)
+    built, _ = build(config, SHAPE)
     assert built.ties() == (couples, couples)
     vamp = {"prior.name": "vamp", "prior.components": 4, "train.batch_size": 5}
     piwae = {"objective.name": "piwae", "train.batch_size": 5}
     if not couples:
         train.check_batches(config, 65, built)
         for options in (vamp, piwae):
-            composition.build(config_of("own", **options), SHAPE)
+            build(config_of("own", **options), SHAPE)
         return
     train.check_batches(config, 66, built)
     with pytest.raises(
@@ -150,13 +152,13 @@ def test_whether_images_of_a_batch_depend_on_one_another_is_asked_of_the_network
         with pytest.raises(
             UserError, match=rf"model\.network: expected one without BatchNorm.*{reason}.*; found own, "
         ):
-            composition.build(config_of("own", **options), SHAPE)
+            build(config_of("own", **options), SHAPE)
 
 
 @pytest.mark.parametrize("batch_norm", [True, False])
 def test_our_networks_couple_images_where_they_have_batch_norm(batch_norm):
     model = ModelConfig("convolutional", 2, channels=(2,), hidden=4, batch_norm=batch_norm)
-    assert composition.models.build(model, Shapes(SHAPE, 2, 0, {"mu": 2, "log_var": 2})).ties() == (
+    assert networks.build(model, Shapes(SHAPE, 2, 0, {"mu": 2, "log_var": 2})).ties() == (
         batch_norm,
         batch_norm,
     )
@@ -175,11 +177,11 @@ def test_a_running_statistic_alone_is_no_coupling(own):
                 self.mean.value = images.mean()
             return super().encode(images, train)
 
-    assert composition.build(config_of(own(Counting)), SHAPE)[0].ties() == (False, True)
+    assert build(config_of(own(Counting)), SHAPE)[0].ties() == (False, True)
     with pytest.raises(
         UserError, match=r"model\.network: .* whose pseudo-inputs would enter them; found own, which keeps"
     ):
-        composition.build(config_of("own", **{"prior.name": "vamp", "prior.components": 4}), SHAPE)
+        build(config_of("own", **{"prior.name": "vamp", "prior.components": 4}), SHAPE)
 
 
 def test_not_a_number_is_no_coupling_and_a_mask_of_infinities_is_no_divergence(own):
@@ -195,14 +197,14 @@ def test_not_a_number_is_no_coupling_and_a_mask_of_infinities_is_no_divergence(o
             weights = nn.softmax(jnp.broadcast_to(self.mask.value, z.shape) + z)
             return super().decode(weights + jnp.sqrt(jnp.broadcast_to(jnp.abs(self.scale) + 1, z.shape)), train)
 
-    assert composition.build(config_of(own(Masked)), SHAPE)[0].ties() == (False, False)
+    assert build(config_of(own(Masked)), SHAPE)[0].ties() == (False, False)
     assert len(trained_from_noise("own", **{"train.skip_nonfinite": True}).history) == 2
 
     class Undefined(Plain):
         def decode(self, z, train):
             return super().decode(z, train) * jnp.nan
 
-    assert composition.build(config_of(own(Undefined)), SHAPE)[0].ties() == (False, False)
+    assert build(config_of(own(Undefined)), SHAPE)[0].ties() == (False, False)
 
 
 def test_what_calls_only_add_to_a_collection_is_left_out(own):
@@ -211,7 +213,7 @@ def test_what_calls_only_add_to_a_collection_is_left_out(own):
             self.sow("losses", "mean", images.mean())
             return super().encode(images, train)
 
-    variables = composition.build(config_of(own(Sowing)), SHAPE)[0].init(jax.random.key(0))
+    variables = build(config_of(own(Sowing)), SHAPE)[0].init(jax.random.key(0))
     assert variables.state == {}
 
 
@@ -243,9 +245,9 @@ def test_a_collection_that_a_step_or_an_evaluation_cannot_leave_so_is_refused_be
     with pytest.raises(
         UserError, match=r"collection steps\['count'\]: expected a step .* int32\[\]; found float32\[\]"
     ):
-        composition.build(config_of(own(Widening)), SHAPE)[0].init(jax.random.key(0))
+        build(config_of(own(Widening)), SHAPE)[0].init(jax.random.key(0))
     with pytest.raises(errors.ModifyScopeVariableError):
-        composition.build(config_of(own(Always)), SHAPE)[0].init(jax.random.key(0))
+        build(config_of(own(Always)), SHAPE)[0].init(jax.random.key(0))
 
 
 def test_a_parameter_that_is_no_float_is_refused(own):
@@ -255,7 +257,7 @@ def test_a_parameter_that_is_no_float_is_refused(own):
             self.order = self.param("order", lambda key: jnp.arange(3))
 
     with pytest.raises(UserError, match=r"parameter \['order'\]: expected floats, which are trained; found int32"):
-        composition.build(config_of(own(Indexed)), SHAPE)[0].init(jax.random.key(0))
+        build(config_of(own(Indexed)), SHAPE)[0].init(jax.random.key(0))
 
 
 def heads_without_log_var(self, images, train):
@@ -377,7 +379,7 @@ def test_a_convolution_of_ours_has_no_xla_convolution_on_a_cpu_and_takes_one_ima
 def test_latent_mean_is_refused_where_the_loss_looks_at_densities_of_samples(options):
     config = config_of("mlp", **{"model.layers": [4], **options})
     with pytest.raises(UserError, match=r"latent: expected sample, since .* densities at samples of z; found mean"):
-        evaluate.make_evaluator(config, *composition.build(config, SHAPE), IMAGES, "mean")
+        evaluate.make_evaluator(config, *build(config, SHAPE), IMAGES, "mean")
 
 
 def test_latent_mean_of_an_own_objective_is_judged_by_what_it_looks_at(monkeypatch):
@@ -402,9 +404,9 @@ def test_latent_mean_of_an_own_objective_is_judged_by_what_it_looks_at(monkeypat
         return {"loss": reconstruction + jnp.where(kl > 1, kl, 1.0)}
 
     for function, allowed in ((closed, True), (bound, False), (hidden, False)):
-        monkeypatch.setitem(composition.objectives.OBJECTIVES, "own", Objective(function))
+        monkeypatch.setitem(objectives.OBJECTIVES, "own", Objective(function))
         config = config_of("mlp", **{"model.layers": [4], "objective.name": "own"})
-        built = composition.build(config, SHAPE)
+        built = build(config, SHAPE)
         if allowed:
             evaluator = evaluate.make_evaluator(config, *built, IMAGES, "mean")
             terms = evaluator(train.start(config, SHAPE, 1).variables, jax.random.key(0))
@@ -443,7 +445,7 @@ def test_what_an_objective_gives_is_looked_at(monkeypatch, message):
     def spoilt(key, model, images, options: VAEOptions):
         return spoil(vae(key, model, images, options))
 
-    monkeypatch.setitem(composition.objectives.OBJECTIVES, "own", Objective(spoilt))
+    monkeypatch.setitem(objectives.OBJECTIVES, "own", Objective(spoilt))
     config = config_of("mlp", **{"model.layers": [4], "objective.name": "own", "train.batch_size": 5})
     data = Dataset("noise", Split(IMAGES[:10]), Split(IMAGES[:5]))
     with pytest.raises(UserError, match=rf"^objective\.name own.* {message}|^objective\.name own, {message}"):
@@ -473,14 +475,14 @@ PART_FAULTS = [
 
 
 def test_a_closed_form_of_another_shape_is_refused(monkeypatch):
-    make = composition.posteriors.POSTERIORS["diagonal_gaussian"]
+    make = posteriors.POSTERIORS["diagonal_gaussian"]
 
     def spoilt(*arguments):
         good = make(*arguments)
         total = good.kl["standard_normal"].total
         return good._replace(kl={"standard_normal": KL(lambda heads, own: total(heads, own).sum())})
 
-    monkeypatch.setitem(composition.posteriors.POSTERIORS, "own", spoilt)
+    monkeypatch.setitem(posteriors.POSTERIORS, "own", spoilt)
     config = config_of("mlp", **{"model.layers": [4], "posterior.name": "own", "train.batch_size": 5})
     message = r"^posterior\.name own, kl, total: expected floats of shape \(5,\); found floats of shape \(\)"
     with pytest.raises(UserError, match=message):
@@ -489,7 +491,7 @@ def test_a_closed_form_of_another_shape_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(("part", "name", "function", "spoil", "message"), PART_FAULTS)
 def test_what_other_parts_give_is_looked_at(monkeypatch, part, name, function, spoil, message):
-    registry = getattr(getattr(composition, {"prior": "priors"}.get(part, f"{part}s")), f"{part.upper()}S")
+    registry = registry_of(part)
     make = registry[name]
 
     def spoilt(*arguments):
@@ -517,7 +519,7 @@ def test_an_own_posterior_of_one_head_still_needs_a_likelihood_of_the_data(monke
     monkeypatch.setitem(POSTERIORS, "own", fixed)
     options = {"posterior.name": "own", "data.treatment": "dynamic", "likelihood.name": "continuous_bernoulli"}
     with pytest.raises(UserError, match=r"data\.treatment: expected grey or dequantized"):
-        composition.build(config_of("mlp", **options), SHAPE)
+        build(config_of("mlp", **options), SHAPE)
     monkeypatch.setitem(POSTERIORS, "own", lambda options, shapes: Posterior({"mean": 3}, lambda *_: None))
     with pytest.raises(UserError, match=r"posterior\.name: expected own to have a head mu; found mean"):
-        composition.build(config_of("mlp", **{"posterior.name": "own"}), SHAPE)
+        build(config_of("mlp", **{"posterior.name": "own"}), SHAPE)

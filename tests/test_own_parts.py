@@ -14,9 +14,9 @@ import pytest
 from run_fixtures import flags, snapshot
 
 from vae_jax import cli, data, members, registry, run, sweep
-from vae_jax.composition import build
 from vae_jax.config import Config, load_config
 from vae_jax.errors import Diverged, Stopped, UserError
+from vae_jax.model.build import build
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import read_config
 from vae_jax.train import fit

@@ -9,9 +9,9 @@ import optax
 import pytest
 
 from vae_jax import members, optimizer, train
-from vae_jax.composition import build
 from vae_jax.config import Config, ModelConfig, TrainConfig
 from vae_jax.device.platforms import PLATFORMS
+from vae_jax.model.build import build
 from vae_jax.programs import staging
 from vae_jax.programs.packing import is_packed, pack, unpack
 

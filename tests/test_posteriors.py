@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal
 
-from vae_jax import composition
 from vae_jax.blocks.masked import MADE
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, adapted
+from vae_jax.model.build import build
 from vae_jax.posteriors import POSTERIORS, get, point
 from vae_jax.posteriors.flows import GATE_START, PLANAR_START, SMALLEST_SLOPE, planar_flow
 from vae_jax.posteriors.gaussian import cholesky, diagonal_kl, diagonal_transform
@@ -376,7 +376,7 @@ OBJECTIVES = {
 def test_all_of_a_models_parameters_have_a_finite_gradient(name, objective):
     config = Config(model=ModelConfig(network="mlp", latent=3, layers=(8,)), objective=OBJECTIVES[objective])
     config = adapted(config, **SMALL, **{"posterior.name": name})
-    network, found = composition.build(config, (4, 4, 1))
+    network, found = build(config, (4, 4, 1))
     variables = jax.jit(network.init)(jax.random.key(0))
     variables = variables._replace(params=shaken(variables.params))
     images = jax.random.uniform(jax.random.key(2), (5, 4, 4, 1))

@@ -9,9 +9,9 @@ import pytest
 from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, norm
 
-from vae_jax import composition
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, PriorConfig, adapted
 from vae_jax.errors import UserError
+from vae_jax.model.build import build
 from vae_jax.posteriors.gaussian import diagonal_log_prob
 from vae_jax.priors import PRIORS, Aggregate, get
 from vae_jax.priors.vamp import pseudo_inputs
@@ -191,7 +191,7 @@ def model_with(prior, posterior="diagonal_gaussian", **objective):
 )
 def test_all_of_a_models_parameters_have_a_finite_gradient(name, posterior, objective):
     config = model_with(name, posterior, **objective)
-    network, found = composition.build(config, SHAPE)
+    network, found = build(config, SHAPE)
     variables = jax.jit(network.init)(jax.random.key(0))
     variables = variables._replace(params=shaken(variables.params, 0.3))
     images = jax.random.uniform(jax.random.key(2), (5, *SHAPE))
@@ -214,7 +214,7 @@ def test_all_of_a_models_parameters_have_a_finite_gradient(name, posterior, obje
 
 
 def test_a_models_vamp_prior_is_made_of_its_own_posterior():
-    network, _ = composition.build(model_with("vamp"), SHAPE)
+    network, _ = build(model_with("vamp"), SHAPE)
     variables = jax.jit(network.init)(jax.random.key(0))
     images = pseudo_inputs(variables.params["prior"])
     z = jax.random.normal(jax.random.key(1), (2, 5, 3))
@@ -237,4 +237,4 @@ def test_a_models_vamp_prior_is_made_of_its_own_posterior():
 
 def test_a_vamp_prior_needs_a_posterior_with_a_density():
     with pytest.raises(UserError, match=r"prior\.name: .* found vamp"):
-        composition.build(model_with("vamp", "planar"), SHAPE)
+        build(model_with("vamp", "planar"), SHAPE)

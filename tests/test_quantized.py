@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from run_fixtures import trained_and_resumed
 
-from vae_jax import composition, evaluate, keys, members, run, train
+from vae_jax import evaluate, keys, members, run, train
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
+from vae_jax.model.build import build
 
 POSTERIORS = {
     "codebook": {"posterior.codes": 8, "model.latent": 3},
@@ -54,7 +55,7 @@ def test_models_with_codes_train_evaluate_and_resume_exactly(posterior, network,
     places = (4,) if network == "mlp" else (2, 2)
     assert model.draw(jax.random.key(0), 3).shape == (3, *places, config.model.latent)
     # The figures of the last epoch again, and by hand how the codes of the whole split are used.
-    built, objective = composition.build(config, small_data.image_shape)
+    built, objective = build(config, small_data.image_shape)
     terms = evaluate.make_evaluator(config, built, objective, small_data.test.images)(
         whole.state.variables, keys.make_keys(0).evaluate
     )
@@ -149,5 +150,5 @@ REFUSED = {
 @pytest.mark.parametrize("message", REFUSED)
 def test_what_does_not_fit_codes_is_refused_in_a_line(message):
     with pytest.raises(UserError, match=message) as refused:
-        composition.build(config_of(**REFUSED[message]), (8, 8, 1))
+        build(config_of(**REFUSED[message]), (8, 8, 1))
     assert len(str(refused.value).splitlines()) == 1

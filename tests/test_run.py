@@ -27,6 +27,7 @@ from vae_jax.config import (
     with_options,
 )
 from vae_jax.data import Dataset, Split, load
+from vae_jax.device import memory
 from vae_jax.errors import Stopped, UserError
 from vae_jax.evaluate import make_evaluator, means
 from vae_jax.keys import make_keys, step_key, step_keys

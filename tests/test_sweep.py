@@ -20,6 +20,7 @@ from vae_jax.config import PARTS as SECTIONS
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig, load_config, with_values
 from vae_jax.config.parts import registry_of
 from vae_jax.config.section import options_class
+from vae_jax.device import memory
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.options import TRACED, options_in
 

@@ -6,12 +6,12 @@ The public names; each is imported when it is first used, so that importing vae_
 TYPE_CHECKING = False  # typing's own would take longer to import than all that stands here
 if TYPE_CHECKING:
     from vae_jax import layers
-    from vae_jax.composition import build
     from vae_jax.config import Config, load_config
     from vae_jax.data import Dataset, Split
     from vae_jax.data import load as load_data
     from vae_jax.errors import UserError
     from vae_jax.evaluate import Model
+    from vae_jax.model.build import build
     from vae_jax.run import load as load_run
     from vae_jax.run import train as train_run
     from vae_jax.run import use

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
-from vae_jax.composition import Composition
 from vae_jax.errors import UserError
 from vae_jax.evaluate import in_batches, usage
 from vae_jax.figures import Picture, new_figure, save_figure
 from vae_jax.keys import batch_keys
+from vae_jax.model.composition import Composition
 from vae_jax.objectives import BoundModel
 from vae_jax.variables import Variables
 

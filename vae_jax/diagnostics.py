@@ -15,12 +15,13 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from vae_jax import objectives
-from vae_jax.composition import Composition, check_vectors
 from vae_jax.config import Config
 from vae_jax.data.dataset import Split
 from vae_jax.errors import UserError, argument
 from vae_jax.evaluate import in_batches, make_posteriors
 from vae_jax.keys import training_images_key
+from vae_jax.model.composition import Composition
+from vae_jax.model.fits import check_vectors
 from vae_jax.posteriors import Heads
 from vae_jax.treatments import treatment_of
 from vae_jax.variables import Variables

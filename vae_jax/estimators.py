@@ -19,10 +19,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from vae_jax import objectives
-from vae_jax.composition import Composition, check_vectors
 from vae_jax.config import Config
 from vae_jax.errors import UserError, argument
 from vae_jax.keys import first_z_key, image_keys, move_key, sample_key
+from vae_jax.model.composition import Composition
+from vae_jax.model.fits import check_vectors
 from vae_jax.programs.sizes import check_memory
 from vae_jax.variables import Variables
 

@@ -18,12 +18,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from vae_jax.blocks.convolution import is_slow_in_loops
-from vae_jax.composition import Composition
 from vae_jax.config import Config, as_used, numbers_of
 from vae_jax.device.devices import Devices
 from vae_jax.device.feed import Feed, Shard
 from vae_jax.errors import UserError, argument, listed
 from vae_jax.keys import batch_keys, block_key, encoding_key, further_key, probing_key, sampling_key
+from vae_jax.model.composition import Composition
 from vae_jax.objectives import BoundModel, Objective, Terms
 from vae_jax.objectives.base import in_order
 from vae_jax.options import NO_NUMBERS

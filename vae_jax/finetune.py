@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax import run
-from vae_jax.composition import build
 from vae_jax.config import Config
 from vae_jax.errors import UserError, listed
 from vae_jax.keys import make_keys
+from vae_jax.model.build import build
 from vae_jax.train import TrainState, start_from
 from vae_jax.variables import Variables
 

@@ -17,7 +17,6 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from vae_jax import optimizer
 from vae_jax.blocks.convolution import is_slow_in_loops
-from vae_jax.composition import build
 from vae_jax.config import Config, at_default, numbers_of, traced_in
 from vae_jax.data.dataset import Dataset
 from vae_jax.device import memory
@@ -25,6 +24,7 @@ from vae_jax.device.feed import fits
 from vae_jax.errors import Diverged, UserError
 from vae_jax.evaluate import block, make_terms
 from vae_jax.keys import begin_key, make_keys
+from vae_jax.model.build import build
 from vae_jax.objectives import Terms
 from vae_jax.train import (
     Fixed,

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vae_jax import composition, figures
+from vae_jax import figures
 from vae_jax.keys import showing_key
+from vae_jax.model.build import build
 from vae_jax.networks import count_parameters
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def table(trained: "Trained") -> str:
 
 def _rows(trained: "Trained") -> dict[str, str]:
     config = trained.config
-    network, objective = composition.build(config, trained.image_shape)
+    network, objective = build(config, trained.image_shape)
     spec = network.spec
     size = str(spec).replace("x", "×") + f", {config.data.treatment}" * spec.is_picture
     told = f", {config.model.classes} labels" if config.model.classes else ""

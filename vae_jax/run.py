@@ -34,7 +34,6 @@ import numpy as np
 
 import vae_jax
 from vae_jax import figures, networks, optimizer
-from vae_jax.composition import build
 from vae_jax.config import (
     EXTENSIBLE,
     PARTS,
@@ -57,6 +56,7 @@ from vae_jax.files.held import check_held, make_inside
 from vae_jax.files.lock import writing
 from vae_jax.files.replace import remove, scratch, write_text
 from vae_jax.keys import make_keys
+from vae_jax.model.build import build
 from vae_jax.objectives import FIGURES
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import DATA, PRIOR, Data, absolute_start, check_folder, check_start, read_config, read_data

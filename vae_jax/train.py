@@ -23,7 +23,6 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree, Shaped
 
 from vae_jax import networks, objectives, optimizer
 from vae_jax.blocks.convolution import is_slow_in_loops
-from vae_jax.composition import PARTS, Composition, build
 from vae_jax.config import Config, as_used, numbers_of
 from vae_jax.data.dataset import Dataset, Split
 from vae_jax.data.shape import settled
@@ -33,6 +32,8 @@ from vae_jax.device.platforms import Platform, built_for, current
 from vae_jax.errors import Diverged, UserError, listed
 from vae_jax.evaluate import make_evaluator, means
 from vae_jax.keys import StepKeys, begin_key, epoch_key, make_keys, phase_key, step_key, step_keys
+from vae_jax.model.build import build
+from vae_jax.model.composition import PARTS, Composition
 from vae_jax.networks import BATCH_STATS
 from vae_jax.objectives import BoundModel, Objective, Phase, Terms, loss_of
 from vae_jax.objectives.base import in_order

@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import PyTree
 
 from vae_jax import run
-from vae_jax.composition import build
 from vae_jax.config import Config, load_config, options_of
 from vae_jax.errors import UserError, argument, cut, listed
 from vae_jax.files import checked
 from vae_jax.interop import weights_file
 from vae_jax.keys import probing_key
+from vae_jax.model.build import build
 from vae_jax.runs import own_parts
 from vae_jax.spec import KINDS
 from vae_jax.train import Trained, start_from

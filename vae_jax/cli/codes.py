@@ -21,8 +21,8 @@ def _codes(options: Any) -> None:
     import numpy as np
 
     from vae_jax.codes import draw_use, use_of_codes
-    from vae_jax.composition import build
     from vae_jax.keys import make_keys
+    from vae_jax.model.build import build
     from vae_jax.networks import places
     from vae_jax.train import told
 

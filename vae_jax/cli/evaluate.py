@@ -9,8 +9,8 @@ from vae_jax.cli.common import Verb, answer, load_data, open_run, positive, prog
 from vae_jax.errors import UserError, quoted
 
 if TYPE_CHECKING:
-    from vae_jax.composition import Composition
     from vae_jax.data import Dataset, Split
+    from vae_jax.model.composition import Composition
     from vae_jax.train import Trained
 
 CHAINS = 16  # of annealed importance sampling, for each image
@@ -61,9 +61,10 @@ def _evaluate(options: Any) -> None:
         raise UserError("--ais-chains: expected --ais beside it; found none")
     trained, _ = open_run(options)
     from vae_jax import train
-    from vae_jax.composition import build, check_vectors
     from vae_jax.evaluate import block, make_evaluator, means
     from vae_jax.keys import make_keys
+    from vae_jax.model.build import build
+    from vae_jax.model.fits import check_vectors
     from vae_jax.objectives import FIGURES
 
     network, objective = build(trained.config, trained.image_shape)

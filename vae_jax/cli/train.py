@@ -67,9 +67,9 @@ def train(options: Any) -> int:
     import jax
 
     from vae_jax import data, networks, run
-    from vae_jax.composition import build
     from vae_jax.device.devices import Devices
     from vae_jax.keys import make_keys
+    from vae_jax.model.build import build
 
     devices = Devices(jax.device_count() if options.devices is None else options.devices)
     devices.wait()  # they connect now, since later a process that reads its data slowly would be given up

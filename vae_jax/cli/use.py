@@ -312,8 +312,8 @@ def _ways(options: Any, source: str) -> tuple[list[Any], dict[str, float]]:
 def _fitted(options: Any, trained: "Trained", source: str) -> Any:
     """The sampler of z, fitted with the run's own seed: --seed chooses what is drawn from it, not what it is."""
     from vae_jax import samplers, train
-    from vae_jax.composition import build
     from vae_jax.keys import make_keys
+    from vae_jax.model.build import build
 
     network, _ = build(trained.config, trained.image_shape)
     images = load_data(options, trained).train
@@ -408,7 +408,8 @@ def _traverse(options: Any) -> None:
     if not 0 < options.extent <= 1000:
         raise UserError(f"--extent: expected a number in (0, 1000]; found {options.extent}")
     trained, model = open_run(options)
-    from vae_jax.composition import build, check_vectors
+    from vae_jax.model.build import build
+    from vae_jax.model.fits import check_vectors
     from vae_jax.train import told
 
     check_vectors(build(trained.config, trained.image_shape).network, "RUN")

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Array, Float, Key, UInt8
 
-from vae_jax.composition import build
 from vae_jax.config import Config
 from vae_jax.errors import UserError
 from vae_jax.interop.torch_training import compute_exactly, to_torch
 from vae_jax.interop.torch_twin import TorchTwin
 from vae_jax.interop.torch_weights import to_state_dict
 from vae_jax.keys import make_keys, step_key, step_keys
+from vae_jax.model.build import build
 from vae_jax.objectives import BoundModel
 from vae_jax.variables import Variables
 

@@ -13,9 +13,9 @@ import jax
 from vae_jax.compare import results
 from vae_jax.compare.level import DIFFERS, NO_DIFFERENCE, UNTESTED, Level, Request
 from vae_jax.compare.worker import FRAMEWORKS, Job
-from vae_jax.composition import build
 from vae_jax.errors import UserError
 from vae_jax.keys import make_keys
+from vae_jax.model.build import build
 from vae_jax.networks import count_parameters
 
 

@@ -1,6 +1,5 @@
 """Where the parts that a configuration names are registered."""
 
-
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 
 from vae_jax import run
-from vae_jax.composition import build
 from vae_jax.config import Config
 from vae_jax.data import resolve
 from vae_jax.errors import UserError, listed
 from vae_jax.interop import weights_file
 from vae_jax.interop.torch_weights import COUNTER, from_state_dict, to_state_dict
 from vae_jax.keys import make_keys
+from vae_jax.model.build import build
 from vae_jax.spec import OTHERS
 from vae_jax.train import Trained
 from vae_jax.variables import Variables
