@@ -37,7 +37,8 @@ def inner(began: float, arguments: list[str]) -> None:
     from vae_jax.cli.compiled import keep_compiled
 
     keep_compiled()  # as the command does, before jax is imported
-    from vae_jax import checkpoint, data, evaluate, figures, run, train
+    from vae_jax import checkpoint, data, figures, run, train
+    from vae_jax.evaluation.evaluator import Evaluator
 
     seconds = dict.fromkeys(STAGES, 0.0)
     seconds["imports"] = time.time() - began
@@ -64,8 +65,8 @@ def inner(began: float, arguments: list[str]) -> None:
 
     timed(data, "load", "data")
     timed(train, "lower_loop", "tracing")
-    timed(evaluate.Evaluator, "_lower", "tracing")
-    timed(evaluate.Evaluator, "__call__", "evaluation")
+    timed(Evaluator, "_lower", "tracing")
+    timed(Evaluator, "__call__", "evaluation")
     timed(checkpoint, "save", "checkpoints")
     timed(checkpoint.Keeper, "__init__", "checkpoints")
     timed(run.Recorder, "epoch", "pictures")  # and, as an inner stage, the checkpoint

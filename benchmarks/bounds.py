@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import vae_jax
-from vae_jax.estimators import annealed_nll, importance_nll
+from vae_jax.evaluation.estimators import annealed_nll, importance_nll
 from vae_jax.model.build import build
 
 

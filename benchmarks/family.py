@@ -20,8 +20,8 @@ import numpy as np
 
 import vae_jax
 from vae_jax.config import adapted
-from vae_jax.estimators import importance_nll
-from vae_jax.evaluate import make_evaluator, means
+from vae_jax.evaluation.estimators import importance_nll
+from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import make_keys
 from vae_jax.model.build import build
 

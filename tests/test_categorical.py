@@ -10,10 +10,11 @@ import pytest
 from jax.nn import log_softmax, logsumexp, one_hot, softmax
 from run_fixtures import check_members, trained_and_resumed
 
-from vae_jax import evaluate, run, train
+from vae_jax import run, train
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
-from vae_jax.estimators import annealed_nll, importance_nll
+from vae_jax.evaluation.estimators import annealed_nll, importance_nll
+from vae_jax.evaluation.evaluator import make_evaluator
 from vae_jax.model.build import build
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.posteriors.categorical import CategoricalOptions, log_concrete
@@ -218,7 +219,7 @@ def test_hard_samples_bound_the_evidence(small_data):
     def losses(repeats=200, **options):
         of = adapted(config, **options)
         network, objective = build(of, small_data.image_shape)
-        evaluator = evaluate.make_evaluator(of, network, objective, images.repeat(repeats, 0))
+        evaluator = make_evaluator(of, network, objective, images.repeat(repeats, 0))
         terms = evaluator(variables, jax.random.key(3))
         return np.asarray(terms["loss"], np.float64).reshape(len(images), repeats)
 

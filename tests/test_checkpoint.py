@@ -25,7 +25,7 @@ from vae_jax.checkpoint import DAMAGED, DESCRIPTION, Keeper, Saved, restore
 from vae_jax.config import load_config
 from vae_jax.data import load
 from vae_jax.errors import UserError
-from vae_jax.evaluate import make_evaluator, means
+from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import make_keys
 from vae_jax.train import Epoch, TrainState, build
 from vae_jax.variables import Variables

@@ -29,8 +29,8 @@ from vae_jax.cli import VERBS, compare, evaluate, main, sweep, train, use
 from vae_jax.cli.common import load_data, progress
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, ModelConfig, load_config, shipped
 from vae_jax.errors import UserError, printable
-from vae_jax.evaluate import BATCH
 from vae_jax.files.held import LOCK
+from vae_jax.model.batches import BATCH
 from vae_jax.model.build import build
 from vae_jax.train import Trained
 
@@ -897,7 +897,7 @@ def test_evaluate_the_best(command, made):
 
 def test_evaluate_more(command, made, monkeypatch):
     """Estimates and diagnostics come after what is printed without them, which stays as it is."""
-    from vae_jax import estimators
+    from vae_jax.evaluation import estimators
 
     def importance_nll(config, network, variables, images, key, samples, *, labels=None, on_progress=None):
         assert (images.shape, images.dtype, samples, labels) == ((50, 8, 8, 1), np.uint8, 7, None)

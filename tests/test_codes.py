@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from run_fixtures import flags
 
-from vae_jax import cli, codes, data, run, train
+from vae_jax import cli, data, run, train
 from vae_jax.config import load_config
 from vae_jax.errors import UserError
-from vae_jax.evaluate import usage
+from vae_jax.evaluation import codes
+from vae_jax.evaluation.evaluator import usage
 from vae_jax.keys import make_keys
 from vae_jax.model.build import build
 from vae_jax.objectives import OBJECTIVES, Objective

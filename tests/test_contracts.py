@@ -16,16 +16,20 @@ import scipy.stats
 from jax.scipy.stats import norm
 from scipy.stats import multivariate_normal
 
-from vae_jax import diagnostics, evaluate, keys, networks, notebook, optimizer, run, train
+from vae_jax import keys, networks, optimizer, run, train
 from vae_jax.config import Config, ModelConfig, TrainConfig, adapted, with_options
 from vae_jax.data import Dataset, Split
 from vae_jax.device import platforms
 from vae_jax.errors import UserError
-from vae_jax.estimators import annealed_nll, importance_nll
+from vae_jax.evaluation import diagnostics
+from vae_jax.evaluation.estimators import annealed_nll, importance_nll
+from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.hierarchy import Hierarchy
 from vae_jax.likelihoods import LIKELIHOODS, Likelihood
+from vae_jax.model import notebook
 from vae_jax.model.build import build
 from vae_jax.model.fits import check_vectors
+from vae_jax.model.use import make_model
 from vae_jax.networks import NETWORKS
 from vae_jax.objectives import OBJECTIVES, Objective, Phase
 from vae_jax.posteriors import KL, POSTERIORS, Posterior, Sample
@@ -169,10 +173,10 @@ def test_toys_train_evaluate_and_resume_exactly(toy, small_data, tmp_path):
     assert np.isfinite(model.reconstruct(small_data.test.images)).all()
     assert np.isfinite(model.sample(jax.random.key(0), 5)).all()
     network, objective = build(config, small_data.image_shape)
-    terms = evaluate.make_evaluator(config, network, objective, small_data.test.images)(
+    terms = make_evaluator(config, network, objective, small_data.test.images)(
         whole.state.variables, keys.make_keys(0).evaluate
     )
-    assert evaluate.means(terms) == {name: whole.history[-1][f"test_{name}"] for name in objective.figures.names}
+    assert means(terms) == {name: whole.history[-1][f"test_{name}"] for name in objective.figures.names}
 
 
 def test_a_codebook_moves_in_training_only_and_without_a_gradient(small_data):
@@ -530,7 +534,7 @@ def test_estimates_of_a_hierarchys_evidence_are_the_exact_one(ladder, small_data
     np.testing.assert_allclose(annealed, exact[:4], atol=0.4)
     for sampled in (False, True):  # the ELBO with its KL in closed form, and from samples
         used = with_options(config, **{"objective.kl": "sampled" if sampled else "analytic"})
-        evaluator = evaluate.make_evaluator(used, network, objective, images.repeat(50, 0))
+        evaluator = make_evaluator(used, network, objective, images.repeat(50, 0))
         losses = evaluator(variables, key)["loss"].reshape(20, 50).mean(1)
         assert (losses > exact + 0.1).all()
 
@@ -538,7 +542,7 @@ def test_estimates_of_a_hierarchys_evidence_are_the_exact_one(ladder, small_data
 def test_a_hierarchys_center_and_prior(ladder, small_data):
     config, network, _, variables = ladder
     images = small_data.test.images
-    model = evaluate.make_model(network, build(config, (8, 8, 1))[1], variables)
+    model = make_model(network, build(config, (8, 8, 1))[1], variables)
     encoded = model.encode(images)
     hidden = encoded["hidden"]
     heads = {layer: np.asarray(hidden @ variables.params["heads"][layer]) for layer in ("top", "low")}
@@ -549,13 +553,13 @@ def test_a_hierarchys_center_and_prior(ladder, small_data):
     weights = np.asarray(variables.params["decoder"]["low"])
     covariance = np.block([[np.eye(2), weights], [weights.T, weights.T @ weights + np.exp(-0.5) * np.eye(4)]])
     np.testing.assert_allclose(np.cov(z.T), covariance, atol=0.05)
-    evaluator = evaluate.make_evaluator(config, network, OBJECTIVES["vae"], images, "mean")
+    evaluator = make_evaluator(config, network, OBJECTIVES["vae"], images, "mean")
     assert np.isfinite(evaluator(variables, jax.random.key(0))["kl"]).all()
     sampled = with_options(config, **{"objective.kl": "sampled"})
     with pytest.raises(
         UserError, match=r"expected sample, since with objective vae, network .*ladder the loss is made"
     ):
-        evaluate.make_evaluator(sampled, network, OBJECTIVES["vae"], images, "mean")
+        make_evaluator(sampled, network, OBJECTIVES["vae"], images, "mean")
     assert np.isfinite(
         diagnostics.diagnose(config, network, variables, small_data.test, jax.random.key(1))["aggregate_kl"]
     )

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vae_jax import diagnostics, train
+from vae_jax import train
 from vae_jax.config import Config, ModelConfig, TrainConfig
 from vae_jax.errors import UserError
-from vae_jax.evaluate import make_model, make_posteriors
+from vae_jax.evaluation import diagnostics
+from vae_jax.evaluation.latents import make_posteriors
+from vae_jax.model.use import make_model
 from vae_jax.posteriors.gaussian import diagonal_log_prob, diagonal_transform
 
 CONFIG = Config(model=ModelConfig(network="mlp", layers=(16,), latent=3), train=TrainConfig(epochs=1))

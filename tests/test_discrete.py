@@ -11,11 +11,12 @@ import pytest
 from jax.nn import logsumexp, sigmoid
 from run_fixtures import check_members, trained_and_resumed
 
-from vae_jax import evaluate, run, train
+from vae_jax import run, train
 from vae_jax.blocks.perceptron import init_perceptron, perceptron
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
-from vae_jax.estimators import annealed_nll, importance_nll
+from vae_jax.evaluation.estimators import annealed_nll, importance_nll
+from vae_jax.evaluation.evaluator import make_evaluator
 from vae_jax.model.build import build
 from vae_jax.objectives import OBJECTIVES, score
 from vae_jax.posteriors import POSTERIORS
@@ -363,7 +364,7 @@ def test_bounds_lie_above_the_evidence_and_importance_sampling_approaches_it(sma
     def losses(objective, repeats=200, **options):
         of = config_of(objective, latent=8, layers=(16,), **options)
         network, built = build(of, small_data.image_shape)
-        evaluator = evaluate.make_evaluator(of, network, built, images.repeat(repeats, 0))
+        evaluator = make_evaluator(of, network, built, images.repeat(repeats, 0))
         params = variables.params | (
             {"control": network.init(jax.random.key(0)).params["control"]} if built.then else {}
         )

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 
-from vae_jax import estimators
 from vae_jax.config import Config, DataConfig, ModelConfig, ObjectiveConfig, PosteriorConfig
 from vae_jax.config import LikelihoodConfig as Likelihoods
 from vae_jax.errors import UserError
-from vae_jax.estimators import annealed_nll, importance_nll
+from vae_jax.evaluation import estimators
+from vae_jax.evaluation.estimators import annealed_nll, importance_nll
 from vae_jax.keys import image_keys
 from vae_jax.likelihoods import LIKELIHOODS, Likelihood
 from vae_jax.model.build import build

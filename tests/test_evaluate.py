@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 import vae_jax
-from vae_jax import evaluate, networks, train
+from vae_jax import networks, train
 from vae_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from vae_jax.errors import UserError
+from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import make_keys
+from vae_jax.model import batches
+from vae_jax.model.use import make_model
 
 CONFIG = Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(epochs=1, batch_size=16))
 
@@ -23,13 +26,13 @@ def trained(small_data):
 
 def terms(trained, images, latent="sample", key=0, config=CONFIG):
     network, objective = train.build(config, trained.image_shape)
-    evaluator = evaluate.make_evaluator(config, network, objective, images, latent)
+    evaluator = make_evaluator(config, network, objective, images, latent)
     return evaluator(trained.state.variables, jax.random.key(key))
 
 
 def test_every_image_has_its_terms_whatever_the_batches(trained, small_data, monkeypatch):
     whole = terms(trained, small_data.train.images, "mean")
-    monkeypatch.setattr(evaluate, "BATCH", 16)  # 70 images: the last batch is filled up and cut again
+    monkeypatch.setattr(batches, "BATCH", 16)  # 70 images: the last batch is filled up and cut again
     for name, found in terms(trained, small_data.train.images, "mean").items():
         assert found.shape == (70,)
         np.testing.assert_allclose(found, whole[name], rtol=1e-5)
@@ -42,7 +45,7 @@ def test_noise_comes_from_the_key_and_differs_between_batches(trained, small_dat
     first, again, other = (terms(trained, images, key=key)["loss"] for key in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.isclose(first, other).any()
-    monkeypatch.setattr(evaluate, "BATCH", 4)
+    monkeypatch.setattr(batches, "BATCH", 4)
     batches = np.asarray(terms(trained, images)["loss"]).reshape(2, 4)
     assert len(np.unique(batches)) == 8
     with pytest.raises(UserError, match="sample or mean; found 'mode'"):
@@ -50,7 +53,7 @@ def test_noise_comes_from_the_key_and_differs_between_batches(trained, small_dat
 
 
 def test_streaming_the_images_changes_no_term(trained, small_data, monkeypatch):
-    monkeypatch.setattr(evaluate, "BATCH", 4)
+    monkeypatch.setattr(batches, "BATCH", 4)
     images = small_data.train.images[:23]
     whole = terms(trained, images)
     streamed = replace(CONFIG, train=replace(CONFIG.train, shard_images=8))
@@ -68,14 +71,14 @@ def test_the_mean_is_the_sample_without_noise(trained, small_data):
 
 
 def test_fit_reports_what_the_evaluator_finds(trained, small_data):
-    figures = evaluate.means(terms_with_run_key(trained, small_data.test.images))
+    figures = means(terms_with_run_key(trained, small_data.test.images))
     assert list(figures) == ["loss", "reconstruction", "kl"]
     assert figures == {name: trained.history[-1][f"test_{name}"] for name in figures}
 
 
 def terms_with_run_key(trained, images):
     network, objective = train.build(CONFIG, trained.image_shape)
-    evaluator = evaluate.make_evaluator(CONFIG, network, objective, images)
+    evaluator = make_evaluator(CONFIG, network, objective, images)
     return evaluator(trained.state.variables, make_keys(CONFIG.seed).evaluate)
 
 
@@ -123,7 +126,7 @@ def test_floats_are_taken_as_they_are(trained, small_data):
         np.testing.assert_allclose(model.reconstruct(floats), model.reconstruct(images), rtol=1e-6)
     dynamic = replace(CONFIG, data=DataConfig(treatment="dynamic"))
     network, objective = train.build(dynamic, trained.image_shape)
-    drawing = evaluate.make_model(network, objective, trained.state.variables)
+    drawing = make_model(network, objective, trained.state.variables)
     np.testing.assert_allclose(drawing.encode(images / 255)["mu"], model.encode(images)["mu"], rtol=1e-5, atol=1e-6)
     assert not np.allclose(drawing.encode(images)["mu"], model.encode(images)["mu"], atol=1e-3)
 
@@ -134,7 +137,7 @@ def test_a_model_in_use_is_differentiable_and_can_be_transformed(small_data, flo
     sizes = {} if network == "mlp" else {"channels": (4, 6)}
     config = Config(model=ModelConfig(network=network, activation="tanh", latent=3, **sizes))
     parts = train.build(config, small_data.image_shape)
-    model = evaluate.make_model(*parts, parts[0].init(jax.random.key(0)))
+    model = make_model(*parts, parts[0].init(jax.random.key(0)))
 
     def decode_one(z):
         return model.decode(z[None])[0]
@@ -165,8 +168,8 @@ def test_a_model_in_use_is_differentiable_and_can_be_transformed(small_data, flo
 @pytest.mark.parametrize("treatment", ["grey", "dynamic"])
 def test_all_images_at_once_inside_a_transformation_are_as_in_batches(trained, small_data, monkeypatch, treatment):
     network, objective = train.build(replace(CONFIG, data=DataConfig(treatment=treatment)), trained.image_shape)
-    monkeypatch.setattr(evaluate, "BATCH", 32)
-    model = evaluate.make_model(network, objective, trained.state.variables)
+    monkeypatch.setattr(batches, "BATCH", 32)
+    model = make_model(network, objective, trained.state.variables)
     images = small_data.train.images
     np.testing.assert_allclose(jax.jit(model.reconstruct)(images), model.reconstruct(images), rtol=1e-5)
     key = jax.random.key(3)
@@ -190,7 +193,7 @@ def test_what_is_known_of_a_traced_array_is_checked(trained, small_data):
 def test_labels_inside_a_transformation(small_data):
     config = replace(CONFIG, model=replace(CONFIG.model, classes=10))
     parts = train.build(config, small_data.image_shape)
-    model = evaluate.make_model(*parts, parts[0].init(jax.random.key(0)))
+    model = make_model(*parts, parts[0].init(jax.random.key(0)))
     z, labels = np.random.RandomState(0).randn(4, 3), np.arange(4)
 
     def decode_one(z, label):
@@ -237,8 +240,8 @@ def test_few_images_take_a_small_batch_and_come_out_as_among_many(trained, small
 
         return network.apply(variables, look, *arguments, **options)
 
-    monkeypatch.setattr(evaluate, "BATCH", 50)
-    model = evaluate.make_model(network._replace(apply=apply), objective, trained.state.variables)
+    monkeypatch.setattr(batches, "BATCH", 50)
+    model = make_model(network._replace(apply=apply), objective, trained.state.variables)
     images = small_data.train.images
     whole = model.encode(images)["mu"]
     pictures = model.decode(whole)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from vae_jax import figures, run
 from vae_jax.data import Dataset, Split
-from vae_jax.evaluate import Model
+from vae_jax.model.use import Model
 
 PANELS = ("test −ELBO", "test reconstruction", "test KL")
 LINE, GAP = 2, 8  # pixels between pictures, and the wider gap below a row of reconstructions

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 import vae_jax
-from vae_jax import evaluate, keys, optimizer, train
+from vae_jax import keys, optimizer, train
 from vae_jax.config import Config, ModelConfig, PosteriorConfig, PriorConfig
 from vae_jax.data import Split
-from vae_jax.diagnostics import diagnose
+from vae_jax.evaluation import latents
+from vae_jax.evaluation.diagnostics import diagnose
+from vae_jax.evaluation.evaluator import make_terms
 from vae_jax.model.build import build
+from vae_jax.model.use import make_model
 from vae_jax.objectives import Objective
 
 CONFIG = Config(model=ModelConfig(network="mlp", latent=2, layers=(4,)))
@@ -173,7 +176,7 @@ def test_an_objective_may_derive_what_it_likes_from_its_key(where):
     network, objective = watched(meets_own_key)
     variables = network.init(keys.make_keys(0).init)
     if where == "evaluation":
-        loss = evaluate.make_terms(CONFIG, network, objective)(
+        loss = make_terms(CONFIG, network, objective)(
             variables, jnp.asarray(IMAGES), None, jnp.int32(0), keys.make_keys(0).evaluate
         )["loss"]
     else:
@@ -193,7 +196,7 @@ def test_drawing_with_the_runs_own_seed_meets_none_of_the_runs_keys():
         seen.append(key)
         return network.sample_prior(variables, key, count)
 
-    model = evaluate.make_model(network._replace(sample_prior=sample_prior), objective, variables)
+    model = make_model(network._replace(sample_prior=sample_prior), objective, variables)
     model.sample(jax.random.key(3), 2)
     kept, handed = purposes(3)
     assert [words(key) for key in seen] == [words(handed.pop("sample --seed"))]
@@ -211,7 +214,7 @@ def test_each_part_starts_from_a_key_of_its_own():
 def test_diagnostics_draw_other_noise_for_the_training_images(monkeypatch):
     network, _ = build(replace(CONFIG, posterior=PosteriorConfig("planar")), SHAPE)  # no density to look at
     variables, seen = network.init(keys.make_keys(0).init), []
-    make_posteriors = evaluate.make_posteriors
+    make_posteriors = latents.make_posteriors
 
     def watching(network, variables):
         posteriors = make_posteriors(network, variables)
@@ -223,7 +226,7 @@ def test_diagnostics_draw_other_noise_for_the_training_images(monkeypatch):
 
         return watched
 
-    monkeypatch.setattr("vae_jax.diagnostics.make_posteriors", watching)
+    monkeypatch.setattr("vae_jax.evaluation.diagnostics.make_posteriors", watching)
     split = Split(IMAGES, np.arange(5) % 2)
     with pytest.raises(AssertionError, match="seen enough"):
         diagnose(CONFIG, network, variables, split, jax.random.key(0), train=split, report=lambda line: None)

@@ -13,12 +13,13 @@ from scipy.special import log_softmax, logsumexp
 from scipy.stats import multivariate_normal, norm
 
 import vae_jax
-from vae_jax import cli, estimators, likelihoods, run, sweep, train
+from vae_jax import cli, likelihoods, run, sweep, train
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, adapted, check_used, load_config, with_options
 from vae_jax.data import Dataset, Split, load, resolve
 from vae_jax.data.shape import settled
 from vae_jax.errors import UserError
-from vae_jax.evaluate import make_evaluator
+from vae_jax.evaluation import estimators
+from vae_jax.evaluation.evaluator import make_evaluator
 from vae_jax.keys import make_keys
 from vae_jax.likelihoods import LIKELIHOODS, measured
 from vae_jax.likelihoods.gaussian import GaussianOptions, gaussian
@@ -284,7 +285,7 @@ def test_an_autoencoders_loss_is_the_squared_error_of_what_it_decodes(kind):
     variables, images = built.init(jax.random.key(0)), data_of(kind).test.images
     x = np.eye(3)[images] if kind == "categories" else images.astype(float)
     terms, _ = built.terms(variables, x, jax.random.key(1))
-    pictures = vae_jax.evaluate.make_model(*built, variables).reconstruct(x)
+    pictures = vae_jax.model.use.make_model(*built, variables).reconstruct(x)
     np.testing.assert_allclose(terms["loss"], np.square(x - pictures).reshape(20, -1).sum(1), rtol=1e-12)
     if kind == "categories":
         np.testing.assert_allclose(pictures.sum(-1), 1, rtol=1e-12)

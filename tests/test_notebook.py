@@ -12,7 +12,7 @@ from PIL import Image
 import vae_jax
 from vae_jax import networks, train
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig
-from vae_jax.evaluate import Model
+from vae_jax.model.use import Model
 
 CONFIG = Config(model=ModelConfig(network="mlp", latent=3))
 

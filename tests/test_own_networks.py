@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from flax import errors
 
-from vae_jax import checkpoint, evaluate, layers, networks, objectives, posteriors, train
+from vae_jax import checkpoint, layers, networks, objectives, posteriors, train
 from vae_jax.config import ModelConfig, load_config
 from vae_jax.config.parts import registry_of
 from vae_jax.data import Dataset, Split
 from vae_jax.device.platforms import current
 from vae_jax.errors import UserError
+from vae_jax.evaluation.evaluator import make_evaluator
 from vae_jax.model.build import build
 from vae_jax.posteriors import KL
 from vae_jax.shapes import Shapes
@@ -379,7 +380,7 @@ def test_a_convolution_of_ours_has_no_xla_convolution_on_a_cpu_and_takes_one_ima
 def test_latent_mean_is_refused_where_the_loss_looks_at_densities_of_samples(options):
     config = config_of("mlp", **{"model.layers": [4], **options})
     with pytest.raises(UserError, match=r"latent: expected sample, since .* densities at samples of z; found mean"):
-        evaluate.make_evaluator(config, *build(config, SHAPE), IMAGES, "mean")
+        make_evaluator(config, *build(config, SHAPE), IMAGES, "mean")
 
 
 def test_latent_mean_of_an_own_objective_is_judged_by_what_it_looks_at(monkeypatch):
@@ -408,12 +409,12 @@ def test_latent_mean_of_an_own_objective_is_judged_by_what_it_looks_at(monkeypat
         config = config_of("mlp", **{"model.layers": [4], "objective.name": "own"})
         built = build(config, SHAPE)
         if allowed:
-            evaluator = evaluate.make_evaluator(config, *built, IMAGES, "mean")
+            evaluator = make_evaluator(config, *built, IMAGES, "mean")
             terms = evaluator(train.start(config, SHAPE, 1).variables, jax.random.key(0))
             assert np.isfinite(terms["loss"]).all()
         else:
             with pytest.raises(UserError, match=r"^latent: expected sample"):
-                evaluate.make_evaluator(config, *built, IMAGES, "mean")
+                make_evaluator(config, *built, IMAGES, "mean")
 
 
 OBJECTIVE_FAULTS = {

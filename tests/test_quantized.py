@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from run_fixtures import trained_and_resumed
 
-from vae_jax import evaluate, keys, members, run, train
+from vae_jax import keys, members, run, train
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
+from vae_jax.evaluation.evaluator import make_evaluator, means, usage
 from vae_jax.model.build import build
 
 POSTERIORS = {
@@ -56,10 +57,10 @@ def test_models_with_codes_train_evaluate_and_resume_exactly(posterior, network,
     assert model.draw(jax.random.key(0), 3).shape == (3, *places, config.model.latent)
     # The figures of the last epoch again, and by hand how the codes of the whole split are used.
     built, objective = build(config, small_data.image_shape)
-    terms = evaluate.make_evaluator(config, built, objective, small_data.test.images)(
+    terms = make_evaluator(config, built, objective, small_data.test.images)(
         whole.state.variables, keys.make_keys(0).evaluate
     )
-    found = evaluate.means(terms)
+    found = means(terms)
     assert found == {name: last[f"test_{name}"] for name in (*objective.figures.names, "codes_used", "perplexity")}
     encoded = built.apply(
         whole.state.variables, lambda model: model.draw(jax.random.key(0), jnp.asarray(small_data.test.images) / 255)
@@ -73,8 +74,8 @@ def test_models_with_codes_train_evaluate_and_resume_exactly(posterior, network,
     assert found["perplexity"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-12)
     assert found["kl"] == pytest.approx(4 * stages * np.log(built.posterior.codes.values), rel=1e-6)
     # At the centre of q(z|x), which is all of it, everything is the same.
-    central = evaluate.make_evaluator(config, built, objective, small_data.test.images, "mean")
-    at_centre = evaluate.means(central(whole.state.variables, keys.make_keys(0).evaluate))
+    central = make_evaluator(config, built, objective, small_data.test.images, "mean")
+    at_centre = means(central(whole.state.variables, keys.make_keys(0).evaluate))
     assert at_centre == pytest.approx(found, rel=1e-6)
 
 
@@ -109,8 +110,8 @@ def test_members_of_a_sweep_begin_and_train_as_single_runs(posterior, small_data
 def test_usage_by_hand():
     """Two codes, one used three times as often; and one of very many, whose number is no size of an array."""
     expected = {"codes_used": 2.0, "perplexity": pytest.approx(4 / 27**0.25, rel=1e-12)}
-    assert evaluate.usage(np.array([[5, 5], [2, 5]])) == expected
-    assert evaluate.usage(np.array([[2**30 - 1, 0], [0, 0]])) == expected
+    assert usage(np.array([[5, 5], [2, 5]])) == expected
+    assert usage(np.array([[2**30 - 1, 0], [0, 0]])) == expected
 
 
 REFUSED = {

@@ -29,7 +29,7 @@ from vae_jax.config import (
 from vae_jax.data import Dataset, Split, load
 from vae_jax.device import memory
 from vae_jax.errors import Stopped, UserError
-from vae_jax.evaluate import make_evaluator, means
+from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import make_keys, step_key, step_keys
 from vae_jax.objectives import OBJECTIVES, Objective
 from vae_jax.runs.folder import read_data

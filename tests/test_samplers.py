@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from vae_jax import samplers, train
+from vae_jax import train
 from vae_jax.cli.use import SOURCES
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig
 from vae_jax.errors import UserError
-from vae_jax.evaluate import make_model
+from vae_jax.evaluation import samplers
+from vae_jax.model.use import make_model
 
 
 def two_islands(count):

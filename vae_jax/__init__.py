@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from vae_jax.data import Dataset, Split
     from vae_jax.data import load as load_data
     from vae_jax.errors import UserError
-    from vae_jax.evaluate import Model
     from vae_jax.model.build import build
+    from vae_jax.model.use import Model
     from vae_jax.run import load as load_run
     from vae_jax.run import train as train_run
     from vae_jax.run import use

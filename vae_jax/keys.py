@@ -13,7 +13,7 @@ steps, batches and images count from 0, far below LAST = 2³² − 1.
 | | 3 EVALUATE | evaluation |
 | | 4 SAMPLES | the run's own pictures from the prior, drawn as `Model.sample` does |
 | | 5 SAMPLING | `Model.sample` and `vae-jax sample`, whose `--seed` may be the run's |
-| | 6 SAMPLERS | the fit of what takes the prior's place, see `vae_jax.samplers` |
+| | 6 SAMPLERS | the fit of what takes the prior's place, see `vae_jax.evaluation.samplers` |
 | | 7 ENCODING | of seed 0: what `Model.encode` does to images, one for each batch |
 | | 8 PROBING | of seed 0: a step in which a network is only looked at |
 | INIT | the key itself | the draw of a named initialisation |

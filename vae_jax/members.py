@@ -22,8 +22,9 @@ from vae_jax.data.dataset import Dataset
 from vae_jax.device import memory
 from vae_jax.device.feed import fits
 from vae_jax.errors import Diverged, UserError
-from vae_jax.evaluate import block, make_terms
+from vae_jax.evaluation.evaluator import make_terms
 from vae_jax.keys import begin_key, make_keys
+from vae_jax.model.batches import block
 from vae_jax.model.build import build
 from vae_jax.objectives import Terms
 from vae_jax.train import (

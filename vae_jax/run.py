@@ -49,7 +49,6 @@ from vae_jax.config import (
 from vae_jax.data import Dataset, resolve, settled
 from vae_jax.device.devices import Devices, cores
 from vae_jax.errors import PATH, Diverged, Stopped, UserError, argument, cut, in_words, listed, printable
-from vae_jax.evaluate import Model, make_model, model_maker
 from vae_jax.files import checked
 from vae_jax.files.folders import is_folder
 from vae_jax.files.held import check_held, make_inside
@@ -57,6 +56,7 @@ from vae_jax.files.lock import writing
 from vae_jax.files.replace import remove, scratch, write_text
 from vae_jax.keys import make_keys
 from vae_jax.model.build import build
+from vae_jax.model.use import Model, make_model, model_maker
 from vae_jax.objectives import FIGURES
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import DATA, PRIOR, Data, absolute_start, check_folder, check_start, read_config, read_data

@@ -30,7 +30,7 @@ from vae_jax.device.devices import Devices, cores
 from vae_jax.device.feed import Feed, Shard
 from vae_jax.device.platforms import Platform, built_for, current
 from vae_jax.errors import Diverged, UserError, listed
-from vae_jax.evaluate import make_evaluator, means
+from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import StepKeys, begin_key, epoch_key, make_keys, phase_key, step_key, step_keys
 from vae_jax.model.build import build
 from vae_jax.model.composition import PARTS, Composition
@@ -118,12 +118,12 @@ class Trained(NamedTuple):
         return used(self.config, self.state)
 
     def __repr__(self) -> str:
-        from vae_jax.notebook import line
+        from vae_jax.model.notebook import line
 
         return line(self)
 
     def _repr_html_(self) -> str:
-        from vae_jax.notebook import table
+        from vae_jax.model.notebook import table
 
         return table(self)
 

@@ -20,7 +20,7 @@ def _codes(options: Any) -> None:
     trained, _ = open_run(options)
     import numpy as np
 
-    from vae_jax.codes import draw_use, use_of_codes
+    from vae_jax.evaluation.codes import draw_use, use_of_codes
     from vae_jax.keys import make_keys
     from vae_jax.model.build import build
     from vae_jax.networks import places

@@ -61,8 +61,9 @@ def _evaluate(options: Any) -> None:
         raise UserError("--ais-chains: expected --ais beside it; found none")
     trained, _ = open_run(options)
     from vae_jax import train
-    from vae_jax.evaluate import block, make_evaluator, means
+    from vae_jax.evaluation.evaluator import make_evaluator, means
     from vae_jax.keys import make_keys
+    from vae_jax.model.batches import block
     from vae_jax.model.build import build
     from vae_jax.model.fits import check_vectors
     from vae_jax.objectives import FIGURES
@@ -184,7 +185,7 @@ def _estimates(
         return {}, []
     import numpy as np
 
-    from vae_jax import estimators
+    from vae_jax.evaluation import estimators
     from vae_jax.keys import estimates_key, make_keys
     from vae_jax.train import told
 
@@ -225,7 +226,7 @@ def _diagnostics(
     options: Any, trained: "Trained", network: "Composition", data: "Dataset", split: "Split"
 ) -> tuple[dict[str, Any], list[str]]:
     """The figures of the latents, and as lines what of them there is."""
-    from vae_jax import diagnostics
+    from vae_jax.evaluation import diagnostics
     from vae_jax.keys import diagnostics_key, make_keys
 
     key, noun = diagnostics_key(make_keys(trained.config.seed).evaluate), network.spec.noun

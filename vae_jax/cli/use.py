@@ -29,12 +29,12 @@ from vae_jax.runs.folder import read_config, read_data
 from vae_jax.spec import OTHERS
 
 if TYPE_CHECKING:
-    from vae_jax.evaluate import Model
     from vae_jax.figures import Sheet
+    from vae_jax.model.use import Model
     from vae_jax.train import Trained
 
 NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
-SOURCES = ("prior", "gmm", "second_stage")  # of z; the last two are in vae_jax/samplers.py
+SOURCES = ("prior", "gmm", "second_stage")  # of z; the last two are in vae_jax/evaluation/samplers.py
 
 
 def label_option(parser: Any, what: str) -> None:
@@ -112,7 +112,7 @@ def decoded(
     """
     import numpy as np
 
-    from vae_jax.evaluate import BATCH
+    from vae_jax.model.batches import BATCH
 
     size = max(1, BLOCK // (4 * math.prod(shape) * BATCH)) * BATCH
     for first in range(0, count, size):
@@ -311,7 +311,8 @@ def _ways(options: Any, source: str) -> tuple[list[Any], dict[str, float]]:
 
 def _fitted(options: Any, trained: "Trained", source: str) -> Any:
     """The sampler of z, fitted with the run's own seed: --seed chooses what is drawn from it, not what it is."""
-    from vae_jax import samplers, train
+    from vae_jax import train
+    from vae_jax.evaluation import samplers
     from vae_jax.keys import make_keys
     from vae_jax.model.build import build
 

@@ -19,7 +19,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from vae_jax.errors import UserError, argument
-from vae_jax.evaluate import make_posteriors
+from vae_jax.evaluation.latents import make_posteriors
 from vae_jax.model.composition import Composition
 from vae_jax.model.fits import check_vectors
 from vae_jax.posteriors.gaussian import LOG_2PI, diagonal_kl, diagonal_transform

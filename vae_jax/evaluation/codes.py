@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from vae_jax.errors import UserError
-from vae_jax.evaluate import in_batches, usage
+from vae_jax.evaluation.evaluator import usage
 from vae_jax.figures import Picture, new_figure, save_figure
 from vae_jax.keys import batch_keys
+from vae_jax.model.batches import in_batches
 from vae_jax.model.composition import Composition
 from vae_jax.objectives import BoundModel
 from vae_jax.variables import Variables
@@ -45,7 +46,7 @@ class Use(NamedTuple):
 
     @property
     def figures(self) -> dict[str, float]:
-        """`codes_used` and `perplexity`, see `vae_jax.evaluate.usage`."""
+        """`codes_used` and `perplexity`, see `vae_jax.evaluation.evaluator.usage`."""
         return usage(self.codes)
 
     def nearest(self, code: int, count: int) -> list[tuple[int, int]]:

@@ -1,7 +1,10 @@
-"""What a notebook shows of a trained model: a table of what it is, and pictures that it draws."""
+"""What a notebook shows of a trained model: a table of what it is, and pictures that it draws.
+
+`model` is a `vae_jax.Model` and `trained` a `vae_jax.Trained`, which ask for it and are not imported here.
+"""
 
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -10,14 +13,10 @@ from vae_jax.keys import showing_key
 from vae_jax.model.build import build
 from vae_jax.networks import count_parameters
 
-if TYPE_CHECKING:
-    from vae_jax.evaluate import Model
-    from vae_jax.train import Trained
-
 SHOWN, COLUMNS = 32, 8  # samples in a picture, and in a row of it
 
 
-def samples(model: "Model") -> bytes | None:
+def samples(model: Any) -> bytes | None:
     """The PNG of samples from the prior, always the same; with labels each class in turn.
 
     None where there is no prior, or where what is drawn is no picture, grey or RGB.
@@ -29,20 +28,20 @@ def samples(model: "Model") -> bytes | None:
     return figures.png(pictures, COLUMNS) if pictures.ndim == 4 and pictures.shape[-1] in (1, 3) else None
 
 
-def line(trained: "Trained") -> str:
+def line(trained: Any) -> str:
     """What a trained model is, in a line."""
     rows = _rows(trained)
     names = ("data", "objective", "network", "parameters", "trained")
     return f"Trained({'; '.join(f'{name}: {rows[name]}' for name in names)})"
 
 
-def table(trained: "Trained") -> str:
+def table(trained: Any) -> str:
     """What a trained model is, with its last epoch's figures, as an HTML table."""
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in _rows(trained).items())
     return f"<table>{rows}</table>"
 
 
-def _rows(trained: "Trained") -> dict[str, str]:
+def _rows(trained: Any) -> dict[str, str]:
     config = trained.config
     network, objective = build(config, trained.image_shape)
     spec = network.spec

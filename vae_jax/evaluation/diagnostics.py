@@ -1,7 +1,7 @@
 """What a trained model does with its latent space: units in use, the aggregate posterior, reconstructions, labels.
 
-The figures are of posteriors and pictures that are there already (`vae_jax.evaluate.make_posteriors`); `diagnose`
-puts them together for a trained model.
+The figures are of posteriors and pictures that are there already (`vae_jax.evaluation.latents.make_posteriors`);
+`diagnose` puts them together for a trained model.
 """
 
 import warnings
@@ -18,8 +18,9 @@ from vae_jax import objectives
 from vae_jax.config import Config
 from vae_jax.data.dataset import Split
 from vae_jax.errors import UserError, argument
-from vae_jax.evaluate import in_batches, make_posteriors
+from vae_jax.evaluation.latents import make_posteriors
 from vae_jax.keys import training_images_key
+from vae_jax.model.batches import in_batches
 from vae_jax.model.composition import Composition
 from vae_jax.model.fits import check_vectors
 from vae_jax.posteriors import Heads
