@@ -37,8 +37,9 @@ def inner(began: float, arguments: list[str]) -> None:
     from vae_jax.cli.compiled import keep_compiled
 
     keep_compiled()  # as the command does, before jax is imported
-    from vae_jax import checkpoint, data, figures, run, train
+    from vae_jax import checkpoint, data, figures, run
     from vae_jax.evaluation.evaluator import Evaluator
+    from vae_jax.training import single
 
     seconds = dict.fromkeys(STAGES, 0.0)
     seconds["imports"] = time.time() - began
@@ -64,7 +65,7 @@ def inner(began: float, arguments: list[str]) -> None:
         setattr(owner, name, measured)
 
     timed(data, "load", "data")
-    timed(train, "lower_loop", "tracing")
+    timed(single, "lower_loop", "tracing")
     timed(Evaluator, "_lower", "tracing")
     timed(Evaluator, "__call__", "evaluation")
     timed(checkpoint, "save", "checkpoints")

@@ -32,9 +32,10 @@ def images(folder: Path, split: str, count: int) -> np.ndarray:
 
 def ours(folder: Path, options: dict[str, str]) -> dict[str, float]:
     """Trains ours."""
-    from vae_jax import run, train
+    from vae_jax import run
     from vae_jax.config import load_config
     from vae_jax.data import Dataset, Split
+    from vae_jax.runs.fit import fit
 
     config = load_config(
         **{
@@ -66,7 +67,7 @@ def ours(folder: Path, options: dict[str, str]) -> dict[str, float]:
     def on_start() -> None:
         seconds["compiling"] = time.process_time() - before
 
-    trained = train.fit(config, data, on_start=on_start)
+    trained = fit(config, data, on_start=on_start)
     seconds["training"] = time.process_time() - before - seconds["compiling"]
     model = run.use(trained)
     codes = model.encode(test)["codes"]

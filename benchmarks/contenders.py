@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vae_jax.model.build import build
+
 SHAPE = (32, 32, 1)
 
 Run = Callable[[int], None]
@@ -35,11 +37,12 @@ class Options(NamedTuple):
     variant: tuple[str, ...] = ()
 
 
-# --- (a) vae_jax, as `vae_jax.train.fit` runs it ---------------------------------------------------------------------
+# --- (a) vae_jax, as `vae_jax.runs.fit.fit` runs it
+# ---------------------------------------------------------------------
 
 
 def vae_jax(options: Options, images: np.ndarray) -> Run:
-    """The compiled loop of `vae_jax.train`, called for so many steps."""
+    """The compiled loop of `vae_jax.training.state`, called for so many steps."""
     from vae_jax.config import Config
 
     config = Config()
@@ -56,22 +59,26 @@ def loop_of(config: Any, images: np.ndarray) -> Run:
     import jax
     import jax.numpy as jnp
 
-    from vae_jax import optimizer, train
+    from vae_jax import optimizer
     from vae_jax.keys import make_keys
+    from vae_jax.training.loop import compile_loop, make_packing
+    from vae_jax.training.start import start
+    from vae_jax.training.state import fixed_of
+    from vae_jax.training.step import step_of
 
     shape, batch = images.shape[1:], config.train.batch_size
     steps_there_are = len(images) // batch
-    network, objective = train.build(config, shape)
+    network, objective = build(config, shape)
     transformation = optimizer.build(config, 1000)
-    step = train.step_of(config, network, objective, 1000)
-    pack, _ = train.make_packing(network.platform, transformation)
-    state = jax.jit(pack)(train.start(config, shape, len(images)))
+    step = step_of(config, network, objective, 1000)
+    pack, _ = make_packing(network.platform, transformation)
+    state = jax.jit(pack)(start(config, shape, len(images)))
     resident, keys = jnp.asarray(images), make_keys(0)
     order = jax.random.permutation(keys.shuffle, jnp.arange(len(images), dtype=jnp.int32))
     zero = np.int32(0)
-    place = resident, None, order, zero, train.fixed_of(config)
+    place = resident, None, order, zero, fixed_of(config)
     arguments = state, *place, zero, zero
-    loop = train.compile_loop(step, batch, batch, None, arguments, network.platform, steps_there_are)
+    loop = compile_loop(step, batch, batch, None, arguments, network.platform, steps_there_are)
 
     def run(steps: int) -> None:
         nonlocal state
@@ -338,7 +345,7 @@ def _import(name: str) -> None:
     else:
         import jax.numpy as jnp
 
-        import vae_jax.train  # noqa: F401
+        import vae_jax.training.state  # noqa: F401
 
         jnp.zeros(1).block_until_ready()
 

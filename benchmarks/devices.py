@@ -12,9 +12,10 @@ import json
 import jax
 import numpy as np
 
-from vae_jax import data, train
+from vae_jax import data
 from vae_jax.config import load_config
 from vae_jax.device.devices import Devices
+from vae_jax.runs.fit import fit
 
 
 def main():
@@ -31,7 +32,7 @@ def main():
     for count in (1, 2, 4):
         if count <= jax.device_count():
             steps = []
-            history = train.fit(
+            history = fit(
                 config,
                 images,
                 devices=Devices(count),

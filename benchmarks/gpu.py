@@ -106,24 +106,25 @@ def prepare_members(count: int, epochs: int) -> Any:
     """Seconds of the digits' epochs for so many members in one program, and their images a second, all together."""
     from dataclasses import replace
 
-    from vae_jax import data, members
+    from vae_jax import data
     from vae_jax.config import load_config
+    from vae_jax.training import several
 
     base = load_config("digits", **{"train.epochs": 1})
     images = data.load(base.data)
-    shown = members.Images(images)
+    shown = several.Images(images)
 
     def of(epochs: int) -> list[Any]:
         config = replace(base, train=replace(base.train, epochs=epochs))
-        return [members.Run(replace(config, seed=seed)) for seed in range(count)]
+        return [several.Run(replace(config, seed=seed)) for seed in range(count)]
 
-    program = members.program_that_fits([member.config for member in of(1)], shown)
-    members.fit(program, of(1))  # warm
+    program = several.program_that_fits([member.config for member in of(1)], shown)
+    several.fit(program, of(1))  # warm
 
     def measure() -> dict[str, Any]:
         program.config = replace(base, train=replace(base.train, epochs=epochs))
         began = time.perf_counter()
-        members.fit(program, of(epochs))
+        several.fit(program, of(epochs))
         seconds = time.perf_counter() - began
         trained = count * epochs * len(images.train)
         return {"members": count, "at_once": program.size, "seconds": seconds, "images_per_second": trained / seconds}

@@ -93,28 +93,32 @@ def configuration(name: str, precision: str, batch: int | None) -> Any:
 
 
 def lowered_loop(config: Any) -> Any:
-    """The loop over an epoch's full batches as `vae_jax.train.fit` lowers it, for an H100."""
+    """The loop over an epoch's full batches as `vae_jax.runs.fit.fit` lowers it, for an H100."""
     import jax
     import jax.numpy as jnp
 
-    from vae_jax import optimizer, train
+    from vae_jax import optimizer
     from vae_jax.device.platforms import PLATFORMS
     from vae_jax.model.build import build
+    from vae_jax.training.loop import lower_loop, make_packing
+    from vae_jax.training.start import start
+    from vae_jax.training.state import fixed_of
+    from vae_jax.training.step import step_of
 
     platform, there = PLATFORMS["gpu"], h100()
     shape, batch = (config.data.image_size, config.data.image_size, 1), config.train.batch_size
     steps = 1000
     network, objective = build(config, shape, platform)
     transformation = optimizer.build(config, steps)
-    step = train.step_of(config, network, objective, steps)
-    packing = train.make_packing(platform, transformation)
-    state = jax.eval_shape(lambda: packing.pack(train.start(config, shape, steps * batch)))
+    step = step_of(config, network, objective, steps)
+    packing = make_packing(platform, transformation)
+    state = jax.eval_shape(lambda: packing.pack(start(config, shape, steps * batch)))
     images = jax.ShapeDtypeStruct((steps * batch, *shape), jnp.uint8)
     order, number = (jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((steps * batch,), ()))
-    fixed = jax.eval_shape(lambda: train.fixed_of(config))
+    fixed = jax.eval_shape(lambda: fixed_of(config))
     arguments = state, images, None, order, number, fixed, number, number
     arguments = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=there), arguments)
-    return train.lower_loop(step, batch, batch, None, arguments, platform, steps)[platform.length]
+    return lower_loop(step, batch, batch, None, arguments, platform, steps)[platform.length]
 
 
 def count(config: Any) -> Count:

@@ -17,11 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import layers, networks, train
+from vae_jax import layers, networks
 from vae_jax.config import load_config
 from vae_jax.data import load
 from vae_jax.device.devices import Devices
 from vae_jax.model.build import build
+from vae_jax.training.loop import compile_loop, make_loop
+from vae_jax.training.start import start
+from vae_jax.training.state import fixed_of
+from vae_jax.training.step import step_of
 
 BATCH = 64
 
@@ -68,8 +72,8 @@ def epochs_of(network: str, way: str, images: np.ndarray) -> Callable[[], None]:
     config = load_config(**{"model.network": network, "train.batch_size": BATCH})
     shape, steps = images.shape[1:], len(images) // BATCH
     composition, objective = build(config, shape)
-    step = train.step_of(config, composition, objective, steps)
-    state, fixed = train.start(config, shape, len(images)), train.fixed_of(config)
+    step = step_of(config, composition, objective, steps)
+    state, fixed = start(config, shape, len(images)), fixed_of(config)
     order, zero = jnp.arange(len(images), dtype=jnp.int32), np.int32(0)
     if way == "a Python loop":
         one = jax.jit(step(fixed.numbers), donate_argnums=(0, 1))
@@ -83,9 +87,9 @@ def epochs_of(network: str, way: str, images: np.ndarray) -> Callable[[], None]:
     else:
         arguments = jnp.asarray(images), None, order, zero, fixed
         if way == "in a compiled loop":
-            run = train.make_loop(step, BATCH, BATCH)
+            run = make_loop(step, BATCH, BATCH)
         else:
-            run = train.compile_loop(step, BATCH, BATCH, Devices(), (state, *arguments, zero, zero)).run
+            run = compile_loop(step, BATCH, BATCH, Devices(), (state, *arguments, zero, zero)).run
 
         def epoch() -> None:
             nonlocal state

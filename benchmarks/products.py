@@ -14,10 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vae_jax import optimizer, train
+from vae_jax import optimizer
 from vae_jax.blocks.convolution import COMPUTED_BY, CONVOLUTIONS, choose
 from vae_jax.config import Config
+from vae_jax.model.build import build
 from vae_jax.networks.convolutional import plan
+from vae_jax.training.start import start
+from vae_jax.training.step import make_step
 
 SHAPE = (32, 32, 1)
 
@@ -69,9 +72,9 @@ def products(config: Config, batch: int) -> Counter[Product] | None:
     if choose(config.model.options.convolution) is not CONVOLUTIONS["matmul"]:
         return None
     config = replace(config, train=replace(config.train, batch_size=batch))
-    network, objective = train.build(config, SHAPE)
-    step = train.make_step(config, network, objective, optimizer.build(config, 1000))
-    state = jax.eval_shape(lambda: train.start(config, SHAPE, batch))
+    network, objective = build(config, SHAPE)
+    step = make_step(config, network, objective, optimizer.build(config, 1000))
+    state = jax.eval_shape(lambda: start(config, SHAPE, batch))
     images = jax.ShapeDtypeStruct((batch, *SHAPE), jnp.uint8)
     jaxpr = jax.make_jaxpr(step)(state.variables, state.opt_state, images, jax.random.key(0))
     found: Counter[Product] = Counter()

@@ -18,9 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import train
 from vae_jax.config import Config
 from vae_jax.keys import make_keys
+from vae_jax.model.build import build
+from vae_jax.training.loop import make_loop
+from vae_jax.training.start import start
+from vae_jax.training.state import fixed_of
+from vae_jax.training.step import step_of
 
 SHAPE = (32, 32, 1)
 STEPS = 20
@@ -38,13 +42,13 @@ def compiled_loop(batch: int):
     """The loop that training runs, and its arguments but the last."""
     config = Config()
     config = replace(config, train=replace(config.train, batch_size=batch))
-    network, objective = train.build(config, SHAPE)
-    step = train.step_of(config, network, objective, 1000)
+    network, objective = build(config, SHAPE)
+    step = step_of(config, network, objective, 1000)
     images = jnp.asarray(np.random.RandomState(0).randint(0, 256, (100 * batch, *SHAPE), np.uint8))
     keys, zero = make_keys(0), jnp.int32(0)
-    state = train.start(config, SHAPE, len(images))
-    arguments = images, None, jax.random.permutation(keys.shuffle, len(images)), zero, train.fixed_of(config), zero
-    return train.make_loop(step, batch, batch).lower(state, *arguments, zero).compile(), state, arguments
+    state = start(config, SHAPE, len(images))
+    arguments = images, None, jax.random.permutation(keys.shuffle, len(images)), zero, fixed_of(config), zero
+    return make_loop(step, batch, batch).lower(state, *arguments, zero).compile(), state, arguments
 
 
 def places(program: str) -> dict[str, str]:

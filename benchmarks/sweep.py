@@ -14,8 +14,10 @@ import time
 import jax
 import numpy as np
 
-from vae_jax import data, members, sweep, train
+from vae_jax import data, sweep
 from vae_jax.config import load_config
+from vae_jax.runs.fit import fit
+from vae_jax.training import several
 
 
 def parse():
@@ -35,13 +37,13 @@ def single(config, images):
         steps.append(np.asarray(state.sums[:, 0], np.float64))
         marks.append(time.perf_counter())
 
-    trained = train.fit(config, images, on_epoch=on_epoch)
+    trained = fit(config, images, on_epoch=on_epoch)
     return trained.history, np.concatenate(steps), marks[-1] - marks[0]
 
 
 def together(configs, images):
     """The same of all members, and the seconds of all."""
-    program = members.program_that_fits(configs, members.Images(images))
+    program = several.program_that_fits(configs, several.Images(images))
     if program.size < len(configs):
         raise SystemExit("the memory does not hold all members")
     steps, marks = [[] for _ in configs], []
@@ -51,7 +53,7 @@ def together(configs, images):
         if number == len(configs) - 1:
             marks.append(time.perf_counter())
 
-    ended = members.fit(program, [members.Run(config) for config in configs], on_epoch=on_epoch)
+    ended = several.fit(program, [several.Run(config) for config in configs], on_epoch=on_epoch)
     return [history for _, history in ended], [np.concatenate(each) for each in steps], marks[-1] - marks[0]
 
 

@@ -6,12 +6,17 @@ from dataclasses import replace
 import jax
 import numpy as np
 
-from vae_jax import objectives, train
+from vae_jax import objectives
 from vae_jax.config import Config, LikelihoodConfig, ModelConfig, ObjectiveConfig, TrainConfig, adapted
 from vae_jax.data import Dataset, Split
 from vae_jax.device.devices import Devices
 from vae_jax.device.feed import Feed
 from vae_jax.model.build import build
+from vae_jax.runs.fit import fit
+from vae_jax.training.loop import make_loop
+from vae_jax.training.start import start
+from vae_jax.training.state import fixed_of
+from vae_jax.training.step import step_of
 
 COUNTS = (1, 2, 4)
 levels = np.random.RandomState(0).randint(0, 256, (100, 8, 8, 1), np.uint8)
@@ -32,7 +37,7 @@ def spread(key, model, images, options):
 
 def losses(shard_images, count, own=None, data=DATA):
     steps = []
-    found = train.fit(
+    found = fit(
         own or config(shard_images),
         data,
         devices=Devices(count),
@@ -50,7 +55,7 @@ def codebooks(count):
     """Of 4 places of 8 codes, whose averages and revived codes must be those of all devices' images together."""
     more = {"posterior.name": "codebook", "posterior.places": [4], "posterior.codes": 8, "prior.name": "uniform"}
     own = adapted(replace(config(0), model=ModelConfig("mlp", 3, layers=(8,))), **more)
-    trained = train.fit(own, DATA, devices=Devices(count))
+    trained = fit(own, DATA, devices=Devices(count))
     state = jax.device_get(trained.state.variables.state["posterior"])
     used = trained.history[-1]["test_codes_used"]
     return {"codes": state["codes"].tolist(), "counts": state["counts"].tolist(), "used": used}
@@ -60,11 +65,11 @@ def all_reduces(count):
     """How often a step's program adds over the devices."""
     devices, plain = Devices(count), config(0)
     network, objective = build(plain, DATA.image_shape)
-    step = train.step_of(plain, network, objective, 5)
-    state = devices.whole(train.start(plain, DATA.image_shape, 70))
+    step = step_of(plain, network, objective, 5)
+    state = devices.whole(start(plain, DATA.image_shape, 70))
     images, places = Feed(DATA.train.images, 0, 16, devices=devices).shapes
-    fixed, zero = devices.whole(train.fixed_of(plain)), np.int32(0)
-    loop = train.make_loop(step, 16, 16, devices).lower(state, images, None, places, zero, fixed, zero, zero)
+    fixed, zero = devices.whole(fixed_of(plain)), np.int32(0)
+    loop = make_loop(step, 16, 16, devices).lower(state, images, None, places, zero, fixed, zero, zero)
     return loop.compile().as_text().count("all-reduce(")
 
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from vae_jax import members, train
 from vae_jax.config import adapted
 from vae_jax.files.held import LOCK
+from vae_jax.runs.fit import fit
+from vae_jax.training import several
 
 # 1,000 digits in 10 batches, 200 to validate and 597 to test on.
 TINY = {
@@ -79,9 +80,9 @@ def trained_and_resumed(config, images):
     def keep(state, history):
         states.append((jax.tree.map(np.asarray, state), list(history)))
 
-    whole = train.fit(config, images, on_chunk=keep)
+    whole = fit(config, images, on_chunk=keep)
     state, history = states[1]
-    resumed = train.fit(config, images, resume=(jax.tree.map(jnp.asarray, state), history))
+    resumed = fit(config, images, resume=(jax.tree.map(jnp.asarray, state), history))
     jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
     assert all(np.isfinite(value) for epoch in whole.history for value in epoch.values())
     return whole
@@ -90,9 +91,9 @@ def trained_and_resumed(config, images):
 def check_members(config, images):
     """Members of a sweep, of two seeds, are their single runs; to be called in double precision."""
     configs = [adapted(config, seed=seed) for seed in (1, 2)]
-    program = members.program_that_fits(configs, members.Images(images))
-    trained = members.fit(program, [members.Run(config) for config in configs])
+    program = several.program_that_fits(configs, several.Images(images))
+    trained = several.fit(program, [several.Run(config) for config in configs])
     for config, (state, history) in zip(configs, trained, strict=True):
-        alone = train.fit(config, images)
+        alone = fit(config, images)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), state, alone.state)
         assert history[-1]["train_loss"] == pytest.approx(alone.history[-1]["train_loss"], rel=1e-9)

@@ -10,7 +10,7 @@ import pytest
 from jax.nn import log_softmax, logsumexp, one_hot, softmax
 from run_fixtures import check_members, trained_and_resumed
 
-from vae_jax import run, train
+from vae_jax import run
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.evaluation.estimators import annealed_nll, importance_nll
@@ -19,7 +19,9 @@ from vae_jax.model.build import build
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.posteriors.categorical import CategoricalOptions, log_concrete
 from vae_jax.priors import PRIORS, Prior
+from vae_jax.runs.fit import fit
 from vae_jax.shapes import Shapes
+from vae_jax.training.start import start
 
 SHAPE = (3, 3, 1)
 LOGITS = jnp.array([[0.3, -0.7, 1.2, 0.0], [2.0, 0.0, -1.0, 0.5]])
@@ -201,7 +203,7 @@ def test_the_temperature_falls_by_steps_and_no_further_than_to_the_least():
 def test_hard_samples_bound_the_evidence(small_data):
     """64 codes of three variables: the mean of −ELBO over samples is the exact one, whatever training relaxes."""
     config = config_of(**{"train.epochs": 4, "train.learning_rate": 0.01})
-    trained = train.fit(config, small_data)
+    trained = fit(config, small_data)
     images, variables = small_data.test.images, trained.variables
     network, _ = build(config, small_data.image_shape)
     codes = np.array(list(itertools.product(range(4), repeat=3)))
@@ -251,7 +253,7 @@ RELAXATIONS = {
 def test_variables_are_trained_and_resumed_exactly(relaxation, small_data, tmp_path):
     config = config_of(**RELAXATIONS[relaxation])
     whole = trained_and_resumed(config, small_data)
-    started = train.start(config, small_data.image_shape, 70).variables.params
+    started = start(config, small_data.image_shape, 70).variables.params
     for part, params in whole.variables.params.items():
         assert not np.allclose(*(jax.flatten_util.ravel_pytree(of)[0] for of in (params, started[part]))), part
     assert whole.history[-1]["test_codes_used"] <= 12

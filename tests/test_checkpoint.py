@@ -27,7 +27,8 @@ from vae_jax.data import load
 from vae_jax.errors import UserError
 from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import make_keys
-from vae_jax.train import Epoch, TrainState, build
+from vae_jax.training.figures import Epoch
+from vae_jax.training.state import TrainState, build
 from vae_jax.variables import Variables
 
 STORED = Path(__file__).parent / "stored"

@@ -32,7 +32,7 @@ from vae_jax.errors import UserError, printable
 from vae_jax.files.held import LOCK
 from vae_jax.model.batches import BATCH
 from vae_jax.model.build import build
-from vae_jax.train import Trained
+from vae_jax.training.state import Trained
 
 # The signs of a pattern and of a shell's; what colours a terminal, turns the text around, or begins a line.
 HOSTILE = "run  [1]*?$x$ \x1b[31m\u202e\u200b\r\nrun: none"

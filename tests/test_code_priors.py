@@ -8,7 +8,6 @@ import numpy as np
 import optax
 import pytest
 
-from vae_jax import members, train
 from vae_jax.config import Config, PriorConfig, TrainConfig, adapted, with_values
 from vae_jax.errors import UserError
 from vae_jax.model.build import build
@@ -17,7 +16,9 @@ from vae_jax.priors import Aggregate, get
 from vae_jax.priors.autoregressive import draw, log_prob_of
 from vae_jax.priors.pixelcnn import PixelCNNOptions, pixelcnn_of
 from vae_jax.priors.transformer import TransformerOptions, transformer_of
+from vae_jax.runs.fit import fit
 from vae_jax.shapes import Shapes
+from vae_jax.training import several
 
 NAMES = ("pixelcnn", "transformer")
 SMALL = {"pixelcnn": PixelCNNOptions(3, 4, 3), "transformer": TransformerOptions(2, 8, 2, 2)}
@@ -349,21 +350,21 @@ def test_a_model_learns_its_prior_and_resumes_exactly(name, small_data):
     def stop(state, history):
         states.append((jax.tree.map(np.asarray, state), list(history)))
 
-    whole = train.fit(config, small_data, on_chunk=stop)
+    whole = fit(config, small_data, on_chunk=stop)
     kl = [epoch["test_kl"] for epoch in whole.history]
     assert np.isfinite([*map(float, whole.history[-1].values())]).all()
     assert kl[1] < kl[0] < UNIFORM
     state, history = states[len(states) // 2]
-    resumed = train.fit(config, small_data, resume=(jax.tree.map(jnp.asarray, state), history))
+    resumed = fit(config, small_data, resume=(jax.tree.map(jnp.asarray, state), history))
     jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
 
 
 @pytest.mark.usefixtures("float64")
 def test_a_member_of_a_sweep_is_its_single_run(small_data):
     configs = [with_values(config_of("transformer"), {"seed": seed, "train.epochs": 1}) for seed in (0, 5)]
-    program = members.program_that_fits(configs, members.Images(small_data))
-    (_, other), (state, history) = members.fit(program, [members.Run(config) for config in configs])
-    alone = train.fit(configs[1], small_data)
+    program = several.program_that_fits(configs, several.Images(small_data))
+    (_, other), (state, history) = several.fit(program, [several.Run(config) for config in configs])
+    alone = fit(configs[1], small_data)
     # The codebook is in single precision, whatever jax's; the prior sees nothing of it but whole numbers.
     assert history[0]["test_loss"] == pytest.approx(alone.history[0]["test_loss"], rel=1e-5)
     assert history[0]["test_kl"] == pytest.approx(alone.history[0]["test_kl"], rel=1e-9)

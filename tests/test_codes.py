@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from run_fixtures import flags
 
-from vae_jax import cli, data, run, train
+from vae_jax import cli, data, run
 from vae_jax.config import load_config
 from vae_jax.errors import UserError
 from vae_jax.evaluation import codes
@@ -19,6 +19,7 @@ from vae_jax.keys import make_keys
 from vae_jax.model.build import build
 from vae_jax.objectives import OBJECTIVES, Objective
 from vae_jax.posteriors import POSTERIORS, Posterior
+from vae_jax.runs.fit import fit
 
 K, PLACES = 16, (4,)
 TINY = {
@@ -153,11 +154,11 @@ def test_a_prior_is_a_run_that_goes_on_exactly_and_changes_nothing_but_itself(fo
     trained = run.load(folder)
     images = data.load(trained.config.data)
     config = load_config(**{**TINY, **PRIOR, "objective.name": "prior", "train.start": str(folder)})
-    whole = train.fit(config, images)
+    whole = fit(config, images)
     states = []
-    train.fit(config, images, on_chunk=lambda state, history: states.append((jax.device_get(state), list(history))))
+    fit(config, images, on_chunk=lambda state, history: states.append((jax.device_get(state), list(history))))
     for state, history in states[:: len(states) - 1]:
-        again = train.fit(config, images, resume=(jax.tree.map(jax.numpy.asarray, state), history))
+        again = fit(config, images, resume=(jax.tree.map(jax.numpy.asarray, state), history))
         jax.tree.map(np.testing.assert_array_equal, again.state, whole.state)
     for part in ("encoder", "decoder"):
         jax.tree.map(np.testing.assert_array_equal, whole.variables.params[part], trained.variables.params[part])
@@ -253,12 +254,12 @@ def test_codes_of_data_that_are_no_images(kind, tmp_path, capsys):
 def test_averages_of_the_weights_and_conditional_models(tmp_path):
     config = load_config(**{**TINY, "train.ema_decay": 0.9, "model.classes": 10, "posterior.update": "gradient"})
     images = data.load(config.data)
-    trained = train.fit(config, images)
+    trained = fit(config, images)
     assert not np.allclose(
         trained.variables.params["posterior"]["codes"], trained.state.variables.params["posterior"]["codes"]
     )
     joint = replace(config, prior=load_config(**{**TINY, **PRIOR}).prior)  # in one phase with everything else
-    trained = train.fit(joint, images)
+    trained = fit(joint, images)
     assert trained.history[-1]["test_kl"] < 4 * np.log(K)
     model = run.use(trained)
     pictures = model.sample(jax.random.key(0), 5, np.arange(5))
@@ -332,7 +333,7 @@ def test_codes_are_those_that_were_chosen_and_not_searched_for_again(tmp_path):
     """Of several stages a sum may be nearest to another row of codes."""
     config = load_config(**{**TINY, "posterior.stages": 8, "posterior.codes": 16, "train.epochs": 1})
     images = data.load(config.data)
-    trained = train.fit(config, images)
+    trained = fit(config, images)
     network, _ = build(trained.config, trained.image_shape)
     model = run.use(trained)
     encoded = model.encode(images.test.images)
@@ -381,9 +382,9 @@ def test_figures_of_codes_and_an_objectives_own_are_told_apart(figure, monkeypat
     images = data.load(config.data)
     if figure != "codes":
         with pytest.raises(UserError, match="expected figures not named seconds, codes_used, perplexity or ending"):
-            train.fit(config, images)
+            fit(config, images)
         return
-    history = train.fit(config, images).history
+    history = fit(config, images).history
     assert history[-1]["test_codes"] == pytest.approx(images.test.images.mean() / 255, rel=1e-5)
     assert history[-1]["test_codes_used"] > 1
 

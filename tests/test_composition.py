@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import likelihoods, networks, objectives, optimizer, posteriors, priors, train
+from vae_jax import likelihoods, networks, objectives, optimizer, posteriors, priors
 from vae_jax.config import Config, ObjectiveConfig, PosteriorConfig, PriorConfig, adapted, with_options
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import LIKELIHOODS
@@ -19,6 +19,8 @@ from vae_jax.objectives import OBJECTIVES
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.priors import PRIORS
 from vae_jax.shapes import Shapes
+from vae_jax.training.start import start
+from vae_jax.training.step import make_step
 from vae_jax.treatments import TREATMENTS
 
 SHAPE = (3, 3, 1)
@@ -170,12 +172,12 @@ def test_a_combination_trains(numbers):
     """Three steps, all in one compiled call: every parameter moves, and all stay finite."""
     config = config_of(numbers)
     network, objective = build(config, SHAPE)
-    step = train.make_step(config, network, objective, optimizer.build(config, 1))
+    step = make_step(config, network, objective, optimizer.build(config, 1))
     labels = LABELS if config.model.classes else None
 
     @jax.jit
     def run(images):
-        state = train.start(config, SHAPE, len(images))
+        state = start(config, SHAPE, len(images))
 
         def body(carry, number):
             key = jax.random.fold_in(jax.random.key(0), number)

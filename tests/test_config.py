@@ -526,8 +526,8 @@ def test_home_folder(tmp_path, monkeypatch):
     ids=lambda value: next(reversed(value)) if isinstance(value, dict) else "",
 )
 def test_options_that_nothing_looks_at_are_refused_on_every_way_in(options, named, file, small_data):
-    from vae_jax import train
     from vae_jax.model.build import build
+    from vae_jax.runs.fit import fit
 
     nested = {}
     for option, value in options.items():
@@ -536,7 +536,7 @@ def test_options_that_nothing_looks_at_are_refused_on_every_way_in(options, name
     ways = [lambda: load_config(**options), lambda: load_config(file(yaml.safe_dump(nested)))]
     ways.append(lambda: check_used(with_options(Config(), **options)))
     ways.append(lambda: build(with_options(Config(), **options), (32, 32, 1)))
-    ways.append(lambda: train.fit(with_options(Config(), **options), small_data))
+    ways.append(lambda: fit(with_options(Config(), **options), small_data))
     for way in ways:
         with pytest.raises(UserError, match=re.escape(named)):
             way()
@@ -634,7 +634,7 @@ def test_choices_are_those_of_the_registries():
     from vae_jax.objectives.autoencoder import CORRUPTIONS
     from vae_jax.objectives.vae import SCHEDULES
     from vae_jax.optimizer import SCHEDULES as RATES
-    from vae_jax.train import REDUCTIONS
+    from vae_jax.training.step import REDUCTIONS
     from vae_jax.treatments import TREATMENTS
 
     tables = {"data.source": SOURCES, "data.treatment": TREATMENTS, "model.initialization": INITIALIZATIONS}

@@ -16,7 +16,7 @@ import scipy.stats
 from jax.scipy.stats import norm
 from scipy.stats import multivariate_normal
 
-from vae_jax import keys, networks, optimizer, run, train
+from vae_jax import keys, networks, optimizer, run
 from vae_jax.config import Config, ModelConfig, TrainConfig, adapted, with_options
 from vae_jax.data import Dataset, Split
 from vae_jax.device import platforms
@@ -34,7 +34,11 @@ from vae_jax.networks import NETWORKS
 from vae_jax.objectives import OBJECTIVES, Objective, Phase
 from vae_jax.posteriors import KL, POSTERIORS, Posterior, Sample
 from vae_jax.priors import PRIORS, Prior
+from vae_jax.runs.fit import fit
 from vae_jax.shapes import Shapes
+from vae_jax.training.start import start
+from vae_jax.training.state import init_optimizer
+from vae_jax.training.step import make_step
 from vae_jax.variables import Variables
 
 CODES, DECAY = 4, 0.99
@@ -152,15 +156,15 @@ def config_of(toy, **changes):
 @pytest.mark.parametrize("toy", TOYS)
 def test_toys_train_evaluate_and_resume_exactly(toy, small_data, tmp_path):
     config = config_of(toy)
-    whole = train.fit(config, small_data)
+    whole = fit(config, small_data)
     states = []
 
     def stop(state, history):
         states.append((jax.tree.map(np.asarray, state), list(history)))
 
-    train.fit(config, small_data, on_chunk=stop)
+    fit(config, small_data, on_chunk=stop)
     state, history = states[1]
-    resumed = train.fit(config, small_data, resume=(jax.tree.map(jnp.asarray, state), history))
+    resumed = fit(config, small_data, resume=(jax.tree.map(jnp.asarray, state), history))
     same(resumed.state, whole.state)
     folder = tmp_path / "run"
     run.train(config, small_data, folder)
@@ -181,8 +185,8 @@ def test_toys_train_evaluate_and_resume_exactly(toy, small_data, tmp_path):
 
 def test_a_codebook_moves_in_training_only_and_without_a_gradient(small_data):
     config = config_of("codebook")
-    started = train.start(config, small_data.image_shape, 70).variables
-    trained = train.fit(config, small_data)
+    started = start(config, small_data.image_shape, 70).variables
+    trained = fit(config, small_data)
     variables = trained.state.variables
     assert "posterior" not in variables.params
     before, after = started.state["posterior"], variables.state["posterior"]
@@ -220,7 +224,7 @@ def test_a_skipped_step_leaves_a_codebook_as_it_was(small_data):
     config = config_of("codebook", skip_nonfinite=True)
     network, _ = build(config, small_data.image_shape)
     transformation = optimizer.build(config, 3)
-    step = jax.jit(train.make_step(config, network, Objective(broken), transformation))
+    step = jax.jit(make_step(config, network, Objective(broken), transformation))
     variables = network.init(jax.random.key(0))
     images = jnp.asarray(small_data.train.images[:8])
     updated, _, sums = step(variables, transformation.init(variables.params), images, jax.random.key(1))
@@ -236,8 +240,8 @@ def test_a_phase_changes_what_it_trains_and_nothing_else(small_data):
     images = jnp.asarray(small_data.train.images[:8])
 
     def after(objective):
-        step = jax.jit(train.make_step(config, network, objective, transformation))
-        state = train.init_optimizer(transformation, objective, variables.params)
+        step = jax.jit(make_step(config, network, objective, transformation))
+        state = init_optimizer(transformation, objective, variables.params)
         return step(variables, state, images, jax.random.key(1))
 
     both, states, sums = after(objective)
@@ -262,8 +266,8 @@ def test_a_critics_gradient_is_that_of_the_model_as_its_phase_finds_it(small_dat
     network, objective = build(config, small_data.image_shape)
     variables = network.init(jax.random.key(0))
     images = jnp.asarray(small_data.train.images[:8])
-    step = train.make_step(config, network, objective, optax.sgd(0.01))
-    state = train.init_optimizer(optax.sgd(0.01), objective, variables.params)
+    step = make_step(config, network, objective, optax.sgd(0.01))
+    state = init_optimizer(optax.sgd(0.01), objective, variables.params)
     updated, _, _ = jax.jit(step)(variables, state, images, jax.random.key(1))
 
     def loss(trained, params, terms, name, own):
@@ -294,7 +298,7 @@ def test_toys_train_as_a_gpu_would(toy, small_data):
         platform = platforms.PLATFORMS[name]._replace(one_pass=False, tile=None)
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(platforms.PLATFORMS, "cpu", platform)
-            states[name] = train.fit(config, small_data).state
+            states[name] = fit(config, small_data).state
     for first, second in zip(*map(jax.tree.leaves, states.values()), strict=True):
         np.testing.assert_allclose(first, second, rtol=2e-4, atol=2e-5)
 
@@ -316,14 +320,14 @@ def test_all_of_a_step_sees_the_state_before_it(small_data):
 
 def test_a_phase_keeps_the_average_of_the_weights_or_is_refused(small_data, monkeypatch):
     config = config_of("adversarial", ema_decay=0.9)
-    trained = train.fit(config, small_data)
+    trained = fit(config, small_data)
     for part in ("encoder", "critic"):
         used, raw = (jax.tree.leaves(of.params[part])[0] for of in (trained.variables, trained.state.variables))
         assert not np.allclose(used, raw)
     own = ADVERSARIAL.then[0]._replace(optimizer=lambda rule: optax.chain(rule))
     monkeypatch.setitem(OBJECTIVES, "adversarial", ADVERSARIAL._replace(then=(own,)))
     with pytest.raises(UserError, match="phase critic: expected an optimizer that keeps what is evaluated"):
-        train.fit(config, small_data)
+        fit(config, small_data)
 
 
 def test_figures_that_a_batch_leaves_out_are_refused(small_data, monkeypatch):
@@ -333,7 +337,7 @@ def test_figures_that_a_batch_leaves_out_are_refused(small_data, monkeypatch):
 
     monkeypatch.setitem(OBJECTIVES, "adversarial", Objective(some))
     with pytest.raises(UserError, match=r"objective\.name adversarial: expected the figures loss, other; found .*more"):
-        train.fit(config_of("adversarial"), small_data)
+        fit(config_of("adversarial"), small_data)
 
 
 def shaped(options, shapes):
@@ -374,14 +378,14 @@ def test_z_of_any_shape_are_trained_drawn_and_decoded(small_data, monkeypatch):
     monkeypatch.setitem(POSTERIORS, "codebook", shaped)
     monkeypatch.setitem(PRIORS, "codes", shaped_prior)
     config = config_of("codebook")
-    flattened = run.use(train.fit(config, small_data))
+    flattened = run.use(fit(config, small_data))
     assert flattened.draw(jax.random.key(0), 3).shape == (3, 2, 3)
     message = r"model\.network: expected one with a map of \[2\], as z is .*found residual, whose map is \[1, 1\] for"
     with pytest.raises(UserError, match=message):
         build(replace(config, model=ModelConfig("residual", channels=(8, 8, 8))), small_data.image_shape)
     config = replace(config, model=ModelConfig("shaped", 6))
     monkeypatch.setitem(networks.NETWORKS, "shaped", lambda options, shapes: Shaped(None, shapes))
-    model = run.use(train.fit(config, small_data))
+    model = run.use(fit(config, small_data))
     images = small_data.test.images[:3]
     assert model.encode(images)["mu"].shape == model.draw(jax.random.key(0), 3).shape == (3, 2, 3)
     assert model.reconstruct(images).shape == model.sample(jax.random.key(0), 3).shape == (3, 8, 8, 1)
@@ -402,7 +406,7 @@ def test_figures_of_a_batch_are_of_blocks_as_large_as_in_training(small_data, mo
     monkeypatch.setitem(OBJECTIVES, "brightest", Objective(brightest))
     config = config_of("codebook")
     config = replace(config, objective=replace(config.objective, name="brightest"))
-    trained = train.fit(replace(config, train=replace(config.train, batch_size=8, epochs=1)), small_data)
+    trained = fit(replace(config, train=replace(config.train, batch_size=8, epochs=1)), small_data)
     means = small_data.test.images.mean((1, 2, 3)) / 255
     filled = np.concatenate([means, means])[:24].reshape(3, 8).max(1)  # 20 images: the last block has the first 4 again
     assert trained.history[0]["test_brightest"] == pytest.approx((filled @ [8, 8, 4]) / 20, rel=1e-5)
@@ -421,7 +425,7 @@ def test_figures_of_a_batch_are_of_blocks_as_large_as_in_training(small_data, mo
 def test_phases_that_make_no_sense_are_refused(changes, message, monkeypatch, small_data):
     monkeypatch.setitem(OBJECTIVES, "adversarial", ADVERSARIAL._replace(**changes))
     with pytest.raises(UserError, match=message):
-        train.fit(config_of("adversarial"), small_data)
+        fit(config_of("adversarial"), small_data)
 
 
 def test_a_posterior_and_a_prior_over_other_things_are_refused(small_data):
@@ -446,7 +450,7 @@ def test_a_state_of_another_shape_is_refused(state, message, monkeypatch, small_
 
     monkeypatch.setitem(POSTERIORS, "codebook", spoiled)
     with pytest.raises(UserError, match=f"posterior.name codebook, transform: .*{message}"):
-        train.fit(config_of("codebook"), Dataset("few", Split(small_data.train.images), small_data.test))
+        fit(config_of("codebook"), Dataset("few", Split(small_data.train.images), small_data.test))
 
 
 # --- Layers of z, drawn inside the decoder ---------------------------------------------------------------------------

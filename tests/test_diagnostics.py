@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vae_jax import train
 from vae_jax.config import Config, ModelConfig, TrainConfig
 from vae_jax.errors import UserError
 from vae_jax.evaluation import diagnostics
 from vae_jax.evaluation.latents import make_posteriors
+from vae_jax.model.build import build
 from vae_jax.model.use import make_model
 from vae_jax.posteriors.gaussian import diagonal_log_prob, diagonal_transform
 
@@ -133,7 +133,7 @@ def test_linear_probe_and_neighbours():
 
 @pytest.fixture(scope="module")
 def untrained(small_data):
-    network, objective = train.build(CONFIG, small_data.image_shape)
+    network, objective = build(CONFIG, small_data.image_shape)
     return network, objective, network.init(jax.random.key(0))
 
 
@@ -170,7 +170,7 @@ def test_diagnose(untrained, small_data):
 
 def test_an_autoencoder_has_no_aggregate_posterior(small_data):
     config = replace(CONFIG, objective=replace(CONFIG.objective, name="autoencoder"))
-    network, _ = train.build(config, small_data.image_shape)
+    network, _ = build(config, small_data.image_shape)
     variables, told = network.init(jax.random.key(0)), []
     with pytest.raises(UserError, match="objective autoencoder, whose code has no density"):
         diagnostics.check_density(config, network)

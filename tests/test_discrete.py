@@ -11,7 +11,7 @@ import pytest
 from jax.nn import logsumexp, sigmoid
 from run_fixtures import check_members, trained_and_resumed
 
-from vae_jax import run, train
+from vae_jax import run
 from vae_jax.blocks.perceptron import init_perceptron, perceptron
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
@@ -21,7 +21,9 @@ from vae_jax.model.build import build
 from vae_jax.objectives import OBJECTIVES, score
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.posteriors.bernoulli import log_prob_of_bits
+from vae_jax.runs.fit import fit
 from vae_jax.shapes import Shapes
+from vae_jax.training.start import start
 
 SHAPE = (3, 3, 1)
 BITS = {"posterior.name": "bernoulli", "prior.name": "uniform", "model.network": "mlp"}
@@ -350,7 +352,7 @@ def test_a_phase_makes_the_controls_gradient_small():
 
 def test_bounds_lie_above_the_evidence_and_importance_sampling_approaches_it(small_data):
     config = config_of("loo", latent=8, layers=(16,))
-    trained = train.fit(adapted(config, **{"train.epochs": 4, "train.learning_rate": 0.01}), small_data)
+    trained = fit(adapted(config, **{"train.epochs": 4, "train.learning_rate": 0.01}), small_data)
     images, variables = small_data.test.images, trained.variables
     network, _ = build(config, small_data.image_shape)
 
@@ -394,7 +396,7 @@ def test_bounds_lie_above_the_evidence_and_importance_sampling_approaches_it(sma
 def test_bits_are_trained_and_resumed_exactly(objective, small_data, tmp_path):
     config = config_of(objective)
     whole = trained_and_resumed(config, small_data)
-    started = train.start(config, small_data.image_shape, 70).variables.params
+    started = start(config, small_data.image_shape, 70).variables.params
     for part, params in whole.variables.params.items():  # the encoder as well
         assert not np.allclose(*(jax.flatten_util.ravel_pytree(of)[0] for of in (params, started[part]))), part
     assert whole.history[-1]["test_codes_used"] <= 6

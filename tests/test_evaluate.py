@@ -8,24 +8,26 @@ import numpy as np
 import pytest
 
 import vae_jax
-from vae_jax import networks, train
+from vae_jax import networks
 from vae_jax.config import Config, DataConfig, ModelConfig, TrainConfig
 from vae_jax.errors import UserError
 from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import make_keys
 from vae_jax.model import batches
+from vae_jax.model.build import build
 from vae_jax.model.use import make_model
+from vae_jax.runs.fit import fit
 
 CONFIG = Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(epochs=1, batch_size=16))
 
 
 @pytest.fixture(scope="module")
 def trained(small_data):
-    return train.fit(CONFIG, small_data)
+    return fit(CONFIG, small_data)
 
 
 def terms(trained, images, latent="sample", key=0, config=CONFIG):
-    network, objective = train.build(config, trained.image_shape)
+    network, objective = build(config, trained.image_shape)
     evaluator = make_evaluator(config, network, objective, images, latent)
     return evaluator(trained.state.variables, jax.random.key(key))
 
@@ -46,8 +48,8 @@ def test_noise_comes_from_the_key_and_differs_between_batches(trained, small_dat
     np.testing.assert_array_equal(first, again)
     assert not np.isclose(first, other).any()
     monkeypatch.setattr(batches, "BATCH", 4)
-    batches = np.asarray(terms(trained, images)["loss"]).reshape(2, 4)
-    assert len(np.unique(batches)) == 8
+    losses = np.asarray(terms(trained, images)["loss"]).reshape(2, 4)
+    assert len(np.unique(losses)) == 8
     with pytest.raises(UserError, match="sample or mean; found 'mode'"):
         terms(trained, images, "mode")
 
@@ -77,7 +79,7 @@ def test_fit_reports_what_the_evaluator_finds(trained, small_data):
 
 
 def terms_with_run_key(trained, images):
-    network, objective = train.build(CONFIG, trained.image_shape)
+    network, objective = build(CONFIG, trained.image_shape)
     evaluator = make_evaluator(CONFIG, network, objective, images)
     return evaluator(trained.state.variables, make_keys(CONFIG.seed).evaluate)
 
@@ -125,7 +127,7 @@ def test_floats_are_taken_as_they_are(trained, small_data):
     for floats in (np.float32(images / 255), images / 255, (images / 255).tolist(), jnp.asarray(images / 255)):
         np.testing.assert_allclose(model.reconstruct(floats), model.reconstruct(images), rtol=1e-6)
     dynamic = replace(CONFIG, data=DataConfig(treatment="dynamic"))
-    network, objective = train.build(dynamic, trained.image_shape)
+    network, objective = build(dynamic, trained.image_shape)
     drawing = make_model(network, objective, trained.state.variables)
     np.testing.assert_allclose(drawing.encode(images / 255)["mu"], model.encode(images)["mu"], rtol=1e-5, atol=1e-6)
     assert not np.allclose(drawing.encode(images)["mu"], model.encode(images)["mu"], atol=1e-3)
@@ -136,7 +138,7 @@ def test_a_model_in_use_is_differentiable_and_can_be_transformed(small_data, flo
     """Inside vmap, jit, jacfwd and grad it gives what it gives outside, and derivatives are those of differences."""
     sizes = {} if network == "mlp" else {"channels": (4, 6)}
     config = Config(model=ModelConfig(network=network, activation="tanh", latent=3, **sizes))
-    parts = train.build(config, small_data.image_shape)
+    parts = build(config, small_data.image_shape)
     model = make_model(*parts, parts[0].init(jax.random.key(0)))
 
     def decode_one(z):
@@ -167,7 +169,7 @@ def test_a_model_in_use_is_differentiable_and_can_be_transformed(small_data, flo
 
 @pytest.mark.parametrize("treatment", ["grey", "dynamic"])
 def test_all_images_at_once_inside_a_transformation_are_as_in_batches(trained, small_data, monkeypatch, treatment):
-    network, objective = train.build(replace(CONFIG, data=DataConfig(treatment=treatment)), trained.image_shape)
+    network, objective = build(replace(CONFIG, data=DataConfig(treatment=treatment)), trained.image_shape)
     monkeypatch.setattr(batches, "BATCH", 32)
     model = make_model(network, objective, trained.state.variables)
     images = small_data.train.images
@@ -192,7 +194,7 @@ def test_what_is_known_of_a_traced_array_is_checked(trained, small_data):
 
 def test_labels_inside_a_transformation(small_data):
     config = replace(CONFIG, model=replace(CONFIG.model, classes=10))
-    parts = train.build(config, small_data.image_shape)
+    parts = build(config, small_data.image_shape)
     model = make_model(*parts, parts[0].init(jax.random.key(0)))
     z, labels = np.random.RandomState(0).randn(4, 3), np.arange(4)
 
@@ -224,7 +226,7 @@ def test_latents_of_another_kind_are_refused(trained):
 @pytest.mark.parametrize("treatment", ["grey", "dynamic"])
 def test_few_images_take_a_small_batch_and_come_out_as_among_many(trained, small_data, monkeypatch, treatment):
     """Each image is treated the same however many others are with it, and a few programs serve every number."""
-    network, objective = train.build(replace(CONFIG, data=DataConfig(treatment=treatment)), trained.image_shape)
+    network, objective = build(replace(CONFIG, data=DataConfig(treatment=treatment)), trained.image_shape)
     sizes = []
 
     def apply(variables, function, *arguments, **options):
@@ -258,6 +260,6 @@ def test_few_images_take_a_small_batch_and_come_out_as_among_many(trained, small
 
 def test_an_autoencoder_has_no_prior_to_sample_from(small_data):
     config = replace(CONFIG, objective=replace(CONFIG.objective, name="autoencoder"))
-    model = vae_jax.use(train.fit(config, small_data))
+    model = vae_jax.use(fit(config, small_data))
     assert model.sample is None
     assert set(model.encode(small_data.test.images)) == {"mu"}

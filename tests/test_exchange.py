@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from run_fixtures import TINY, compiled_once, flags, snapshot
 from safetensors.numpy import load_file, save_file
 
-from vae_jax import load_config, load_data, run, train
+from vae_jax import load_config, load_data, run
 from vae_jax.cli import main
 from vae_jax.data import resolve
 from vae_jax.errors import UserError
@@ -26,6 +26,8 @@ from vae_jax.files.held import LOCK
 from vae_jax.interop import exchange, torch_pickle, weights_file
 from vae_jax.interop.torch_weights import from_state_dict, to_state_dict
 from vae_jax.model.build import build
+from vae_jax.training.start import start_from
+from vae_jax.training.state import Trained
 
 CONFIG = load_config(**TINY)
 NETWORKS = {
@@ -99,7 +101,7 @@ def refused(command, tmp_path):
 
 
 def variables_of(config, seed=0):
-    network, _ = train.build(config, resolve(config.data).image_shape)
+    network, _ = build(config, resolve(config.data).image_shape)
     variables = network.init(jax.random.key(seed))
     random = np.random.RandomState(seed)
     return jax.tree.map(lambda x: (x + random.rand(*x.shape)).astype(x.dtype), variables)
@@ -657,7 +659,7 @@ class TestArticle:
         from safetensors.torch import load_file
 
         config = load_config("article")
-        network, _ = train.build(config, (32, 32, 1))
+        network, _ = build(config, (32, 32, 1))
         initial = network.init(jax.random.key(0))
         # As after some training: moved statistics, and a last layer that makes light and dark.
         initial.params["decoder"]["dec4"]["kernel"] *= 10
@@ -673,8 +675,8 @@ class TestArticle:
         assert sum(parameter.numel() for parameter in model.parameters()) == 165_409
         images = np.random.RandomState(0).randint(0, 256, (32, 32, 32, 1), np.uint8)
         _, objective = build(config, (32, 32, 1))
-        state = train.start_from(config, objective, variables, 1)
-        trained = train.Trained(config, (32, 32, 1), state, [])
+        state = start_from(config, objective, variables, 1)
+        trained = Trained(config, (32, 32, 1), state, [])
         found = np.asarray(run.use(trained).reconstruct(images))
         with torch.no_grad():
             model.eval()

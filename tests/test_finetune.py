@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from run_fixtures import TINY, compiled_once, flags, snapshot
 
-from vae_jax import members, run, sweep, train
+from vae_jax import run, sweep
 from vae_jax.cli import main
 from vae_jax.config import Config, ModelConfig, TrainConfig, with_options
 from vae_jax.data import load
 from vae_jax.errors import UserError
 from vae_jax.finetune import begun_from
 from vae_jax.posteriors import POSTERIORS
+from vae_jax.runs.fit import fit
+from vae_jax.training import several
 from vae_jax.variables import Variables
 from vae_jax.weights import load_weights, save_weights
 
@@ -42,7 +44,7 @@ def same(first, second):
 )
 def test_what_is_evaluated_is_what_is_used_and_saved(small_data, tmp_path, options):
     config = with_options(PLAIN, **options, **{"train.learning_rate": 1e-2})
-    trained = train.fit(config, small_data)
+    trained = fit(config, small_data)
     used = trained.variables
     raw = trained.state.variables
     assert not np.array_equal(used.params["decoder"]["fc_out"]["kernel"], raw.params["decoder"]["fc_out"]["kernel"])
@@ -54,8 +56,8 @@ def test_what_is_evaluated_is_what_is_used_and_saved(small_data, tmp_path, optio
 
 
 def test_averages_are_evaluated_and_training_goes_on_from_the_weights(small_data):
-    plain = train.fit(PLAIN, small_data)
-    averaged = train.fit(with_options(PLAIN, **{"train.ema_decay": 0.99}), small_data)
+    plain = fit(PLAIN, small_data)
+    averaged = fit(with_options(PLAIN, **{"train.ema_decay": 0.99}), small_data)
     assert [figures["train_loss"] for figures in plain.history] == pytest.approx(
         [figures["train_loss"] for figures in averaged.history], rel=1e-6
     )
@@ -69,26 +71,26 @@ STOPPING = {"train.epochs": 6, "train.patience": 2, "train.min_delta": 1e9}  # n
 def test_an_epoch_that_has_begun_is_ended_before_training_stops(small_data, side_by_side):
     kept = []
     config = with_options(PLAIN, **STOPPING | {"train.patience": 5, "train.chunk_steps": 1})
-    train.fit(config, small_data, on_chunk=lambda state, history: kept.append((jax.device_get(state), list(history))))
+    fit(config, small_data, on_chunk=lambda state, history: kept.append((jax.device_get(state), list(history))))
     state, history = next(pair for pair in kept if int(pair[0].step) == 17)  # in the middle of the fourth epoch of 5
     assert len(history) == 3
     lower = with_options(PLAIN, **STOPPING)  # would have stopped after the third
     if side_by_side:
-        program = members.program_that_fits([lower], members.Images(small_data))
-        ((state, history),) = members.fit(program, [members.Run(lower, (state, history))])
+        program = several.program_that_fits([lower], several.Images(small_data))
+        ((state, history),) = several.fit(program, [several.Run(lower, (state, history))])
     else:
-        state, history = train.fit(lower, small_data, resume=(state, history))[2:4]
+        state, history = fit(lower, small_data, resume=(state, history))[2:4]
     assert int(state.step) == 20
     assert [figures["epoch"] for figures in history] == [1, 2, 3, 4]
 
 
 def test_training_stops_once_the_validation_loss_has_not_fallen(small_data):
-    trained = train.fit(with_options(PLAIN, **STOPPING), small_data)
+    trained = fit(with_options(PLAIN, **STOPPING), small_data)
     assert [figures["epoch"] for figures in trained.history] == [1, 2, 3]
-    again = train.fit(with_options(PLAIN, **STOPPING), small_data, resume=(trained.state, trained.history))
+    again = fit(with_options(PLAIN, **STOPPING), small_data, resume=(trained.state, trained.history))
     same(again.state, trained.state)
     assert again.history == trained.history
-    further = train.fit(
+    further = fit(
         with_options(PLAIN, **STOPPING | {"train.patience": 4}), small_data, resume=(trained.state, trained.history)
     )
     assert len(further.history) == 5
@@ -99,9 +101,9 @@ def test_members_stop_by_themselves(small_data):
     configs = [
         with_options(PLAIN, **{"train.epochs": 4, "train.patience": 1, "train.learning_rate": rate}) for rate in rates
     ]
-    alone = [train.fit(config, small_data) for config in configs]
-    program = members.program_that_fits(configs, members.Images(small_data))
-    ended = members.fit(program, [members.Run(config) for config in configs])
+    alone = [fit(config, small_data) for config in configs]
+    program = several.program_that_fits(configs, several.Images(small_data))
+    ended = several.fit(program, [several.Run(config) for config in configs])
     assert len(alone[0].history) < len(alone[1].history)
     for (_, history), single in zip(ended, alone, strict=True):
         assert len(history) == len(single.history)
@@ -109,8 +111,8 @@ def test_members_stop_by_themselves(small_data):
 
 def test_what_patience_needs(small_data):
     with pytest.raises(UserError, match=r"^train\.patience: expected validation images, .*; found none in noise"):
-        train.fit(with_options(PLAIN, **{"train.patience": 1}), replace(small_data, validation=None))
-    for check in (train.fit, members.check):
+        fit(with_options(PLAIN, **{"train.patience": 1}), replace(small_data, validation=None))
+    for check in (fit, several.check):
         with pytest.raises(UserError, match=r"^train\.min_delta: expected train\.patience with it; found null"):
             check(with_options(PLAIN, **{"train.min_delta": 1.0}), small_data)
 
@@ -239,4 +241,4 @@ def test_a_sweep_from_a_run(first, tmp_path):
     assert len(losses) == 2
     data = load(run.load(first).config.data)
     config = with_options(Config(), **SMALL | {"train.epochs": 1, "train.start": str(first)})
-    assert train.fit(config, data).history[0]["test_loss"] == pytest.approx(losses[0], rel=1e-5)
+    assert fit(config, data).history[0]["test_loss"] == pytest.approx(losses[0], rel=1e-5)

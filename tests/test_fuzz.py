@@ -45,7 +45,8 @@ from vae_jax.interop import weights_file
 from vae_jax.registry import lookup
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import read_config, read_data
-from vae_jax.train import Epoch, TrainState
+from vae_jax.training.figures import Epoch
+from vae_jax.training.state import TrainState
 from vae_jax.variables import Variables
 
 TORTURE = os.environ.get("VAE_JAX_TORTURE") == "1"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vae_jax
-from vae_jax import keys, optimizer, train
+from vae_jax import keys, optimizer
 from vae_jax.config import Config, ModelConfig, PosteriorConfig, PriorConfig
 from vae_jax.data import Split
 from vae_jax.evaluation import latents
@@ -19,6 +19,7 @@ from vae_jax.evaluation.evaluator import make_terms
 from vae_jax.model.build import build
 from vae_jax.model.use import make_model
 from vae_jax.objectives import Objective
+from vae_jax.training.step import make_step
 
 CONFIG = Config(model=ModelConfig(network="mlp", latent=2, layers=(4,)))
 SHAPE = (2, 2, 1)
@@ -181,7 +182,7 @@ def test_an_objective_may_derive_what_it_likes_from_its_key(where):
         )["loss"]
     else:
         transformation = optimizer.build(CONFIG, 1)
-        step = train.make_step(CONFIG, network, objective, transformation)
+        step = make_step(CONFIG, network, objective, transformation)
         loss = jax.jit(step)(variables, transformation.init(variables.params), jnp.asarray(IMAGES), jax.random.key(5))[
             2
         ]

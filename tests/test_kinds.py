@@ -13,7 +13,7 @@ from scipy.special import log_softmax, logsumexp
 from scipy.stats import multivariate_normal, norm
 
 import vae_jax
-from vae_jax import cli, likelihoods, run, sweep, train
+from vae_jax import cli, likelihoods, run, sweep
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, adapted, check_used, load_config, with_options
 from vae_jax.data import Dataset, Split, load, resolve
 from vae_jax.data.shape import settled
@@ -25,8 +25,10 @@ from vae_jax.likelihoods import LIKELIHOODS, measured
 from vae_jax.likelihoods.gaussian import GaussianOptions, gaussian
 from vae_jax.model.build import build
 from vae_jax.priors.vamp import pseudo_inputs
+from vae_jax.runs.fit import fit
 from vae_jax.shapes import Shapes
 from vae_jax.spec import Spec, spec_of
+from vae_jax.training.checks import check_numbers
 
 RANDOM = np.random.RandomState(0)
 ROWS = 94  # 64 to train on, which batches of 16 share evenly, 20 to test on and 10 for validation
@@ -220,9 +222,9 @@ def test_images_have_no_categories(small_data):
 @pytest.mark.parametrize("name", ["bernoulli", "continuous_bernoulli"])
 def test_a_likelihood_on_an_interval_looks_at_the_data_before_training(name):
     with pytest.raises(UserError, match=rf"data in \[0, 1\]; found {name} and numbers from -?\d.* in arrays"):
-        train.fit(config_of("vector", **{"likelihood.name": name}), data_of("vector"))
+        fit(config_of("vector", **{"likelihood.name": name}), data_of("vector"))
     within = Dataset.from_arrays(VECTORS / 100 + 0.5)
-    train.check_numbers(settled(config_of("vector", **{"likelihood.name": name}), within), within)
+    check_numbers(settled(config_of("vector", **{"likelihood.name": name}), within), within)
 
 
 def test_noise_on_categories_is_refused():
@@ -321,7 +323,7 @@ def linear():
     """A trained linear model of vectors: p(x|z) is Gaussian around a linear function of z."""
     changes = {"model.layers": (), "likelihood.variance": "shared", "likelihood.scale": 2.0}
     long_enough = {"train.epochs": 40, "train.learning_rate": 0.02}  # for q(z|x) to be near p(z|x)
-    return train.fit(config_of("vector", **changes, **long_enough), data_of("vector"))
+    return fit(config_of("vector", **changes, **long_enough), data_of("vector"))
 
 
 def test_the_likelihood_of_a_linear_model_is_the_exact_one(linear):
@@ -371,7 +373,7 @@ def test_a_trained_model_of_vectors_in_use(linear, tmp_path):
 def test_the_likelihood_of_categories_is_the_exact_one():
     """z has one dimension, over which p(x) is summed on a fine grid; the run stops, goes on and streams bit for bit."""
     data, config = data_of("categories"), config_of("categories", **{"model.classes": 2})
-    trained = train.fit(config, data)
+    trained = fit(config, data)
     network, _ = build(trained.config, trained.image_shape)
     variables, test = trained.variables, data.test
     grid = np.linspace(-8, 8, 801, dtype=np.float32)[:, None]
@@ -391,7 +393,7 @@ def test_the_likelihood_of_categories_is_the_exact_one():
         UserError, match=r"images: expected whole numbers from 0 to 2 or floats in \[0, 1\]; found 0 to 3"
     ):
         model.encode(test.images.astype(int) * 3 // 2, test.labels)
-    streamed = train.fit(replace(config, train=replace(config.train, shard_images=32)), data)
+    streamed = fit(replace(config, train=replace(config.train, shard_images=32)), data)
     for one, other in zip(*map(jax.tree.leaves, (streamed.variables, variables)), strict=True):
         np.testing.assert_array_equal(one, other)
 

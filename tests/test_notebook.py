@@ -10,17 +10,19 @@ import pytest
 from PIL import Image
 
 import vae_jax
-from vae_jax import networks, train
+from vae_jax import networks
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig
+from vae_jax.model.build import build
 from vae_jax.model.use import Model
+from vae_jax.training.start import start_from
 
 CONFIG = Config(model=ModelConfig(network="mlp", latent=3))
 
 
 def trained(config=CONFIG, shape=(8, 8, 1), history=()):
-    network, objective = train.build(config, shape)
+    network, objective = build(config, shape)
     variables = network.init(jax.random.key(0))
-    return vae_jax.Trained(config, shape, train.start_from(config, objective, variables, 0), list(history))
+    return vae_jax.Trained(config, shape, start_from(config, objective, variables, 0), list(history))
 
 
 def cells(html):

@@ -10,11 +10,15 @@ import optax
 import optax.contrib
 import pytest
 
-from vae_jax import members, optimizer, train
+from vae_jax import optimizer
 from vae_jax.config import Config, ModelConfig, TrainConfig, with_options
 from vae_jax.errors import UserError
+from vae_jax.model.build import build
 from vae_jax.optimizer import OPTIMIZERS
 from vae_jax.programs.packing import pack, unpack
+from vae_jax.runs.fit import fit
+from vae_jax.training import several
+from vae_jax.training.step import make_step
 
 PLAIN = Config(model=ModelConfig(network="mlp", layers=(5,), latent=3), train=TrainConfig(epochs=2, batch_size=16))
 PARAMS = {
@@ -158,9 +162,9 @@ def test_two_batches_train_as_one_of_twice_the_size(small_data, reduction):
     ended = []
     for batches in (1, 2):
         config = with_options(PLAIN, **changes, **{"train.accumulate": batches})
-        network, objective = train.build(config, small_data.image_shape)
+        network, objective = build(config, small_data.image_shape)
         rule = optimizer.build(config, 4)
-        step = jax.jit(train.make_step(config, network, objective, rule))
+        step = jax.jit(make_step(config, network, objective, rule))
         variables = network.init(jax.random.key(0))
         state = rule.init(variables.params)
         for number in range(2):
@@ -191,13 +195,13 @@ def test_runs_resume_bit_for_bit_and_members_are_their_single_runs(small_data, n
     configs = [
         with_options(PLAIN, **{"optimizer.name": name, "train.learning_rate": rate}, **more) for rate in (1e-4, 1e-3)
     ]
-    alone = [train.fit(config, small_data) for config in configs]
+    alone = [fit(config, small_data) for config in configs]
     assert alone[1].history[1]["train_loss"] < alone[1].history[0]["train_loss"]
-    begun = train.fit(replace(configs[0], train=replace(configs[0].train, epochs=1)), small_data)
-    resumed = train.fit(configs[0], small_data, resume=(begun.state, begun.history))
+    begun = fit(replace(configs[0], train=replace(configs[0].train, epochs=1)), small_data)
+    resumed = fit(configs[0], small_data, resume=(begun.state, begun.history))
     jax.tree.map(np.testing.assert_array_equal, resumed.state, alone[0].state)
-    program = members.program_that_fits(configs, members.Images(small_data))
-    together: Any = members.fit(program, [members.Run(config) for config in configs])
+    program = several.program_that_fits(configs, several.Images(small_data))
+    together: Any = several.fit(program, [several.Run(config) for config in configs])
     for (state, _), single in zip(together, alone, strict=True):
         close(state, single.state)
 

@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 from flax import errors
 
-from vae_jax import checkpoint, layers, networks, objectives, posteriors, train
+from vae_jax import checkpoint, layers, networks, objectives, posteriors
 from vae_jax.config import ModelConfig, load_config
 from vae_jax.config.parts import registry_of
 from vae_jax.data import Dataset, Split
 from vae_jax.device.platforms import current
 from vae_jax.errors import UserError
 from vae_jax.evaluation.evaluator import make_evaluator
+from vae_jax.keys import make_keys
 from vae_jax.model.build import build
 from vae_jax.posteriors import KL
+from vae_jax.runs.fit import fit
 from vae_jax.shapes import Shapes
+from vae_jax.training.checks import check_batches
+from vae_jax.training.start import start
 
 OWN = Path(__file__).parent / "own"
 NETWORKS = {
@@ -36,8 +40,8 @@ def config_of(name, **options):
     return load_config(**{"model.network": own, "model.latent": 3, "data.image_size": 8, "train.epochs": 2, **options})
 
 
-def start(name, seed=0):
-    return build(config_of(name, seed=seed), SHAPE)[0].init(train.make_keys(seed).init)
+def begun(name, seed=0):
+    return build(config_of(name, seed=seed), SHAPE)[0].init(make_keys(seed).init)
 
 
 def leaves(tree):
@@ -47,7 +51,7 @@ def leaves(tree):
 def trained_from_noise(name, **options):
     """Two epochs on 32 images."""
     data = Dataset("noise", Split(IMAGES[:32]), Split(IMAGES[:5]))
-    return train.fit(config_of(name, **{"train.batch_size": 16, "train.learning_rate": 0.01, **options}), data)
+    return fit(config_of(name, **{"train.batch_size": 16, "train.learning_rate": 0.01, **options}), data)
 
 
 @pytest.mark.parametrize("name", ["vit", "initialised"])
@@ -55,7 +59,7 @@ def test_an_own_network_trains_and_is_saved(name, tmp_path):
     trained = trained_from_noise(name)
     losses = [epoch["train_loss"] for epoch in trained.history]
     assert losses[1] < losses[0]
-    before = leaves(start(name).params)
+    before = leaves(begun(name).params)
     for path, leaf in leaves(trained.state.variables.params).items():
         assert (leaf != before[path]).any(), path
     if name == "initialised":  # a collection of its own is kept and updated, step by step
@@ -67,14 +71,14 @@ def test_an_own_network_trains_and_is_saved(name, tmp_path):
 
 
 def test_an_own_network_starts_as_its_initialisers_say():
-    params = start("initialised").params
+    params = begun("initialised").params
     np.testing.assert_array_equal(params["scale"], np.full(3, 0.5))
     for head in ("mu", "log_var"):
         np.testing.assert_array_equal(params[f"to_heads_{head}"]["kernel"], np.zeros((64, 3)))
         np.testing.assert_array_equal(params[f"to_heads_{head}"]["bias"], np.full(3, 0.25))
     np.testing.assert_array_equal(params["to_pixels"]["kernel"], jax.random.uniform(jax.random.key(7), (3, 64)))
 
-    vit = leaves(start("vit").params)
+    vit = leaves(begun("vit").params)
     (positions,) = (leaf for path, leaf in vit.items() if "positions" in path)
     assert float(positions.std()) == pytest.approx(0.02, rel=0.3)
     # Attention: variance 1 over the 16 inputs of each output, truncated at two standard deviations of its own.
@@ -86,7 +90,7 @@ def test_an_own_network_starts_as_its_initialisers_say():
 
 @pytest.mark.parametrize(("name", "fixed"), [("vit", ("bias", "scale")), ("initialised", ("scale", "bias", "kernel"))])
 def test_what_is_random_differs_by_seed_and_nothing_else(name, fixed):
-    first, again, second = (leaves(start(name, seed).params) for seed in (0, 0, 1))
+    first, again, second = (leaves(begun(name, seed).params) for seed in (0, 0, 1))
     for path, leaf in first.items():
         np.testing.assert_array_equal(leaf, again[path])
         assert (leaf == second[path]).all() == any(f"'{word}'" in path for word in fixed), path
@@ -139,16 +143,16 @@ def test_whether_images_of_a_batch_depend_on_one_another_is_asked_of_the_network
     vamp = {"prior.name": "vamp", "prior.components": 4, "train.batch_size": 5}
     piwae = {"objective.name": "piwae", "train.batch_size": 5}
     if not couples:
-        train.check_batches(config, 65, built)
+        check_batches(config, 65, built)
         for options in (vamp, piwae):
             build(config_of("own", **options), SHAPE)
         return
-    train.check_batches(config, 66, built)
+    check_batches(config, 66, built)
     with pytest.raises(
         UserError,
         match=r"train\.batch_size: expected at least two images for own, .*a last batch of one image \(65 images",
     ):
-        train.check_batches(config, 65, built)
+        check_batches(config, 65, built)
     for options, reason in ((vamp, "pseudo-inputs"), (piwae, "each sample's own gradient")):
         with pytest.raises(
             UserError, match=rf"model\.network: expected one without BatchNorm.*{reason}.*; found own, "
@@ -306,7 +310,7 @@ def whole_numbers(self, z, train):
 def test_what_a_network_gives_is_looked_at(own, part, function, message):
     name = own(type("Spoilt", (Plain,), {part: function, "__annotations__": {}}))
     with pytest.raises(UserError, match=rf"^model\.network own, {message}"):
-        train.start(config_of(name), SHAPE, 10)
+        start(config_of(name), SHAPE, 10)
 
 
 def test_xlas_own_convolution_takes_a_call_a_step_on_a_cpu_and_ends_alike():
@@ -410,7 +414,7 @@ def test_latent_mean_of_an_own_objective_is_judged_by_what_it_looks_at(monkeypat
         built = build(config, SHAPE)
         if allowed:
             evaluator = make_evaluator(config, *built, IMAGES, "mean")
-            terms = evaluator(train.start(config, SHAPE, 1).variables, jax.random.key(0))
+            terms = evaluator(start(config, SHAPE, 1).variables, jax.random.key(0))
             assert np.isfinite(terms["loss"]).all()
         else:
             with pytest.raises(UserError, match=r"^latent: expected sample"):
@@ -450,7 +454,7 @@ def test_what_an_objective_gives_is_looked_at(monkeypatch, message):
     config = config_of("mlp", **{"model.layers": [4], "objective.name": "own", "train.batch_size": 5})
     data = Dataset("noise", Split(IMAGES[:10]), Split(IMAGES[:5]))
     with pytest.raises(UserError, match=rf"^objective\.name own.* {message}|^objective\.name own, {message}"):
-        train.fit(config, data)
+        fit(config, data)
 
 
 PART_FAULTS = [
@@ -487,7 +491,7 @@ def test_a_closed_form_of_another_shape_is_refused(monkeypatch):
     config = config_of("mlp", **{"model.layers": [4], "posterior.name": "own", "train.batch_size": 5})
     message = r"^posterior\.name own, kl, total: expected floats of shape \(5,\); found floats of shape \(\)"
     with pytest.raises(UserError, match=message):
-        train.fit(config, Dataset("noise", Split(IMAGES[:10]), Split(IMAGES[:5])))
+        fit(config, Dataset("noise", Split(IMAGES[:10]), Split(IMAGES[:5])))
 
 
 @pytest.mark.parametrize(("part", "name", "function", "spoil", "message"), PART_FAULTS)
@@ -504,7 +508,7 @@ def test_what_other_parts_give_is_looked_at(monkeypatch, part, name, function, s
     config = config_of("mlp", **{"model.layers": [4], f"{part}.name": "own", "train.batch_size": 5, **sampled})
     data = Dataset("noise", Split(IMAGES[:10]), Split(IMAGES[:5]))
     with pytest.raises(UserError, match=rf"^{part}\.name own, .*{message}"):
-        train.fit(config, data)
+        fit(config, data)
 
 
 def test_an_own_posterior_of_one_head_still_needs_a_likelihood_of_the_data(monkeypatch):

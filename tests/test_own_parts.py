@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 from run_fixtures import flags, snapshot
 
-from vae_jax import cli, data, members, registry, run, sweep
+from vae_jax import cli, data, registry, run, sweep
 from vae_jax.config import Config, load_config
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.model.build import build
 from vae_jax.runs import own_parts
+from vae_jax.runs.fit import fit
 from vae_jax.runs.folder import read_config
-from vae_jax.train import fit
+from vae_jax.training import several
 
 NETWORK = """\
 import os
@@ -757,8 +758,8 @@ def test_a_number_of_any_type_is_in_a_sweep_what_it_is_alone_whatever_its_class_
     pairs = ((50, 2), (80, 3))
     configs = [load_config(**base, **{"objective.share": share, "objective.power": power}) for share, power in pairs]
     images = data.load(configs[0].data)
-    program = members.program_that_fits(configs, members.Images(images))
-    found = members.fit(program, [members.Run(config) for config in configs])
+    program = several.program_that_fits(configs, several.Images(images))
+    found = several.fit(program, [several.Run(config) for config in configs])
     for config, (_, history), share in zip(configs, found, (0.5, 0.8), strict=True):
         alone = fit(config, images).history
         for name in ("train_loss", "test_loss", "train_share"):

@@ -8,12 +8,17 @@ import numpy as np
 import optax
 import pytest
 
-from vae_jax import members, optimizer, train
+from vae_jax import optimizer
 from vae_jax.config import Config, ModelConfig, TrainConfig
 from vae_jax.device.platforms import PLATFORMS
 from vae_jax.model.build import build
 from vae_jax.programs import staging
 from vae_jax.programs.packing import is_packed, pack, unpack
+from vae_jax.runs.fit import fit
+from vae_jax.training import several
+from vae_jax.training.loop import make_packing
+from vae_jax.training.start import start
+from vae_jax.training.step import make_step
 
 CONFIG = Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(epochs=2, batch_size=16))
 SHAPE = (8, 8, 1)
@@ -27,8 +32,8 @@ def test_a_model_is_that_of_the_platform_it_is_built_for(network):
     for name, platform in PLATFORMS.items():
         composition, objective = build(config, SHAPE, platform)
         assert composition.platform is platform
-        state = jax.eval_shape(lambda: train.start(config, SHAPE, len(images)))
-        step = jax.jit(train.make_step(config, composition, objective, optimizer.build(config, 1)))
+        state = jax.eval_shape(lambda: start(config, SHAPE, len(images)))
+        step = jax.jit(make_step(config, composition, objective, optimizer.build(config, 1)))
         programs[name] = step.lower(state.variables, state.opt_state, images, jax.random.key(0)).as_text()
     native = {name: "stablehlo.convolution" in program for name, program in programs.items()}
     assert native == {name: platform.convolution == "native" for name, platform in PLATFORMS.items()}
@@ -55,10 +60,10 @@ def losses(history):
 def test_loops_of_known_length_train_the_same(network, small_data, monkeypatch):
     sizes = {"channels": (4, 6)} if network == "convolutional" else {"layers": (7, 5)}
     config = Config(model=ModelConfig(network=network, latent=3, **sizes), train=TrainConfig(epochs=2, batch_size=8))
-    expected = train.fit(config, small_data)
+    expected = fit(config, small_data)
     states, shown = [], []
     on_accelerator(monkeypatch, length=3)
-    found = train.fit(
+    found = fit(
         replace(config, train=replace(config.train, chunk_steps=5)),
         small_data,
         on_chunk=lambda state, history: states.append((jax.tree.map(np.asarray, state), list(history))),
@@ -70,7 +75,7 @@ def test_loops_of_known_length_train_the_same(network, small_data, monkeypatch):
     # Inside an epoch the state is that of a run to be resumed anywhere; by other calls, and by itself.
     state, history = states[2]
     assert int(state.step) == 14
-    resumed = train.fit(config, small_data, resume=(state, history))
+    resumed = fit(config, small_data, resume=(state, history))
     assert losses(resumed.history) == losses(found.history)
     jax.tree.map(np.testing.assert_array_equal, resumed.state, found.state)
 
@@ -80,15 +85,15 @@ def test_loops_of_known_length_train_the_same(network, small_data, monkeypatch):
 def test_members_train_the_same_in_loops_of_known_length(side_by_side, small_data, monkeypatch):
     config = Config(model=ModelConfig(network="mlp", latent=3, layers=(7,)), train=TrainConfig(epochs=2, batch_size=8))
     configs = [replace(config, seed=seed) for seed in (0, 1)]
-    expected = [train.fit(config, small_data).history for config in configs]
+    expected = [fit(config, small_data).history for config in configs]
     on_accelerator(monkeypatch, length=3)
     if side_by_side:
-        monkeypatch.setattr(members, "_over_members", jax.vmap)
-    program = members.program_that_fits(configs, members.Images(small_data))
+        monkeypatch.setattr(several, "_over_members", jax.vmap)
+    program = several.program_that_fits(configs, several.Images(small_data))
     looks = []
-    ended = members.fit(
+    ended = several.fit(
         program,
-        [members.Run(config) for config in configs],
+        [several.Run(config) for config in configs],
         on_chunk=lambda numbers, look: looks.append(look(1)[0]),
     )
     for (state, history), alone in zip(ended, expected, strict=True):
@@ -121,9 +126,9 @@ def test_our_optimiser_may_have_its_parameters_as_one_vector(clip):
 
 def test_an_optimiser_that_looks_at_shapes_keeps_its_trees():
     transformation = optimizer.Optimizer(*optax.lamb(0.1))
-    state = train.start(CONFIG, SHAPE, 16)
+    state = start(CONFIG, SHAPE, 16)
     state = state._replace(opt_state=transformation.init(state.variables.params))
-    packed = train.make_packing(PLATFORMS["gpu"], transformation).pack(state)
+    packed = make_packing(PLATFORMS["gpu"], transformation).pack(state)
     assert packed.variables.params is state.variables.params
     assert packed.opt_state is state.opt_state
     assert is_packed(packed.variables.state["batch_stats"])

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 from run_fixtures import trained_and_resumed
 
-from vae_jax import keys, members, run, train
+from vae_jax import keys, run
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.evaluation.evaluator import make_evaluator, means, usage
 from vae_jax.model.build import build
+from vae_jax.runs.fit import fit
+from vae_jax.training import several
+from vae_jax.training.start import first_images, start
 
 POSTERIORS = {
     "codebook": {"posterior.codes": 8, "model.latent": 3},
@@ -81,19 +84,19 @@ def test_models_with_codes_train_evaluate_and_resume_exactly(posterior, network,
 
 @pytest.mark.parametrize("posterior", ["codebook", "gradient"])
 def test_members_of_a_sweep_begin_and_train_as_single_runs(posterior, small_data, float64, monkeypatch):
-    monkeypatch.setattr(members, "_over_members", jax.vmap)  # side by side, as on an accelerator
+    monkeypatch.setattr(several, "_over_members", jax.vmap)  # side by side, as on an accelerator
     configs = [config_of(posterior, seed=seed) for seed in (0, 7)]
-    program = members.program_that_fits(configs, members.Images(small_data))
+    program = several.program_that_fits(configs, several.Images(small_data))
     assert program.size == 2
-    found = members.fit(program, [members.Run(config) for config in configs])
+    found = several.fit(program, [several.Run(config) for config in configs])
     begun = []
     for config, (state, history) in zip(configs, found, strict=True):
-        first = train.start(config, small_data.image_shape, 70, train.first_images(config, small_data.train))
-        blind = train.start(config, small_data.image_shape, 70)
+        first = start(config, small_data.image_shape, 70, first_images(config, small_data.train))
+        blind = start(config, small_data.image_shape, 70)
         begun.append(first.variables)
         assert jax.tree.structure(first) == jax.tree.structure(blind)
         assert [leaf.dtype for leaf in jax.tree.leaves(first)] == [leaf.dtype for leaf in jax.tree.leaves(blind)]
-        alone = train.fit(config, small_data)
+        alone = fit(config, small_data)
         for name, value in alone.history[-1].items():
             if name.split("_")[0] in ("train", "test", "validation") and not name.endswith("seconds"):
                 assert history[-1][name] == pytest.approx(value, rel=1e-9), name

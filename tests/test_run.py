@@ -31,9 +31,9 @@ from vae_jax.device import memory
 from vae_jax.errors import Stopped, UserError
 from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import make_keys, step_key, step_keys
+from vae_jax.model.build import build
 from vae_jax.objectives import OBJECTIVES, Objective
 from vae_jax.runs.folder import read_data
-from vae_jax.train import build
 
 CONFIG = Config(
     data=DataConfig(image_size=8, channels=1),

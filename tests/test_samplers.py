@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from vae_jax import train
 from vae_jax.cli.use import SOURCES
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig
 from vae_jax.errors import UserError
 from vae_jax.evaluation import samplers
+from vae_jax.model.build import build
 from vae_jax.model.use import make_model
 
 
@@ -88,7 +88,7 @@ def test_an_autoencoder_becomes_generative(small_data):
     config = Config(
         model=ModelConfig(network="mlp", layers=(16,), latent=3), objective=ObjectiveConfig(name="autoencoder")
     )
-    network, objective = train.build(config, small_data.image_shape)
+    network, objective = build(config, small_data.image_shape)
     variables = network.init(jax.random.key(0))
     images = small_data.train.images[:2]
     sample = samplers.fit_sampler("gmm", network, variables, images, jax.random.key(1))
@@ -102,7 +102,7 @@ def test_an_autoencoder_becomes_generative(small_data):
 def test_a_posterior_is_drawn_from_not_its_mean(small_data):
     """With one image many times, what is fitted is that image's posterior."""
     config = Config(model=ModelConfig(network="mlp", layers=(16,), latent=1))
-    network, objective = train.build(config, small_data.image_shape)
+    network, objective = build(config, small_data.image_shape)
     variables = network.init(jax.random.key(0))
     images = np.repeat(small_data.train.images[:1], 2000, 0)
     z = np.asarray(samplers.fit_sampler("gmm", network, variables, images, jax.random.key(1))(jax.random.key(2), 2000))

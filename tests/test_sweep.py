@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from run_fixtures import TINY, compiled_once, flags, snapshot
 
-from vae_jax import data, members, run, sweep, train
+from vae_jax import data, run, sweep
 from vae_jax.cli import main
 from vae_jax.cli import sweep as cli_sweep
 from vae_jax.config import PARTS as SECTIONS
@@ -23,6 +23,8 @@ from vae_jax.config.section import options_class
 from vae_jax.device import memory
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.options import TRACED, options_in
+from vae_jax.runs.fit import fit
+from vae_jax.training import several
 
 PLAIN = Config(model=ModelConfig(network="mlp", layers=(5,), latent=3), train=TrainConfig(epochs=2, batch_size=16))
 # The same through folders and commands.
@@ -44,11 +46,11 @@ def figures(history):
 
 
 def check_members_are_single_runs(configs, small_data):
-    program = members.program_that_fits(configs, members.Images(small_data))
+    program = several.program_that_fits(configs, several.Images(small_data))
     assert program.size == len(configs)
-    found = members.fit(program, [members.Run(config) for config in configs])
+    found = several.fit(program, [several.Run(config) for config in configs])
     for config, (state, history) in zip(configs, found, strict=True):
-        alone = train.fit(config, small_data)
+        alone = fit(config, small_data)
         np.testing.assert_allclose(figures(history), figures(alone.history), rtol=1e-9)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), state, alone.state)
     assert len({epoch[-1]["train_loss"] for _, epoch in found}) == len(configs)  # they differ
@@ -102,10 +104,11 @@ def test_members_are_their_single_runs(small_data, case):
         with_values(base, {name: pair[0] for name, pair in values.items()} | {each: values[each][1]}) for each in values
     ]
     check_members_are_single_runs(configs, small_data)
-    history = members.fit(
-        members.program_that_fits(alone, members.Images(small_data)), [members.Run(each) for each in alone]
+    history = several.fit(
+        several.program_that_fits(alone, several.Images(small_data)),
+        [several.Run(each) for each in alone],
     )
-    first = train.fit(configs[0], small_data).history[0]["train_loss"]
+    first = fit(configs[0], small_data).history[0]["train_loss"]
     assert all(abs(found[-1]["train_loss"] - first) > 1e-6 for _, found in history)  # each option does something
 
 
@@ -113,7 +116,7 @@ def test_members_are_their_single_runs(small_data, case):
 @pytest.mark.parametrize("mapping", ["in turn", "side by side"])
 def test_seeds_and_schedules_of_the_articles_network(small_data, mapping, monkeypatch):
     if mapping == "side by side":  # as on an accelerator
-        monkeypatch.setattr(members, "_over_members", jax.vmap)
+        monkeypatch.setattr(several, "_over_members", jax.vmap)
     base = Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(epochs=2, batch_size=16))
     base = replace(base, train=replace(base.train, schedule="cosine", warmup_steps=3))
     configs = [with_values(base, {"seed": seed, "train.learning_rate": rate}) for seed, rate in ((0, 1e-3), (7, 5e-3))]
@@ -132,11 +135,12 @@ def test_seeds_and_schedules_of_the_articles_network(small_data, mapping, monkey
 def test_a_member_is_its_single_run_bit_for_bit_on_a_cpu(small_data, objective, values):
     base = replace(PLAIN, objective=ObjectiveConfig(name=objective))
     configs = [with_values(base, {name: pair[number] for name, pair in values.items()}) for number in (0, 1)]
-    found = members.fit(
-        members.program_that_fits(configs, members.Images(small_data)), [members.Run(config) for config in configs]
+    found = several.fit(
+        several.program_that_fits(configs, several.Images(small_data)),
+        [several.Run(config) for config in configs],
     )
     for config, (state, history) in zip(configs, found, strict=True):
-        alone = train.fit(config, small_data)
+        alone = fit(config, small_data)
         assert figures(history) == figures(alone.history)
         jax.tree.map(np.testing.assert_array_equal, state, alone.state)
 
@@ -145,36 +149,36 @@ def test_a_member_that_diverges_is_frozen_and_harms_no_other(small_data):
     rates = (1e-3, 1e30, 1e-2)
     configs = [with_values(PLAIN, {"train.learning_rate": rate}) for rate in rates]
     seen = []
-    program = members.program_that_fits(configs, members.Images(small_data))
-    found = members.fit(
+    program = several.program_that_fits(configs, several.Images(small_data))
+    found = several.fit(
         program,
-        [members.Run(config) for config in configs],
+        [several.Run(config) for config in configs],
         on_epoch=lambda number, epoch, state: seen.append((number, epoch["epoch"])),
     )
     assert isinstance(found[1], Diverged)
     assert "diverged in epoch 1" in str(found[1])
     assert seen == [(0, 1), (2, 1), (0, 2), (2, 2)]
     for number in (0, 2):
-        alone = train.fit(configs[number], small_data)
+        alone = fit(configs[number], small_data)
         assert figures(found[number][1]) == figures(alone.history)
 
 
 def test_members_are_split_where_the_memory_does_not_hold_them(small_data, monkeypatch):
     configs = [with_values(PLAIN, {"seed": seed}) for seed in range(5)]
-    one, whole = (members.Several(configs, members.Images(small_data), size) for size in (1, 5))
-    monkeypatch.setattr(memory, "available", lambda: int((one.needs + whole.needs) / 2 / members.SHARE))
-    program = members.program_that_fits(configs, members.Images(small_data))
+    one, whole = (several.Several(configs, several.Images(small_data), size) for size in (1, 5))
+    monkeypatch.setattr(memory, "available", lambda: int((one.needs + whole.needs) / 2 / several.SHARE))
+    program = several.program_that_fits(configs, several.Images(small_data))
     assert 1 <= program.size < 5
-    few = members.fit(program, [members.Run(configs[4])])  # the rest of the program stays empty
+    few = several.fit(program, [several.Run(configs[4])])  # the rest of the program stays empty
     assert len(few) == 1
-    assert figures(few[0][1]) == figures(train.fit(configs[4], small_data).history)
+    assert figures(few[0][1]) == figures(fit(configs[4], small_data).history)
     monkeypatch.setattr(memory, "available", lambda: 10)
     with pytest.raises(UserError, match=r"train\.batch_size 16: training one member needs .* MB are free"):
-        members.program_that_fits(configs, members.Images(small_data))
+        several.program_that_fits(configs, several.Images(small_data))
 
 
 def test_members_are_split_where_the_compiler_finds_no_room_or_too_few_files_may_be_open(small_data, monkeypatch):
-    class Full(members.Several):
+    class Full(several.Several):
         """Three members at a time fit."""
 
         def __init__(self, configs, images, size):
@@ -182,27 +186,27 @@ def test_members_are_split_where_the_compiler_finds_no_room_or_too_few_files_may
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
             self.size, self.needs = size, 1
 
-    monkeypatch.setattr(members, "Several", Full)
-    configs, images = [with_values(PLAIN, {"seed": seed}) for seed in range(7)], members.Images(small_data)
-    assert members.program_that_fits(configs, images).size == 3  # half of 7
-    monkeypatch.setattr(members, "MOST", 2)
-    assert members.program_that_fits(configs[:3], images).size == 2
+    monkeypatch.setattr(several, "Several", Full)
+    configs, images = [with_values(PLAIN, {"seed": seed}) for seed in range(7)], several.Images(small_data)
+    assert several.program_that_fits(configs, images).size == 3  # half of 7
+    monkeypatch.setattr(several, "MOST", 2)
+    assert several.program_that_fits(configs[:3], images).size == 2
     monkeypatch.setattr(Full, "__init__", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("broken")))
     with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
-        members.program_that_fits(configs, images)
+        several.program_that_fits(configs, images)
 
 
 def test_the_memory_of_shuffling_is_counted():
     """Of many small images it is most of what a program needs."""
     levels = np.zeros((50_000, 1, 1, 1), np.uint8)
     many = data.Dataset("many", data.Split(levels), data.Split(levels[:2]))
-    program = members.Several([PLAIN], members.Images(many), 1)
+    program = several.Several([PLAIN], several.Images(many), 1)
     used = program.shuffle.memory_analysis()
     assert program.needs > used.temp_size_in_bytes + used.output_size_in_bytes + levels.nbytes * 4  # and its order
 
 
 def test_images_are_there_once_for_all_programs(small_data):
-    images = members.Images(small_data)
+    images = several.Images(small_data)
     told = replace(PLAIN, model=replace(PLAIN.model, classes=10))
     assert images.of("train", PLAIN)[0] is images.of("train", told)[0]
     assert images.of("train", PLAIN)[1] is None
@@ -211,8 +215,8 @@ def test_images_are_there_once_for_all_programs(small_data):
 
 def test_streamed_data_are_refused(small_data):
     with pytest.raises(UserError, match=r"train\.shard_images: expected 0 .*members share them; found 32"):
-        members.program_that_fits(
-            [replace(PLAIN, train=replace(PLAIN.train, shard_images=32))], members.Images(small_data)
+        several.program_that_fits(
+            [replace(PLAIN, train=replace(PLAIN.train, shard_images=32))], several.Images(small_data)
         )
 
 
@@ -250,7 +254,7 @@ def test_each_member_is_a_normal_run(whole, images, base):
         assert {each.name for each in path.iterdir()} >= {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
         assert (path / "figures" / "latent_plane.png").exists() == (trained.config.model.latent == 2)
     name = "beta=2,latent=2,seed=1"
-    alone = train.fit(run.load(folder / name).config, images)
+    alone = fit(run.load(folder / name).config, images)
     assert figures(run.load(folder / name).history) == figures(alone.history)
     # It goes on like one that was trained alone, and the sweep keeps what it was.
     longer = replace(alone.config, train=replace(alone.config.train, epochs=3))
@@ -333,7 +337,7 @@ def test_members_killed_at_different_steps_go_on(base, images, tmp_path, monkeyp
 
 
 def test_a_diverging_member_is_told_and_the_table_counts_it(base, images, tmp_path, monkeypatch):
-    monkeypatch.setattr(members, "is_slow_in_loops", lambda lowered: True)  # as with a user's nn.Conv
+    monkeypatch.setattr(several, "is_slow_in_loops", lambda lowered: True)  # as with a user's nn.Conv
     plan = sweep.make_sweep(base, 1, ["train.learning_rate=1e-3,1e30"])
     said, seen = [], []
     found = sweep.run(
@@ -357,7 +361,7 @@ def test_a_diverging_member_is_told_and_the_table_counts_it(base, images, tmp_pa
 
 def test_members_that_do_not_fit_while_they_train_go_on_fewer_at_once(base, images, tmp_path, monkeypatch):
     plan = sweep.make_sweep(base, 2, [])
-    train_ = members.Several.train
+    train_ = several.Several.train
     calls, said = [], []
 
     def train(program, *arguments):
@@ -366,7 +370,7 @@ def test_members_that_do_not_fit_while_they_train_go_on_fewer_at_once(base, imag
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         return train_(program, *arguments)
 
-    monkeypatch.setattr(members.Several, "train", train)
+    monkeypatch.setattr(several.Several, "train", train)
     found = sweep.run(plan, images, tmp_path / "sweep", report=said.append)
     assert calls == [2, 2, 2, 2] + [1, 1, 1] * 2  # from the second epoch on
     assert "group 1/1: the memory does not hold 2 members while they train; going on with 1 at once" in said
@@ -375,14 +379,14 @@ def test_members_that_do_not_fit_while_they_train_go_on_fewer_at_once(base, imag
         assert figures(outcome.history) == figures(train_alone(outcome.member.config, images))
         assert figures(run.load(tmp_path / "sweep" / outcome.member.name).history) == figures(outcome.history)
     monkeypatch.setattr(
-        members.Several, "train", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("broken"))
+        several.Several, "train", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("broken"))
     )
     with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
         sweep.run(plan, images, tmp_path / "sweep", overwrite=True)
 
 
 def train_alone(config, images):
-    return train.fit(config, images).history
+    return fit(config, images).history
 
 
 # --- What does not compare -------------------------------------------------------------------------------------------
@@ -481,12 +485,12 @@ def test_what_does_not_compare_is_not_ranked_against_each_other(settings, base, 
     # Pictures have one unit each, and only settings of that kind.
     names = [f"_{number}" for number in range(1, 1 + len(rivals))] if len(rivals) > 1 else [""]
     assert set(drawn) == {f"{what}{name}.png" for what in ("curves", "grid") for name in names}
-    for name, (kind, several) in zip(names, rivals.items(), strict=True):
+    for name, (kind, alike) in zip(names, rivals.items(), strict=True):
         curves, unit, title = drawn[f"curves{name}.png"]
-        assert (len(curves), unit) == (len(several), kind.split(",")[0])
+        assert (len(curves), unit) == (len(alike), kind.split(",")[0])
         assert (kind in title) == (len(rivals) > 1)
         _, cells, unit, _ = drawn[f"grid{name}.png"]
-        assert (len(cells), unit) == (len(several), kind.split(",")[0])
+        assert (len(cells), unit) == (len(alike), kind.split(",")[0])
 
 
 def test_a_group_of_another_unit_says_so_while_it_trains(capsys):

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from run_fixtures import compiled_once
 
-from vae_jax import train
 from vae_jax.blocks.tiles import tiles
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, TrainConfig
 from vae_jax.data import Dataset, Split
 from vae_jax.device.platforms import PLATFORMS
 from vae_jax.errors import UserError
 from vae_jax.interop.torch_weights import COUNTER, to_state_dict
+from vae_jax.model.build import build
 from vae_jax.objectives import OBJECTIVES
 
 torch = pytest.importorskip("torch", reason="needs the extra torch")
@@ -188,7 +188,7 @@ def test_the_twin_starts_like_pytorch_and_names_its_parameters_like_the_article(
     assert {"conv1.weight", "BN1.running_var", "BN1.num_batches_tracked", "fc_log_var.bias", "deb3.weight"} <= set(
         twin.state_dict()
     )
-    network, _ = train.build(ARTICLE, (32, 32, 1))
+    network, _ = build(ARTICLE, (32, 32, 1))
     ours = to_state_dict(network.init(jax.random.key(0)))
     for name, tensor in twin.state_dict().items():
         assert ours[name].shape == tensor.shape

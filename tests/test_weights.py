@@ -11,20 +11,21 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 import vae_jax
-from vae_jax import train
 from vae_jax.config import Config, DataConfig, ModelConfig, PosteriorConfig, PriorConfig, TrainConfig
 from vae_jax.errors import UserError
+from vae_jax.model.build import build
+from vae_jax.training.start import start_from
 
 CONFIG = Config(seed=4, model=ModelConfig(channels=(4, 6), latent=3))
 
 
 def untrained(config=CONFIG, shape=(8, 8, 1), names=None):
     """A model with parameters and running statistics that no initialisation gives."""
-    network, objective = train.build(config, shape)
+    network, objective = build(config, shape)
     variables = network.init(jax.random.key(1))
     random = np.random.RandomState(0)
     variables = jax.tree.map(lambda leaf: leaf + jnp.asarray(random.rand(*leaf.shape), leaf.dtype), variables)
-    return vae_jax.Trained(config, shape, train.start_from(config, objective, variables, 0), [], names)
+    return vae_jax.Trained(config, shape, start_from(config, objective, variables, 0), [], names)
 
 
 @pytest.fixture(scope="module")

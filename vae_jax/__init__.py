@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from vae_jax.run import load as load_run
     from vae_jax.run import train as train_run
     from vae_jax.run import use
-    from vae_jax.train import Trained, TrainState, fit
+    from vae_jax.runs.fit import fit
+    from vae_jax.training.state import Trained, TrainState
     from vae_jax.weights import load_weights, save_weights
 
 __version__ = "0.1.0"

@@ -39,7 +39,8 @@ from vae_jax.files.folders import is_folder
 from vae_jax.files.held import check_held, make_inside
 from vae_jax.files.replace import remove, replacing_folder, write_text
 from vae_jax.interruption import uninterrupted
-from vae_jax.train import Epoch, TrainState
+from vae_jax.training.figures import Epoch
+from vae_jax.training.state import TrainState
 from vae_jax.variables import Variables
 
 FORMAT = 3  # counted up when older versions could not read what is written; the first that is promised to be read

@@ -13,7 +13,8 @@ from vae_jax.config import Config
 from vae_jax.errors import UserError, listed
 from vae_jax.keys import make_keys
 from vae_jax.model.build import build
-from vae_jax.train import TrainState, start_from
+from vae_jax.training.start import start_from
+from vae_jax.training.state import TrainState
 from vae_jax.variables import Variables
 
 Leaves = dict[tuple[str, ...], Any]  # by their path, which begins with the field, params or state

@@ -59,20 +59,13 @@ from vae_jax.model.build import build
 from vae_jax.model.use import Model, make_model, model_maker
 from vae_jax.objectives import FIGURES
 from vae_jax.runs import own_parts
+from vae_jax.runs.fit import fit
 from vae_jax.runs.folder import DATA, PRIOR, Data, absolute_start, check_folder, check_start, read_config, read_data
-from vae_jax.train import (
-    Progress,
-    Trained,
-    TrainState,
-    compiling,
-    fit,
-    has_stopped,
-    names_of,
-    start,
-    start_from,
-    told,
-    used,
-)
+from vae_jax.training.checks import labels_for
+from vae_jax.training.figures import has_stopped
+from vae_jax.training.loop import compiling
+from vae_jax.training.start import start, start_from
+from vae_jax.training.state import Progress, Trained, TrainState, names_of, used
 from vae_jax.variables import Variables
 
 if TYPE_CHECKING:
@@ -142,8 +135,8 @@ def train(
         overwrite: delete the run in it first.
         devices: to train on, together; by default one. Of several processes the first writes the folder, which all see.
         report: called with a line of text now and then.
-        on_progress: see `vae_jax.train.fit`.
-        on_epoch: see `vae_jax.train.fit`.
+        on_progress: see `vae_jax.runs.fit.fit`.
+        on_epoch: see `vae_jax.runs.fit.fit`.
         should_stop: asked about once a second whether to save and stop.
         trust_code: with `resume`, run copies of users' files in the folder though no training of this user's has put
             them there. What `config` names is run anyway.
@@ -532,7 +525,7 @@ def _epochs(folder: Path) -> int:
 def digest_of(config: Config, data: Dataset) -> str:
     """Tells one set of training images from another, with their labels and classes where the model is told them."""
     digest = hashlib.sha256(np.ascontiguousarray(data.train.images).data)
-    if (labels := told(config, data.train)) is not None:
+    if (labels := labels_for(config, data.train)) is not None:
         digest.update(np.ascontiguousarray(labels).data)
         digest.update(json.dumps(data.class_names).encode())
     return digest.hexdigest()
@@ -542,7 +535,7 @@ def digest_of_all(config: Config, data: Dataset, training: str | None = None) ->
     """The same for all splits' images; `training` is `digest_of` config and data, if it is known already."""
     digest = hashlib.sha256((training or digest_of(config, data)).encode())
     for split in data.splits[1:]:
-        for part in (split.images, told(config, split)):
+        for part in (split.images, labels_for(config, split)):
             if part is not None:
                 digest.update(np.ascontiguousarray(part).data)
     return digest.hexdigest()
@@ -737,7 +730,7 @@ class Recorder:
                 program.result()
             shown = self.data.test.spread(output.figure_images)
             use = self.models.make(used(self.config, state))
-            below = np.asarray(use.reconstruct(shown.images, told(self.config, shown)))
+            below = np.asarray(use.reconstruct(shown.images, labels_for(self.config, shown)))
             path = self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png"
             figures.pairs(path, shown.images / 255, below)
         self.history.append(epoch)

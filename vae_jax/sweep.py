@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from vae_jax import figures, likelihoods, members, objectives, train
+from vae_jax import figures, likelihoods, objectives
 from vae_jax.config import (
     EXTENSIBLE,
     Config,
@@ -51,6 +51,9 @@ from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, read
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import absolute_start, check_start, read_config
 from vae_jax.shapes import Shapes
+from vae_jax.training import several
+from vae_jax.training.figures import History, has_stopped
+from vae_jax.training.state import Progress, Trained, TrainState
 
 SPECIFICATION = "sweep.json"
 MOST = 10_000  # members
@@ -100,7 +103,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         member: which one.
-        history: figures of its epochs, see `vae_jax.train.fit`.
+        history: figures of its epochs, see `vae_jax.runs.fit.fit`.
         failure: why it has diverged; empty where it has not.
     """
 
@@ -410,9 +413,9 @@ def run(
     found = [member._replace(config=resolve_parts(member.config)) for member in found]
     groups: dict[Config, list[Member]] = {}
     for member in found:
-        groups.setdefault(members.alike(member.config), []).append(member)
+        groups.setdefault(several.alike(member.config), []).append(member)
     for group in groups.values():
-        members.check(group[0].config, data)
+        several.check(group[0].config, data)
     sources = own_parts.sources(names_in(found))
     data.warn_of_darkness()
     with writing(folder):
@@ -427,7 +430,7 @@ def run(
             for group, rank in zip(groups.values(), ranks, strict=True)
         ]
         outcomes: dict[str, Outcome] = {}
-        images = members.Images(data)
+        images = several.Images(data)
 
         for number, group in enumerate(groups.values()):
 
@@ -449,7 +452,7 @@ def run(
             def tell(line: str, number: int = number) -> None:
                 report(f"group {number + 1}/{len(groups)}: {line}")
 
-            most, goes_on = members.most(), resume
+            most, goes_on = several.most(), resume
             while most:
                 check_files()  # a user may have gone on working on one while others trained
                 kept = _as_kept(group, folder, trust_code)
@@ -498,7 +501,7 @@ def ranking(sweep: Sweep, config: Config, data: Dataset) -> Ranking:
 def _train_group(
     group: list[Member],
     most: int,
-    images: members.Images,
+    images: several.Images,
     folder: Path,
     resume: bool,
     trust_code: bool,
@@ -529,7 +532,7 @@ def _train_group(
             step = int(earlier.state.step)
             earlier = earlier._replace(state=jax.device_get(earlier.state))  # one copy on the device is enough
         outcomes[member.name] = Outcome(member, earlier.history[:epochs] if earlier else [])
-        ended = step == epochs * steps or train.has_stopped(member.config, outcomes[member.name].history)
+        ended = step == epochs * steps or has_stopped(member.config, outcomes[member.name].history)
         if resume and (path / DIVERGED).is_file():  # it would again
             failure = read_reason(path)
             outcomes[member.name] = outcomes[member.name]._replace(failure=failure)
@@ -540,7 +543,7 @@ def _train_group(
     for step, pending in sorted(waiting.items(), key=lambda item: item[0]):
         show(step // steps, step / (epochs * steps), 0.0)
         tell(f"compiling {_counted(len(pending), 'member')} as one program")
-        program = members.program_that_fits([member.config for member, _ in pending], images, most)
+        program = several.program_that_fits([member.config for member, _ in pending], images, most)
         turns = -(-len(pending) // program.size)
         some = f", for {program.size} at once, in {turns} turns" if turns > 1 else ""
         tell(f"compiled in {program.compile_seconds:.1f} s{some}")
@@ -552,7 +555,7 @@ def _train_group(
         for turn in range(turns):
             part = pending[turn * program.size : (turn + 1) * program.size]
 
-            def progress(found: train.Progress, turn: int = turn, turns: int = turns) -> None:
+            def progress(found: Progress, turn: int = turn, turns: int = turns) -> None:
                 done = ((found.epoch - 1) * found.steps + found.step) / (epochs * steps)
                 show(found.epoch, (turn + done) / turns, found.images_per_second)
 
@@ -573,12 +576,12 @@ def _counted(count: int, what: str) -> str:
 
 
 def _train_together(
-    program: members.Several,
+    program: several.Several,
     part: list[tuple[Member, Any]],
     data: Dataset,
     folder: Path,
     report: Callable[[str], None],
-    progress: Callable[[train.Progress], None],
+    progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
     outcomes: dict[str, Outcome],
     like: Recorder | None,
@@ -609,7 +612,7 @@ def _train_together(
             if stop:
                 raise Stopped("stopped, and every member saved")
 
-        def on_epoch(number: int, epoch: dict[str, Any], state: train.TrainState) -> None:
+        def on_epoch(number: int, epoch: dict[str, Any], state: TrainState) -> None:
             nonlocal saved_at
             recorders[number].epoch(epoch, state)
             outcomes[part[number][0].name] = Outcome(part[number][0], list(recorders[number].history))
@@ -621,16 +624,16 @@ def _train_together(
             recorders[number].diverged(error)
             outcomes[name] = Outcome(part[number][0], list(recorders[number].history), str(error))
 
-        def on_epoch_end(found: train.Progress) -> None:
+        def on_epoch_end(found: Progress) -> None:
             progress(found)
             if found.epoch < program.config.train.epochs:  # all of them are saved
                 stop_where("stopped, and every member saved")
 
         began = time.perf_counter()
-        trained = members.fit(
+        trained = several.fit(
             program,
             [
-                members.Run(member.config, _begun(member.config, earlier, data, report, trust_code))
+                several.Run(member.config, _begun(member.config, earlier, data, report, trust_code))
                 for member, earlier in part
             ],
             on_start=lambda: stop_where("stopped before the first step"),
@@ -644,15 +647,15 @@ def _train_together(
         for (member, _), recorder, ended in zip(part, recorders, trained, strict=True):
             if not isinstance(ended, Diverged):
                 state, history = ended
-                if train.has_stopped(member.config, history):
+                if has_stopped(member.config, history):
                     report(f"{member.name}: {stopped_line(member.config, history)}")
-                recorder.finish(train.Trained(member.config, data.image_shape, state, history), seconds)
+                recorder.finish(Trained(member.config, data.image_shape, state, history), seconds)
                 outcomes[member.name] = Outcome(member, history)
 
 
 def _begun(
     config: Config, earlier: Any, data: Dataset, report: Callable[[str], None], trust_code: bool
-) -> tuple[train.TrainState, train.History] | None:
+) -> tuple[TrainState, History] | None:
     """What a member goes on from; None to begin anew."""
     if earlier:
         return earlier.state, earlier.history

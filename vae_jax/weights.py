@@ -22,7 +22,8 @@ from vae_jax.keys import probing_key
 from vae_jax.model.build import build
 from vae_jax.runs import own_parts
 from vae_jax.spec import KINDS
-from vae_jax.train import Trained, start_from
+from vae_jax.training.start import start_from
+from vae_jax.training.state import Trained
 
 FORMAT, VERSION = "vae_jax", "1"  # in the metadata
 

@@ -24,14 +24,14 @@ def _codes(options: Any) -> None:
     from vae_jax.keys import make_keys
     from vae_jax.model.build import build
     from vae_jax.networks import places
-    from vae_jax.train import told
+    from vae_jax.training.checks import labels_for
 
     network, _ = build(trained.config, trained.image_shape)
     split = split_of(load_data(options, trained), options.split)
     key = make_keys(trained.config.seed).evaluate
     own_map = places(trained.config.model, network.spec)
     in_place = own_map is not None and network.latent_shape[:-1] == own_map
-    use = use_of_codes(network, trained.variables, key, split.images, told(trained.config, split), in_place)
+    use = use_of_codes(network, trained.variables, key, split.images, labels_for(trained.config, split), in_place)
     figures = use.figures
     answer(
         f"{options.split}: {figures['codes_used']:.0f} of {use.total:,} codes used at {use.codes.shape[1]} places of "

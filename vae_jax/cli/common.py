@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vae_jax.config import Config
     from vae_jax.data import Dataset, Split
     from vae_jax.model.use import Model
-    from vae_jax.train import Trained
+    from vae_jax.training.state import Trained
 
 DATA_PATHS = ("manual_dir", "cache_dir", "path")
 
@@ -317,7 +317,7 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
     from vae_jax.data import load
     from vae_jax.data.cache import is_cache
     from vae_jax.run import digest_of_all
-    from vae_jax.train import check_labels, check_numbers
+    from vae_jax.training.checks import check_labels, check_numbers
 
     given = {name: path for name in DATA_PATHS if (path := getattr(options, f"data.{name}")) is not None}
     config = replace(trained.config.data, **given)

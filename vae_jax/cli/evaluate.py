@@ -11,7 +11,7 @@ from vae_jax.errors import UserError, quoted
 if TYPE_CHECKING:
     from vae_jax.data import Dataset, Split
     from vae_jax.model.composition import Composition
-    from vae_jax.train import Trained
+    from vae_jax.training.state import Trained
 
 CHAINS = 16  # of annealed importance sampling, for each image
 
@@ -60,13 +60,13 @@ def _evaluate(options: Any) -> None:
     if options.ais_chains is not None and options.ais is None:
         raise UserError("--ais-chains: expected --ais beside it; found none")
     trained, _ = open_run(options)
-    from vae_jax import train
     from vae_jax.evaluation.evaluator import make_evaluator, means
     from vae_jax.keys import make_keys
     from vae_jax.model.batches import block
     from vae_jax.model.build import build
     from vae_jax.model.fits import check_vectors
     from vae_jax.objectives import FIGURES
+    from vae_jax.training.checks import labels_for
 
     network, objective = build(trained.config, trained.image_shape)
     for option, value in (("--nll-samples", options.nll_samples), ("--ais", options.ais)):
@@ -86,7 +86,7 @@ def _evaluate(options: Any) -> None:
     if count > len(whole):
         raise UserError(f"--images: expected at most the {len(whole):,} of --split {options.split}; found {count:,}")
     split = whole.spread(count)
-    images, labels = split.images, train.told(trained.config, split)
+    images, labels = split.images, labels_for(trained.config, split)
     evaluate = make_evaluator(trained.config, network, objective, images, options.latent, labels)
     terms = evaluate(trained.variables, make_keys(trained.config.seed).evaluate)
     values = means(terms)
@@ -187,11 +187,11 @@ def _estimates(
 
     from vae_jax.evaluation import estimators
     from vae_jax.keys import estimates_key, make_keys
-    from vae_jax.train import told
+    from vae_jax.training.checks import labels_for
 
     key = estimates_key(make_keys(trained.config.seed).evaluate)
     run = (trained.config, network, trained.variables, split.images)
-    labels, noun = told(trained.config, split), network.spec.noun
+    labels, noun = labels_for(trained.config, split), network.spec.noun
     found, lines = {}, []
 
     def add_bits(name: str, nll: float) -> str:

@@ -31,7 +31,7 @@ from vae_jax.spec import OTHERS
 if TYPE_CHECKING:
     from vae_jax.figures import Sheet
     from vae_jax.model.use import Model
-    from vae_jax.train import Trained
+    from vae_jax.training.state import Trained
 
 NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
 SOURCES = ("prior", "gmm", "second_stage")  # of z; the last two are in vae_jax/evaluation/samplers.py
@@ -178,7 +178,7 @@ def _reconstruct(options: Any) -> None:
     trained, model = open_run(options)
     from vae_jax import figures
     from vae_jax.data import read_images
-    from vae_jax.train import told
+    from vae_jax.training.checks import labels_for
 
     labels = None
     if options.images:
@@ -192,7 +192,7 @@ def _reconstruct(options: Any) -> None:
         raise UserError(f"--label: expected image files that it is of, test images have theirs; found {options.label}")
     else:
         test = load_data(options, trained).test.spread(count)
-        images, labels = test.images, told(trained.config, test)
+        images, labels = test.images, labels_for(trained.config, test)
     if path.suffix == ".npz":
         originals = images if trained.config.data.kind in OTHERS else np.float32(images / 255)
         _save_arrays(path, originals=originals, reconstructions=np.asarray(model.reconstruct(images, labels)))
@@ -311,14 +311,14 @@ def _ways(options: Any, source: str) -> tuple[list[Any], dict[str, float]]:
 
 def _fitted(options: Any, trained: "Trained", source: str) -> Any:
     """The sampler of z, fitted with the run's own seed: --seed chooses what is drawn from it, not what it is."""
-    from vae_jax import train
     from vae_jax.evaluation import samplers
     from vae_jax.keys import make_keys
     from vae_jax.model.build import build
+    from vae_jax.training.checks import labels_for
 
     network, _ = build(trained.config, trained.image_shape)
     images = load_data(options, trained).train
-    key, labels = make_keys(trained.config.seed).samplers, train.told(trained.config, images)
+    key, labels = make_keys(trained.config.seed).samplers, labels_for(trained.config, images)
     with progress(f"fitting {source}") as on_progress:
         return samplers.fit_sampler(
             source, network, trained.variables, images.images, key, labels, on_progress=on_progress
@@ -336,11 +336,13 @@ def _encode(options: Any) -> None:
 
     path = target(options, f"latents_{options.split}.npz")
     trained, model = open_run(options)
-    from vae_jax.train import told
+    from vae_jax.training.checks import labels_for
 
     data = load_data(options, trained)
     split = split_of(data, options.split)
-    arrays = {name: np.asarray(head) for name, head in model.encode(split.images, told(trained.config, split)).items()}
+    arrays = {
+        name: np.asarray(head) for name, head in model.encode(split.images, labels_for(trained.config, split)).items()
+    }
     if split.labels is not None:
         arrays["labels"] = split.labels
         if data.class_names is not None:
@@ -364,14 +366,14 @@ def _interpolate(options: Any) -> None:
     rows, steps, seed = positive(options.n, "-n"), positive(options.steps, "--steps"), seed_of(options)
     trained, model = open_run(options)
     from vae_jax.device import memory
-    from vae_jax.train import told
+    from vae_jax.training.checks import labels_for
 
     what = f"-n {rows}, --steps {steps}"
     sheet = sheet_of(path, trained.image_shape, rows * steps, steps, what)
     test = load_data(options, trained).test
     memory.check(2 * rows * test.images[0].nbytes, f"{what}: {2 * rows:,} images to begin and to end with")
     chosen = np.random.RandomState(seed).choice(len(test), 2 * rows, replace=2 * rows > len(test))
-    labels = told(trained.config, test)
+    labels = labels_for(trained.config, test)
     labels = None if labels is None else labels[chosen]
     encoded = model.encode(test.images[chosen], labels)
     ends = np.asarray(encoded["mu"])
@@ -411,14 +413,14 @@ def _traverse(options: Any) -> None:
     trained, model = open_run(options)
     from vae_jax.model.build import build
     from vae_jax.model.fits import check_vectors
-    from vae_jax.train import told
+    from vae_jax.training.checks import labels_for
 
     check_vectors(build(trained.config, trained.image_shape).network, "RUN")
     sheet = sheet_of(path, trained.image_shape, model.latent * steps, steps, f"--steps {steps}")
     test = load_data(options, trained).test
     if not 0 <= options.image < len(test):
         raise UserError(f"--image: expected a number from 0 to {len(test) - 1}; found {options.image}")
-    labels = told(trained.config, test)
+    labels = labels_for(trained.config, test)
     labels = None if labels is None else labels[options.image : options.image + 1]
     start = np.asarray(model.encode(test.images[options.image : options.image + 1], labels)["mu"])
     values = np.linspace(-options.extent, options.extent, steps)

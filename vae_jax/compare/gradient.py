@@ -11,7 +11,7 @@ from vae_jax.compare.pair import PRECISIONS, Pair, dead_biases, difference, prec
 from vae_jax.interop.torch_training import TorchTraining
 from vae_jax.interop.torch_weights import COUNTER, to_state_dict
 from vae_jax.keys import make_keys, step_key
-from vae_jax.train import make_step
+from vae_jax.training.step import make_step
 from vae_jax.variables import Variables
 
 TOLERANCES = {"float32": 1e-4, "float64": 1e-9}  # of a tensor's largest entry

@@ -15,7 +15,10 @@ from vae_jax.data.dataset import Dataset, Split
 from vae_jax.errors import UserError
 from vae_jax.interop.torch_training import TorchTraining
 from vae_jax.keys import make_keys
-from vae_jax.train import epoch_order, fit, remedies, start
+from vae_jax.runs.fit import fit
+from vae_jax.training.divergence import remedies
+from vae_jax.training.single import epoch_order
+from vae_jax.training.start import start
 
 TOLERANCE = 1e-9  # of the loss, in float64
 FIRST_STEP = 1e-5  # of the first loss, in float32; from then on rounding grows as in any chaotic system

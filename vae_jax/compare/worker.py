@@ -40,7 +40,7 @@ Send = Callable[[str, Any], None]
 
 def vae_jax(job: Job, config: Config, send: Send) -> None:
     """One run as `vae-jax train` does it."""
-    from vae_jax.train import fit
+    from vae_jax.runs.fit import fit
 
     names = ("epoch", "train_seconds", "images_per_second")
     prefixes = ("train_", "test_")

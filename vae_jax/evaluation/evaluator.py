@@ -157,7 +157,7 @@ def make_terms(
     """(variables, images of a split, labels, first, key, valid, numbers) -> the terms for each image, to be compiled.
 
     The images' batches, of `size` images, are numbered from `first` on, and each has a key of its own. The terms of
-    images from number `valid` on are of no meaning. Of `numbers` see `vae_jax.train.Fixed`.
+    images from number `valid` on are of no meaning. Of `numbers` see `vae_jax.training.state.Fixed`.
     """
 
     def evaluate(

@@ -17,7 +17,7 @@ from vae_jax.interop.torch_weights import COUNTER, from_state_dict, to_state_dic
 from vae_jax.keys import make_keys
 from vae_jax.model.build import build
 from vae_jax.spec import OTHERS
-from vae_jax.train import Trained
+from vae_jax.training.state import Trained
 from vae_jax.variables import Variables
 
 

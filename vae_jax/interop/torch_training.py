@@ -18,7 +18,7 @@ from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
 from vae_jax.errors import UserError
 from vae_jax.interop.torch_twin import TorchTwin
-from vae_jax.train import remedies
+from vae_jax.training.divergence import remedies
 
 EVALUATED_AT_ONCE = 250
 REDUCTIONS = {"sum": torch.sum, "mean": torch.mean}
@@ -100,7 +100,7 @@ def fit(
         heads: of the posterior.
         device: PyTorch's name of it.
         on_progress: called now and then with the images trained in the epoch so far.
-        on_epoch: called with each epoch's figures, named as those of `vae_jax.train.fit`.
+        on_epoch: called with each epoch's figures, named as those of `vae_jax.runs.fit.fit`.
 
     Raises:
         UserError: if a loss becomes infinite or NaN.

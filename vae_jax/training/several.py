@@ -1,4 +1,5 @@
-"""Many runs that differ in numbers only, as one compiled program: training as in `vae_jax.train`, of all at once.
+"""Many runs that differ in numbers only, as one compiled program: training as in `vae_jax.training.state`, of all at
+once.
 
 On an accelerator the members train side by side (`vmap`). On a CPU, whose cores one member fills, they train in turn
 inside the program (`lax.map`), which saves what lies between calls and leaves each member's arithmetic as it is alone.
@@ -27,40 +28,35 @@ from vae_jax.keys import begin_key, make_keys
 from vae_jax.model.batches import block
 from vae_jax.model.build import build
 from vae_jax.objectives import Terms
-from vae_jax.train import (
-    Fixed,
-    History,
-    Loop,
-    Program,
-    TrainState,
-    all_finite,
-    begin_loop,
+from vae_jax.training.checks import (
     check_batches,
     check_jax,
     check_labels,
     check_numbers,
     check_parameters,
     check_patience,
+)
+from vae_jax.training.driver import Program, drive
+from vae_jax.training.figures import History
+from vae_jax.training.loop import (
+    Loop,
+    begin_loop,
     compiling,
-    drive,
-    epoch_order,
     epoch_parts,
-    first_images,
     lengths,
     make_calls,
     make_packing,
     make_steps,
-    names_of,
     needs_of,
-    start_from,
-    step_of,
-    used,
-    watched,
 )
+from vae_jax.training.single import epoch_order
+from vae_jax.training.start import first_images, start_from
+from vae_jax.training.state import Fixed, TrainState, names_of, used
+from vae_jax.training.step import all_finite, step_of, watched
 
 SHARE = 0.8  # of the memory that is free, which a program may take
 MOST = 500  # members of a program, or as many as half of the files that a process may open: each has its folder's lock
-Numbers = dict[str, Array]  # of all members, by option, see `vae_jax.train.Fixed`
+Numbers = dict[str, Array]  # of all members, by option, see `vae_jax.training.state.Fixed`
 
 
 class Run(NamedTuple):
@@ -115,7 +111,7 @@ class Several(Program):
 
     Attributes:
         size: how many members.
-        pack: states -> states, as `train` takes them, see `vae_jax.train.Packing`; `unpack` is the inverse.
+        pack: states -> states, as `train` takes them, see `vae_jax.training.loop.Packing`; `unpack` is the inverse.
         splits: of which there are images to evaluate on.
         names: of the objective's figures.
         compile_seconds: how long compiling took.
@@ -364,16 +360,16 @@ def _free() -> int:
 def fit(
     program: Several, members: Sequence[Run], *, on_start: Callable[[], None] | None = None, **callbacks: Any
 ) -> list[tuple[TrainState, History] | Diverged]:
-    """Trains members side by side; each becomes what `vae_jax.train.fit` makes of it alone, up to rounding.
+    """Trains members side by side; each becomes what `vae_jax.runs.fit.fit` makes of it alone, up to rounding.
 
     Args:
         program: compiled for as many members, or for more.
         members: what to train; all stand at the same step.
         on_start: called before the first step.
-        **callbacks: those of `vae_jax.train.drive`.
+        **callbacks: those of `vae_jax.training.driver.drive`.
 
     Returns:
-        See `vae_jax.train.drive`; the speeds in a history are a member's share of all.
+        See `vae_jax.training.driver.drive`; the speeds in a history are a member's share of all.
     """
     program.take(members)
     if on_start:
