@@ -37,8 +37,11 @@ def inner(began: float, arguments: list[str]) -> None:
     from vae_jax.cli.compiled import keep_compiled
 
     keep_compiled()  # as the command does, before jax is imported
-    from vae_jax import checkpoint, data, figures, run
+    from vae_jax import data, figures
     from vae_jax.evaluation.evaluator import Evaluator
+    from vae_jax.runs import checkpoint
+    from vae_jax.runs.checkpoint import Keeper
+    from vae_jax.runs.recorder import Recorder
     from vae_jax.training import single
 
     seconds = dict.fromkeys(STAGES, 0.0)
@@ -69,9 +72,9 @@ def inner(began: float, arguments: list[str]) -> None:
     timed(Evaluator, "_lower", "tracing")
     timed(Evaluator, "__call__", "evaluation")
     timed(checkpoint, "save", "checkpoints")
-    timed(checkpoint.Keeper, "__init__", "checkpoints")
-    timed(run.Recorder, "epoch", "pictures")  # and, as an inner stage, the checkpoint
-    timed(run.Recorder, "finish", "pictures")
+    timed(Keeper, "__init__", "checkpoints")
+    timed(Recorder, "epoch", "pictures")  # and, as an inner stage, the checkpoint
+    timed(Recorder, "finish", "pictures")
     for name in ("pairs", "grid", "loss_curve"):
         timed(figures, name, "pictures")
     sys.argv = ["vae-jax", "train", *arguments]

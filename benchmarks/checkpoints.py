@@ -19,8 +19,8 @@ from vae_jax.cli.compiled import keep_compiled
 
 def main():
     keep_compiled()  # as the command does, before jax is imported
-    from vae_jax import checkpoint
     from vae_jax.config import load_config
+    from vae_jax.runs import checkpoint, train
 
     seconds = defaultdict(list)
 
@@ -38,11 +38,9 @@ def main():
     checkpoint.Keeper.__init__ = timed("verify all", checkpoint.Keeper.__init__)
     checkpoint.restore = timed("verify and restore", checkpoint.restore)
     trained = []
-    from vae_jax import run
+    fit = train.fit
 
-    fit = run.fit
-
-    run.fit = lambda *arguments, **options: trained.append(fit(*arguments, **options)) or trained[-1]
+    train.fit = lambda *arguments, **options: trained.append(fit(*arguments, **options)) or trained[-1]
     options = sys.argv[1:] or ["--config", "article"]
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "run")

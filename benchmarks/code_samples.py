@@ -14,8 +14,9 @@ import jax
 import numpy as np
 from sklearn.neural_network import MLPClassifier
 
-from vae_jax import data, run
+from vae_jax import data
 from vae_jax.runs.folder import PRIOR
+from vae_jax.runs.reading import load, use
 
 CONFIDENT = 0.9
 
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=None)
     options = parser.parse_args()
     folder = options.run / PRIOR if (options.run / PRIOR).is_dir() else options.run
-    trained = run.load(folder)
+    trained = load(folder)
     real = data.load(trained.config.data)
     classifier = MLPClassifier((256,), batch_size=256, max_iter=10, random_state=0)
     flat = (real.train.images / 255).reshape(len(real.train), -1)
@@ -42,7 +43,7 @@ def main() -> None:
     test = real.test.images / 255
     accuracy = classifier.score(test.reshape(len(test), -1), real.test.labels)
     how = {} if options.temperature is None else {"temperature": options.temperature}
-    samples = np.asarray(run.use(trained).sample(jax.random.key(0), options.n, **how))
+    samples = np.asarray(use(trained).sample(jax.random.key(0), options.n, **how))
     print(f"the classifier is right on {accuracy:.2%} of the real test images")
     for name, images in (("real test images", test), (f"{options.n:,} samples", samples)):
         share, counts = judged(classifier, images)

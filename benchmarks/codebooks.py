@@ -32,10 +32,10 @@ def images(folder: Path, split: str, count: int) -> np.ndarray:
 
 def ours(folder: Path, options: dict[str, str]) -> dict[str, float]:
     """Trains ours."""
-    from vae_jax import run
     from vae_jax.config import load_config
     from vae_jax.data import Dataset, Split
     from vae_jax.runs.fit import fit
+    from vae_jax.runs.reading import use
 
     config = load_config(
         **{
@@ -69,7 +69,7 @@ def ours(folder: Path, options: dict[str, str]) -> dict[str, float]:
 
     trained = fit(config, data, on_start=on_start)
     seconds["training"] = time.process_time() - before - seconds["compiling"]
-    model = run.use(trained)
+    model = use(trained)
     codes = model.encode(test)["codes"]
     return {
         "error": float(np.square(np.asarray(model.decode(codes)) - test / 255).sum((1, 2, 3)).mean()),

@@ -26,10 +26,10 @@ def inner(began: float, arguments: list[str]) -> None:
     from vae_jax.cli.compiled import keep_compiled
 
     keep_compiled()  # as the command does, before jax is imported
-    from vae_jax import run
+    from vae_jax.runs import train
 
     seconds = {"imports": time.time() - began}
-    fit = run.fit
+    fit = train.fit
 
     def stop(progress):
         seconds["first step"] = time.time() - began
@@ -40,7 +40,7 @@ def inner(began: float, arguments: list[str]) -> None:
         seconds["data"] = time.time() - began
         return fit(*args, **(options | {"on_progress": stop}))
 
-    run.fit = timed_fit
+    train.fit = timed_fit
     sys.argv = ["vae-jax", "train", *arguments, "--train.chunk_steps=1"]
     cli.main()
 

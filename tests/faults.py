@@ -55,13 +55,13 @@ TINY_OF_ANY = [flag for flag in TINY if not flag.startswith(("--model.channels",
 
 def content(folder: Path) -> dict[str, Any]:
     """All that two equal runs have in common: metrics, figures, the arrays of the newest and the best checkpoint."""
-    from vae_jax import checkpoint
+    from vae_jax.runs.description import read_description
 
     def plain(figures: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in figures.items() if name not in TIMING}
 
     steps = sorted(int(path.name) for path in (folder / "checkpoints").iterdir() if path.name.isdigit())
-    described = {step: checkpoint._description(folder / "checkpoints" / str(step)) for step in steps}
+    described = {step: read_description(folder / "checkpoints" / str(step)) for step in steps}
     ranked = [step for step in steps if described[step].loss is not None]
     best = min(ranked, key=lambda step: (described[step].loss, -step))
     return {

@@ -10,7 +10,6 @@ import pytest
 from jax.nn import log_softmax, logsumexp, one_hot, softmax
 from run_fixtures import check_members, trained_and_resumed
 
-from vae_jax import run
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.evaluation.estimators import annealed_nll, importance_nll
@@ -20,6 +19,8 @@ from vae_jax.posteriors import POSTERIORS
 from vae_jax.posteriors.categorical import CategoricalOptions, log_concrete
 from vae_jax.priors import PRIORS, Prior
 from vae_jax.runs.fit import fit
+from vae_jax.runs.reading import load, use
+from vae_jax.runs.train import train
 from vae_jax.shapes import Shapes
 from vae_jax.training.start import start
 
@@ -260,10 +261,10 @@ def test_variables_are_trained_and_resumed_exactly(relaxation, small_data, tmp_p
     if relaxation != "gumbel":
         return
     assert int(whole.variables.state["posterior"]["steps"]) == 6  # 70 images in batches of 32, twice
-    run.train(config, small_data, tmp_path / "run")
-    kept = run.load(tmp_path / "run")
+    train(config, small_data, tmp_path / "run")
+    kept = load(tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, kept.state, whole.state)
-    model = run.use(kept)
+    model = use(kept)
     encoded = model.encode(small_data.test.images)
     assert encoded["mu"].shape == (20, 3, 4)
     np.testing.assert_array_equal(model.decode(encoded["codes"]), model.decode(encoded["mu"]))

@@ -20,13 +20,24 @@ import numpy as np
 import pytest
 from run_fixtures import compiled_once, snapshot
 
-from vae_jax import checkpoint, run
-from vae_jax.checkpoint import DAMAGED, DESCRIPTION, Keeper, Saved, restore
 from vae_jax.config import load_config
 from vae_jax.data import load
 from vae_jax.errors import UserError
 from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import make_keys
+from vae_jax.runs import checkpoint, orbax, reading
+from vae_jax.runs.checkpoint import DAMAGED, Keeper, Saved, _arrays, _as_dicts, _read, restore
+from vae_jax.runs.description import (
+    DESCRIPTION,
+    DamageError,
+    _file_sha256,
+    canonical,
+    files_of,
+    read_description,
+    sha256_of,
+)
+from vae_jax.runs.orbax import checkpointer
+from vae_jax.runs.train import train
 from vae_jax.training.figures import Epoch
 from vae_jax.training.state import TrainState, build
 from vae_jax.variables import Variables
@@ -156,7 +167,7 @@ def test_any_name_of_the_working_directory(tmp_path, monkeypatch):
 
 def test_any_name_where_open_folders_have_no_path(tmp_path, monkeypatch):
     """As on macOS, by way of a link, of which nothing stays."""
-    monkeypatch.setattr(checkpoint, "OPEN_FOLDERS", tmp_path / "none")
+    monkeypatch.setattr(orbax, "OPEN_FOLDERS", tmp_path / "none")
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = tmp_path / "run [1]" / "checkpoints"
     folder.parent.mkdir()
@@ -167,7 +178,7 @@ def test_any_name_where_open_folders_have_no_path(tmp_path, monkeypatch):
 
 def test_where_no_link_can_be_made_only_what_needs_one_is_refused(tmp_path, monkeypatch):
     """As on Windows without the right to make one."""
-    monkeypatch.setattr(checkpoint, "OPEN_FOLDERS", tmp_path / "none")
+    monkeypatch.setattr(orbax, "OPEN_FOLDERS", tmp_path / "none")
     folders = [tmp_path / name / "checkpoints" for name in ("My runs (x86)~1 @ 'a'&b!^;$", "run [1]", "gs:")]
     for folder in folders:
         folder.parent.mkdir()
@@ -187,7 +198,7 @@ def test_where_no_link_can_be_made_only_what_needs_one_is_refused(tmp_path, monk
 
 
 def test_orbax_is_silenced_wherever_it_is_called(tmp_path, monkeypatch):
-    levels, real = [], checkpoint._as_dicts
+    levels, real = [], _as_dicts
     level = lambda: logging.getLogger("absl").level  # noqa: E731
     monkeypatch.setattr(checkpoint, "_as_dicts", lambda state: levels.append(level()) or real(state))
     before = level()
@@ -212,7 +223,7 @@ def test_a_runs_first_checkpoint_is_read_back(tmp_path, monkeypatch):
         with pytest.raises(UserError, match="7: the checkpoint cannot be saved; what was written cannot be read: "):
             keeping.save(saved(7), 1.5)
     assert not list(folder.iterdir())
-    read, real = [], checkpoint._arrays
+    read, real = [], _arrays
     monkeypatch.setattr(checkpoint, "_arrays", lambda *arguments: read.append(arguments[0]) or real(*arguments))
     for step in (7, 8):
         keeping.save(saved(step), 1.5)
@@ -295,7 +306,7 @@ def test_a_refusal_of_the_file_system_fails_loudly(folder, monkeypatch, call):
 
 def test_ctrl_c_waits_until_a_checkpoint_is_whole(folder, monkeypatch):
     keeping = keeper(folder)
-    real = checkpoint._files
+    real = files_of
 
     def interrupted(path):
         signal.raise_signal(signal.SIGINT)
@@ -305,7 +316,7 @@ def test_ctrl_c_waits_until_a_checkpoint_is_whole(folder, monkeypatch):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "_files", interrupted)
+            patch.setattr(checkpoint, "files_of", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 keeping.save(saved(1), 2.0)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -336,8 +347,8 @@ def test_every_flipped_bit_is_detected(two):
         flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
         told = []
-        with pytest.raises(checkpoint.DamageError):
-            checkpoint._description(two / "2")
+        with pytest.raises(DamageError):
+            read_description(two / "2")
         if trial % 10 == 0:
             assert int(restore(two, "latest", state_of, told.append).state.step) == 1
             assert len(told) == 1
@@ -421,7 +432,7 @@ RESEALED = {
 def test_what_a_description_says_is_looked_at_after_its_hash(two, said):
     path = two / "2" / DESCRIPTION
     description = json.loads(path.read_text())["checkpoint"] | RESEALED[said]
-    sha256 = checkpoint._sha256(json.dumps(description, sort_keys=True).encode())
+    sha256 = sha256_of(json.dumps(description, sort_keys=True).encode())
     path.write_text(json.dumps({"sha256": sha256, "checkpoint": description}))
     told = []
     assert int(restore(two, "latest", state_of, told.append).state.step) == 1
@@ -436,8 +447,8 @@ def test_files_outside_a_checkpoint_are_none_of_it(two, tmp_path):
     path = two / "2" / DESCRIPTION
     for name in ("../../mine", str(tmp_path / "mine"), "state/../../../mine"):
         description = json.loads(path.read_text())["checkpoint"]
-        description["files"][name] = checkpoint._file_sha256(tmp_path / "mine")
-        sha256 = checkpoint._sha256(json.dumps(description, sort_keys=True).encode())
+        description["files"][name] = _file_sha256(tmp_path / "mine")
+        sha256 = sha256_of(json.dumps(description, sort_keys=True).encode())
         path.write_text(json.dumps({"sha256": sha256, "checkpoint": description}))
         told = []
         restore(two, "latest", state_of, told.append)
@@ -490,14 +501,14 @@ def test_half_written_checkpoints_are_told_and_set_aside(two):
 
 def test_a_wrong_array_is_damage_even_with_right_files(two, monkeypatch):
     """As where orbax restores something else than it saved."""
-    real = checkpoint._orbax
+    real = checkpointer
 
     class Wrong:
         def restore(self, *arguments, **options):
             state = real().restore(*arguments, **options)
             return state._replace(opt_state={"m": state.opt_state["m"] + 1})
 
-    monkeypatch.setattr(checkpoint, "_orbax", Wrong)
+    monkeypatch.setattr(checkpoint, "checkpointer", Wrong)
     told = []
     with pytest.raises(UserError, match="none"):
         restore(two, "latest", state_of, told.append)
@@ -512,7 +523,7 @@ def test_a_wrong_array_is_damage_even_with_right_files(two, monkeypatch):
 
 def test_a_checkpoint_deleted_while_it_is_read_is_looked_for_again(two, monkeypatch):
     """A training that goes on saves step 3 and deletes step 2 just as it is about to be read."""
-    real = checkpoint._read
+    real = _read
 
     def read(folder, *arguments):
         if folder.name == "2":
@@ -633,7 +644,7 @@ def test_a_device_that_is_full_is_not_damage(two, monkeypatch):
 def test_a_newer_format_is_refused(two):
     path = two / "2" / DESCRIPTION
     description = {**json.loads(path.read_text())["checkpoint"], "format": 99}
-    sha256 = checkpoint._sha256(checkpoint._canonical(description))
+    sha256 = sha256_of(canonical(description))
     path.write_text(json.dumps({"sha256": sha256, "checkpoint": description}))
     with pytest.raises(UserError, match=r"format 3, found 99; update vae_jax"):
         restore(two, "latest", state_of, silent)
@@ -679,7 +690,7 @@ def test_formats_before_the_first_release_are_refused_and_left_alone(made, tmp_p
     folder = unpacked(f"format_{made}", tmp_path)
     before = snapshot(folder)
     with pytest.raises(UserError, match=f"format 3, found {made}, of a version before the first release; train the"):
-        run.load(folder, report=silent)
+        reading.load(folder, report=silent)
     assert snapshot(folder) == before
 
 
@@ -687,7 +698,7 @@ def test_a_stored_run_opens_and_goes_on(stored, tmp_path_factory):
     """Losses are compared to 1e-4, since another processor or version rounds otherwise."""
     summary = json.loads((stored / "summary.json").read_text())
     for which in ("latest", "best"):
-        trained = run.load(stored, which, silent)
+        trained = reading.load(stored, which, silent)
         assert len(trained.history) == 2
         assert trained.history[-1]["test_loss"] == summary["test_loss"]
         assert int(trained.state.step) == 20
@@ -700,8 +711,8 @@ def test_a_stored_run_opens_and_goes_on(stored, tmp_path_factory):
         assert found == pytest.approx(summary["test_loss"], rel=1e-4)
         changed = load_config(stored / "config.yaml", **{"objective.beta": 2.0})
         with pytest.raises(UserError, match=r"objective\.beta \(the run has 1\.0, found 2\.0\)"):
-            run.train(changed, data, stored, resume=True)
-        trained = run.train(config, data, stored, resume=True, report=told.append)
+            train(changed, data, stored, resume=True)
+        trained = train(config, data, stored, resume=True, report=told.append)
     assert "after epoch 2, step 20" in told[0]
     assert len(trained.history) == 3
     assert trained.history[2]["test_loss"] < summary["test_loss"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from run_fixtures import flags
 
-from vae_jax import cli, data, run
+from vae_jax import cli, data
 from vae_jax.config import load_config
 from vae_jax.errors import UserError
 from vae_jax.evaluation import codes
@@ -19,7 +19,9 @@ from vae_jax.keys import make_keys
 from vae_jax.model.build import build
 from vae_jax.objectives import OBJECTIVES, Objective
 from vae_jax.posteriors import POSTERIORS, Posterior
+from vae_jax.runs import reading
 from vae_jax.runs.fit import fit
+from vae_jax.runs.reading import load
 
 K, PLACES = 16, (4,)
 TINY = {
@@ -106,8 +108,8 @@ def test_perplexity_is_of_all_places_and_not_a_mean_over_parts():
 
 
 def test_codes_decode_to_what_their_vectors_do(folder, tmp_path, capsys):
-    model = run.use(run.load(folder))
-    encoded = model.encode(data.load(run.load(folder).config.data).test.images[:5])
+    model = reading.use(load(folder))
+    encoded = model.encode(data.load(load(folder).config.data).test.images[:5])
     by_codes, by_vectors = model.decode(encoded["codes"]), model.decode(encoded["mu"])
     np.testing.assert_allclose(by_codes, by_vectors, rtol=1e-6, atol=1e-7)
     np.save(tmp_path / "mine.npy", np.asarray(encoded["codes"]))
@@ -119,7 +121,7 @@ def test_codes_decode_to_what_their_vectors_do(folder, tmp_path, capsys):
 
 
 def test_samples_come_from_the_trained_prior_at_temperatures(with_prior, tmp_path, capsys):
-    model = run.use(run.load(with_prior / "prior"))
+    model = reading.use(load(with_prior / "prior"))
     codes_of = {}
     for temperature in (0.01, 1.0, 100.0):
         z = model.draw(jax.random.key(0), 300, temperature=temperature)
@@ -151,7 +153,7 @@ def test_a_prior_of_other_weights_is_left_out_with_a_word(with_prior, tmp_path, 
 
 
 def test_a_prior_is_a_run_that_goes_on_exactly_and_changes_nothing_but_itself(folder, tmp_path):
-    trained = run.load(folder)
+    trained = load(folder)
     images = data.load(trained.config.data)
     config = load_config(**{**TINY, **PRIOR, "objective.name": "prior", "train.start": str(folder)})
     whole = fit(config, images)
@@ -182,7 +184,7 @@ def test_a_flow_is_fitted_to_a_gaussian_posterior_too(tmp_path, capsys):
 def test_how_codes_are_used_is_drawn_with_their_nearest_images(folder, tmp_path):
     from PIL import Image
 
-    trained = run.load(folder)
+    trained = load(folder)
     network, _ = build(trained.config, trained.image_shape)
     images = data.load(trained.config.data).test.images
     use = codes.use_of_codes(network, trained.variables, make_keys(0).evaluate, images)
@@ -261,7 +263,7 @@ def test_averages_of_the_weights_and_conditional_models(tmp_path):
     joint = replace(config, prior=load_config(**{**TINY, **PRIOR}).prior)  # in one phase with everything else
     trained = fit(joint, images)
     assert trained.history[-1]["test_kl"] < 4 * np.log(K)
-    model = run.use(trained)
+    model = reading.use(trained)
     pictures = model.sample(jax.random.key(0), 5, np.arange(5))
     assert pictures.shape == (5, 8, 8, 1)
     assert np.isfinite(np.asarray(pictures)).all()
@@ -326,7 +328,7 @@ def test_a_prior_goes_on_though_a_users_file_has_changed_since(tmp_path):
     path.write_text(path.read_text() + "\n\nMORE = 1\n")
     assert cli.main(["train-prior", str(folder), *flags(**{**PRIOR, "train.schedule": "constant"})]) == 0
     assert cli.main(["train-prior", str(folder), "--resume", "--train.epochs", "3"]) == 0
-    assert run.load(folder / "prior").history[-1]["epoch"] == 3
+    assert load(folder / "prior").history[-1]["epoch"] == 3
 
 
 def test_codes_are_those_that_were_chosen_and_not_searched_for_again(tmp_path):
@@ -335,7 +337,7 @@ def test_codes_are_those_that_were_chosen_and_not_searched_for_again(tmp_path):
     images = data.load(config.data)
     trained = fit(config, images)
     network, _ = build(trained.config, trained.image_shape)
-    model = run.use(trained)
+    model = reading.use(trained)
     encoded = model.encode(images.test.images)
     np.testing.assert_allclose(model.decode(encoded["codes"]), model.decode(encoded["mu"]), rtol=1e-4, atol=1e-5)
     use = codes.use_of_codes(network, trained.variables, make_keys(0).evaluate, images.test.images)
@@ -354,7 +356,7 @@ def test_codes_are_those_that_were_chosen_and_not_searched_for_again(tmp_path):
     ],
 )
 def test_ways_of_drawing_that_are_none_are_refused(with_prior, how, found):
-    model = run.use(run.load(with_prior / "prior"))
+    model = reading.use(load(with_prior / "prior"))
     with pytest.raises(UserError, match=found):
         model.draw(jax.random.key(0), 2, **how)
 

@@ -16,7 +16,7 @@ import scipy.stats
 from jax.scipy.stats import norm
 from scipy.stats import multivariate_normal
 
-from vae_jax import keys, networks, optimizer, run
+from vae_jax import keys, networks, optimizer
 from vae_jax.config import Config, ModelConfig, TrainConfig, adapted, with_options
 from vae_jax.data import Dataset, Split
 from vae_jax.device import platforms
@@ -35,6 +35,8 @@ from vae_jax.objectives import OBJECTIVES, Objective, Phase
 from vae_jax.posteriors import KL, POSTERIORS, Posterior, Sample
 from vae_jax.priors import PRIORS, Prior
 from vae_jax.runs.fit import fit
+from vae_jax.runs.reading import load, use
+from vae_jax.runs.train import train as train_run
 from vae_jax.shapes import Shapes
 from vae_jax.training.start import start
 from vae_jax.training.state import init_optimizer
@@ -167,13 +169,13 @@ def test_toys_train_evaluate_and_resume_exactly(toy, small_data, tmp_path):
     resumed = fit(config, small_data, resume=(jax.tree.map(jnp.asarray, state), history))
     same(resumed.state, whole.state)
     folder = tmp_path / "run"
-    run.train(config, small_data, folder)
-    kept = run.load(folder)
+    train_run(config, small_data, folder)
+    kept = load(folder)
     same(kept.state, whole.state)
     if "ladder" in toy:
         assert "6 latent dimensions" in notebook.table(kept)
         assert notebook.table(kept).count("network&#x27;s own") == 2
-    model = run.use(kept)
+    model = use(kept)
     assert np.isfinite(model.reconstruct(small_data.test.images)).all()
     assert np.isfinite(model.sample(jax.random.key(0), 5)).all()
     network, objective = build(config, small_data.image_shape)
@@ -199,7 +201,7 @@ def test_a_codebook_moves_in_training_only_and_without_a_gradient(small_data):
     _, updated = network.apply(variables, lambda model: model.draw(jax.random.key(0), jnp.zeros((2, 8, 8, 1))))
     same(updated, variables)
     assert trained.history[-1]["test_kl"] == pytest.approx(np.log(CODES))
-    drawn = np.asarray(run.use(trained).draw(jax.random.key(0), 50))
+    drawn = np.asarray(use(trained).draw(jax.random.key(0), 50))
     assert all((code == np.asarray(after["codes"])).all(1).any() for code in drawn)
 
 
@@ -378,14 +380,14 @@ def test_z_of_any_shape_are_trained_drawn_and_decoded(small_data, monkeypatch):
     monkeypatch.setitem(POSTERIORS, "codebook", shaped)
     monkeypatch.setitem(PRIORS, "codes", shaped_prior)
     config = config_of("codebook")
-    flattened = run.use(fit(config, small_data))
+    flattened = use(fit(config, small_data))
     assert flattened.draw(jax.random.key(0), 3).shape == (3, 2, 3)
     message = r"model\.network: expected one with a map of \[2\], as z is .*found residual, whose map is \[1, 1\] for"
     with pytest.raises(UserError, match=message):
         build(replace(config, model=ModelConfig("residual", channels=(8, 8, 8))), small_data.image_shape)
     config = replace(config, model=ModelConfig("shaped", 6))
     monkeypatch.setitem(networks.NETWORKS, "shaped", lambda options, shapes: Shaped(None, shapes))
-    model = run.use(fit(config, small_data))
+    model = use(fit(config, small_data))
     images = small_data.test.images[:3]
     assert model.encode(images)["mu"].shape == model.draw(jax.random.key(0), 3).shape == (3, 2, 3)
     assert model.reconstruct(images).shape == model.sample(jax.random.key(0), 3).shape == (3, 8, 8, 1)

@@ -13,11 +13,12 @@ import pytest
 from faults import start_two
 from run_fixtures import TINY, flags
 
-from vae_jax import run
 from vae_jax.cli import main
 from vae_jax.config import load_config
 from vae_jax.device.devices import Devices
 from vae_jax.errors import UserError
+from vae_jax.runs.identity import check_alike
+from vae_jax.runs.reading import load
 
 WORKER = Path(__file__).parent / "devices.py"
 TWICE = ["--config=digits", *flags(**TINY)]
@@ -80,16 +81,16 @@ def test_two_processes_and_a_run_that_goes_on_alone(tmp_path, precision, monkeyp
     both = start_two(tmp_path / "two", [*TWICE, "--train.chunk_steps", "0"])  # measured
     said = [process.communicate(timeout=200)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
-    two = run.load(tmp_path / "two")
+    two = load(tmp_path / "two")
     assert json.loads((tmp_path / "two" / "summary.json").read_text())["devices"] == "2 in 2 processes"
     assert main(["train", "--out", str(tmp_path / "one"), *TWICE]) == 0
-    one = run.load(tmp_path / "one")
+    one = load(tmp_path / "one")
     names = [f"{split}_loss" for split in (("train",) if precision == "float32" else ("train", "validation", "test"))]
     losses = [[[epoch[name] for name in names] for epoch in found.history] for found in (two, one)]
     np.testing.assert_allclose(*losses, rtol=1e-5 if precision == "float32" else 1e-9)
     # What two have saved one goes on with.
     assert main(["train", "--out", str(tmp_path / "two"), "--resume", *TWICE, "--train.epochs", "3"]) == 0
-    assert len(run.load(tmp_path / "two").history) == 3
+    assert len(load(tmp_path / "two").history) == 3
 
 
 def test_processes_that_would_train_different_runs_are_refused(tmp_path):
@@ -115,13 +116,13 @@ def test_what_differs_between_processes_is_named(monkeypatch):
     gathered = []
     config = load_config(**{"train.learning_rate": 0.1, "data.cache_dir": "/a"})
     others = load_config(**{"train.learning_rate": 0.2, "model.latent": 3, "data.cache_dir": "/b"})
-    run._check_alike(config, "images", None, Two())
-    run._check_alike(config, "images", None, Two())
+    check_alike(config, "images", None, Two())
+    check_alike(config, "images", None, Two())
     with pytest.raises(UserError, match=r"found some that differ in model\.latent, train\.learning_rate$"):
-        run._check_alike(others, "images", None, Two())
-    run._check_alike(others, "images", None, Two())
+        check_alike(others, "images", None, Two())
+    check_alike(others, "images", None, Two())
     with pytest.raises(UserError, match=r"found some that differ in training images$"):
-        run._check_alike(others, "other images", None, Two())
+        check_alike(others, "other images", None, Two())
 
 
 def test_a_signal_to_one_stops_both_saved(tmp_path):
@@ -134,7 +135,7 @@ def test_a_signal_to_one_stops_both_saved(tmp_path):
     assert [process.returncode for process in both] == [128 + signal.SIGTERM] * 2, said
     assert "saving and stopping" in said[1]
     assert all("stopped" in each and "Traceback" not in each for each in said)
-    assert run.load(tmp_path / "run").history
+    assert load(tmp_path / "run").history
 
 
 def test_a_process_that_is_lost_stops_the_other_with_a_word_and_the_run_goes_on(tmp_path):

@@ -11,7 +11,6 @@ import pytest
 from jax.nn import logsumexp, sigmoid
 from run_fixtures import check_members, trained_and_resumed
 
-from vae_jax import run
 from vae_jax.blocks.perceptron import init_perceptron, perceptron
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
@@ -22,6 +21,8 @@ from vae_jax.objectives import OBJECTIVES, score
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.posteriors.bernoulli import log_prob_of_bits
 from vae_jax.runs.fit import fit
+from vae_jax.runs.reading import load, use
+from vae_jax.runs.train import train
 from vae_jax.shapes import Shapes
 from vae_jax.training.start import start
 
@@ -403,10 +404,10 @@ def test_bits_are_trained_and_resumed_exactly(objective, small_data, tmp_path):
     if objective != "relax":
         return
     assert whole.history[-1]["train_control_loss"] > 0
-    run.train(config, small_data, tmp_path / "run")
-    kept = run.load(tmp_path / "run")
+    train(config, small_data, tmp_path / "run")
+    kept = load(tmp_path / "run")
     same(kept.state, whole.state)
-    model = run.use(kept)
+    model = use(kept)
     assert set(np.unique(model.encode(small_data.test.images)["mu"])) <= {0, 1}
     assert np.isfinite(model.sample(jax.random.key(0), 5)).all()
 

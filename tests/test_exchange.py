@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from run_fixtures import TINY, compiled_once, flags, snapshot
 from safetensors.numpy import load_file, save_file
 
-from vae_jax import load_config, load_data, run
+from vae_jax import load_config, load_data
 from vae_jax.cli import main
 from vae_jax.data import resolve
 from vae_jax.errors import UserError
@@ -26,6 +26,8 @@ from vae_jax.files.held import LOCK
 from vae_jax.interop import exchange, torch_pickle, weights_file
 from vae_jax.interop.torch_weights import from_state_dict, to_state_dict
 from vae_jax.model.build import build
+from vae_jax.runs.reading import load, use
+from vae_jax.runs.train import train
 from vae_jax.training.start import start_from
 from vae_jax.training.state import Trained
 
@@ -60,7 +62,7 @@ def data():
 def made(tmp_path_factory, data):
     """A run of two epochs."""
     folder = tmp_path_factory.mktemp("made") / "run"
-    run.train(CONFIG, data, folder)
+    train(CONFIG, data, folder)
     return folder
 
 
@@ -141,7 +143,7 @@ def test_a_run_exports_and_imports_bit_for_bit(made, exported, command, tmp_path
     assert code == 0
     assert (tmp_path / "again.safetensors").read_bytes() == exported.read_bytes()
     assert load_file(exported)["BN1.num_batches_tracked"] == 20  # two epochs of ten batches
-    first, second = run.load(made), run.load(tmp_path / "run")
+    first, second = load(made), load(tmp_path / "run")
     for found, expected in zip(
         jax.tree.leaves(second.state.variables), jax.tree.leaves(first.state.variables), strict=True
     ):
@@ -217,12 +219,10 @@ def test_import_does_not_train_over_a_run(exported, made, command):
 
 
 def test_a_failed_save_leaves_nothing(exported, made, tmp_path, monkeypatch):
-    from vae_jax import checkpoint
-
     def fail(*_, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save", fail)
+    monkeypatch.setattr("vae_jax.runs.checkpoint.save", fail)
     with pytest.raises(OSError, match="No space"):
         exchange.import_run(exported, CONFIG, tmp_path / "new" / "run")
     assert not list(tmp_path.iterdir())
@@ -247,7 +247,7 @@ def test_import_replaces_a_run(exported, made, command, tmp_path):
         LOCK,
     }
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    assert run.load(tmp_path / "run").history == []
+    assert load(tmp_path / "run").history == []
 
 
 # --- Other weights ---------------------------------------------------------------------------------------------------
@@ -677,7 +677,7 @@ class TestArticle:
         _, objective = build(config, (32, 32, 1))
         state = start_from(config, objective, variables, 1)
         trained = Trained(config, (32, 32, 1), state, [])
-        found = np.asarray(run.use(trained).reconstruct(images))
+        found = np.asarray(use(trained).reconstruct(images))
         with torch.no_grad():
             model.eval()
             mu, _ = model.encode(torch.tensor(images.transpose(0, 3, 1, 2)).float() / 255)
@@ -718,7 +718,7 @@ class TestArticle:
         assert found["kl"] == pytest.approx(kl, abs=1e-3)
         with torch.no_grad():
             expected = model.decode(model.encode(test[:1000])[0]).numpy().transpose(0, 2, 3, 1)
-        reconstructed = run.use(run.load(tmp_path / "run")).reconstruct(data.test.images[:1000])
+        reconstructed = use(load(tmp_path / "run")).reconstruct(data.test.images[:1000])
         np.testing.assert_allclose(reconstructed, expected, atol=1e-5, rtol=0)
 
 

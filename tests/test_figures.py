@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_jax import figures, run
+from vae_jax import figures
 from vae_jax.data import Dataset, Split
 from vae_jax.model.use import Model
+from vae_jax.runs.drawing import draw_latent_plane
 
 PANELS = ("test −ELBO", "test reconstruction", "test KL")
 LINE, GAP = 2, 8  # pixels between pictures, and the wider gap below a row of reconstructions
@@ -242,7 +243,7 @@ def test_the_decoded_plane_has_z2_upwards_and_z1_to_the_right(tmp_path, drawn):
 
     model = Model(lambda images: {"mu": np.zeros((len(images), 2))}, decode, decode, None, 2)
     split = Split(np.zeros((5, 4, 4, 3), np.uint8), np.arange(5))
-    run.draw_latent_plane(tmp_path / "plane.png", model, Dataset("some", split, split), side=4)
+    draw_latent_plane(tmp_path / "plane.png", model, Dataset("some", split, split), side=4)
     tiles = np.asarray(panels(drawn[0])["decoded"].images[0].get_array())[::4, ::4]
     np.testing.assert_allclose(tiles[:, :, 0], np.tile(np.linspace(0, 1, 4), (4, 1)), atol=1e-6)
     np.testing.assert_allclose(tiles[:, :, 1], np.tile(np.linspace(1, 0, 4)[:, None], (1, 4)), atol=1e-6)

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 from run_fixtures import TINY, compiled_once, flags, snapshot
 
-from vae_jax import run, sweep
+from vae_jax import sweep
 from vae_jax.cli import main
 from vae_jax.config import Config, ModelConfig, TrainConfig, with_options
 from vae_jax.data import load
 from vae_jax.errors import UserError
-from vae_jax.finetune import begun_from
 from vae_jax.posteriors import POSTERIORS
+from vae_jax.runs import reading
+from vae_jax.runs.finetune import begun_from
 from vae_jax.runs.fit import fit
+from vae_jax.runs.reading import use
 from vae_jax.training import several
 from vae_jax.variables import Variables
 from vae_jax.weights import load_weights, save_weights
@@ -50,7 +52,7 @@ def test_what_is_evaluated_is_what_is_used_and_saved(small_data, tmp_path, optio
     assert not np.array_equal(used.params["decoder"]["fc_out"]["kernel"], raw.params["decoder"]["fc_out"]["kernel"])
     as_if_trained = trained._replace(state=trained.state._replace(variables=used), config=PLAIN)
     z = np.zeros((1, 3), np.float32)
-    np.testing.assert_array_equal(run.use(trained).decode(z), run.use(as_if_trained).decode(z))
+    np.testing.assert_array_equal(use(trained).decode(z), use(as_if_trained).decode(z))
     save_weights(trained, tmp_path / "weights.safetensors")
     same(load_weights(tmp_path / "weights.safetensors").variables.params, used.params)
 
@@ -144,7 +146,7 @@ def begun(first, **options):
 
 def test_training_begins_with_the_evaluated_weights_of_a_run(first):
     state, lines = begun(first, **{"optimizer.name": "sgd", "objective.beta": 2.0})
-    same(state.variables, run.load(first).variables)
+    same(state.variables, reading.load(first).variables)
     assert int(state.step) == 0
     assert lines == [f"beginning with decoder, encoder from {first}"]
 
@@ -175,7 +177,7 @@ def test_parameters_and_a_state_of_one_name(first, tmp_path, monkeypatch):
     variables = state.variables._replace(
         params=state.variables.params | {"posterior": {"book": np.full(3, 2.0)}}, state={"posterior": {"book": 0.25}}
     )
-    monkeypatch.setattr(run, "load", lambda *args, **options: SimpleNamespace(variables=variables))
+    monkeypatch.setattr("vae_jax.runs.finetune.load", lambda *args, **options: SimpleNamespace(variables=variables))
     state, lines = begun(first, **{"posterior.name": "booked"})
     assert lines == [f"beginning with decoder, encoder, posterior from {first}"]
     same(state.variables, variables)
@@ -195,11 +197,13 @@ def test_a_run_from_another_by_the_command(first, tmp_path, capsys, monkeypatch)
     assert main(["train", "--out", str(folder), "--from", "first", *options]) == 0
     assert f"beginning with decoder, encoder from {first}" in capsys.readouterr().out
     assert f"start: {first}" in (folder / "config.yaml").read_text()
-    history = run.load(folder).history
-    assert history[0]["test_loss"] < run.load(first).history[0]["test_loss"]
-    monkeypatch.setattr("vae_jax.finetune.begun_from", None)  # a run that has a checkpoint does not look there again
+    history = reading.load(folder).history
+    assert history[0]["test_loss"] < reading.load(first).history[0]["test_loss"]
+    monkeypatch.setattr(
+        "vae_jax.runs.finetune.begun_from", None
+    )  # a run that has a checkpoint does not look there again
     assert main(["train", "--out", str(folder), "--resume", "--train.epochs", "3"]) == 0
-    assert len(run.load(folder).history) == 3
+    assert len(reading.load(folder).history) == 3
 
 
 def test_what_is_begun_with_is_not_overwritten(first, tmp_path, monkeypatch, capsys):
@@ -239,6 +243,6 @@ def test_a_sweep_from_a_run(first, tmp_path):
     assert main(["sweep", "--out", str(folder), "--seeds", "2", *options]) == 0
     losses = [json.loads(path.read_text())["test_loss"] for path in sorted(folder.glob("*/summary.json"))]
     assert len(losses) == 2
-    data = load(run.load(first).config.data)
+    data = load(reading.load(first).config.data)
     config = with_options(Config(), **SMALL | {"train.epochs": 1, "train.start": str(first)})
     assert fit(config, data).history[0]["test_loss"] == pytest.approx(losses[0], rel=1e-5)

@@ -32,8 +32,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
-from vae_jax import run, sweep
-from vae_jax.checkpoint import DESCRIPTION, Keeper, Saved, restore
+from vae_jax import sweep
 from vae_jax.cli import VERBS, _parse
 from vae_jax.compare import results
 from vae_jax.config import Config, DataConfig, check_used, load_config, to_yaml
@@ -44,7 +43,10 @@ from vae_jax.errors import UserError, printable
 from vae_jax.interop import weights_file
 from vae_jax.registry import lookup
 from vae_jax.runs import own_parts
-from vae_jax.runs.folder import read_config, read_data
+from vae_jax.runs.checkpoint import Keeper, Saved, restore
+from vae_jax.runs.description import DESCRIPTION
+from vae_jax.runs.folder import origin, read_config, read_data, read_reason
+from vae_jax.runs.reading import _epochs
 from vae_jax.training.figures import Epoch
 from vae_jax.training.state import TrainState
 from vae_jax.variables import Variables
@@ -658,7 +660,7 @@ ORIGIN_JSON = {"file": "/x.pt", "sha256": "0" * 64, "counters": {"BN1.num_batche
 @given(faulty(ORIGIN_JSON))
 def test_what_a_run_tells_of_imported_weights(place, content):
     (place / "imported.json").write_bytes(content)
-    found = outcome(lambda: run.origin(place), place / "imported.json")
+    found = outcome(lambda: origin(place), place / "imported.json")
     if found is not None:
         assert all(type(count) is int and 0 <= count <= 2**53 for count in found.counters.values())
 
@@ -680,7 +682,7 @@ def test_what_a_run_tells_of_users_files(place, content):
 @given(st.lists(faulty({"epoch": 1, "train_loss": 0.5}), max_size=3), st.booleans())
 def test_metrics(place, lines, ended):
     (place / "metrics.jsonl").write_bytes(b"\n".join(lines) + b"\n" * ended)
-    found = outcome(lambda: run._epochs(place), place / "metrics.jsonl")
+    found = outcome(lambda: _epochs(place), place / "metrics.jsonl")
     assert found is None or found >= 0
 
 
@@ -688,7 +690,7 @@ def test_metrics(place, lines, ended):
 @given(st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_why_a_run_diverged(place, content):
     (place / "diverged.txt").write_bytes(content)
-    found = outcome(lambda: run.read_reason(place), place / "diverged.txt")
+    found = outcome(lambda: read_reason(place), place / "diverged.txt")
     assert found is None or (found and found.isprintable())
 
 
@@ -779,10 +781,10 @@ SPECIAL = ["pipe", "folder", "socket", "device", "50 GB", "loop"]
 READERS: dict[str, Callable[[Path], Any]] = {
     "config.yaml": read_config,
     "data.json": read_data,
-    "imported.json": run.origin,
+    "imported.json": origin,
     "code/sources.json": own_parts.read_index,
-    "metrics.jsonl": run._epochs,
-    "diverged.txt": run.read_reason,
+    "metrics.jsonl": _epochs,
+    "diverged.txt": read_reason,
     "sweep.json": sweep.read_sweep,
     "other.json": lambda folder: results.read(folder / "other.json"),
     "mine.py": lambda folder: lookup({}, f"{folder}/mine.py:net", "model.network", ("config",)),

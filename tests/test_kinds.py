@@ -13,7 +13,7 @@ from scipy.special import log_softmax, logsumexp
 from scipy.stats import multivariate_normal, norm
 
 import vae_jax
-from vae_jax import cli, likelihoods, run, sweep
+from vae_jax import cli, likelihoods, sweep
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, adapted, check_used, load_config, with_options
 from vae_jax.data import Dataset, Split, load, resolve
 from vae_jax.data.shape import settled
@@ -25,7 +25,9 @@ from vae_jax.likelihoods import LIKELIHOODS, measured
 from vae_jax.likelihoods.gaussian import GaussianOptions, gaussian
 from vae_jax.model.build import build
 from vae_jax.priors.vamp import pseudo_inputs
+from vae_jax.runs import reading
 from vae_jax.runs.fit import fit
+from vae_jax.runs.train import train
 from vae_jax.shapes import Shapes
 from vae_jax.spec import Spec, spec_of
 from vae_jax.training.checks import check_numbers
@@ -404,22 +406,22 @@ def leaves(trained):
 
 def test_a_run_goes_on_exactly_and_a_sweeps_member_is_its_single_run(tmp_path):
     data = data_of("vector")
-    straight = run.train(config_of("vector"), data, tmp_path / "straight")
+    straight = train(config_of("vector"), data, tmp_path / "straight")
     one = load_config(None, **{**TINY, "likelihood.name": "gaussian", "train.epochs": 1})
-    run.train(one, data, tmp_path / "run")
-    run.train(config_of("vector"), data, tmp_path / "run", resume=True)
-    read = run.load(tmp_path / "run")
+    train(one, data, tmp_path / "run")
+    train(config_of("vector"), data, tmp_path / "run", resume=True)
+    read = reading.load(tmp_path / "run")
     assert read.config.data.spec == data.spec
     for found, expected in zip(leaves(read), leaves(straight), strict=True):
         np.testing.assert_array_equal(found, expected)
     other = Dataset.from_arrays(VECTORS + 1, test=20, validation=10)
     with pytest.raises(UserError, match="trained on other images"):
-        run.train(config_of("vector", **{"train.epochs": 3}), other, tmp_path / "run", resume=True)
+        train(config_of("vector", **{"train.epochs": 3}), other, tmp_path / "run", resume=True)
     with pytest.raises(UserError, match=r"data\.kind: expected sequence, .*; found vector"):
-        run.train(read.config, data_of("sequence"), tmp_path / "run", resume=True)
+        train(read.config, data_of("sequence"), tmp_path / "run", resume=True)
     swept = sweep.run(sweep.make_sweep(config_of("vector"), 2, []), data, tmp_path / "sweep")
     assert [each.failure for each in swept] == ["", ""]
-    member = run.load(tmp_path / "sweep" / swept[0].member.name)
+    member = reading.load(tmp_path / "sweep" / swept[0].member.name)
     for found, expected in zip(leaves(member), leaves(straight), strict=True):
         np.testing.assert_array_equal(found, expected)
     assert "nats per example, densities of real numbers" in (tmp_path / "sweep" / "table.md").read_text()

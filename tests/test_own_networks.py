@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import errors
 
-from vae_jax import checkpoint, layers, networks, objectives, posteriors
+from vae_jax import layers, networks, objectives, posteriors
 from vae_jax.config import ModelConfig, load_config
 from vae_jax.config.parts import registry_of
 from vae_jax.data import Dataset, Split
@@ -19,6 +19,7 @@ from vae_jax.evaluation.evaluator import make_evaluator
 from vae_jax.keys import make_keys
 from vae_jax.model.build import build
 from vae_jax.posteriors import KL
+from vae_jax.runs.checkpoint import Saved, restore, save
 from vae_jax.runs.fit import fit
 from vae_jax.shapes import Shapes
 from vae_jax.training.checks import check_batches
@@ -64,8 +65,8 @@ def test_an_own_network_trains_and_is_saved(name, tmp_path):
         assert (leaf != before[path]).any(), path
     if name == "initialised":  # a collection of its own is kept and updated, step by step
         assert trained.state.variables.state == {"steps": {"count": 4}}
-    checkpoint.save(tmp_path, checkpoint.Saved(trained.state, trained.history, 32))
-    saved = checkpoint.restore(tmp_path, "latest", lambda images: trained.state, print)
+    save(tmp_path, Saved(trained.state, trained.history, 32))
+    saved = restore(tmp_path, "latest", lambda images: trained.state, print)
     assert saved is not None
     jax.tree.map(np.testing.assert_array_equal, saved.state, trained.state)
 

@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 from run_fixtures import flags, snapshot
 
-from vae_jax import cli, data, registry, run, sweep
+from vae_jax import cli, data, registry, sweep
 from vae_jax.config import Config, load_config
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.model.build import build
 from vae_jax.runs import own_parts
+from vae_jax.runs.adopt import adopt
 from vae_jax.runs.fit import fit
-from vae_jax.runs.folder import read_config
+from vae_jax.runs.folder import delete, origin, read_config
+from vae_jax.runs.reading import load, standing
+from vae_jax.runs.recorder import Recorder
+from vae_jax.runs.train import train
 from vae_jax.training import several
 
 NETWORK = """\
@@ -349,7 +353,7 @@ def test_a_callbacks_error_shows_its_own_line_too(write):
 def test_the_library_lets_it_pass(write, small_data, tmp_path):
     path = write(OBJECTIVE.replace("log_q - model", "ghost - model"))
     with pytest.raises(NameError, match="ghost"):
-        run.train(tiny(objective__name=f"{path}:bound"), small_data, tmp_path / "run")
+        train(tiny(objective__name=f"{path}:bound"), small_data, tmp_path / "run")
 
 
 def test_an_error_of_ones_own_is_left_as_it_is(write, array, capsys, tmp_path):
@@ -371,7 +375,7 @@ def test_a_run_that_is_opened_shows_the_users_line_and_blames_no_checkpoint(copi
         assert said.startswith(f"vae-jax: error: {tmp_path}/mine.py:12 in setup: self.to_pixels = nn.Dense(")
         assert said.endswith("ZeroDivisionError: integer division or modulo by zero\n")
     with pytest.raises(ZeroDivisionError):
-        run.load(copied)
+        load(copied)
     assert snapshot(copied) == before
 
 
@@ -396,7 +400,7 @@ def made(tmp_path_factory, small_data):
     config = tiny(**options, model__network="mine.py:Net", train__batch_size=60)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        run.train(config, data.load(config.data), Path("run"))
+        train(config, data.load(config.data), Path("run"))
     return folder
 
 
@@ -414,8 +418,8 @@ def copied(made, tmp_path):
 def begin(config, images, folder):
     """A run that has only begun."""
     folder.mkdir(exist_ok=True)
-    recorder = run.Recorder(config, images, folder)
-    run.delete(folder)
+    recorder = Recorder(config, images, folder)
+    delete(folder)
     recorder.open(None, print)
 
 
@@ -436,16 +440,16 @@ def test_a_run_that_was_moved_is_used_without_the_users_file(copied, capsys, tmp
 
 
 def test_a_run_goes_on_with_its_own_copy_where_the_file_has_changed(copied, tmp_path):
-    begun, lines = run.load(copied, report=print), []
+    begun, lines = load(copied, report=print), []
     config = replace(begun.config, train=replace(begun.config.train, epochs=2))
     images = data.load(config.data)
     whole = fit(config, images, resume=(begun.state, begun.history))
     (tmp_path / "mine.py").write_text(CHANGED)
     copy = copied / "code" / "mine.py"
     line = f"{tmp_path}/mine.py has changed since {copied} began: its copy {copy} is used"
-    assert run.load(copied, report=lines.append).config.model.network == f"{copy}:Net"
+    assert load(copied, report=lines.append).config.model.network == f"{copy}:Net"
     assert lines == [line]
-    trained = run.train(config, images, copied, resume=True, report=lines.append)
+    trained = train(config, images, copied, resume=True, report=lines.append)
     assert f"warning: {line}" in lines
     jax.tree.map(np.testing.assert_array_equal, trained.state, whole.state)
     assert copy.read_text() == NETWORK
@@ -455,19 +459,19 @@ def test_a_run_goes_on_with_its_own_copy_where_the_file_has_changed(copied, tmp_
 
 
 def test_a_file_is_known_by_its_content_too(copied, write, tmp_path):
-    config = run.load(copied, report=print).config
+    config = load(copied, report=print).config
     assert config.model.network == f"{tmp_path}/mine.py:Net"
     images = data.load(config.data)
     again = write(NETWORK, "again/again.py")
     (tmp_path / "mine.py").unlink()
     other = own_parts.renamed(config, {config.model.network: f"{again}:Net"})
-    earlier = run.standing(other, images, copied, print)
+    earlier = standing(other, images, copied, print)
     assert earlier
     assert int(earlier.state.step) == 1
     assert own_parts.named(other, copied) == config
     assert own_parts.named(own_parts.as_kept(config, copied), copied) == config
     again.write_text(CHANGED)
-    assert f"found {again}:Net" in refused(run.standing, other, images, copied, print)
+    assert f"found {again}:Net" in refused(standing, other, images, copied, print)
 
 
 def test_files_of_one_name_and_of_one_content(write, tmp_path):
@@ -494,11 +498,11 @@ def test_a_copy_that_was_edited_is_said_and_not_trained_on(copied):
     copy, lines = copied / "code" / "mine.py", []
     copy.write_text(CHANGED)
     line = f"{copy} has been edited since {copied} began: it is used as it is now"
-    assert refused(run.load, copied).startswith(f"{copied}: expected code that your own training has put there")
-    config = run.load(copied, report=lines.append, trust_code=True).config
+    assert refused(load, copied).startswith(f"{copied}: expected code that your own training has put there")
+    config = load(copied, report=lines.append, trust_code=True).config
     assert config.model.network == f"{copy}:Net"
     assert lines == [line]
-    assert line in refused(run.train, config, data.load(config.data), copied, resume=True)
+    assert line in refused(train, config, data.load(config.data), copied, resume=True)
 
 
 def test_a_module_that_has_changed_is_said(write, small_data, tmp_path, monkeypatch):
@@ -531,30 +535,30 @@ def test_a_run_begun_anew_with_its_own_copy(write, small_data, tmp_path):
 
 
 def test_a_run_of_weights_from_elsewhere_keeps_its_files_too(copied, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "_draw_samples", lambda *_: None)
-    trained, adopted = run.load(copied), tmp_path / "adopted"
-    run.adopt(trained.config, trained.state.variables, adopted, {"counters": {}})
+    monkeypatch.setattr("vae_jax.runs.adopt.draw_samples", lambda *_: None)
+    trained, adopted = load(copied), tmp_path / "adopted"
+    adopt(trained.config, trained.state.variables, adopted, {"counters": {}})
     (tmp_path / "mine.py").unlink()
-    found = run.load(adopted)
+    found = load(adopted)
     assert found.config.model.network == f"{adopted}/code/mine.py:Net"
     jax.tree.map(np.testing.assert_array_equal, found.state.variables, trained.state.variables)
 
 
 def test_a_users_file_among_the_copies_is_not_lost_to_an_import(copied, monkeypatch):
-    monkeypatch.setattr(run, "_draw_samples", lambda *_: None)
-    trained, own = run.load(copied), copied / "code" / "notes.txt"
+    monkeypatch.setattr("vae_jax.runs.adopt.draw_samples", lambda *_: None)
+    trained, own = load(copied), copied / "code" / "notes.txt"
     own.write_text("mine")
     before = snapshot(copied)
     arguments = trained.config, trained.state.variables, copied, {"counters": {}}
-    assert refused(run.adopt, *arguments, overwrite=True).startswith(f"{own}: expected nothing but copies of ")
+    assert refused(adopt, *arguments, overwrite=True).startswith(f"{own}: expected nothing but copies of ")
     assert snapshot(copied) == before
     own.unlink()
-    run.adopt(*arguments, overwrite=True)
-    assert run.origin(copied).counters == {}
+    adopt(*arguments, overwrite=True)
+    assert origin(copied).counters == {}
 
 
 def test_a_file_that_is_missing_is_refused_and_nothing_is_left(small_data, tmp_path):
-    message = refused(run.train, tiny(model__network=f"{tmp_path}/none.py:Net"), small_data, tmp_path / "run")
+    message = refused(train, tiny(model__network=f"{tmp_path}/none.py:Net"), small_data, tmp_path / "run")
     assert message.startswith(f"model.network: expected a module to import in '{tmp_path}/none.py:Net'; FileNotFound")
     assert not (tmp_path / "run").exists()
 
@@ -572,7 +576,7 @@ def test_an_index_that_cannot_be_read_is_refused(copied, tmp_path):
     index = copied / "code" / "sources.json"
     index.unlink()
     index.mkdir()
-    assert refused(run.load, copied).startswith(f"{index}: expected a file; found a folder")
+    assert refused(load, copied).startswith(f"{index}: expected a file; found a folder")
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "code").write_text("a user's")  # and no index
     assert own_parts.changes(tmp_path / "plain") == []
@@ -593,7 +597,7 @@ def test_an_index_that_cannot_be_read_is_refused(copied, tmp_path):
 )
 def test_a_damaged_index_is_refused(copied, content):
     (copied / "code" / "sources.json").write_text(content)
-    message = refused(run.load, copied)
+    message = refused(load, copied)
     assert message.startswith(f"{copied}/code/sources.json: ")
     assert "expected " in message
     assert "found " in message or "JSON; Expecting value" in message

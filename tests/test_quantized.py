@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from run_fixtures import trained_and_resumed
 
-from vae_jax import keys, run
+from vae_jax import keys
 from vae_jax.config import Config, TrainConfig, adapted
 from vae_jax.errors import UserError
 from vae_jax.evaluation.evaluator import make_evaluator, means, usage
 from vae_jax.model.build import build
 from vae_jax.runs.fit import fit
+from vae_jax.runs.reading import use
 from vae_jax.training import several
 from vae_jax.training.start import first_images, start
 
@@ -53,7 +54,7 @@ def test_models_with_codes_train_evaluate_and_resume_exactly(posterior, network,
     config = config_of(posterior, network)
     whole = trained_and_resumed(config, small_data)
     last = whole.history[-1]
-    model = run.use(whole)
+    model = use(whole)
     assert np.isfinite(model.reconstruct(small_data.test.images)).all()
     assert np.isfinite(model.sample(jax.random.key(0), 5)).all()
     places = (4,) if network == "mlp" else (2, 2)

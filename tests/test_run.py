@@ -15,7 +15,7 @@ import pytest
 import yaml
 from run_fixtures import compiled_once, snapshot
 
-from vae_jax import run, sweep
+from vae_jax import figures, sweep
 from vae_jax.config import (
     Config,
     DataConfig,
@@ -28,12 +28,18 @@ from vae_jax.config import (
 )
 from vae_jax.data import Dataset, Split, load
 from vae_jax.device import memory
+from vae_jax.device.devices import cores
 from vae_jax.errors import Stopped, UserError
 from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import make_keys, step_key, step_keys
 from vae_jax.model.build import build
 from vae_jax.objectives import OBJECTIVES, Objective
-from vae_jax.runs.folder import read_data
+from vae_jax.runs import reading
+from vae_jax.runs.folder import origin, read_config, read_data
+from vae_jax.runs.identity import digest_of, digest_of_all
+from vae_jax.runs.reading import _epochs, use
+from vae_jax.runs.recorder import Recorder
+from vae_jax.runs.train import train
 
 CONFIG = Config(
     data=DataConfig(image_size=8, channels=1),
@@ -65,7 +71,7 @@ def data():
 def whole(data, tmp_path_factory):
     """The folder of an undisturbed run, and what it gave."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    return folder, run.train(CONFIG, data, folder)
+    return folder, train(CONFIG, data, folder)
 
 
 @pytest.fixture
@@ -117,7 +123,7 @@ def killed(folder, data, config, *, epoch, step):
             raise Killed
 
     with pytest.raises(Killed):
-        run.train(config, data, folder, on_progress=on_progress, on_epoch=on_epoch)
+        train(config, data, folder, on_progress=on_progress, on_epoch=on_epoch)
 
 
 # --- What a run leaves -----------------------------------------------------------------------------------------------
@@ -134,12 +140,12 @@ def test_a_run_keeps_the_size_and_channels_of_its_images(tmp_path):
     np.save(tmp_path / "x.npy", np.random.RandomState(0).randint(0, 256, (24, 6, 6, 3)).astype(np.uint8))
     data = load(config.data)
     assert data.image_shape == (6, 6, 3)
-    trained = run.train(config, data, tmp_path / "run")
+    trained = train(config, data, tmp_path / "run")
     assert (trained.config.data.image_size, trained.config.data.channels) == (6, 3)
     assert trained.config == replace(config, data=trained.config.data)
-    run.train(config, data, tmp_path / "run", resume=True)
+    train(config, data, tmp_path / "run", resume=True)
     (tmp_path / "x.npy").unlink()
-    loaded = run.load(tmp_path / "run")
+    loaded = reading.load(tmp_path / "run")
     assert (loaded.config, loaded.image_shape) == (trained.config, (6, 6, 3))
 
 
@@ -171,10 +177,10 @@ def test_contents(whole, data):
 def test_a_run_notes_its_data_and_their_classes(whole, data):
     folder, trained = whole
     noted = json.loads((folder / "data.json").read_text())
-    assert noted.pop("run") == run.read_data(folder).run != ""
-    assert noted == {"name": "digits", "digest": run.digest_of_all(CONFIG, data), "class_names": list("0123456789")}
+    assert noted.pop("run") == read_data(folder).run != ""
+    assert noted == {"name": "digits", "digest": digest_of_all(CONFIG, data), "class_names": list("0123456789")}
     assert summary(folder)["class_names"] == list("0123456789")
-    assert trained.class_names == run.load(folder).class_names == tuple("0123456789")
+    assert trained.class_names == reading.load(folder).class_names == tuple("0123456789")
 
 
 # What the files of a run may say wrongly, and what is told of it.
@@ -200,7 +206,7 @@ MISWRITTEN = [
 
 @pytest.mark.parametrize(("name", "content", "said"), MISWRITTEN, ids=lambda value: value[:30])
 def test_what_a_run_tells_is_of_the_types_that_are_declared(name, content, said, tmp_path):
-    readers = {"data.json": read_data, "imported.json": run.origin, "metrics.jsonl": run._epochs}
+    readers = {"data.json": read_data, "imported.json": origin, "metrics.jsonl": _epochs}
     (tmp_path / name).write_bytes(content.encode(errors="surrogatepass"))
     message = refused(readers[name], tmp_path)
     assert message.startswith(f"{tmp_path / name}: {said}")
@@ -210,7 +216,7 @@ def test_what_a_run_tells_is_of_the_types_that_are_declared(name, content, said,
 def test_a_run_without_validation_images_does_not_go_on_with_some(data, copied):
     """As where a folder of images has got one of them since; the training images are the same."""
     with_some = replace(data, validation=data.test)
-    message = refused(run.train, with_train(epochs=4), with_some, copied, resume=True)
+    message = refused(train, with_train(epochs=4), with_some, copied, resume=True)
     assert message == (
         f"{copied}: the run was trained without validation images, found 40; a run continues on the same data only"
     )
@@ -228,10 +234,10 @@ def test_digests_tell_data_apart(data):
         replace(data, test=replace(data.test, labels=9 - data.test.labels)),
     ]
     for digest, config, expected in (
-        (run.digest_of, CONFIG, [True, False, False, False, False]),
-        (run.digest_of, told_labels, [True, True, True, False, False]),
-        (run.digest_of_all, CONFIG, [True, False, False, True, False]),
-        (run.digest_of_all, told_labels, [True, True, True, True, True]),
+        (digest_of, CONFIG, [True, False, False, False, False]),
+        (digest_of, told_labels, [True, True, True, False, False]),
+        (digest_of_all, CONFIG, [True, False, False, True, False]),
+        (digest_of_all, told_labels, [True, True, True, True, True]),
     ):
         assert [digest(config, other) != digest(config, data) for other in others] == expected
 
@@ -240,8 +246,8 @@ def test_pictures_show_images_from_all_over_the_test_images(whole, data, tmp_pat
     folder, trained = whole
     shown = data.test.spread(CONFIG.output.figure_images)
     assert not np.array_equal(shown.images, data.test.images[: CONFIG.output.figure_images])
-    below = np.asarray(run.use(trained).reconstruct(shown.images))
-    path = run.figures.pairs(tmp_path / "pairs.png", shown.images / 255, below)
+    below = np.asarray(use(trained).reconstruct(shown.images))
+    path = figures.pairs(tmp_path / "pairs.png", shown.images / 255, below)
     assert path.read_bytes() == (folder / "figures" / "reconstructions_epoch_0003.png").read_bytes()
 
 
@@ -257,7 +263,7 @@ def test_a_run_of_images_of_another_shape_is_refused(tmp_path, shape, found):
     """It could not be read again; `fit` writes nothing, and takes them."""
     data = Dataset("mine", *[Split(np.zeros((20, *shape), np.uint8))] * 2)
     with pytest.raises(UserError, match=found):
-        run.train(CONFIG, data, tmp_path / "run")
+        train(CONFIG, data, tmp_path / "run")
     with pytest.raises(UserError, match=found):
         sweep.run(sweep.Sweep(CONFIG, 2, {}), data, tmp_path / "run")
     assert not list(tmp_path.iterdir())
@@ -265,7 +271,7 @@ def test_a_run_of_images_of_another_shape_is_refused(tmp_path, shape, found):
 
 def test_loads_what_was_trained(whole):
     folder, trained = whole
-    loaded = run.load(folder)
+    loaded = reading.load(folder)
     same(loaded.state, trained.state)
     assert loaded.history == trained.history
     assert loaded.config == CONFIG
@@ -273,7 +279,7 @@ def test_loads_what_was_trained(whole):
 
 
 def test_use(whole, data):
-    model = run.use(whole[1])
+    model = use(whole[1])
     heads = model.encode(data.test.images)
     assert {name: head.shape for name, head in heads.items()} == {"mu": (40, 3), "log_var": (40, 3)}
     pictures = np.asarray(model.decode(heads["mu"]))
@@ -287,7 +293,7 @@ def test_use(whole, data):
 
 def test_validation_split_decides_what_is_best(data, tmp_path):
     split = replace(data, validation=Split(data.test.images[:10], None))
-    run.train(with_train(epochs=2), split, tmp_path / "run")
+    train(with_train(epochs=2), split, tmp_path / "run")
     found, lines = summary(tmp_path / "run"), metrics(tmp_path / "run")
     assert found["best_by"] == "validation_loss"
     assert found["best_loss"] == min(line["validation_loss"] for line in lines)
@@ -297,15 +303,13 @@ def test_validation_split_decides_what_is_best(data, tmp_path):
 def test_how_much_is_kept(data, tmp_path):
     """Every second epoch's figures and the last one's, two checkpoints; --resume may start a run."""
     folder = tmp_path / "run"
-    run.train(
-        replace(CONFIG, output=replace(CONFIG.output, figure_every=2, keep_checkpoints=2)), data, folder, resume=True
-    )
+    train(replace(CONFIG, output=replace(CONFIG.output, figure_every=2, keep_checkpoints=2)), data, folder, resume=True)
     found = sorted(path.name for path in (folder / "figures").glob("recon*"))
     assert found == ["reconstructions_epoch_0002.png", "reconstructions_epoch_0003.png"]
     assert {str(2 * STEPS), str(3 * STEPS)} <= {path.name for path in (folder / "checkpoints").iterdir()}
     # Without the newest checkpoint the one before is used.
     shutil.rmtree(folder / "checkpoints" / str(3 * STEPS))
-    assert len(run.load(folder).history) == 2
+    assert len(reading.load(folder).history) == 2
 
 
 # --- Going on --------------------------------------------------------------------------------------------------------
@@ -320,10 +324,10 @@ def test_killed_and_resumed_equals_undisturbed(whole, data, tmp_path, epoch, ste
         with (folder / "metrics.jsonl").open("a") as file:
             file.write('{"epoch": 9, "half')
     seen = []
-    run.train(CONFIG, data, folder, resume=True, on_progress=seen.append)
+    train(CONFIG, data, folder, resume=True, on_progress=seen.append)
     # The kill comes before its step's checkpoint: at step 4 the newest one is of step 2, at step 2 there is none.
     assert (seen[0].epoch, seen[0].step) == (epoch, step if step else 2)
-    same(run.load(folder).state, whole[1].state)
+    same(reading.load(folder).state, whole[1].state)
     assert metrics(folder) == metrics(whole[0])
     both = [
         {name: value for name, value in summary(path).items() if name not in TIMING | {"seconds"}}
@@ -333,16 +337,16 @@ def test_killed_and_resumed_equals_undisturbed(whole, data, tmp_path, epoch, ste
 
 
 def test_more_epochs(whole, data, tmp_path):
-    run.train(with_train(epochs=2), data, tmp_path / "run")
-    trained = run.train(CONFIG, data, tmp_path / "run", resume=True)
+    train(with_train(epochs=2), data, tmp_path / "run")
+    trained = train(CONFIG, data, tmp_path / "run", resume=True)
     same(trained.state, whole[1].state)
     assert metrics(tmp_path / "run") == metrics(whole[0])
-    assert run.read_config(tmp_path / "run").train.epochs == 3
+    assert read_config(tmp_path / "run").train.epochs == 3
 
 
 def test_resuming_a_finished_run_changes_nothing(whole, data, copied):
     steps = sorted(path.name for path in (copied / "checkpoints").iterdir())
-    trained = run.train(CONFIG, data, copied, resume=True)
+    trained = train(CONFIG, data, copied, resume=True)
     same(trained.state, whole[1].state)
     assert metrics(copied) == metrics(whole[0])
     assert sorted(path.name for path in (copied / "checkpoints").iterdir()) == steps
@@ -352,9 +356,9 @@ def test_resuming_a_finished_run_changes_nothing(whole, data, copied):
 
 def test_going_on_elsewhere_is_told(data, copied, monkeypatch):
     """On as many cores nothing is, see `test_a_damaged_checkpoint_is_never_trained_on`."""
-    here, told = run.cores(), []
-    monkeypatch.setattr(run, "cores", lambda: 99)
-    run.train(with_train(epochs=4), data, copied, resume=True, report=told.append)
+    here, told = cores(), []
+    monkeypatch.setattr("vae_jax.runs.identity.cores", lambda: 99)
+    train(with_train(epochs=4), data, copied, resume=True, report=told.append)
     assert told[1].startswith(f"warning: {copied} was trained with cores {here} (now 99): it goes on, but may not end")
     assert summary(copied)["cores"] == 99
 
@@ -372,7 +376,7 @@ def test_going_on_elsewhere_is_told(data, copied, monkeypatch):
 )
 def test_resuming_as_something_else_is_refused(data, copied, changed, named):
     before = snapshot(copied)
-    assert named in refused(run.train, changed, data, copied, resume=True)
+    assert named in refused(train, changed, data, copied, resume=True)
     assert snapshot(copied) == before
 
 
@@ -399,30 +403,30 @@ def test_a_configuration_edited_by_hand_is_not_taken_without_a_word(data, copied
         "train.learning_rate (the run has 0.001, found 0.1 in its config.yaml)"
     )
     before = snapshot(copied)
-    assert refused(run.train, run.read_config(copied), data, copied, resume=True) == (
+    assert refused(train, read_config(copied), data, copied, resume=True) == (
         f"{copied}: resume=True continues a run as it began; changed: {changed}"
     )
     assert snapshot(copied) == before
     told = []
-    run.load(copied, report=told.append)
+    reading.load(copied, report=told.append)
     assert told == [f"warning: {copied}/config.yaml is not what the run was trained with; changed: {changed}"]
     # With what it was trained with it goes on, and its configuration tells so again.
     told = []
-    run.train(CONFIG, data, copied, resume=True, report=told.append)
+    train(CONFIG, data, copied, resume=True, report=told.append)
     assert told[0] == f"warning: {copied}/config.yaml was changed, and is written anew as the run began: {changed}"
-    assert run.read_config(copied) == CONFIG
+    assert read_config(copied) == CONFIG
 
 
 def test_what_may_change_may_be_edited(copied):
     edit(copied, "epochs: 3", "epochs: 4")
-    run.load(copied, report=pytest.fail)
+    reading.load(copied, report=pytest.fail)
 
 
 def test_resuming_on_other_data_is_refused(data, copied):
     before = snapshot(copied)
     fewer = replace(data, train=Split(data.train.images[:100], None))
     # A change of epochs is allowed, but not written where the rest is refused.
-    assert "100" in refused(run.train, with_train(epochs=9), fewer, copied, resume=True)
+    assert "100" in refused(train, with_train(epochs=9), fewer, copied, resume=True)
     assert snapshot(copied) == before
 
 
@@ -431,10 +435,10 @@ def test_stopping_saves_first(whole, data, tmp_path):
     folder, asked = tmp_path / "run", iter([False, False, False, False, True, False, False, True])
     for expected, step in (("in epoch 2 and saved after step 8", 8), ("saved after epoch 2, step 12", 12)):
         with pytest.raises(Stopped, match=expected):
-            run.train(CONFIG, data, folder, resume=True, should_stop=lambda: next(asked))
-        assert int(run.load(folder).state.step) == step
-    run.train(CONFIG, data, folder, resume=True)
-    same(run.load(folder).state, whole[1].state)
+            train(CONFIG, data, folder, resume=True, should_stop=lambda: next(asked))
+        assert int(reading.load(folder).state.step) == step
+    train(CONFIG, data, folder, resume=True)
+    same(reading.load(folder).state, whole[1].state)
     assert metrics(folder) == metrics(whole[0])
 
 
@@ -450,7 +454,7 @@ def test_a_diverged_run_saves_nothing_of_it_and_goes_on_if_such_steps_are_skippe
     monkeypatch.setitem(OBJECTIVES, "broken", Objective(broken))
     config = replace(CONFIG, objective=replace(CONFIG.objective, name="broken"))
     folder = tmp_path / "run"
-    message = refused(run.train, config, data, folder)
+    message = refused(train, config, data, folder)
     assert "diverged in epoch 2: the loss of step 3 of 6 is nan; last finite: loss " in message
     assert (
         "begin anew (overwrite=True or another folder) or go on from step 6 with resume=True, train.skip_nonfinite true"
@@ -458,9 +462,9 @@ def test_a_diverged_run_saves_nothing_of_it_and_goes_on_if_such_steps_are_skippe
     )
     assert (folder / "diverged.txt").read_text().strip() in message
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["6"]
-    assert run.load(folder, "best").history == run.load(folder).history
+    assert reading.load(folder, "best").history == reading.load(folder).history
     skipping = replace(config, train=replace(config.train, skip_nonfinite=True))
-    trained = run.train(skipping, data, folder, resume=True)
+    trained = train(skipping, data, folder, resume=True)
     assert [epoch.get("skipped_steps") for epoch in trained.history] == [None, 1, 0]
     assert not (folder / "diverged.txt").exists()
 
@@ -468,9 +472,9 @@ def test_a_diverged_run_saves_nothing_of_it_and_goes_on_if_such_steps_are_skippe
 def test_a_run_in_its_third_epoch_is_not_cut_to_two(data, tmp_path):
     asked = iter([False] * 7 + [True])
     with pytest.raises(Stopped, match="in epoch 3"):
-        run.train(CONFIG, data, tmp_path / "run", should_stop=lambda: next(asked))
+        train(CONFIG, data, tmp_path / "run", should_stop=lambda: next(asked))
     assert "train.epochs: expected at least the 3 epochs" in refused(
-        run.train, with_train(epochs=2), data, tmp_path / "run", resume=True
+        train, with_train(epochs=2), data, tmp_path / "run", resume=True
     )
 
 
@@ -479,8 +483,8 @@ def test_a_run_in_its_third_epoch_is_not_cut_to_two(data, tmp_path):
 
 def test_a_run_is_not_trained_over(data, copied):
     before = snapshot(copied)
-    assert "resume=True" in refused(run.train, CONFIG, data, copied)
-    assert "overwrite=True" in refused(run.train, CONFIG, data, copied, resume=True, overwrite=True)
+    assert "resume=True" in refused(train, CONFIG, data, copied)
+    assert "overwrite=True" in refused(train, CONFIG, data, copied, resume=True, overwrite=True)
     assert snapshot(copied) == before
 
 
@@ -488,7 +492,7 @@ def test_overwrite_deletes_the_run_and_nothing_else(data, copied, tmp_path):
     (copied / "notes.txt").write_text("mine")
     (copied / "latents_test.npz").write_text("of the old run")
     (tmp_path / "link").symlink_to(copied)
-    run.train(with_train(epochs=1), data, tmp_path / "link", overwrite=True)
+    train(with_train(epochs=1), data, tmp_path / "link", overwrite=True)
     assert len(metrics(copied)) == 1
     assert (copied / "notes.txt").read_text() == "mine"
     assert not (copied / "latents_test.npz").exists()
@@ -510,9 +514,9 @@ def test_overwrite_deletes_the_run_and_nothing_else(data, copied, tmp_path):
 )
 def test_nothing_is_deleted_or_written_for_what_cannot_be_trained(data, copied, changed, tmp_path):
     before = snapshot(copied)
-    refused(lambda: run.train(changed(), data, copied, overwrite=True))
+    refused(lambda: train(changed(), data, copied, overwrite=True))
     assert snapshot(copied) == before
-    refused(lambda: run.train(changed(), data, tmp_path / "new" / "run"))
+    refused(lambda: train(changed(), data, tmp_path / "new" / "run"))
     assert not (tmp_path / "new").exists()
 
 
@@ -520,10 +524,10 @@ def test_a_step_that_does_not_fit_into_memory_is_refused_before_anything_is_lost
     before = snapshot(copied)
     monkeypatch.setattr(memory, "SMALL", 1000)
     monkeypatch.setattr(memory, "available", lambda: 20_000)
-    assert "model: training its" in refused(run.train, CONFIG, data, copied, overwrite=True)
+    assert "model: training its" in refused(train, CONFIG, data, copied, overwrite=True)
     monkeypatch.setattr(memory, "available", lambda: 60_000)
     for folder in (copied, tmp_path / "new"):
-        assert "train.batch_size 20: the arrays of a step" in refused(run.train, CONFIG, data, folder, overwrite=True)
+        assert "train.batch_size 20: the arrays of a step" in refused(train, CONFIG, data, folder, overwrite=True)
     assert snapshot(copied) == before
     assert not (tmp_path / "new").exists()
 
@@ -535,7 +539,7 @@ def test_another_programs_folder_is_left_alone(data, tmp_path, content, option):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "mine.png").write_text("mine")
     before = snapshot(tmp_path)
-    assert "config.yaml" in refused(run.train, CONFIG, data, tmp_path, **{option: True})
+    assert "config.yaml" in refused(train, CONFIG, data, tmp_path, **{option: True})
     assert snapshot(tmp_path) == before
 
 
@@ -543,7 +547,7 @@ def test_another_programs_folder_is_left_alone(data, tmp_path, content, option):
 def test_a_folder_with_other_files_is_left_alone(data, tmp_path, options):
     (tmp_path / "thesis.tex").write_text("mine")
     before = snapshot(tmp_path)
-    assert "left alone" in refused(run.train, CONFIG, data, tmp_path, **options)
+    assert "left alone" in refused(train, CONFIG, data, tmp_path, **options)
     assert snapshot(tmp_path) == before
 
 
@@ -551,7 +555,7 @@ def test_a_file_in_the_way(data, tmp_path):
     file = tmp_path / "file"
     file.write_text("mine")
     for folder in (file, file / "run", file / "deep" / "run"):
-        assert str(folder) in refused(run.train, CONFIG, data, folder)
+        assert str(folder) in refused(train, CONFIG, data, folder)
     assert file.read_text() == "mine"
 
 
@@ -563,7 +567,7 @@ def read_only(whole):
     root = os.geteuid() == 0
     for path in (*folder.rglob("*"), folder):
         path.chmod(0o555 if path.is_dir() else 0o444)
-    run.load(folder / "run")  # what is imported late may lie where only root can read
+    reading.load(folder / "run")  # what is imported late may lie where only root can read
     if root:
         os.setresuid(65534, 65534, 0)
     yield folder / "run"
@@ -575,10 +579,10 @@ def read_only(whole):
 
 
 def test_a_read_only_run_is_read_and_not_trained(whole, data, read_only):
-    same(run.load(read_only).state, whole[1].state)
+    same(reading.load(read_only).state, whole[1].state)
     before = snapshot(read_only)
     for folder, option in ((read_only, "resume"), (read_only, "overwrite"), (read_only.parent / "new", "resume")):
-        message = refused(run.train, CONFIG, data, folder, **{option: True})
+        message = refused(train, CONFIG, data, folder, **{option: True})
         assert message.startswith(
             f"{folder}: expected a folder that can be written; permission denied in {folder.parent}"
         )
@@ -589,13 +593,13 @@ def test_a_read_only_run_is_read_and_not_trained(whole, data, read_only):
 
 
 def test_loading_what_is_no_run(whole, tmp_path):
-    assert "no such folder" in refused(run.load, tmp_path / "none")
-    assert "a file" in refused(run.load, whole[0] / "config.yaml")
-    assert "config.yaml" in refused(run.load, tmp_path)
+    assert "no such folder" in refused(reading.load, tmp_path / "none")
+    assert "a file" in refused(reading.load, whole[0] / "config.yaml")
+    assert "config.yaml" in refused(reading.load, tmp_path)
     shutil.copy(whole[0] / "config.yaml", tmp_path)
-    assert "checkpoints" in refused(run.load, tmp_path)
+    assert "checkpoints" in refused(reading.load, tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    assert "checkpoint" in refused(run.load, tmp_path)
+    assert "checkpoint" in refused(reading.load, tmp_path)
 
 
 def test_loading_another_models_checkpoint(copied):
@@ -603,7 +607,7 @@ def test_loading_another_models_checkpoint(copied):
     options["model"]["latent"] = 5
     (copied / "config.yaml").write_text(yaml.safe_dump(options))
     with pytest.warns(UserWarning, match=r"model\.latent \(the run has 3, found 5 in its config\.yaml"):
-        message = refused(run.load, copied)
+        message = refused(reading.load, copied)
     assert "config.yaml" in message
     assert "float32" in message
 
@@ -620,18 +624,18 @@ def flip(path):
 def test_a_damaged_checkpoint_is_never_trained_on(whole, data, tmp_path, damage):
     """The one before it is, so that the run still ends where it should."""
     folder = tmp_path / "run"
-    run.train(replace(CONFIG, output=replace(CONFIG.output, keep_checkpoints=2)), data, folder)
+    train(replace(CONFIG, output=replace(CONFIG.output, keep_checkpoints=2)), data, folder)
     step = folder / "checkpoints" / str(3 * STEPS)
     damage(max(step.rglob("*"), key=lambda path: path.stat().st_size * path.is_file()))
     with pytest.warns(UserWarning, match="passed over"):
-        assert len(run.load(folder).history) == 2
+        assert len(reading.load(folder).history) == 2
     told = []
-    run.train(CONFIG, data, folder, resume=True, report=told.append)
+    train(CONFIG, data, folder, resume=True, report=told.append)
     assert [str(step) in line for line in told] == [True, True, False]
     assert "damaged" in told[0]
     assert str(folder / "checkpoints" / "damaged" / step.name) in told[1]
     assert told[2] == f"continuing {folder} after epoch 2, step {2 * STEPS}"
-    same(run.load(folder).state, whole[1].state)
+    same(reading.load(folder).state, whole[1].state)
     assert metrics(folder) == metrics(whole[0])
 
 
@@ -639,11 +643,11 @@ def test_the_summarys_best_is_what_the_best_checkpoint_gives(data, tmp_path):
     """Tested on negatives, which a model of digits gives less and less."""
     folder = tmp_path / "run"
     data = replace(data, test=Split(255 - data.test.images))
-    run.train(CONFIG, data, folder)
+    train(CONFIG, data, folder)
     found, lines = summary(folder), metrics(folder)
     assert found["best_epoch"] < found["epochs"]
     assert found["best_loss"] == lines[found["best_epoch"] - 1]["test_loss"]
-    best = run.load(folder, "best")
+    best = reading.load(folder, "best")
     assert int(best.state.step) == found["best_epoch"] * STEPS
     assert len(best.history) == found["best_epoch"]
     network, objective = build(best.config, best.image_shape)
@@ -653,9 +657,7 @@ def test_the_summarys_best_is_what_the_best_checkpoint_gives(data, tmp_path):
 
 def test_the_summarys_best_is_finite_where_one_is(whole):
     folder, trained = whole
-    recorder = run.Recorder(
-        CONFIG, Dataset("some", *[Split(np.zeros((4, 8, 8, 1), np.uint8))] * 2), folder, lambda: False
-    )
+    recorder = Recorder(CONFIG, Dataset("some", *[Split(np.zeros((4, 8, 8, 1), np.uint8))] * 2), folder, lambda: False)
     history = [{**epoch, "test_loss": loss} for epoch, loss in zip(trained.history, [math.nan, 2.0, 3.0], strict=True)]
     found = recorder._summary(trained._replace(history=history), 1.0)
     assert (found["best_epoch"], found["best_loss"]) == (2, 2.0)
@@ -663,16 +665,16 @@ def test_the_summarys_best_is_finite_where_one_is(whole):
 
 def test_a_schedule_that_ends_is_not_prolonged_and_no_run_is_shortened(data, tmp_path):
     ending = with_train(epochs=1, schedule="cosine")
-    run.train(ending, data, tmp_path / "ending")
+    train(ending, data, tmp_path / "ending")
     with pytest.raises(UserError, match=r"train\.epochs \(the run has 1, found 2\)"):
-        run.train(with_train(epochs=2, schedule="cosine"), data, tmp_path / "ending", resume=True)
-    run.train(with_train(epochs=2), data, tmp_path / "whole")
+        train(with_train(epochs=2, schedule="cosine"), data, tmp_path / "ending", resume=True)
+    train(with_train(epochs=2), data, tmp_path / "whole")
     with pytest.raises(UserError, match=r"train\.epochs: expected at least the 2 epochs the run has; found 1"):
-        run.train(with_train(epochs=1), data, tmp_path / "whole", resume=True)
+        train(with_train(epochs=1), data, tmp_path / "whole", resume=True)
 
 
 def test_resuming_on_as_many_other_images_is_refused(data, tmp_path):
-    run.train(with_train(epochs=1), data, tmp_path / "run")
+    train(with_train(epochs=1), data, tmp_path / "run")
     other = replace(data, train=replace(data.train, images=255 - data.train.images))
     with pytest.raises(UserError, match="trained on other images"):
-        run.train(with_train(epochs=2), other, tmp_path / "run", resume=True)
+        train(with_train(epochs=2), other, tmp_path / "run", resume=True)

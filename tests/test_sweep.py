@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from run_fixtures import TINY, compiled_once, flags, snapshot
 
-from vae_jax import data, run, sweep
+from vae_jax import data, sweep
 from vae_jax.cli import main
 from vae_jax.cli import sweep as cli_sweep
 from vae_jax.config import PARTS as SECTIONS
@@ -24,6 +24,9 @@ from vae_jax.device import memory
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.options import TRACED, options_in
 from vae_jax.runs.fit import fit
+from vae_jax.runs.reading import load
+from vae_jax.runs.recorder import Recorder
+from vae_jax.runs.train import train as train_run
 from vae_jax.training import several
 
 PLAIN = Config(model=ModelConfig(network="mlp", layers=(5,), latent=3), train=TrainConfig(epochs=2, batch_size=16))
@@ -249,16 +252,16 @@ def test_each_member_is_a_normal_run(whole, images, base):
     assert seen[-1][-1].done == 1
     for outcome in outcomes:
         path = folder / outcome.member.name
-        trained = run.load(path)
+        trained = load(path)
         assert trained.config == outcome.member.config
         assert {each.name for each in path.iterdir()} >= {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints"}
         assert (path / "figures" / "latent_plane.png").exists() == (trained.config.model.latent == 2)
     name = "beta=2,latent=2,seed=1"
-    alone = fit(run.load(folder / name).config, images)
-    assert figures(run.load(folder / name).history) == figures(alone.history)
+    alone = fit(load(folder / name).config, images)
+    assert figures(load(folder / name).history) == figures(alone.history)
     # It goes on like one that was trained alone, and the sweep keeps what it was.
     longer = replace(alone.config, train=replace(alone.config.train, epochs=3))
-    assert len(run.train(longer, images, folder / name, resume=True).history) == 3
+    assert len(train_run(longer, images, folder / name, resume=True).history) == 3
     again = sweep.run(whole[1], images, folder, resume=True)
     assert [figures(each.history) for each in again] == [figures(each.history) for each in outcomes]
 
@@ -319,18 +322,18 @@ def test_a_stopped_sweep_goes_on_to_the_same_end(images, tmp_path):
 def test_members_killed_at_different_steps_go_on(base, images, tmp_path, monkeypatch):
     plan = sweep.make_sweep(base, 3, [])
     expected = sweep.run(plan, images, tmp_path / "whole")
-    record = run.Recorder.epoch
+    record = Recorder.epoch
 
     def die(self, epoch, state):
         if (epoch["epoch"], self.folder.name) == (2, "seed=1"):
             raise KeyboardInterrupt
         record(self, epoch, state)
 
-    monkeypatch.setattr(run.Recorder, "epoch", die)
+    monkeypatch.setattr(Recorder, "epoch", die)
     with pytest.raises(KeyboardInterrupt):
         sweep.run(plan, images, tmp_path / "killed")
     monkeypatch.undo()
-    assert [len(run.load(tmp_path / "killed" / f"seed={seed}").history) for seed in range(3)] == [2, 1, 1]
+    assert [len(load(tmp_path / "killed" / f"seed={seed}").history) for seed in range(3)] == [2, 1, 1]
     found = sweep.run(plan, images, tmp_path / "killed", resume=True)
     for now, then in zip(found, expected, strict=True):
         assert figures(now.history) == figures(then.history)
@@ -377,7 +380,7 @@ def test_members_that_do_not_fit_while_they_train_go_on_fewer_at_once(base, imag
     assert any(re.fullmatch(r"group 1/1: compiled in \d+\.\d s, for 1 at once, in 2 turns", line) for line in said)
     for outcome in found:
         assert figures(outcome.history) == figures(train_alone(outcome.member.config, images))
-        assert figures(run.load(tmp_path / "sweep" / outcome.member.name).history) == figures(outcome.history)
+        assert figures(load(tmp_path / "sweep" / outcome.member.name).history) == figures(outcome.history)
     monkeypatch.setattr(
         several.Several, "train", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("broken"))
     )

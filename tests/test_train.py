@@ -9,7 +9,7 @@ import optax
 import pytest
 from run_fixtures import optimized
 
-from vae_jax import optimizer, run, sweep
+from vae_jax import optimizer, sweep
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import Diverged, UserError
@@ -17,6 +17,7 @@ from vae_jax.keys import make_keys
 from vae_jax.model.build import build
 from vae_jax.objectives import OBJECTIVES, Objective
 from vae_jax.runs.fit import fit
+from vae_jax.runs.train import train
 from vae_jax.training import several, single
 from vae_jax.training.loop import begin_loop, make_loop
 from vae_jax.training.single import epoch_order
@@ -455,7 +456,7 @@ def test_training_warns_where_levels_stay_dark(small_data, tmp_path):
     dark = Dataset("dark", Split(small_data.train.images // 255), small_data.test)
     for begin in (
         lambda data: fit(PLAIN, data),
-        lambda data: run.train(PLAIN, data, tmp_path / "run"),
+        lambda data: train(PLAIN, data, tmp_path / "run"),
         lambda data: sweep.run(sweep.Sweep(PLAIN, 2, {}), data, tmp_path / "sweep"),
     ):
         with pytest.raises(UserWarning, match=r"^dark: white is 255, but the brightest level is 1 among the train"):

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from run_fixtures import snapshot
 
-from vae_jax import cli, registry, run, sweep
+from vae_jax import cli, registry, sweep
 from vae_jax.cli.arguments import Parser
 from vae_jax.config import Config, load_config, to_yaml
 from vae_jax.errors import UserError
 from vae_jax.interop.exchange import export_run
 from vae_jax.runs import own_parts, signature
 from vae_jax.runs.folder import read_config
+from vae_jax.runs.reading import load
 
 MINE = "def bound(key, model, images, options): ...\n\n\ndef other(key, model, images, options): ...\n"
 FLAG = "--trust-code"
@@ -171,7 +172,7 @@ def test_code_that_no_training_of_ones_own_has_put_there_is_run_by_no_command(
         assert said.startswith("vae-jax: error: run: expected code that your own training has put there; found ")
         assert names[0] in said or str(tmp_path / names[0]) in said
         assert f"{place}, and if you trust it use {FLAG}" in said
-    for function, arguments in ((run.load, ()), (export_run, (tmp_path / "x.safetensors",))):
+    for function, arguments in ((load, ()), (export_run, (tmp_path / "x.safetensors",))):
         assert refused(function, mine, *arguments).startswith(f"{mine}: expected code that your own training has put")
     assert not ran.exists()
     assert snapshot(tmp_path) == before
@@ -208,7 +209,7 @@ def test_a_sweeps_code_is_not_run_either(tmp_path, monkeypatch, capsys, ran):
 def test_a_configuration_builds_no_objects(mine, tmp_path, monkeypatch, tag):
     monkeypatch.chdir(tmp_path)
     (mine / "config.yaml").write_text(f"seed: {tag}\n")
-    assert "expected plain options by section" in refused(run.load, mine, trust_code=True)
+    assert "expected plain options by section" in refused(load, mine, trust_code=True)
     assert not (tmp_path / "ran").exists()
 
 

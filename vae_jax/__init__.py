@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from vae_jax.errors import UserError
     from vae_jax.model.build import build
     from vae_jax.model.use import Model
-    from vae_jax.run import load as load_run
-    from vae_jax.run import train as train_run
-    from vae_jax.run import use
     from vae_jax.runs.fit import fit
+    from vae_jax.runs.reading import load as load_run
+    from vae_jax.runs.reading import use
+    from vae_jax.runs.train import train as train_run
     from vae_jax.training.state import Trained, TrainState
     from vae_jax.weights import load_weights, save_weights
 

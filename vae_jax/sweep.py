@@ -1,7 +1,7 @@
 """Sweeps: the same model trained with many seeds and settings, each a run folder of its own.
 
 SWEEP/sweep.json      what is swept
-SWEEP/<settings>/     a run folder for each member, see `vae_jax.run`
+SWEEP/<settings>/     a run folder for each member, see `vae_jax.runs.folder`
 SWEEP/members.csv     a row for each member
 SWEEP/table.csv       a row for each setting, over its seeds; table.md is the same to read
 SWEEP/figures/        pictures
@@ -45,11 +45,14 @@ from vae_jax.files.held import LOCK, check_no_link, make_inside
 from vae_jax.files.lock import writing
 from vae_jax.files.replace import remove, write_text
 from vae_jax.files.tables import csv_text, escaped
-from vae_jax.finetune import begun_from
 from vae_jax.objectives import FIGURES
-from vae_jax.run import DIVERGED, Recorder, check_shape, delete, digest_of, read_reason, standing, stopped_line
 from vae_jax.runs import own_parts
-from vae_jax.runs.folder import absolute_start, check_start, read_config
+from vae_jax.runs.finetune import begun_from
+from vae_jax.runs.folder import DIVERGED, absolute_start, check_start, delete, read_config, read_reason
+from vae_jax.runs.identity import check_shape, digest_of
+from vae_jax.runs.reading import standing
+from vae_jax.runs.recorder import Recorder
+from vae_jax.runs.train import stopped_line
 from vae_jax.shapes import Shapes
 from vae_jax.training import several
 from vae_jax.training.figures import History, has_stopped

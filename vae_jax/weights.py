@@ -13,14 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from vae_jax import run
 from vae_jax.config import Config, load_config, options_of
 from vae_jax.errors import UserError, argument, cut, listed
 from vae_jax.files import checked
 from vae_jax.interop import weights_file
 from vae_jax.keys import probing_key
 from vae_jax.model.build import build
-from vae_jax.runs import own_parts
+from vae_jax.runs import identity, own_parts
 from vae_jax.spec import KINDS
 from vae_jax.training.start import start_from
 from vae_jax.training.state import Trained
@@ -60,7 +59,7 @@ def save_weights(trained: Trained, path: str | Path) -> Path:
     if strange := [f"{name} ({leaf.dtype})" for name, leaf in leaves.items() if str(leaf.dtype) not in known]:
         raise UserError(f"{path}: expected arrays of types that safetensors has; found {listed(strange)}")
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in leaves.items()}
-    local = (*run.LOCAL, "train.start")
+    local = (*identity.LOCAL, "train.start")
     options = {name: value for name, value in options_of(trained.config).items() if not name.startswith(local)}
     names = trained.class_names
     about = _About(options, list(trained.image_shape), None if names is None else list(names))

@@ -255,7 +255,7 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
 
 def open_run(options: Any) -> "tuple[Trained, Model]":
     """The model of the run named by a command's options."""
-    from vae_jax.run import load, use
+    from vae_jax.runs.reading import load, use
 
     if options.checkpoint not in ("latest", "best"):
         raise UserError(f"--checkpoint: expected latest or best; found {quoted(options.checkpoint)}")
@@ -272,7 +272,7 @@ def _with_prior(options: Any, trained: "Trained") -> "Trained":
     import jax
     import numpy as np
 
-    from vae_jax.run import load
+    from vae_jax.runs.reading import load
 
     folder = expand(options.run) / PRIOR
     try:
@@ -316,7 +316,7 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
     """
     from vae_jax.data import load
     from vae_jax.data.cache import is_cache
-    from vae_jax.run import digest_of_all
+    from vae_jax.runs.identity import digest_of_all
     from vae_jax.training.checks import check_labels, check_numbers
 
     given = {name: path for name in DATA_PATHS if (path := getattr(options, f"data.{name}")) is not None}

@@ -66,10 +66,11 @@ def train(options: Any) -> int:
     device = set_device(options.device, lambda: join_processes(options))
     import jax
 
-    from vae_jax import data, networks, run
+    from vae_jax import data, networks
     from vae_jax.device.devices import Devices
     from vae_jax.keys import make_keys
     from vae_jax.model.build import build
+    from vae_jax.runs.train import train as train_run
 
     devices = Devices(jax.device_count() if options.devices is None else options.devices)
     devices.wait()  # they connect now, since later a process that reads its data slowly would be given up
@@ -89,7 +90,7 @@ def train(options: Any) -> int:
     said = ""
     with _progress(config, images.spec.noun, devices.writes) as on_progress, stop_signals() as stop:
         try:
-            trained = run.train(
+            trained = train_run(
                 config,
                 images,
                 folder,

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from vae_jax import run
 from vae_jax.config import Config
 from vae_jax.data import resolve
 from vae_jax.errors import UserError, listed
@@ -16,6 +15,10 @@ from vae_jax.interop import weights_file
 from vae_jax.interop.torch_weights import COUNTER, from_state_dict, to_state_dict
 from vae_jax.keys import make_keys
 from vae_jax.model.build import build
+from vae_jax.runs.adopt import adopt
+from vae_jax.runs.folder import ORIGIN, Origin, check_folder
+from vae_jax.runs.folder import origin as origin_of
+from vae_jax.runs.reading import load
 from vae_jax.spec import OTHERS
 from vae_jax.training.state import Trained
 from vae_jax.variables import Variables
@@ -36,7 +39,7 @@ def export_run(
         folder: of the run.
         path: of the file, with the ending .safetensors.
         checkpoint: latest or best.
-        report: see `vae_jax.run.load`.
+        report: see `vae_jax.runs.reading.load`.
         trust_code: likewise.
 
     Returns:
@@ -47,15 +50,15 @@ def export_run(
     """
     path = Path(path)
     weights_file.check_target(path)
-    trained = run.load(folder, checkpoint, report, trust_code)
-    variables, origin = trained.variables, run.origin(folder)
+    trained = load(folder, checkpoint, report, trust_code)
+    variables, origin = trained.variables, origin_of(folder)
     _check_exchangeable(trained.config, variables)
     step = int(trained.state.step)
     counters = {name: count + step for name, count in origin.counters.items()} if origin else step
     try:
         arrays = to_state_dict(variables, counters)
     except KeyError as error:
-        raise UserError(f"{Path(folder) / run.ORIGIN}: expected a count for each BatchNorm; {error} missing") from error
+        raise UserError(f"{Path(folder) / ORIGIN}: expected a count for each BatchNorm; {error} missing") from error
     weights_file.write(path, arrays)
     return {name: array.shape for name, array in arrays.items()}
 
@@ -96,7 +99,7 @@ def import_run(
         UserError: if the file is none, or does not hold the model's weights; every tensor that differs is named.
     """
     path = Path(path)
-    run.check_folder(Path(folder), False, overwrite)
+    check_folder(Path(folder), False, overwrite)
     config = replace(config, data=resolve(config.data, report=report))
     if config.data.kind in OTHERS:
         raise UserError(f"data.kind: expected image to import weights of PyTorch's; found {config.data.kind}")
@@ -108,5 +111,5 @@ def import_run(
     weights = weights_file.read(path, to_state_dict(like), model, report)
     variables = jax.tree.map(jnp.asarray, from_state_dict(weights.arrays, like))
     counters = {name: int(array) for name, array in weights.arrays.items() if name.endswith(COUNTER)}
-    origin = run.Origin(counters, str(path.absolute()), weights.sha256)
-    return run.adopt(config, variables, folder, origin._asdict(), overwrite, report)
+    origin = Origin(counters, str(path.absolute()), weights.sha256)
+    return adopt(config, variables, folder, origin._asdict(), overwrite, report)

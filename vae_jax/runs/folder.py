@@ -3,15 +3,22 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 from vae_jax.config import Config, expand, read_file
-from vae_jax.errors import UserError, argument
+from vae_jax.errors import UserError, argument, printable
+from vae_jax.files import checked
 from vae_jax.files.checked import read_json
 from vae_jax.files.folders import check_writable, contents
+from vae_jax.files.replace import remove
+from vae_jax.runs import own_parts
 
 DATA = "data.json"  # in a run folder: what it was trained on
 PRIOR = "prior"  # in a run folder: the run that has trained a prior for it
+ORIGIN, DIVERGED = "imported.json", "diverged.txt"
+REASON_LIMIT = 1 << 16  # bytes of why a run diverged
+# Of a run, in the order in which it is deleted; its configuration, which makes the folder a run's, is written over.
+CONTENTS = ("figures", "latents_*.npz", "summary.json", "metrics.jsonl", "checkpoints", PRIOR, DATA, ORIGIN, DIVERGED)
 
 
 def read_config(folder: Path) -> Config:
@@ -33,7 +40,7 @@ class Data(NamedTuple):
 
     Attributes:
         name: of the data set.
-        digest: of its images, see `vae_jax.run.digest_of_all`.
+        digest: of its images, see `vae_jax.runs.identity.digest_of_all`.
         class_names: of its labels, by number; None where they have none.
         run: the digest of the run's options and files, which its checkpoints have too; empty of an older version's.
     """
@@ -97,3 +104,48 @@ def check_start(start: str | None, folder: Path) -> None:
         raise UserError(
             f"train.start: expected a run outside {folder}, which {argument('overwrite', True)} deletes; found {start}"
         )
+
+
+class Origin(NamedTuple):
+    """What RUN/imported.json tells of the weights that a run began with.
+
+    Attributes:
+        counters: training batches that each BatchNorm had seen, by PyTorch's names.
+        file: that they were in.
+        sha256: of it.
+    """
+
+    counters: dict[str, Annotated[int, "[0, 9007199254740992]"]]
+    file: str = ""
+    sha256: str = ""
+
+
+def origin(folder: str | Path) -> Origin | None:
+    """What a run folder tells of the weights it began with; None if they were not imported.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        return read_json(Path(folder) / ORIGIN, Origin)
+    except FileNotFoundError:
+        return None
+
+
+def read_reason(folder: Path) -> str:
+    """Why a run diverged that has.
+
+    Raises:
+        UserError: if what tells is damaged.
+    """
+    with checked.named(folder / DIVERGED):
+        if not (reason := printable(checked.read_text(folder / DIVERGED, REASON_LIMIT).strip())):
+            raise checked.UnfitError("expected why the run diverged; found nothing")
+    return reason
+
+
+def delete(folder: Path) -> None:
+    """Deletes a run, and nothing else that lies in its folder."""
+    for path in [path for pattern in CONTENTS for path in folder.glob(pattern)]:
+        remove(path)
+    own_parts.delete(folder)

@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vae_jax import run
 from vae_jax.config import Config
 from vae_jax.errors import UserError, listed
 from vae_jax.keys import make_keys
 from vae_jax.model.build import build
+from vae_jax.runs.reading import load
 from vae_jax.training.start import start_from
 from vae_jax.training.state import TrainState
 from vae_jax.variables import Variables
@@ -34,8 +34,8 @@ def begun_from(
         image_shape: (height, width, channels), or of examples of another kind.
         images: to train on.
         report: called with a line that says what is taken from the other run, what starts anew and what is left out;
-            by default that is not said, and what `vae_jax.run.load` reports is a warning.
-        trust_code: see `vae_jax.run.load`, of the other run.
+            by default that is not said, and what `vae_jax.runs.reading.load` reports is a warning.
+        trust_code: see `vae_jax.runs.reading.load`, of the other run.
 
     Raises:
         UserError: if there is no such run, it has nothing of this model's, or an array of another shape.
@@ -45,7 +45,7 @@ def begun_from(
     network, objective = build(config, image_shape)
     fresh = network.init(make_keys(config.seed).init)
     own = _leaves(fresh)
-    given = _leaves(run.load(folder, report=report or warnings.warn, trust_code=trust_code).variables)
+    given = _leaves(load(folder, report=report or warnings.warn, trust_code=trust_code).variables)
     for path, leaf in own.items():
         if path in given and jnp.shape(given[path]) != jnp.shape(leaf):
             raise UserError(

@@ -1,0 +1,304 @@
+"""Checkpoints: a training state with its history, saved whole, verified, ranked and restored.
+
+A checkpoint is a folder named by its step: `state/`, the arrays as orbax writes them, and `checkpoint.json`, which
+tells what it is, with the SHA-256 of every array, of every file and of itself. It is written beside its place and
+renamed when it is whole. Orbax's CheckpointManager is not used: it renames a checkpoint before anything could vouch
+for its files, and a checkpoint that it was deleting when the process died looks like a damaged one.
+"""
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from vae_jax.errors import UserError, brief, in_words
+from vae_jax.files.checked import typed
+from vae_jax.files.folders import is_folder
+from vae_jax.files.held import check_held, make_inside
+from vae_jax.files.replace import remove, replacing_folder, write_text
+from vae_jax.interruption import uninterrupted
+from vae_jax.runs.description import (
+    DESCRIPTION,
+    FORMAT,
+    DamageError,
+    Description,
+    canonical,
+    check_step,
+    check_types,
+    files_of,
+    read_description,
+    sha256_of,
+    type_of,
+)
+from vae_jax.runs.orbax import checkpointer, plain_path, silenced
+from vae_jax.training.state import TrainState
+from vae_jax.variables import Variables
+
+DAMAGED = "damaged"  # where what cannot be used is moved to; it is never deleted
+UNFINISHED, DELETED = ".tmp", ".deleted"  # how the names of folders end that a dead process may leave
+SPACE = 1.2  # times the arrays' size is free before they are written
+FILES = 16  # files and folders that a checkpoint has at least
+Report = Callable[[str], None]
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        state: the training state.
+        history: figures of the epochs finished before it.
+        images: training images of the run; 0 for weights that have seen none of a run's yet.
+        digest: of these images.
+        made_with: versions, device and cores, see `vae_jax.runs.identity.environment`; empty where that is not known.
+        options: it was trained with, each by its dotted name; empty where that is not known.
+        run: the digest of the run that it is of, see `vae_jax.runs.folder.Data`; empty where that is not known.
+    """
+
+    state: TrainState
+    history: list[dict[str, Any]]
+    images: int
+    digest: str = ""
+    made_with: dict[str, str] = {}  # noqa: RUF012 (a NamedTuple's defaults are never changed)
+    options: dict[str, Any] = {}  # noqa: RUF012
+    run: str = ""
+
+
+class _DeletedError(Exception):
+    """A checkpoint is not there any more."""
+
+
+def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bool = False) -> None:
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+        folder: of the checkpoints.
+        saved: what it is to hold.
+        loss: ranks it; None (inside an epoch) leaves it unranked.
+        read_back: reads it once it is written, and compares.
+
+    Raises:
+        UserError: if it cannot be written, or what was written cannot be read.
+    """
+    state = jax.tree.map(np.asarray, saved.state)  # numpy's arrays save in half the time, and belong to no device
+    arrays = _named(state)
+    place = folder / str(int(state.step))
+    try:
+        with uninterrupted(), replacing_folder(place) as making:  # orbax, interrupted, leaves threads that complain
+            # Asked first: of a disk that is full orbax's threads would print tracebacks of their own.
+            needed, free = SPACE * sum(array.nbytes for array in arrays.values()), shutil.disk_usage(making).free
+            if free < needed:
+                raise OSError(f"no space left on the disk: {free / 1e6:,.1f} MB, of {needed / 1e6:,.1f} MB needed")
+            if (left := _files_left(making)) < FILES:
+                raise OSError(f"no room for files left on the disk: {left:,.0f} (inodes), of {FILES} needed")
+            # By its number: orbax would make the folder again, if it was removed meanwhile.
+            with plain_path(making, by_number=True) as plain, silenced():
+                checkpointer().save(plain / "state", args=ocp.args.StandardSave(_as_dicts(state)))
+            description = {
+                "format": FORMAT,
+                "loss": loss,
+                **{name: value for name, value in saved._asdict().items() if name != "state"},
+                "arrays": {
+                    name: {"type": type_of(array), "sha256": sha256_of(array.tobytes())}
+                    for name, array in arrays.items()
+                },
+                "files": files_of(making),
+            }
+            content = {"sha256": sha256_of(canonical(description)), "checkpoint": description}
+            write_text(making / DESCRIPTION, json.dumps(content))
+            if read_back:
+                try:
+                    _arrays(making, typed(description, Description), state)
+                except Exception as error:
+                    raise OSError(f"what was written cannot be read: {_reason(error)}") from error
+    except UserError:  # it says all by itself
+        raise
+    except Exception as error:
+        check_held(place)  # where the folder is gone, that is the reason
+        raise UserError(f"{place}: the checkpoint cannot be saved; {_reason(error)}") from error
+
+
+class Keeper:
+    """Writes a run's checkpoints and keeps the newest few of them, and the one with the lowest loss."""
+
+    def __init__(self, folder: Path, keep: int, report: Report, newest: int | None = None):
+        """Opens, and creates if need be, a folder of checkpoints; what is damaged there is moved out of the way.
+
+        Args:
+            folder: of the checkpoints.
+            keep: how many of the newest are kept.
+            report: is told of what is moved.
+            newest: the step that the run goes on from, if any: checkpoints of later ones were passed over.
+        """
+        make_inside(folder)
+        self._folder, self._keep, self._read_back = folder, keep, True
+        self._losses: dict[int, float | None] = {}
+        for path in sorted(folder.iterdir()):
+            if path.name.endswith(DELETED):
+                remove(path)
+            elif path.name.endswith(UNFINISHED) or ".orbax-checkpoint-tmp" in path.name:
+                self._set_aside(path, "half-written, the process died while saving", report)
+            elif _is_step(path):
+                try:
+                    loss = read_description(path).loss
+                    if newest is not None and int(path.name) > newest:
+                        raise DamageError("passed over")
+                    self._losses[int(path.name)] = loss
+                except DamageError as error:
+                    self._set_aside(path, str(error), report)
+
+    def _set_aside(self, path: Path, reason: str, report: Report) -> None:
+        name = path.name.lstrip(".")
+        damaged = make_inside(self._folder / DAMAGED)
+        taken = {path.name for path in damaged.iterdir()}
+        place = damaged / next(
+            each for i in range(len(taken) + 1) if (each := f"{name}.{i}" if i else name) not in taken
+        )
+        path.rename(place)
+        report(f"{path}: {reason}; moved to {place}")
+
+    def save(self, saved: Saved, loss: float | None = None) -> None:
+        """See `save`; afterwards older checkpoints are deleted. The first is read back before the run goes on."""
+        save(self._folder, saved, loss, read_back=self._read_back)
+        self._read_back = False
+        self._losses[int(saved.state.step)] = loss
+        steps = sorted(self._losses)
+        ranked = [step for step in steps if _rank(self._losses[step]) > -math.inf]
+        best = max(ranked, key=lambda step: (_rank(self._losses[step]), step), default=None)
+        for step in steps[: -self._keep]:
+            if step != best:
+                del self._losses[step]
+                remove(self._folder / str(step), DELETED)
+
+
+def restore(
+    folder: Path,
+    which: str,
+    template: Callable[[int], TrainState],
+    report: Report,
+    check: Callable[[Description], None] = lambda description: None,
+) -> Saved | None:
+    """Reads the newest or the best of the checkpoints that are sound, or None if there has been none yet.
+
+    Args:
+        folder: of the checkpoints.
+        which: "latest" or "best".
+        template: training images -> a state of the same structure, shapes and types; only its shapes are used.
+        report: is told of each damaged checkpoint that is passed over.
+        check: is given what a checkpoint tells of itself before its arrays are looked at; may refuse it.
+
+    Raises:
+        UserError: if all are damaged, or a sound one is another model's, another mode's or a newer version's.
+    """
+    steps = sorted((int(path.name) for path in folder.iterdir() if _is_step(path)), reverse=True)
+    if not steps:
+        return None
+    passed_over = []
+
+    def undamaged(step: int, look: Callable[[Path], Any]) -> Any:
+        try:
+            return look(folder / str(step))
+        except DamageError as error:
+            if not (folder / str(step)).exists():
+                raise _DeletedError from error
+            passed_over.append(f"{folder / str(step)}: {error}")
+            report(f"{passed_over[-1]}; it is passed over")
+            return None
+
+    try:
+        if which == "best":
+            found = {step: description for step in steps if (description := undamaged(step, read_description))}
+            steps = sorted(found, key=lambda step: (_rank(found[step].loss), step), reverse=True)
+        for step in steps:
+            if saved := undamaged(step, lambda path: _read(path, template, check)):
+                return saved
+    except _DeletedError:  # by a training that goes on: there is a newer one
+        return restore(folder, which, template, report, check)
+    raise UserError(f"{passed_over[0]}; expected a sound checkpoint, found none: begin the run anew")
+
+
+def _read(folder: Path, template: Callable[[int], TrainState], check: Callable[[Description], None]) -> Saved:
+    """One checkpoint, verified.
+
+    Raises:
+        DamageError: if it is not as it was saved.
+        UserError: if it is another model's, another mode's or a newer version's, or `check` refuses it.
+    """
+    description = read_description(folder)
+    check(description)
+    # Whatever fails here, as a user's own code may, says nothing about the checkpoint.
+    expected = jax.eval_shape(lambda: template(description.images))
+    check_types(folder, _named(expected), description.arrays)
+    try:
+        state = _arrays(folder, description, expected)
+    except (DamageError, UserError, MemoryError):
+        raise
+    except Exception as error:  # orbax and tensorstore raise many kinds
+        if not is_folder(folder):
+            raise DamageError(f"damaged, {_reason(error)}") from error
+        raise UserError(
+            f"{folder}: cannot be read here, though its files are as they were saved; {_reason(error)}"
+        ) from error
+    check_step(int(folder.name), int(state.step), description)
+    known = {name: getattr(description, name) for name in Saved._fields[1:]}
+    return Saved(jax.tree.map(jnp.asarray, state), **known)
+
+
+def _arrays(folder: Path, description: Description, like: TrainState) -> TrainState:
+    """The state in a checkpoint's folder, of the structure, shapes and types of `like`, compared with what was saved.
+
+    Raises:
+        DamageError: naming the first array that is not as it was saved; or another error of orbax.
+    """
+    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    with plain_path(folder) as plain, silenced():
+        state = checkpointer().restore(plain / "state", args=ocp.args.StandardRestore(_as_dicts(like)))
+    state = state._replace(variables=Variables(**state.variables))
+    for name, array in _named(state).items():
+        sha256 = description.arrays[name].sha256
+        if sha256_of(array.tobytes()) != sha256:
+            raise DamageError(f"damaged, {name} is not as it was saved")
+    return state
+
+
+def _as_dicts(state: TrainState) -> TrainState:
+    """The state as orbax gets it, which would take the fields of nested tuples by their places."""
+    return state._replace(variables=state.variables._asdict())  # type: ignore[arg-type]
+
+
+def _rank(loss: float | None) -> float:
+    """Higher is better; what has no finite loss comes last."""
+    return -loss if loss is not None and math.isfinite(loss) else -math.inf
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isascii() and path.name.isdigit() and is_folder(path)
+
+
+def _files_left(folder: Path) -> float:
+    """How many files a file system has room for, whatever their size."""
+    if not hasattr(os, "statvfs"):  # Windows
+        return math.inf
+    found = os.statvfs(folder)
+    return float(found.f_favail) if found.f_files else math.inf  # some do not count
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    """Every array by its name."""
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _reason(error: Exception) -> str:
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # tensorstore's words for it are hundreds
+        return in_words(OSError(int(code[1]), os.strerror(int(code[1]))))
+    if isinstance(error, OSError) and error.errno:
+        return in_words(error)
+    return brief(error, 200) or type(error).__name__

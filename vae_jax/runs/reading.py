@@ -1,0 +1,180 @@
+"""A run read back from its folder, to be used or to go on."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from vae_jax.config import (
+    Config,
+    resolve_parts,
+)
+from vae_jax.data import Dataset, resolve
+from vae_jax.errors import UserError, argument
+from vae_jax.files import checked
+from vae_jax.files.folders import is_folder
+from vae_jax.model.build import build
+from vae_jax.model.use import Model, make_model
+from vae_jax.runs import own_parts
+from vae_jax.runs.folder import read_config, read_data
+from vae_jax.training.start import start, start_from
+from vae_jax.training.state import Trained
+
+if TYPE_CHECKING:
+    from vae_jax.runs.checkpoint import Saved
+    from vae_jax.runs.description import Description
+from vae_jax.runs.folder import DIVERGED
+from vae_jax.runs.identity import as_now, changed_run_options, check_own, digest_of, plain_options
+
+
+class _Line(NamedTuple):
+    """What counts of a line of RUN/metrics.jsonl."""
+
+    epoch: int
+
+
+def load(
+    folder: str | Path,
+    checkpoint: str = "latest",
+    report: Callable[[str], None] = warnings.warn,
+    trust_code: bool = False,
+) -> Trained:
+    """The model in a run folder.
+
+    Args:
+        folder: of the run; nothing is written there.
+        checkpoint: "latest" or "best".
+        report: is told of each damaged checkpoint, which is passed over, and of a configuration or a user's file that
+            has changed since.
+        trust_code: run the code that the run's folder or configuration names though no training of this user's has put
+            it there.
+
+    Raises:
+        UserError: if it is no run folder or has no sound checkpoint, or it names code that is not trusted.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    used = own_parts.as_kept(config, folder, trust_code)
+    config = replace(config, data=resolve(config.data))
+    configured = plain_options(own_parts.by_copy(config, folder))
+    config = resolve_parts(replace(used, data=config.data))
+    configured = as_now(configured, config, folder)
+    for line in own_parts.changes(folder):
+        report(line)
+    shape = config.data.image_shape
+
+    def check(found: "Description") -> None:
+        check_own(folder, found)
+        then = as_now({**found.options}, config, folder) if found.options else {}
+        if changed := changed_run_options(configured, then, configured):
+            report(f"warning: {folder}/config.yaml is not what the run was trained with; changed: {changed}")
+
+    saved = _restore(folder, checkpoint, config, shape, report, check)
+    if saved is None:
+        why = f"it diverged, see {DIVERGED}" if (folder / DIVERGED).is_file() else "has its first epoch finished?"
+        raise UserError(f"{folder}: expected a run with checkpoints, found none; {why}")
+    noted = read_data(folder)
+    return Trained(config, shape, saved.state, saved.history, noted and noted.class_names)
+
+
+def _restore(
+    folder: Path,
+    which: str,
+    config: Config,
+    shape: tuple[int, ...],
+    report: Callable[[str], None],
+    check: "Callable[[Description], None]",
+) -> "Saved | None":
+    from vae_jax.runs.checkpoint import restore  # orbax takes a second to import
+
+    if not is_folder(folder / "checkpoints"):
+        return None
+    return restore(folder / "checkpoints", which, lambda images: start(config, shape, images), report, check)
+
+
+def use(trained: Trained) -> Model:
+    """The trained model ready for use: encode, decode, reconstruct and sample, compiled."""
+    network, objective = build(trained.config, trained.image_shape)
+    return make_model(network, objective, trained.variables)
+
+
+def standing(
+    config: Config,
+    data: Dataset,
+    folder: Path,
+    report: Callable[[str], None],
+    digest: str | None = None,
+    trust_code: bool = False,
+) -> "Saved | None":
+    """Where the run in a folder stands, or None if it has no checkpoint yet.
+
+    Args:
+        config: it is to go on with.
+        data: likewise.
+        folder: of the run.
+        report: is told of each damaged checkpoint, which is passed over.
+        digest: `digest_of` config and data, if it is known already.
+        trust_code: see `train`.
+
+    Raises:
+        UserError: if the run is not continued as it began.
+    """
+    config = resolve_parts(own_parts.as_kept(config, folder, trust_code, own_parts.names_in(config)))
+    if edited := own_parts.edited(folder):
+        raise UserError(f"{edited[0]}; {argument('resume', True)} continues a run as it began")
+    now = plain_options(own_parts.by_copy(config, folder))
+    configured = as_now(plain_options(own_parts.by_copy(read_config(folder), folder)), config, folder)
+
+    def check(then: dict[str, Any]) -> None:
+        """Refuses to continue a run as something else; its configuration tells where an older checkpoint does not."""
+        if changed := changed_run_options(now, then or configured, configured):
+            raise UserError(f"{folder}: {argument('resume', True)} continues a run as it began; changed: {changed}")
+        if changed := changed_run_options(configured, then, configured):
+            report(f"warning: {folder}/config.yaml was changed, and is written anew as the run began: {changed}")
+
+    def check_found(found: "Description") -> None:
+        check_own(folder, found)
+        check(as_now({**found.options}, config, folder) if found.options else {})
+
+    earlier = _restore(folder, "latest", config, data.image_shape, report, check_found)
+    if earlier is None:
+        check({})
+        if epochs := _epochs(folder):
+            raise UserError(
+                f"{folder}/checkpoints: expected a checkpoint, since metrics.jsonl has {epochs} epochs; found none; "
+                f"put one back there, or begin the run anew in another folder"
+            )
+        return None
+    if not earlier.images:
+        _, objective = build(config, data.image_shape)
+        return earlier._replace(state=start_from(config, objective, earlier.state.variables, len(data.train)))
+    if earlier.images != len(data.train):
+        raise UserError(
+            f"{folder}: the run was trained on {earlier.images} images, found {len(data.train)}; a run continues "
+            f"on the same data only"
+        )
+    if earlier.digest != (digest or digest_of(config, data)):
+        others = "images, labels or classes" if config.model.classes else "images"
+        raise UserError(f"{folder}: the run was trained on other {others}; a run continues on the same data only")
+    if data.validation is not None and any("validation_loss" not in epoch for epoch in earlier.history):
+        raise UserError(
+            f"{folder}: the run was trained without validation images, found {len(data.validation):,}; a run continues "
+            f"on the same data only"
+        )
+    begun = -(-int(earlier.state.step) // -(-earlier.images // config.train.batch_size))
+    if begun > config.train.epochs:
+        raise UserError(f"train.epochs: expected at least the {begun} epochs the run has; found {config.train.epochs}")
+    return earlier
+
+
+def _epochs(folder: Path) -> int:
+    """How many epochs a run's metrics tell of; they are written after an epoch's checkpoint.
+
+    Raises:
+        UserError: if they are damaged: whether there has been an epoch is not known then.
+    """
+    try:
+        return sum(1 for _ in checked.read_lines(folder / "metrics.jsonl", _Line))
+    except FileNotFoundError:
+        return 0

@@ -1,0 +1,253 @@
+"""What a run's callbacks bring, kept in its folder."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vae_jax import figures, networks
+from vae_jax.config import (
+    Config,
+    to_yaml,
+)
+from vae_jax.data import Dataset
+from vae_jax.device.devices import Devices
+from vae_jax.errors import Diverged, Stopped, UserError, in_words
+from vae_jax.files.held import make_inside
+from vae_jax.files.replace import remove, write_text
+from vae_jax.model.build import build
+from vae_jax.model.use import model_maker
+from vae_jax.objectives import FIGURES
+from vae_jax.runs import own_parts
+from vae_jax.runs.folder import DATA, Data
+from vae_jax.training.checks import labels_for
+from vae_jax.training.figures import has_stopped
+from vae_jax.training.loop import compiling
+from vae_jax.training.state import Trained, TrainState, names_of, used
+
+if TYPE_CHECKING:
+    from vae_jax.runs.checkpoint import Saved
+from vae_jax.runs.drawing import draw_latent_plane, draw_samples
+from vae_jax.runs.folder import DIVERGED
+from vae_jax.runs.identity import (
+    DEVICE,
+    changed_environment,
+    digest_of,
+    digest_of_all,
+    digest_of_run,
+    environment,
+    plain_options,
+)
+
+SUMMARY_SPLITS = ("train", "validation", "test")
+
+
+class Recorder:
+    """Keeps what a run's callbacks bring."""
+
+    def __init__(
+        self,
+        config: Config,
+        data: Dataset,
+        folder: Path,
+        should_stop: Callable[[], bool] = lambda: False,
+        devices: Devices | None = None,
+        like: "Recorder | None" = None,
+    ):
+        """Begins.
+
+        Args:
+            config: of the run.
+            data: the images.
+            folder: of the run.
+            should_stop: asked about once a second whether to save and stop.
+            devices: that it trains on.
+            like: the recorder of a run of the same model on the same data, whose compiled functions serve this one too.
+        """
+        self.config, self.data, self.folder, self.should_stop = config, data, folder, should_stop
+        self.devices = devices or Devices()
+        self.made_with, self.saved_step = environment(devices), 0
+        self.history: list[dict[str, Any]] = []
+        self.saved_at = time.monotonic()
+        self.drawing: list[Future] | None = None  # programs that the pictures need, once they are being compiled
+        if like:
+            self.objective, self.models, self.digest, self.noted = like.objective, like.models, like.digest, like.noted
+            self.sources = like.sources
+        else:
+            network, self.objective = build(config, data.image_shape)
+            self.sources = own_parts.sources(own_parts.names_in(config))  # as they have been loaded by now
+            self.models, self.digest = model_maker(network, self.objective), digest_of(config, data)
+            self.noted = Data(data.name, digest_of_all(config, data, self.digest), data.class_names)
+        self.best_by = "test_loss" if data.validation is None else "validation_loss"
+
+    def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
+        """Writes what a run begins with, and tells what it goes on from.
+
+        Raises:
+            UserError: if the folder cannot be written.
+        """
+        from vae_jax.runs.checkpoint import Keeper  # orbax takes a second to import
+
+        folder = self.folder
+        newest = int(earlier.state.step) if earlier else 0
+        try:
+            write_text(folder / "config.yaml", to_yaml(own_parts.named(self.config, folder)))
+            if unsigned := own_parts.keep(self.sources, own_parts.names_in(self.config), folder):
+                report(unsigned)
+            self.options = plain_options(own_parts.by_copy(self.config, folder))
+            run = (earlier and earlier.run) or digest_of_run(own_parts.by_copy(self.config, folder), folder)
+            self.noted = self.noted._replace(run=run)
+            write_text(folder / DATA, json.dumps(self.noted._asdict(), indent=2) + "\n")
+            make_inside(folder / "figures")
+            self.checkpoints = Keeper(folder / "checkpoints", self.config.output.keep_checkpoints, report, newest)
+            for ended in ("summary.json", DIVERGED):  # of a run that is over
+                remove(folder / ended)
+        except OSError as error:
+            raise UserError(f"{folder}: expected a folder that can be written; {in_words(error)}") from error
+        if not self.data.spec.is_picture:
+            report(f"no pictures but of the loss: examples of {self.data.spec} are none")
+        if earlier is None:
+            return
+        self.saved_step = newest
+        self.write_metrics(earlier.history)
+        if not earlier.images:
+            report(f"continuing {folder} from imported weights, with a fresh optimiser state")
+            return
+        report(f"continuing {folder} after epoch {len(earlier.history)}, step {int(earlier.state.step)}")
+        if changed := changed_environment(earlier.made_with, self.made_with):
+            report(
+                f"warning: {folder} was trained with {changed}: it goes on, but may not end bit for bit where an "
+                f"undisturbed run would"
+            )
+
+    def chunk(self, state: TrainState, history: list[dict[str, Any]]) -> None:
+        stop = self.should_stop()
+        if stop or time.monotonic() - self.saved_at > 60 * self.config.output.checkpoint_minutes:
+            self.save(state, history)
+        if stop:
+            self.devices.wait()  # until the first process has saved, or the others would be lost to it
+            raise Stopped(f"stopped in epoch {len(history) + 1} and saved after step {int(state.step)}")
+        if self.drawing is None:
+            self.prepare(state)
+
+    def prepare(self, state: TrainState) -> None:
+        """Begins to load and to compile what the pictures need, beside the training."""
+        with compiling() as pool:
+            pool.submit(figures.load)
+            if not self.data.spec.is_picture:
+                self.drawing = []
+                return
+            count = min(self.config.output.figure_images, len(self.data.test))
+            lowered = self.models.lower(state.variables, count)
+            self.drawing = [pool.submit(program.compile) for program in lowered]
+
+    def epoch(self, epoch: dict[str, Any], state: TrainState) -> None:
+        number, output = epoch["epoch"], self.config.output
+        # Before the checkpoint: a run that goes on from there does not come by here again.
+        last = number == self.config.train.epochs or has_stopped(self.config, [*self.history, epoch])
+        if self.data.spec.is_picture and (number % output.figure_every == 0 or last):
+            for program in self.drawing or []:
+                program.result()
+            shown = self.data.test.spread(output.figure_images)
+            use = self.models.make(used(self.config, state))
+            below = np.asarray(use.reconstruct(shown.images, labels_for(self.config, shown)))
+            path = self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png"
+            figures.pairs(path, shown.images / 255, below)
+        self.history.append(epoch)
+        self.save(state, self.history, epoch[self.best_by])
+        self.write_metrics(self.history)
+
+    def stop_after(self, epoch: dict[str, Any], state: TrainState) -> None:
+        if epoch["epoch"] < self.config.train.epochs and self.should_stop():
+            raise Stopped(f"stopped and saved after epoch {epoch['epoch']}, step {int(state.step)}")
+
+    def save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
+        from vae_jax.runs.checkpoint import Saved
+
+        images, run = len(self.data.train), self.noted.run
+        self.checkpoints.save(Saved(state, history, images, self.digest, self.made_with, self.options, run), loss)
+        self.saved_at, self.saved_step = time.monotonic(), int(state.step)
+
+    def write_metrics(self, history: list[dict[str, Any]]) -> None:
+        self.history = list(history)
+        write_text(self.folder / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in history))
+
+    def diverged(self, error: Diverged) -> None:
+        with suppress(OSError, UserError):  # a full disk, say; the error itself is told
+            write_text(self.folder / DIVERGED, f"{error}\n")
+
+    def finish(self, trained: Trained, seconds: float) -> None:
+        config, history = trained.config, trained.history
+        use = self.models.make(trained.variables)
+        folder = self.folder / "figures"
+        figures.loss_curve(folder / "loss.png", history, self.objective.unit_of)
+        pictures = self.data.spec.is_picture
+        if pictures and use.sample:
+            draw_samples(self.folder, config, use)
+        if pictures and use.plane and not config.model.classes:
+            draw_latent_plane(folder / "latent_plane.png", use, self.data)
+        write_text(self.folder / "summary.json", json.dumps(self._summary(trained, seconds), indent=2) + "\n")
+
+    def _summary(self, trained: Trained, seconds: float) -> dict[str, Any]:
+        history = trained.history
+        # Ranked as the checkpoints are: what is not finite comes last, and of equals the newest is best.
+        best = min(reversed(history), key=lambda epoch: (not math.isfinite(epoch[self.best_by]), epoch[self.best_by]))
+        timed = history[1:] or history  # the first epoch's first calls are still warming up
+        # A resumed epoch counts only what it trained itself.
+        trained_images = sum(epoch["images_per_second"] * epoch["train_seconds"] for epoch in timed)
+        last = {name: value for name, value in history[-1].items() if name.split("_")[0] in SUMMARY_SPLITS}
+        last.pop("train_seconds")
+        shown = (name.removeprefix("test_") for name in last if name.startswith("test_"))
+        named = dict.fromkeys((*names_of(self.objective), *(name for name in shown if name in self.objective.units)))
+        units = {name: self.objective.unit_of(name) for name in named if name not in FIGURES}
+        return {
+            **last,
+            "unit": self.objective.unit,
+            **({"units": units} if units else {}),
+            "epochs": len(history),
+            "best_epoch": best["epoch"],
+            "best_loss": best[self.best_by],
+            "best_by": self.best_by,
+            **({"stopped_early": True} if has_stopped(trained.config, history) else {}),
+            "images_per_second": trained_images / sum(epoch["train_seconds"] for epoch in timed),
+            "chunk_steps": history[-1]["chunk_steps"],
+            "seconds": seconds,
+            "parameters": networks.count_parameters(trained.state.variables.params),
+            "seed": trained.config.seed,
+            "data": self.data.name,
+            **({"class_names": list(self.data.class_names)} if self.data.class_names else {}),
+            "train_images": len(self.data.train),
+            "test_images": len(self.data.test),
+            **({"skipped_images": list(self.data.skipped)} if self.data.skipped else {}),
+            **{name: self.made_with[name] for name in ("device", "devices") if name in self.made_with},
+            "cores": int(self.made_with["cores"]),
+            "versions": {name: each for name, each in self.made_with.items() if name not in DEVICE},
+        }
+
+
+class Follower(Recorder):
+    """Of several processes all but the first: they stop together with it, and write nothing."""
+
+    def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
+        self.saved_step = int(earlier.state.step) if earlier else 0
+
+    def prepare(self, state: TrainState) -> None:
+        pass
+
+    def epoch(self, epoch: dict[str, Any], state: TrainState) -> None:
+        pass
+
+    def save(self, state: TrainState, history: list[dict[str, Any]], loss: float | None = None) -> None:
+        pass
+
+    def diverged(self, error: Diverged) -> None:
+        pass
+
+    def finish(self, trained: Trained, seconds: float) -> None:
+        pass

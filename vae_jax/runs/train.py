@@ -1,0 +1,137 @@
+"""TODO vae_jax.runs.train"""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vae_jax.config import (
+    Config,
+    check_used,
+    resolve_parts,
+)
+from vae_jax.data import Dataset, settled
+from vae_jax.device.devices import Devices
+from vae_jax.errors import Diverged, Stopped, argument
+from vae_jax.files.lock import writing
+from vae_jax.runs import own_parts
+from vae_jax.runs.fit import fit
+from vae_jax.runs.folder import absolute_start, check_folder, check_start, delete
+from vae_jax.runs.identity import check_alike, check_shape
+from vae_jax.runs.reading import standing
+from vae_jax.runs.recorder import Follower, Recorder
+from vae_jax.training.figures import has_stopped
+from vae_jax.training.loop import compiling
+from vae_jax.training.state import Progress, Trained, TrainState
+
+
+def train(
+    config: Config,
+    data: Dataset,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    devices: Devices | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[dict[str, Any], TrainState], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    trust_code: bool = False,
+) -> Trained:
+    """Trains into a run folder.
+
+    Args:
+        config: of the run.
+        data: the images.
+        folder: of the run; created.
+        resume: continue the run in it, or start one where there is none.
+        overwrite: delete the run in it first.
+        devices: to train on, together; by default one. Of several processes the first writes the folder, which all see.
+        report: called with a line of text now and then.
+        on_progress: see `vae_jax.runs.fit.fit`.
+        on_epoch: see `vae_jax.runs.fit.fit`.
+        should_stop: asked about once a second whether to save and stop.
+        trust_code: with `resume`, run copies of users' files in the folder though no training of this user's has put
+            them there. What `config` names is run anyway.
+
+    Raises:
+        UserError: if the folder is in the way, in use or cannot be written, the images are not of the size and channels
+            that are configured, a checkpoint cannot be saved, or anything of `fit`.
+        Stopped: once it has stopped because it should.
+    """
+    from vae_jax.runs.finetune import begun_from
+
+    folder, devices = Path(folder), devices or Devices()
+    config = own_parts.absolute(absolute_start(settled(config, data)))
+    check_used(config)
+    check_shape(config, data)
+    check_folder(folder, resume, overwrite)
+    if overwrite:
+        check_start(config.train.start, folder)
+    devices.wait()
+    with writing(folder) if devices.writes else nullcontext():
+        check_folder(folder, resume, overwrite)  # again, since another process may have been here meanwhile
+        earlier = None
+        if resume and (folder / "config.yaml").exists():
+            config = own_parts.as_kept(config, folder, trust_code, own_parts.names_in(config))
+            earlier = standing(config, data, folder, report, trust_code=trust_code)
+            for line in own_parts.changes(folder):
+                report(f"warning: {line}")
+        elif resume:
+            report(f"no run in {folder} yet: beginning one")
+        config = resolve_parts(config)
+        make_recorder = Recorder if devices.writes else Follower
+        recorder = make_recorder(config, data, folder, lambda: bool(devices.agree(should_stop(), np.any)), devices)
+        check_alike(config, recorder.digest, earlier, devices)  # all have read by then what the first will write over
+
+        def on_start() -> None:  # whatever does not fit together has been refused by now
+            if overwrite and devices.writes:
+                delete(folder)
+            recorder.open(earlier, report)
+            if recorder.should_stop():
+                raise Stopped("stopped before the first step")
+
+        def record_epoch(epoch: dict[str, Any], state: TrainState) -> None:
+            recorder.epoch(epoch, state)
+            if on_epoch:
+                on_epoch(epoch, state)
+            recorder.stop_after(epoch, state)
+
+        with compiling() as pool:  # orbax takes a third of a second to import, in which the model can be compiled
+            pool.submit(import_module, "vae_jax.runs.checkpoint")
+        began = time.perf_counter()
+        begun = (earlier.state, earlier.history) if earlier else None
+        if begun is None and config.train.start is not None:
+            begun = begun_from(config, data.image_shape, len(data.train), report, trust_code), []
+        try:
+            trained = fit(
+                config,
+                data,
+                devices=devices,
+                resume=begun,
+                on_start=on_start,
+                on_progress=on_progress,
+                on_chunk=recorder.chunk,
+                on_epoch=record_epoch,
+            )
+        except Diverged as error:
+            on = f" or go on from step {recorder.saved_step} with {argument('resume', True)}, train.skip_nonfinite true"
+            how = f"{argument('overwrite', True)} or another {argument('folder')}"
+            anew = f"begin anew ({how}){on if recorder.saved_step else ''}"
+            recorder.diverged(error)
+            raise Diverged(f"{error}; {anew}") from error
+        if has_stopped(config, trained.history):
+            report(stopped_line(config, trained.history))
+        recorder.finish(trained, time.perf_counter() - began)
+        return trained
+
+
+def stopped_line(config: Config, history: list[dict[str, Any]]) -> str:
+    """What is said of a run that has stopped early."""
+    count = config.train.patience
+    return f"stopped after epoch {len(history)}: validation loss has not fallen for {count} epoch{'s' * (count != 1)}"
