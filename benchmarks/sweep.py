@@ -14,9 +14,10 @@ import time
 import jax
 import numpy as np
 
-from vae_jax import data, sweep
+from vae_jax import data
 from vae_jax.config import load_config
 from vae_jax.runs.fit import fit
+from vae_jax.sweeps.plan import make_sweep, members_of
 from vae_jax.training import several
 
 
@@ -63,7 +64,7 @@ def main():
         jax.config.update("jax_enable_x64", True)
     base = load_config("digits", **{"train.epochs": options.epochs})
     images = data.load(base.data)
-    found = sweep.members_of(sweep.make_sweep(base, options.seeds, [f"objective.beta={options.betas}"]))
+    found = members_of(make_sweep(base, options.seeds, [f"objective.beta={options.betas}"]))
     configs = [member.config for member in found]
     # The machine's speed drifts: half of the single runs come before the sweep and half after it.
     half = len(configs) // 2

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from run_fixtures import TINY, compiled_once, flags, snapshot
 
-from vae_jax import sweep
 from vae_jax.cli import main
 from vae_jax.config import Config, ModelConfig, TrainConfig, with_options
 from vae_jax.data import load
@@ -20,6 +19,8 @@ from vae_jax.runs import reading
 from vae_jax.runs.finetune import begun_from
 from vae_jax.runs.fit import fit
 from vae_jax.runs.reading import use
+from vae_jax.sweeps.plan import Sweep, make_sweep, members_of, read_sweep
+from vae_jax.sweeps.sweep import run
 from vae_jax.training import several
 from vae_jax.variables import Variables
 from vae_jax.weights import load_weights, save_weights
@@ -226,14 +227,14 @@ def test_what_is_begun_with_is_not_overwritten(first, tmp_path, monkeypatch, cap
 def test_a_sweep_over_what_is_begun_with(first, tmp_path, monkeypatch):
     monkeypatch.chdir(first.parent)
     config = with_options(Config(), **SMALL | {"train.epochs": 1})
-    plan = sweep.make_sweep(config, 1, ["train.start=first,second"])
+    plan = make_sweep(config, 1, ["train.start=first,second"])
     second = first.with_name("second")
     assert plan.settings == {"train.start": [str(first), str(second)]}
-    assert [member.name for member in sweep.members_of(plan)] == ["start=first,seed=0", "start=second,seed=0"]
-    relative = sweep.Sweep(with_options(config, **{"train.start": "first"}), 1, {"train.start": ["first"]})
-    ended = sweep.run(relative, load(config.data), tmp_path / "sweep")
+    assert [member.name for member in members_of(plan)] == ["start=first,seed=0", "start=second,seed=0"]
+    relative = Sweep(with_options(config, **{"train.start": "first"}), 1, {"train.start": ["first"]})
+    ended = run(relative, load(config.data), tmp_path / "sweep")
     assert [outcome.member.config.train.start for outcome in ended] == [str(first)]
-    kept = sweep.read_sweep(tmp_path / "sweep")
+    kept = read_sweep(tmp_path / "sweep")
     assert (kept.config.train.start, kept.settings) == (str(first), {"train.start": [str(first)]})
 
 

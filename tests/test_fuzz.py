@@ -32,7 +32,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
-from vae_jax import sweep
 from vae_jax.cli import VERBS, _parse
 from vae_jax.compare import results
 from vae_jax.config import Config, DataConfig, check_used, load_config, to_yaml
@@ -47,6 +46,8 @@ from vae_jax.runs.checkpoint import Keeper, Saved, restore
 from vae_jax.runs.description import DESCRIPTION
 from vae_jax.runs.folder import origin, read_config, read_data, read_reason
 from vae_jax.runs.reading import _epochs
+from vae_jax.sweeps import plan
+from vae_jax.sweeps.plan import members_of, read_sweep
 from vae_jax.training.figures import Epoch
 from vae_jax.training.state import TrainState
 from vae_jax.variables import Variables
@@ -705,10 +706,10 @@ SWEEP_JSON = {
 @given(faulty(SWEEP_JSON))
 def test_what_is_swept(place, content):
     (place / "sweep.json").write_bytes(content)
-    found = outcome(lambda: sweep.read_sweep(place), place / "sweep.json")
+    found = outcome(lambda: read_sweep(place), place / "sweep.json")
     if found is not None:
-        members = outcome(lambda: sweep.members_of(found), "settings")
-        assert members is None or 1 <= len(members) <= sweep.MOST
+        members = outcome(lambda: members_of(found), "settings")
+        assert members is None or 1 <= len(members) <= plan.MOST
 
 
 RESULTS_JSON = {
@@ -785,7 +786,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "code/sources.json": own_parts.read_index,
     "metrics.jsonl": _epochs,
     "diverged.txt": read_reason,
-    "sweep.json": sweep.read_sweep,
+    "sweep.json": read_sweep,
     "other.json": lambda folder: results.read(folder / "other.json"),
     "mine.py": lambda folder: lookup({}, f"{folder}/mine.py:net", "model.network", ("config",)),
     "checkpoints/2/checkpoint.json": lambda folder: restored(folder / "checkpoints")[0],

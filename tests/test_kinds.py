@@ -13,7 +13,7 @@ from scipy.special import log_softmax, logsumexp
 from scipy.stats import multivariate_normal, norm
 
 import vae_jax
-from vae_jax import cli, likelihoods, sweep
+from vae_jax import cli, likelihoods
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, adapted, check_used, load_config, with_options
 from vae_jax.data import Dataset, Split, load, resolve
 from vae_jax.data.shape import settled
@@ -30,6 +30,8 @@ from vae_jax.runs.fit import fit
 from vae_jax.runs.train import train
 from vae_jax.shapes import Shapes
 from vae_jax.spec import Spec, spec_of
+from vae_jax.sweeps.plan import make_sweep
+from vae_jax.sweeps.sweep import run
 from vae_jax.training.checks import check_numbers
 
 RANDOM = np.random.RandomState(0)
@@ -419,7 +421,7 @@ def test_a_run_goes_on_exactly_and_a_sweeps_member_is_its_single_run(tmp_path):
         train(config_of("vector", **{"train.epochs": 3}), other, tmp_path / "run", resume=True)
     with pytest.raises(UserError, match=r"data\.kind: expected sequence, .*; found vector"):
         train(read.config, data_of("sequence"), tmp_path / "run", resume=True)
-    swept = sweep.run(sweep.make_sweep(config_of("vector"), 2, []), data, tmp_path / "sweep")
+    swept = run(make_sweep(config_of("vector"), 2, []), data, tmp_path / "sweep")
     assert [each.failure for each in swept] == ["", ""]
     member = reading.load(tmp_path / "sweep" / swept[0].member.name)
     for found, expected in zip(leaves(member), leaves(straight), strict=True):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from run_fixtures import flags, snapshot
 
-from vae_jax import cli, data, registry, sweep
+from vae_jax import cli, data, registry
 from vae_jax.config import Config, load_config
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.model.build import build
@@ -24,6 +24,9 @@ from vae_jax.runs.folder import delete, origin, read_config
 from vae_jax.runs.reading import load, standing
 from vae_jax.runs.recorder import Recorder
 from vae_jax.runs.train import train
+from vae_jax.sweeps import sweep
+from vae_jax.sweeps.plan import make_sweep
+from vae_jax.sweeps.sweep import _delete_sweep, run
 from vae_jax.training import several
 
 NETWORK = """\
@@ -606,14 +609,14 @@ def test_a_damaged_index_is_refused(copied, content):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """What stands for a sweep's compiled program, of one member; it knows of which configuration it is."""
-    program = object.__new__(sweep.members.Several)
+    program = object.__new__(several.Several)
     program.size, program.compile_seconds, program.slow = 1, 0.0, False
 
     def compiled(configs, *_):
         program.config = configs[0]
         return program
 
-    monkeypatch.setattr(sweep.members, "program_that_fits", compiled)
+    monkeypatch.setattr(several, "program_that_fits", compiled)
     return program
 
 
@@ -628,19 +631,19 @@ def test_a_file_edited_while_a_sweep_trains_is_said_and_not_trained_on(
         on_diverged(0, Diverged("at once"))
         return [Diverged("at once")]
 
-    monkeypatch.setattr(sweep.members, "fit", fit)
+    monkeypatch.setattr(several, "fit", fit)
     monkeypatch.setattr(sweep, "write_results", lambda _, plan, outcomes, data: ended.extend(outcomes))
-    plan = sweep.make_sweep(tiny(objective__name=f"{path}:bound"), 2, ["model.latent=2,3"])
-    sweep.run(plan, small_data, folder, report=lines.append)
+    plan = make_sweep(tiny(objective__name=f"{path}:bound"), 2, ["model.latent=2,3"])
+    run(plan, small_data, folder, report=lines.append)
     copy = f"{folder}/code/mine.py"
     assert trained == [f"{path}:bound"] * 2 + [f"{copy}:bound"] * 2
     assert {outcome.member.config.objective.name for outcome in ended} == {f"{copy}:bound"}  # what its unit is read of
     warnings = [line for line in lines if "changed" in line]
     assert warnings == [f"warning: {path} has changed since {folder} began: its copy {copy} is used"]
     assert [kept.read_text() for kept in folder.glob("*/code/mine.py")] == [OBJECTIVE] * 4
-    sweep.run(plan, small_data, folder, resume=True)
+    run(plan, small_data, folder, resume=True)
     Path(copy).write_text("edited")
-    message = refused(sweep.run, plan, small_data, folder, resume=True)
+    message = refused(run, plan, small_data, folder, resume=True)
     assert (
         message == f"{copy} has been edited since {folder} began: it is used as it is now; a sweep goes on as it began"
     )
@@ -652,27 +655,27 @@ def test_a_sweep_and_its_members_keep_theirs(write, small_data, tmp_path, monkey
     def fit(*_, **__):
         raise Stopped(uncompiled.config.objective.name)
 
-    monkeypatch.setattr(sweep.members, "fit", fit)
+    monkeypatch.setattr(several, "fit", fit)
     path, folder, lines = write(OBJECTIVE), tmp_path / "sweep", []
-    plan = sweep.make_sweep(tiny(objective__name=f"{path}:bound"), 1, [])
+    plan = make_sweep(tiny(objective__name=f"{path}:bound"), 1, [])
     with pytest.raises(Stopped, match=str(path)):
-        sweep.run(plan, small_data, folder)
+        run(plan, small_data, folder)
     path.unlink()
     with pytest.raises(Stopped, match=f"{folder}/code/mine.py:bound"):
-        sweep.run(plan, small_data, folder, resume=True, report=lines.append)
+        run(plan, small_data, folder, resume=True, report=lines.append)
     assert not [line for line in lines if "changed" in line]
     path.write_text("changed")
     shutil.move(folder, tmp_path / "moved")
     moved = tmp_path / "moved"
     with pytest.raises(Stopped, match=f"{moved}/code/mine.py:bound"):
-        sweep.run(plan, small_data, moved, resume=True, report=lines.append)
+        run(plan, small_data, moved, resume=True, report=lines.append)
     line = f"warning: {path} has changed since {moved} began: its copy {moved}/code/mine.py is used"
     assert [each for each in lines if "changed" in each] == [line]
     for kept in (moved, moved / "seed=0"):
         assert (kept / "code" / "mine.py").read_text() == OBJECTIVE
         assert index_of(kept).keys() == {str(path)}
         assert f"name: {path}:bound" in (moved / "seed=0" / "config.yaml").read_text()
-    sweep._delete_sweep(moved)
+    _delete_sweep(moved)
     assert {each.name for each in moved.iterdir()} <= {".lock", "sweep.json"}
 
 

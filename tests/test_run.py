@@ -15,7 +15,7 @@ import pytest
 import yaml
 from run_fixtures import compiled_once, snapshot
 
-from vae_jax import figures, sweep
+from vae_jax import figures
 from vae_jax.config import (
     Config,
     DataConfig,
@@ -40,6 +40,8 @@ from vae_jax.runs.identity import digest_of, digest_of_all
 from vae_jax.runs.reading import _epochs, use
 from vae_jax.runs.recorder import Recorder
 from vae_jax.runs.train import train
+from vae_jax.sweeps.plan import Sweep
+from vae_jax.sweeps.sweep import run
 
 CONFIG = Config(
     data=DataConfig(image_size=8, channels=1),
@@ -265,7 +267,7 @@ def test_a_run_of_images_of_another_shape_is_refused(tmp_path, shape, found):
     with pytest.raises(UserError, match=found):
         train(CONFIG, data, tmp_path / "run")
     with pytest.raises(UserError, match=found):
-        sweep.run(sweep.Sweep(CONFIG, 2, {}), data, tmp_path / "run")
+        run(Sweep(CONFIG, 2, {}), data, tmp_path / "run")
     assert not list(tmp_path.iterdir())
 
 

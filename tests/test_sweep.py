@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from run_fixtures import TINY, compiled_once, flags, snapshot
 
-from vae_jax import data, sweep
+from vae_jax import data
 from vae_jax.cli import main
 from vae_jax.cli import sweep as cli_sweep
 from vae_jax.config import PARTS as SECTIONS
@@ -27,6 +27,10 @@ from vae_jax.runs.fit import fit
 from vae_jax.runs.reading import load
 from vae_jax.runs.recorder import Recorder
 from vae_jax.runs.train import train as train_run
+from vae_jax.sweeps.plan import _labels, check_sweep_folder, make_sweep, members_of, read_sweep, specification
+from vae_jax.sweeps.ranking import Outcome
+from vae_jax.sweeps.results import write_results
+from vae_jax.sweeps.sweep import Group, run
 from vae_jax.training import several
 
 PLAIN = Config(model=ModelConfig(network="mlp", layers=(5,), latent=3), train=TrainConfig(epochs=2, batch_size=16))
@@ -240,9 +244,9 @@ def images(base):
 def whole(base, images, tmp_path_factory):
     """A sweep of 2 seeds, 2 values of β and 2 latent sizes, and what became of it."""
     folder = tmp_path_factory.mktemp("sweep") / "whole"
-    plan = sweep.make_sweep(base, 2, ["objective.beta=0.5,2", "model.latent=2,3"])
+    plan = make_sweep(base, 2, ["objective.beta=0.5,2", "model.latent=2,3"])
     seen = []
-    return folder, plan, sweep.run(plan, images, folder, on_progress=seen.append), seen
+    return folder, plan, run(plan, images, folder, on_progress=seen.append), seen
 
 
 def test_each_member_is_a_normal_run(whole, images, base):
@@ -262,7 +266,7 @@ def test_each_member_is_a_normal_run(whole, images, base):
     # It goes on like one that was trained alone, and the sweep keeps what it was.
     longer = replace(alone.config, train=replace(alone.config.train, epochs=3))
     assert len(train_run(longer, images, folder / name, resume=True).history) == 3
-    again = sweep.run(whole[1], images, folder, resume=True)
+    again = run(whole[1], images, folder, resume=True)
     assert [figures(each.history) for each in again] == [figures(each.history) for each in outcomes]
 
 
@@ -297,8 +301,8 @@ def test_tables_and_figures(whole):
 
 def test_a_stopped_sweep_goes_on_to_the_same_end(images, tmp_path):
     base = load_config(**TINY)  # which has BatchNorm's statistics to go on with
-    plan = sweep.make_sweep(base, 2, ["objective.beta=0.5,2"])
-    expected = sweep.run(plan, images, tmp_path / "whole")
+    plan = make_sweep(base, 2, ["objective.beta=0.5,2"])
+    expected = run(plan, images, tmp_path / "whole")
     asked = []
 
     def stop():
@@ -306,22 +310,22 @@ def test_a_stopped_sweep_goes_on_to_the_same_end(images, tmp_path):
         return len(asked) == 4  # inside the first epoch's second call or after it
 
     with pytest.raises(Stopped):
-        sweep.run(plan, images, tmp_path / "stopped", should_stop=stop)
+        run(plan, images, tmp_path / "stopped", should_stop=stop)
     with pytest.raises(UserError, match="there is a sweep already"):
-        sweep.run(plan, images, tmp_path / "stopped")
-    found = sweep.run(plan, images, tmp_path / "stopped", resume=True)
+        run(plan, images, tmp_path / "stopped")
+    found = run(plan, images, tmp_path / "stopped", resume=True)
     for now, then in zip(found, expected, strict=True):
         assert figures(now.history) == figures(then.history)
-    again = sweep.run(plan, images, tmp_path / "stopped", resume=True)  # nothing is left to do
+    again = run(plan, images, tmp_path / "stopped", resume=True)  # nothing is left to do
     assert [figures(each.history) for each in again] == [figures(each.history) for each in found]
-    other = sweep.make_sweep(base, 3, ["objective.beta=0.5,2"])
+    other = make_sweep(base, 3, ["objective.beta=0.5,2"])
     with pytest.raises(UserError, match=r"continues a sweep as it began; changed: seeds \(the sweep has 2, found 3\)"):
-        sweep.run(other, images, tmp_path / "stopped", resume=True)
+        run(other, images, tmp_path / "stopped", resume=True)
 
 
 def test_members_killed_at_different_steps_go_on(base, images, tmp_path, monkeypatch):
-    plan = sweep.make_sweep(base, 3, [])
-    expected = sweep.run(plan, images, tmp_path / "whole")
+    plan = make_sweep(base, 3, [])
+    expected = run(plan, images, tmp_path / "whole")
     record = Recorder.epoch
 
     def die(self, epoch, state):
@@ -331,21 +335,19 @@ def test_members_killed_at_different_steps_go_on(base, images, tmp_path, monkeyp
 
     monkeypatch.setattr(Recorder, "epoch", die)
     with pytest.raises(KeyboardInterrupt):
-        sweep.run(plan, images, tmp_path / "killed")
+        run(plan, images, tmp_path / "killed")
     monkeypatch.undo()
     assert [len(load(tmp_path / "killed" / f"seed={seed}").history) for seed in range(3)] == [2, 1, 1]
-    found = sweep.run(plan, images, tmp_path / "killed", resume=True)
+    found = run(plan, images, tmp_path / "killed", resume=True)
     for now, then in zip(found, expected, strict=True):
         assert figures(now.history) == figures(then.history)
 
 
 def test_a_diverging_member_is_told_and_the_table_counts_it(base, images, tmp_path, monkeypatch):
     monkeypatch.setattr(several, "is_slow_in_loops", lambda lowered: True)  # as with a user's nn.Conv
-    plan = sweep.make_sweep(base, 1, ["train.learning_rate=1e-3,1e30"])
+    plan = make_sweep(base, 1, ["train.learning_rate=1e-3,1e30"])
     said, seen = [], []
-    found = sweep.run(
-        plan, images, tmp_path / "sweep", report=said.append, on_progress=lambda groups: seen.append(groups[0])
-    )
+    found = run(plan, images, tmp_path / "sweep", report=said.append, on_progress=lambda groups: seen.append(groups[0]))
     assert any(group.diverged and group.epoch == 1 for group in seen)  # told when it happens
     assert [bool(each.failure) for each in found] == [False, True]
     assert said[0] == "group 1/1: compiling 2 members as one program"
@@ -356,14 +358,14 @@ def test_a_diverging_member_is_told_and_the_table_counts_it(base, images, tmp_pa
     told = tmp_path / "sweep" / "learning_rate=1e+30,seed=0" / "diverged.txt"
     assert told.read_text().strip() in said[2]
     before = told.stat().st_mtime_ns
-    again = sweep.run(plan, images, tmp_path / "sweep", resume=True)  # it is not trained again to the same end
+    again = run(plan, images, tmp_path / "sweep", resume=True)  # it is not trained again to the same end
     assert [each.failure for each in again] == [each.failure for each in found]
     assert told.stat().st_mtime_ns == before
     assert "| 1e+30 | 1 | – | – | – | – | 1 |" in (tmp_path / "sweep" / "table.md").read_text()
 
 
 def test_members_that_do_not_fit_while_they_train_go_on_fewer_at_once(base, images, tmp_path, monkeypatch):
-    plan = sweep.make_sweep(base, 2, [])
+    plan = make_sweep(base, 2, [])
     train_ = several.Several.train
     calls, said = [], []
 
@@ -374,7 +376,7 @@ def test_members_that_do_not_fit_while_they_train_go_on_fewer_at_once(base, imag
         return train_(program, *arguments)
 
     monkeypatch.setattr(several.Several, "train", train)
-    found = sweep.run(plan, images, tmp_path / "sweep", report=said.append)
+    found = run(plan, images, tmp_path / "sweep", report=said.append)
     assert calls == [2, 2, 2, 2] + [1, 1, 1] * 2  # from the second epoch on
     assert "group 1/1: the memory does not hold 2 members while they train; going on with 1 at once" in said
     assert any(re.fullmatch(r"group 1/1: compiled in \d+\.\d s, for 1 at once, in 2 turns", line) for line in said)
@@ -385,7 +387,7 @@ def test_members_that_do_not_fit_while_they_train_go_on_fewer_at_once(base, imag
         several.Several, "train", lambda *_: (_ for _ in ()).throw(jax.errors.JaxRuntimeError("broken"))
     )
     with pytest.raises(jax.errors.JaxRuntimeError, match="broken"):
-        sweep.run(plan, images, tmp_path / "sweep", overwrite=True)
+        run(plan, images, tmp_path / "sweep", overwrite=True)
 
 
 def train_alone(config, images):
@@ -429,13 +431,13 @@ KINDS = {
 
 
 def test_tables_have_every_figure_of_an_objective(base, images, tmp_path):
-    plan = sweep.make_sweep(base, 2, [])
+    plan = make_sweep(base, 2, [])
     own = ["critic_loss", "critic_seconds", "x_kl"]
     epoch = {
         f"{split}_{part}": 2.0 for split in ("train", "test", "validation") for part in ("loss", "reconstruction", *own)
     }
-    outcomes = [sweep.Outcome(member, [epoch | {"train_seconds": 1.0}]) for member in sweep.members_of(plan)]
-    sweep.write_results(tmp_path, plan, outcomes, images)
+    outcomes = [Outcome(member, [epoch | {"train_seconds": 1.0}]) for member in members_of(plan)]
+    write_results(tmp_path, plan, outcomes, images)
     titles = (tmp_path / "table.md").read_text().splitlines()[0].strip("| ").split(" | ")
     parts = ["loss", "reconstruction", "KL", "−ELBO", *own]
     assert titles == ["seeds", *(f"validation {part}" for part in parts), "diverged"]
@@ -452,19 +454,19 @@ def test_what_does_not_compare_is_not_ranked_against_each_other(settings, base, 
     def draw(path, shown, values, *more):
         drawn[path.name] = (shown, values, *more)
 
-    monkeypatch.setattr(sweep.figures, "sweep_curves", draw)
-    monkeypatch.setattr(sweep.figures, "sweep_grid", draw)
+    monkeypatch.setattr("vae_jax.figures.sweep_curves", draw)
+    monkeypatch.setattr("vae_jax.figures.sweep_grid", draw)
     own = tmp_path / "own.py"
     own.write_text(OWN)
-    plan = sweep.make_sweep(base, 2, [setting.replace("OWN", str(own)) for setting in settings])
-    made, kinds = sweep.members_of(plan), [kind.replace("OWN", str(own)) for kind in KINDS[settings]]
+    plan = make_sweep(base, 2, [setting.replace("OWN", str(own)) for setting in settings])
+    made, kinds = members_of(plan), [kind.replace("OWN", str(own)) for kind in KINDS[settings]]
     rows = list(range(len(kinds)))
     outcomes = []
     for number, member in enumerate(made):
         loss = 100.0 - number // 2  # of two seeds
         parts = {"loss": loss, "reconstruction": loss, "kl": 0.5}
-        outcomes.append(sweep.Outcome(member, [{f"validation_{part}": value for part, value in parts.items()}]))
-    sweep.write_results(tmp_path, plan, outcomes, images)
+        outcomes.append(Outcome(member, [{f"validation_{part}": value for part, value in parts.items()}]))
+    write_results(tmp_path, plan, outcomes, images)
     table = list(csv.DictReader((tmp_path / "table.csv").read_text().splitlines()))
     assert [f"{row['unit']}, {row['measure']}" for row in table] == kinds
     rivals = {kind: [row for row in rows if kinds[row] == kind] for kind in kinds}
@@ -498,8 +500,8 @@ def test_what_does_not_compare_is_not_ranked_against_each_other(settings, base, 
 
 def test_a_group_of_another_unit_says_so_while_it_trains(capsys):
     groups = [
-        sweep.Group(2, 1, 2, 0.5, 0, "name=vae", 9.0, "validation −ELBO", "nats per image", 5.0),
-        sweep.Group(1, 1, 2, 0.5, 0, "name=ae", 3.0, "validation reconstruction", "squared", 5.0),
+        Group(2, 1, 2, 0.5, 0, "name=vae", 9.0, "validation −ELBO", "nats per image", 5.0),
+        Group(1, 1, 2, 0.5, 0, "name=ae", 3.0, "validation reconstruction", "squared", 5.0),
     ]
     with cli_sweep._progress("image") as tell:
         tell(groups)
@@ -565,20 +567,20 @@ def test_what_is_refused_leaves_nothing(message, tmp_path, capsys, monkeypatch):
 
 def test_a_sweep_goes_on_with_its_options_in_their_order(base, tmp_path):
     settings = ["objective.beta=1,2", "train.batch_size=50,100"]
-    plan, turned = (sweep.make_sweep(base, 1, each) for each in (settings, settings[::-1]))
-    (tmp_path / "sweep.json").write_text(sweep._specification(plan))
-    sweep.check_sweep_folder(tmp_path, plan, True, False)
+    plan, turned = (make_sweep(base, 1, each) for each in (settings, settings[::-1]))
+    (tmp_path / "sweep.json").write_text(specification(plan))
+    check_sweep_folder(tmp_path, plan, True, False)
     found = r"settings \(the sweep has objective\.beta=1,2 train\.batch_size=50,100, found train\.batch_size=50,100 obj"
     with pytest.raises(UserError, match=f"changed: {found}"):
-        sweep.check_sweep_folder(tmp_path, turned, True, False)
+        check_sweep_folder(tmp_path, turned, True, False)
 
 
 def test_a_users_file_is_named_from_where_the_command_was_given(tmp_path, capsys, monkeypatch, images):
     monkeypatch.chdir(tmp_path)
     assert main(["sweep", "--out", "X", *flags(**SMALL), "--set", "objective.name=vae,./missing.py:mine"]) == 2
     assert str(tmp_path / "missing.py") in capsys.readouterr().err
-    plan = sweep.make_sweep(Config(), 1, [f"model.network=mlp,{tmp_path}/mine.py:Net"])
-    assert [member.name for member in sweep.members_of(plan)] == ["network=mlp,seed=0", "network=mine.py_Net,seed=0"]
+    plan = make_sweep(Config(), 1, [f"model.network=mlp,{tmp_path}/mine.py:Net"])
+    assert [member.name for member in members_of(plan)] == ["network=mlp,seed=0", "network=mine.py_Net,seed=0"]
 
 
 @pytest.mark.parametrize(
@@ -593,20 +595,20 @@ def test_a_users_file_is_named_from_where_the_command_was_given(tmp_path, capsys
     ],
 )
 def test_files_of_one_name_in_different_folders_are_told_apart(values, labels):
-    assert sweep._labels(values) == labels
+    assert _labels(values) == labels
 
 
 def test_settings_whose_folders_some_systems_take_for_the_same_are_refused():
     """Either by what a folder's name does not keep, or by capitals."""
     for values in ("/x/a.py:Net,/x/a.py:net", "/x/a b.py:N,/x/a?b.py:N"):
         with pytest.raises(UserError, match=r"differ only in characters that a folder's name does not keep, or in cap"):
-            sweep.members_of(sweep.make_sweep(PLAIN, 1, [f"model.network={values}"]))
+            members_of(make_sweep(PLAIN, 1, [f"model.network={values}"]))
 
 
 def test_what_a_thousand_members_are_is_known_at_once():
-    plan = sweep.make_sweep(Config(), 10, ["objective.beta=" + ",".join(map(str, range(50))), "model.latent=2,3"])
+    plan = make_sweep(Config(), 10, ["objective.beta=" + ",".join(map(str, range(50))), "model.latent=2,3"])
     began = time.perf_counter()
-    found = sweep.members_of(plan)
+    found = members_of(plan)
     assert time.perf_counter() - began < 10  # 0.3 s but for the tests' checks of types; it took 30 s
     assert len({member.name for member in found}) == 1000
     last = found[-1]
@@ -615,16 +617,16 @@ def test_what_a_thousand_members_are_is_known_at_once():
 
 
 def test_what_does_not_fit_the_data_leaves_an_earlier_sweep_alone(base, images, tmp_path):
-    sweep.run(sweep.make_sweep(base, 1, []), images, tmp_path / "sweep")
+    run(make_sweep(base, 1, []), images, tmp_path / "sweep")
     before = snapshot(tmp_path / "sweep")
     for setting, why in (
         ("model.classes=5", r"model\.classes: expected labels from 0 to 4 in digits"),
         ("train.schedule=cosine,cosin", r"train\.schedule: .*found 'cosin'"),
     ):
         with pytest.raises(UserError, match=why):
-            sweep.run(sweep.make_sweep(base, 1, [setting]), images, tmp_path / "sweep", overwrite=True)
+            run(make_sweep(base, 1, [setting]), images, tmp_path / "sweep", overwrite=True)
     assert snapshot(tmp_path / "sweep") == before
-    sweep.run(sweep.make_sweep(base, 1, ["objective.beta=2"]), images, tmp_path / "sweep", overwrite=True)
+    run(make_sweep(base, 1, ["objective.beta=2"]), images, tmp_path / "sweep", overwrite=True)
     assert {path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()} == {"beta=2,seed=0", "figures"}
 
 
@@ -672,23 +674,23 @@ def test_what_a_folder_says_is_swept_is_bounded_as_on_the_command_line(said, tmp
 
 
 def test_what_a_sweep_has_written_is_what_is_read(tmp_path):
-    plan = sweep.make_sweep(PLAIN, 3, ["objective.beta=0.5,1", "model.layers=[5],[6, 7]", "train.gradient_clip=null,2"])
-    (tmp_path / "sweep.json").write_text(sweep._specification(plan))
-    assert sweep.read_sweep(tmp_path) == plan
+    plan = make_sweep(PLAIN, 3, ["objective.beta=0.5,1", "model.layers=[5],[6, 7]", "train.gradient_clip=null,2"])
+    (tmp_path / "sweep.json").write_text(specification(plan))
+    assert read_sweep(tmp_path) == plan
 
 
 def test_optimisers_and_their_options_are_swept():
-    plan = sweep.make_sweep(PLAIN, 1, ["optimizer.name=adam,lion"])
-    assert [member.config.optimizer for member in sweep.members_of(plan)] == [
+    plan = make_sweep(PLAIN, 1, ["optimizer.name=adam,lion"])
+    assert [member.config.optimizer for member in members_of(plan)] == [
         OptimizerConfig(),
         OptimizerConfig("lion"),
     ]
-    plan = sweep.make_sweep(PLAIN, 1, ["optimizer.eps=1e-8,1e-4"])
-    assert [member.config.optimizer.options.eps for member in sweep.members_of(plan)] == [1e-8, 1e-4]
+    plan = make_sweep(PLAIN, 1, ["optimizer.eps=1e-8,1e-4"])
+    assert [member.config.optimizer.options.eps for member in members_of(plan)] == [1e-8, 1e-4]
     with pytest.raises(
         UserError, match=r"settings: optimizer\.weight_decay: expected optimizer\.name adamw or .*found adam"
     ):
-        sweep.members_of(sweep.make_sweep(PLAIN, 1, ["optimizer.weight_decay=0.01,0.1"]))
+        members_of(make_sweep(PLAIN, 1, ["optimizer.weight_decay=0.01,0.1"]))
 
 
 def test_why_a_member_diverged_is_text(whole, images, tmp_path):
@@ -700,10 +702,10 @@ def test_why_a_member_diverged_is_text(whole, images, tmp_path):
     ):
         (folder / name / "diverged.txt").write_bytes(content)
         with pytest.raises(UserError) as refused:
-            sweep.run(plan, images, folder, resume=True)
+            run(plan, images, folder, resume=True)
         assert str(refused.value) == f"{folder / name}/diverged.txt: {said}"
     (folder / name / "diverged.txt").write_text('=HYPERLINK("http://x")\n\x1b[31m|<b>`\n')
-    ended, *_ = sweep.run(plan, images, folder, resume=True)
+    ended, *_ = run(plan, images, folder, resume=True)
     assert ended.failure == '=HYPERLINK("http://x")\\n\\x1b[31m|<b>`'
     with (folder / "members.csv").open() as file:
         row, *_ = csv.DictReader(file)
@@ -713,30 +715,30 @@ def test_why_a_member_diverged_is_text(whole, images, tmp_path):
 
 def test_a_folder_of_something_else_is_left_alone(base, images, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    plan = sweep.make_sweep(base, 1, [])
+    plan = make_sweep(base, 1, [])
     for options in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(UserError, match="expected a new or empty folder or a sweep's"):
-            sweep.run(plan, images, tmp_path, **options)
+            run(plan, images, tmp_path, **options)
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 
 def test_nothing_is_written_through_links_in_a_sweep(base, images, tmp_path):
     """A member's folder, and that of the pictures, which somebody else has made links of to a run of the user's."""
     folder, victim = tmp_path / "sweep", tmp_path / "victim"
-    plan = sweep.make_sweep(base, 1, [])
-    sweep.run(plan, images, folder)
-    further = sweep.make_sweep(replace(base, train=replace(base.train, epochs=base.train.epochs + 1)), 1, [])
+    plan = make_sweep(base, 1, [])
+    run(plan, images, folder)
+    further = make_sweep(replace(base, train=replace(base.train, epochs=base.train.epochs + 1)), 1, [])
     for name, going_on in (("seed=0", further), ("figures", plan)):
         shutil.copytree(folder / name, victim)
         before = snapshot(victim)
         shutil.rmtree(folder / name)
         (folder / name).symlink_to(victim)
         if going_on is further:  # as if the sweep had been longer from the start
-            (folder / "sweep.json").write_text(sweep._specification(further))
+            (folder / "sweep.json").write_text(specification(further))
         with pytest.raises(UserError, match=f"{name}: expected a folder of the run's own, found a link to {victim}"):
-            sweep.run(going_on, images, folder, resume=True)
+            run(going_on, images, folder, resume=True)
         assert snapshot(victim) == before
-        sweep.run(plan, images, folder, overwrite=True)
+        run(plan, images, folder, overwrite=True)
         assert snapshot(victim) == before
         assert not (folder / name).is_symlink()
         shutil.rmtree(victim)

@@ -9,7 +9,7 @@ import optax
 import pytest
 from run_fixtures import optimized
 
-from vae_jax import optimizer, sweep
+from vae_jax import optimizer
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from vae_jax.data import Dataset, Split
 from vae_jax.errors import Diverged, UserError
@@ -18,6 +18,8 @@ from vae_jax.model.build import build
 from vae_jax.objectives import OBJECTIVES, Objective
 from vae_jax.runs.fit import fit
 from vae_jax.runs.train import train
+from vae_jax.sweeps.plan import Sweep
+from vae_jax.sweeps.sweep import run
 from vae_jax.training import several, single
 from vae_jax.training.loop import begin_loop, make_loop
 from vae_jax.training.single import epoch_order
@@ -457,7 +459,7 @@ def test_training_warns_where_levels_stay_dark(small_data, tmp_path):
     for begin in (
         lambda data: fit(PLAIN, data),
         lambda data: train(PLAIN, data, tmp_path / "run"),
-        lambda data: sweep.run(sweep.Sweep(PLAIN, 2, {}), data, tmp_path / "sweep"),
+        lambda data: run(Sweep(PLAIN, 2, {}), data, tmp_path / "sweep"),
     ):
         with pytest.raises(UserWarning, match=r"^dark: white is 255, but the brightest level is 1 among the train"):
             begin(dark)

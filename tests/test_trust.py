@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import snapshot
 
-from vae_jax import cli, registry, sweep
+from vae_jax import cli, registry
 from vae_jax.cli.arguments import Parser
 from vae_jax.config import Config, load_config, to_yaml
 from vae_jax.errors import UserError
@@ -19,6 +19,7 @@ from vae_jax.interop.exchange import export_run
 from vae_jax.runs import own_parts, signature
 from vae_jax.runs.folder import read_config
 from vae_jax.runs.reading import load
+from vae_jax.sweeps.plan import make_sweep, specification
 
 MINE = "def bound(key, model, images, options): ...\n\n\ndef other(key, model, images, options): ...\n"
 FLAG = "--trust-code"
@@ -192,15 +193,17 @@ def test_every_command_that_opens_a_run_can_be_told_to_trust_it():
 
 
 def test_a_sweeps_code_is_not_run_either(tmp_path, monkeypatch, capsys, ran):
-    plan = sweep.make_sweep(Config(), 2, [f"objective.name=vae,{evil(tmp_path / 'evil.py')}:bound"])
+    plan = make_sweep(Config(), 2, [f"objective.name=vae,{evil(tmp_path / 'evil.py')}:bound"])
     (tmp_path / "sweep").mkdir()
-    (tmp_path / "sweep" / "sweep.json").write_text(sweep._specification(plan))
+    (tmp_path / "sweep" / "sweep.json").write_text(specification(plan))
     code, said = told(capsys, "sweep", "--out", tmp_path / "sweep", "--resume")
     assert (code, len(said.splitlines())) == (2, 1)
     assert f"{tmp_path}/sweep: expected code that your own training has put there; found {tmp_path}/evil.py" in said
     assert not ran.exists()
     opened = []
-    monkeypatch.setattr(sweep, "check_sweep_folder", lambda *_: opened.append(1) or exec("raise KeyboardInterrupt"))
+    monkeypatch.setattr(
+        "vae_jax.sweeps.plan.check_sweep_folder", lambda *_: opened.append(1) or exec("raise KeyboardInterrupt")
+    )
     assert told(capsys, "sweep", "--out", tmp_path / "sweep", "--resume", FLAG)[0] == 130
     assert opened
 

@@ -35,7 +35,7 @@ def _sweep_options(parser: Any) -> None:
 
 def _sweep(options: Any) -> int:
     folder = folder_of(options, "the folder to make", "sweeps/beta")
-    from vae_jax.sweep import SPECIFICATION, check_sweep_folder, make_sweep, members_of, names_in, read_sweep
+    from vae_jax.sweeps.plan import SPECIFICATION, check_sweep_folder, make_sweep, members_of, names_in, read_sweep
 
     config = options.configuration
     begun = options.resume and (folder / SPECIFICATION).is_file()
@@ -56,7 +56,7 @@ def _sweep(options: Any) -> int:
 
     device = set_device(options.device)
     from vae_jax import data
-    from vae_jax import sweep as sweeps
+    from vae_jax.sweeps.sweep import run
 
     answer(f"device: {device}")
     images = data.load(sweep.config.data, report=say)
@@ -70,7 +70,7 @@ def _sweep(options: Any) -> int:
     said, ended = "", None
     with _progress(images.spec.noun) as on_progress, stop_signals() as stop:
         try:
-            ended = sweeps.run(
+            ended = run(
                 sweep,
                 images,
                 folder,

@@ -1,0 +1,1 @@
+"""Sweeps: the same model with many seeds and settings, as one program and a folder for every run."""

@@ -1,0 +1,372 @@
+"""TODO vae_jax.sweeps.sweep"""
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from vae_jax.config import (
+    Config,
+    resolve_parts,
+    with_values,
+)
+from vae_jax.data import Dataset, settled
+from vae_jax.errors import Diverged, Stopped, UserError
+from vae_jax.files.held import LOCK, check_no_link
+from vae_jax.files.lock import writing
+from vae_jax.files.replace import remove, write_text
+from vae_jax.runs import own_parts
+from vae_jax.runs.finetune import begun_from
+from vae_jax.runs.folder import DIVERGED, delete, read_config, read_reason
+from vae_jax.runs.identity import check_shape, digest_of
+from vae_jax.runs.reading import standing
+from vae_jax.runs.recorder import Recorder
+from vae_jax.runs.train import stopped_line
+from vae_jax.sweeps.plan import (
+    SPECIFICATION,
+    Member,
+    Sweep,
+    absolute,
+    check_sweep_folder,
+    members_of,
+    names_in,
+    read_sweep,
+    specification,
+)
+from vae_jax.sweeps.ranking import Outcome, ranking
+from vae_jax.sweeps.results import write_results
+from vae_jax.training import several
+from vae_jax.training.figures import History, has_stopped
+from vae_jax.training.state import Progress, Trained, TrainState
+
+
+class Group(NamedTuple):
+    """Members that are compiled as one program, as a table shows them while they train.
+
+    Attributes:
+        members: how many.
+        epoch: the current one; 0 before the first.
+        epochs: how many there will be.
+        done: the part of the steps that is done, 0 to 1.
+        diverged: how many members have.
+        best: the name of the best member after its last epoch so far; empty before the first.
+        figure: that member's; NaN before the first.
+        ranked_by: what it is.
+        unit: of it.
+        images_per_second: of all members together.
+    """
+
+    members: int
+    epoch: int
+    epochs: int
+    done: float
+    diverged: int
+    best: str
+    figure: float
+    ranked_by: str
+    unit: str
+    images_per_second: float
+
+
+def run(
+    sweep: Sweep,
+    data: Dataset,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    report: Callable[[str], None] = lambda line: None,
+    on_progress: Callable[[list[Group]], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    trust_code: bool = False,
+) -> list[Outcome]:
+    """Trains every member of a sweep into a run folder of its own; what ends alike is compiled as one program.
+
+    Args:
+        sweep: what is swept.
+        data: the images, which all members share.
+        folder: of the sweep; created.
+        resume: continue the sweep in it, or start one where there is none.
+        overwrite: delete the sweep in it first.
+        report: called with a line of text now and then.
+        on_progress: called about once a second with where each group stands.
+        should_stop: asked about once a second whether to save and stop.
+        trust_code: with `resume`, run copies of users' files in the folders though no training of this user's has put
+            them there. What `sweep` names is run anyway.
+
+    Returns:
+        What became of each member, those of a setting one after another.
+
+    Raises:
+        UserError: if a folder is in the way, in use or cannot be written, or a configuration does not fit the data.
+        Stopped: once it has stopped because it should.
+    """
+    folder, sweep = Path(folder), absolute(sweep)
+    config = settled(sweep.config, data)
+    found = members_of(sweep._replace(config=config))
+    check_sweep_folder(folder, sweep, resume, overwrite)
+    check_shape(config, data)
+    said: set[str] = set()
+
+    def tell_once(line: str) -> None:
+        if line not in said:
+            report(line)
+        said.add(line)
+
+    def check_files() -> None:
+        """Tells of users' files that have changed since the sweep began; refuses copies of them that have."""
+        if edited := own_parts.edited(folder):
+            raise UserError(f"{edited[0]}; a sweep goes on as it began")
+        for line in own_parts.changes(folder):
+            tell_once(f"warning: {line}")
+
+    if resume:
+        check_files()
+        found = _as_kept(found, folder, trust_code)
+    found = [member._replace(config=resolve_parts(member.config)) for member in found]
+    groups: dict[Config, list[Member]] = {}
+    for member in found:
+        groups.setdefault(several.alike(member.config), []).append(member)
+    for group in groups.values():
+        several.check(group[0].config, data)
+    sources = own_parts.sources(names_in(found))
+    data.warn_of_darkness()
+    with writing(folder):
+        if overwrite and (folder / SPECIFICATION).exists():
+            _delete_sweep(folder)
+        write_text(folder / SPECIFICATION, specification(sweep))
+        if unsigned := own_parts.keep(sources, names_in(found), folder):
+            tell_once(unsigned)
+        ranks = [ranking(sweep, group[0].config, data) for group in groups.values()]
+        status = [
+            Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, "", math.nan, rank.name, rank.unit, 0.0)
+            for group, rank in zip(groups.values(), ranks, strict=True)
+        ]
+        outcomes: dict[str, Outcome] = {}
+        images = several.Images(data)
+
+        for number, group in enumerate(groups.values()):
+
+            def show(epoch: int, done: float, speed: float, number: int = number, group: list[Member] = group) -> None:
+                rank = ranks[number]
+                found = [outcomes[member.name] for member in group if member.name in outcomes]
+                ranked = [
+                    (rank.of(each.history[-1]), each.member.name) for each in found if each.history and not each.failure
+                ]
+                figure, name = min(ranked, default=(math.nan, ""))
+                diverged = sum(bool(each.failure) for each in found)
+                epochs = group[0].config.train.epochs
+                status[number] = Group(
+                    len(group), epoch, epochs, done, diverged, name, figure, rank.name, rank.unit, speed
+                )
+                if on_progress:
+                    on_progress(list(status))
+
+            def tell(line: str, number: int = number) -> None:
+                report(f"group {number + 1}/{len(groups)}: {line}")
+
+            most, goes_on = several.most(), resume
+            while most:
+                check_files()  # a user may have gone on working on one while others trained
+                kept = _as_kept(group, folder, trust_code)
+                most = _train_group(
+                    kept, most, images, folder, goes_on, trust_code, tell_once, tell, show, should_stop, outcomes
+                )
+                goes_on = True
+        ended = [outcomes[member.name]._replace(member=member) for member in _as_kept(found, folder, trust_code)]
+        write_results(folder, sweep, ended, data)
+    return ended
+
+
+def _as_kept(group: list[Member], folder: Path, trust_code: bool) -> list[Member]:
+    """Members with the sweep's copies of users' files in place of those that have changed since it began."""
+    names = names_in(group)
+    own = own_parts.kept(names, folder, trust_code, names)
+    return [member._replace(config=own_parts.renamed(member.config, own)) for member in group]
+
+
+def _train_group(
+    group: list[Member],
+    most: int,
+    images: several.Images,
+    folder: Path,
+    resume: bool,
+    trust_code: bool,
+    report: Callable[[str], None],
+    tell: Callable[[str], None],
+    show: Callable[[int, float, float], None],
+    should_stop: Callable[[], bool],
+    outcomes: dict[str, Outcome],
+) -> int:
+    """Trains what is not finished of members that are alike, at most so many at once; fills in `outcomes`.
+
+    Returns:
+        0, or how many at once are worth another try, since while they trained the memory did not hold them.
+    """
+    data = images.data
+    epochs, steps = group[0].config.train.epochs, -(-len(data.train) // group[0].config.train.batch_size)
+    digest = digest_of(group[0].config, data) if resume else ""
+    waiting: dict[int, list[tuple[Member, Any]]] = {}  # by the step where they stand: a killed sweep leaves several
+    for member in group:
+        path, earlier, step = folder / member.name, None, 0
+        if resume and (path / "config.yaml").exists():
+            # A member may have been trained on by itself.
+            further = max(epochs, read_config(path).train.epochs)
+            earlier = standing(
+                with_values(member.config, {"train.epochs": further}), data, path, report, digest, trust_code
+            )
+        if earlier:
+            step = int(earlier.state.step)
+            earlier = earlier._replace(state=jax.device_get(earlier.state))  # one copy on the device is enough
+        outcomes[member.name] = Outcome(member, earlier.history[:epochs] if earlier else [])
+        ended = step == epochs * steps or has_stopped(member.config, outcomes[member.name].history)
+        if resume and (path / DIVERGED).is_file():  # it would again
+            failure = read_reason(path)
+            outcomes[member.name] = outcomes[member.name]._replace(failure=failure)
+        elif step <= epochs * steps and not (ended and (path / "summary.json").is_file()):
+            waiting.setdefault(step, []).append((member, earlier))
+    # Before it is compiled, so that what the members keep of a user's file is what is compiled.
+    like = Recorder(group[0].config, data, folder / group[0].name) if waiting else None
+    for step, pending in sorted(waiting.items(), key=lambda item: item[0]):
+        show(step // steps, step / (epochs * steps), 0.0)
+        tell(f"compiling {_counted(len(pending), 'member')} as one program")
+        program = several.program_that_fits([member.config for member, _ in pending], images, most)
+        turns = -(-len(pending) // program.size)
+        some = f", for {program.size} at once, in {turns} turns" if turns > 1 else ""
+        tell(f"compiled in {program.compile_seconds:.1f} s{some}")
+        if program.slow:
+            tell(
+                f"the convolutions of {program.config.model.network} are XLA's own, several times slower in a sweep's "
+                f"compiled loop on a CPU than those of vae_jax.layers"
+            )
+        for turn in range(turns):
+            part = pending[turn * program.size : (turn + 1) * program.size]
+
+            def progress(found: Progress, turn: int = turn, turns: int = turns) -> None:
+                done = ((found.epoch - 1) * found.steps + found.step) / (epochs * steps)
+                show(found.epoch, (turn + done) / turns, found.images_per_second)
+
+            try:
+                _train_together(program, part, data, folder, report, progress, should_stop, outcomes, like, trust_code)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error) or program.size == 1:
+                    raise
+                fewer = program.size // 2
+                tell(f"the memory does not hold {program.size} members while they train; going on with {fewer} at once")
+                return fewer
+    show(epochs, 1.0, 0.0)
+    return 0
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
+
+
+def _train_together(
+    program: several.Several,
+    part: list[tuple[Member, Any]],
+    data: Dataset,
+    folder: Path,
+    report: Callable[[str], None],
+    progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+    outcomes: dict[str, Outcome],
+    like: Recorder | None,
+    trust_code: bool,
+) -> None:
+    """Trains members that stand at the same step, each into its folder."""
+    with ExitStack() as stack:
+        recorders: list[Recorder] = []
+        for member, earlier in part:
+            path = folder / member.name
+            check_no_link(folder, path)
+            stack.enter_context(writing(path))
+            recorders.append(Recorder(member.config, data, path, like=like))
+            recorders[-1].open(earlier, report)
+        saved_at = time.monotonic()
+
+        def stop_where(text: str) -> None:
+            if should_stop():
+                raise Stopped(text)
+
+        def on_chunk(alive: list[int], get: Callable[[int], Any]) -> None:
+            nonlocal saved_at
+            stop = should_stop()
+            if stop or time.monotonic() - saved_at > 60 * program.config.output.checkpoint_minutes:
+                for number in alive:
+                    recorders[number].save(*get(number))
+                saved_at = time.monotonic()
+            if stop:
+                raise Stopped("stopped, and every member saved")
+
+        def on_epoch(number: int, epoch: dict[str, Any], state: TrainState) -> None:
+            nonlocal saved_at
+            recorders[number].epoch(epoch, state)
+            outcomes[part[number][0].name] = Outcome(part[number][0], list(recorders[number].history))
+            saved_at = time.monotonic()
+
+        def on_diverged(number: int, error: Diverged) -> None:
+            name = part[number][0].name
+            report(f"{name}: {error}")
+            recorders[number].diverged(error)
+            outcomes[name] = Outcome(part[number][0], list(recorders[number].history), str(error))
+
+        def on_epoch_end(found: Progress) -> None:
+            progress(found)
+            if found.epoch < program.config.train.epochs:  # all of them are saved
+                stop_where("stopped, and every member saved")
+
+        began = time.perf_counter()
+        trained = several.fit(
+            program,
+            [
+                several.Run(member.config, _begun(member.config, earlier, data, report, trust_code))
+                for member, earlier in part
+            ],
+            on_start=lambda: stop_where("stopped before the first step"),
+            on_progress=progress,
+            on_chunk=on_chunk,
+            on_epoch=on_epoch,
+            on_epoch_end=on_epoch_end,
+            on_diverged=on_diverged,
+        )
+        seconds = (time.perf_counter() - began) / len(part)
+        for (member, _), recorder, ended in zip(part, recorders, trained, strict=True):
+            if not isinstance(ended, Diverged):
+                state, history = ended
+                if has_stopped(member.config, history):
+                    report(f"{member.name}: {stopped_line(member.config, history)}")
+                recorder.finish(Trained(member.config, data.image_shape, state, history), seconds)
+                outcomes[member.name] = Outcome(member, history)
+
+
+def _begun(
+    config: Config, earlier: Any, data: Dataset, report: Callable[[str], None], trust_code: bool
+) -> tuple[TrainState, History] | None:
+    """What a member goes on from; None to begin anew."""
+    if earlier:
+        return earlier.state, earlier.history
+    if config.train.start is None:
+        return None
+    return jax.device_get(begun_from(config, data.image_shape, len(data.train), report, trust_code)), []
+
+
+def _delete_sweep(folder: Path) -> None:
+    """Deletes a sweep's runs and tables, and nothing else that lies in its folder."""
+    for member in members_of(read_sweep(folder)):
+        if (folder / member.name).is_symlink():
+            remove(folder / member.name)
+        elif (folder / member.name / "config.yaml").is_file():
+            with writing(folder / member.name):  # it may be going on by itself
+                delete(folder / member.name)
+                remove(folder / member.name / "config.yaml")
+            if all(path.name == LOCK for path in (folder / member.name).iterdir()):  # nothing of the user's is there
+                remove(folder / member.name)
+    for name in ("members.csv", "table.csv", "table.md"):
+        remove(folder / name)
+    remove(folder / "figures")
+    own_parts.delete(folder)
