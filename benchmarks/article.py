@@ -37,11 +37,9 @@ def inner(began: float, arguments: list[str]) -> None:
     from vae_jax.cli.compiled import keep_compiled
 
     keep_compiled()  # as the command does, before jax is imported
-    from vae_jax import data, figures
+    from vae_jax import data
     from vae_jax.evaluation.evaluator import Evaluator
-    from vae_jax.runs import checkpoint
-    from vae_jax.runs.checkpoint import Keeper
-    from vae_jax.runs.recorder import Recorder
+    from vae_jax.runs import checkpoint, drawing, recorder
     from vae_jax.training import single
 
     seconds = dict.fromkeys(STAGES, 0.0)
@@ -72,11 +70,11 @@ def inner(began: float, arguments: list[str]) -> None:
     timed(Evaluator, "_lower", "tracing")
     timed(Evaluator, "__call__", "evaluation")
     timed(checkpoint, "save", "checkpoints")
-    timed(Keeper, "__init__", "checkpoints")
-    timed(Recorder, "epoch", "pictures")  # and, as an inner stage, the checkpoint
-    timed(Recorder, "finish", "pictures")
-    for name in ("pairs", "grid", "loss_curve"):
-        timed(figures, name, "pictures")
+    timed(checkpoint.Keeper, "__init__", "checkpoints")
+    timed(recorder.Recorder, "epoch", "pictures")  # and, as an inner stage, the checkpoint
+    timed(recorder.Recorder, "finish", "pictures")
+    for owner, name in ((recorder, "pairs"), (drawing, "grid"), (recorder, "loss_curve")):
+        timed(owner, name, "pictures")
     sys.argv = ["vae-jax", "train", *arguments]
     code = cli.main()
     out = Path(arguments[arguments.index("--out") + 1])

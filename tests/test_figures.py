@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_jax import figures
 from vae_jax.data import Dataset, Split
 from vae_jax.model.use import Model
+from vae_jax.pictures import plots
+from vae_jax.pictures.plots import comparison, latent_plane, loss_curve, new_figure
+from vae_jax.pictures.sheet import grid, pairs, png, save_picture
+from vae_jax.pictures.sweeps import sweep_curves, sweep_grid
 from vae_jax.runs.drawing import draw_latent_plane
 
 PANELS = ("test −ELBO", "test reconstruction", "test KL")
@@ -40,7 +43,7 @@ def cell(image, row, column, side, scale, gaps=0):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_holds_each_picture_in_its_cell(tmp_path, channels):
     pictures = levels(5, channels=channels)
-    path = figures.grid(tmp_path / "new" / "grid.png", pictures, columns=3)
+    path = grid(tmp_path / "new" / "grid.png", pictures, columns=3)
     image = read(path)
     scale = 768 // (3 * 4)
     size = (2 * (4 * scale + LINE) + LINE, 3 * (4 * scale + LINE) + LINE)
@@ -55,19 +58,19 @@ def test_grid_holds_each_picture_in_its_cell(tmp_path, channels):
 
 def test_grid_keeps_a_picture_as_it_is(tmp_path):
     picture = np.arange(16).reshape(1, 4, 4, 1) / 255
-    image = read(figures.grid(tmp_path / "one.png", picture, columns=1))
+    image = read(grid(tmp_path / "one.png", picture, columns=1))
     assert (cell(image, 0, 0, 4, 192)[::192, ::192] == np.arange(16).reshape(4, 4)).all()
 
 
 def test_grid_clips_what_is_outside(tmp_path):
     pictures = np.stack([np.full((4, 4, 1), -0.5), np.full((4, 4, 1), 1.5)])
-    image = read(figures.grid(tmp_path / "grid.png", pictures, columns=2))
+    image = read(grid(tmp_path / "grid.png", pictures, columns=2))
     assert (cell(image, 0, 0, 4, 96) == 0).all()
     assert (cell(image, 0, 1, 4, 96) == 255).all()
 
 
 def test_grid_of_large_pictures_is_not_enlarged(tmp_path):
-    image = read(figures.grid(tmp_path / "grid.png", np.zeros((2, 500, 500, 1)), columns=2))
+    image = read(grid(tmp_path / "grid.png", np.zeros((2, 500, 500, 1)), columns=2))
     assert image.shape == (504, 1006)
 
 
@@ -77,7 +80,7 @@ def test_a_failure_leaves_nothing(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        figures._save(tmp_path / "some.png", fail)
+        save_picture(tmp_path / "some.png", fail)
     assert not list(tmp_path.iterdir())
 
 
@@ -85,7 +88,7 @@ def test_a_failure_leaves_nothing(tmp_path):
 def test_pairs_are_above_each_other(tmp_path, channels):
     pictures = levels(10, channels=channels)
     above, below = pictures[:5], pictures[5:]
-    image = read(figures.pairs(tmp_path / "pairs.png", above, below, columns=3))
+    image = read(pairs(tmp_path / "pairs.png", above, below, columns=3))
     scale = 64
     for i in range(5):
         row, column = 2 * (i // 3), i % 3
@@ -97,7 +100,7 @@ def test_pairs_are_above_each_other(tmp_path, channels):
 
 
 def test_fewer_pairs_than_columns(tmp_path):
-    image = read(figures.pairs(tmp_path / "pairs.png", np.zeros((2, 4, 4, 1)), np.ones((2, 4, 4, 1))))
+    image = read(pairs(tmp_path / "pairs.png", np.zeros((2, 4, 4, 1)), np.ones((2, 4, 4, 1))))
     assert image.shape == (2 * (4 * 96 + LINE) + LINE, 2 * (4 * 96 + LINE) + LINE)
 
 
@@ -113,15 +116,17 @@ def history(epochs, splits, kl):
 def drawn(monkeypatch):
     """The matplotlib figures that are drawn."""
     made = []
-    figure = figures.new_figure
-    monkeypatch.setattr(figures, "new_figure", lambda *size: made.append(figure(*size)) or made[-1])
+    figure = new_figure
+    for module in ("plots", "sweeps"):
+        name = f"vae_jax.pictures.{module}.new_figure"
+        monkeypatch.setattr(name, lambda *size: made.append(figure(*size)) or made[-1])
     return made
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 30])
 @pytest.mark.parametrize("splits", [("train", "test"), ("train", "validation", "test")])
 def test_loss_curve(tmp_path, drawn, epochs, splits):
-    path = figures.loss_curve(tmp_path / "loss.png", history(epochs, splits, 0.5), lambda name: "nats per image")
+    path = loss_curve(tmp_path / "loss.png", history(epochs, splits, 0.5), lambda name: "nats per image")
     assert read(path).ndim == 3
     panels = drawn[0].axes
     assert [panel.get_title() for panel in panels] == ["loss", "reconstruction", "KL"]
@@ -134,16 +139,14 @@ def test_loss_curve(tmp_path, drawn, epochs, splits):
 
 
 def test_loss_curve_of_an_autoencoder_has_one_panel(tmp_path, drawn):
-    figures.loss_curve(
-        tmp_path / "loss.png", history(2, ("train", "test"), 0.0), lambda name: "squared error per image"
-    )
+    loss_curve(tmp_path / "loss.png", history(2, ("train", "test"), 0.0), lambda name: "squared error per image")
     assert [panel.get_title() for panel in drawn[0].axes] == ["loss"]
 
 
 def test_loss_curve_shows_an_objectives_own_figures_with_their_units(tmp_path, drawn):
     told = [{**epoch, "train_codes": 3.0, "test_codes": 4.0} for epoch in history(2, ("train", "test"), 0.5)]
     units = {"codes": "codes in use"}
-    figures.loss_curve(tmp_path / "loss.png", told, lambda name: units.get(name, "nats per image"))
+    loss_curve(tmp_path / "loss.png", told, lambda name: units.get(name, "nats per image"))
     assert [panel.get_title() for panel in drawn[0].axes] == ["loss", "reconstruction", "KL", "codes"]
     assert [panel.get_ylabel() for panel in drawn[0].axes] == ["nats per image", "", "", "codes in use"]
     assert list(drawn[0].axes[3].lines[1].get_ydata()) == [4.0, 4.0]
@@ -160,7 +163,7 @@ def test_latent_plane(tmp_path, drawn, labels, channels):
     decoded = np.zeros((9, 4, 4, channels))
     decoded[:3] = 1.0  # the first row: white
     decoded[3] = 0.5  # the second row's first picture: grey
-    path = figures.latent_plane(tmp_path / "plane.png", means, labels, decoded, extent=3.0)
+    path = latent_plane(tmp_path / "plane.png", means, labels, decoded, extent=3.0)
     assert read(path).ndim == 3
     scatter, plane = (panels(drawn[0])[title] for title in ("test images", "decoded"))
     np.testing.assert_array_equal(scatter.collections[0].get_offsets(), means)
@@ -180,7 +183,7 @@ def test_latent_plane(tmp_path, drawn, labels, channels):
 def test_the_latent_planes_classes_have_their_names(tmp_path, drawn, classes, named):
     labels = np.arange(classes)[::-1].copy()
     names = tuple(f"class ${label}" for label in range(classes))
-    figures.latent_plane(tmp_path / "plane.png", np.zeros((classes, 2)), labels, np.zeros((1, 2, 2, 1)), 3.0, names)
+    latent_plane(tmp_path / "plane.png", np.zeros((classes, 2)), labels, np.zeros((1, 2, 2, 1)), 3.0, names)
     (classes_bar,) = [axes for axes in drawn[0].axes if axes.get_ylabel() == "class"]
     shown = [text.get_text() for text in classes_bar.get_yticklabels()]
     assert shown == ([name.replace("$", r"\$") for name in names] if named else [str(n) for n in range(classes)])
@@ -202,18 +205,18 @@ def test_names_in_pictures_are_text(tmp_path, drawn):
         r"\x1b[31m\u202e",
         " _hidden",
         "%s {0}",
-        "x" * figures.LABEL + " …",
+        "x" * plots.LABEL + " …",
     ]
     labels = np.arange(len(names))
-    figures.latent_plane(tmp_path / "a.png", np.zeros((len(names), 2)), labels, np.zeros((1, 2, 2, 1)), 3.0, names)
+    latent_plane(tmp_path / "a.png", np.zeros((len(names), 2)), labels, np.zeros((1, 2, 2, 1)), 3.0, names)
     curves = {name: {"loss": np.ones((2, 3)), "$k$": np.ones((2, 3))} for name in names}
-    figures.sweep_curves(tmp_path / "b.png", curves, "$u", "$t")
+    sweep_curves(tmp_path / "b.png", curves, "$u", "$t")
     cells = {(("$o", name), ("p", "1")): {"$f$": [1.0]} for name in names}
-    figures.sweep_grid(tmp_path / "c.png", {"$o": list(names), "p": ["1"]}, cells, "$u", "$t")
+    sweep_grid(tmp_path / "c.png", {"$o": list(names), "p": ["1"]}, cells, "$u", "$t")
     runs = {name: np.ones((2, 3)) for name in names}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a legend that leaves no room for the axes
-        figures.comparison(tmp_path / "d.png", runs, {}, {}, "$u")
+        comparison(tmp_path / "d.png", runs, {}, {}, "$u")
     (classes,) = [axes for axes in drawn[0].axes if axes.get_ylabel() == "class"]
     bar, legend, ticks, other = (
         classes.get_yticklabels(),
@@ -228,7 +231,7 @@ def test_names_in_pictures_are_text(tmp_path, drawn):
 
 def test_signs_that_the_font_does_not_have_are_told_in_one_line(tmp_path):
     with pytest.warns(UserWarning, match="boxes stand for what the font does not have: 日, 本$") as told:
-        figures.sweep_curves(tmp_path / "a.png", {"日本": {"loss": np.ones((2, 3))}}, "日", "")
+        sweep_curves(tmp_path / "a.png", {"日本": {"loss": np.ones((2, 3))}}, "日", "")
     assert len(told) == 1
     assert read(tmp_path / "a.png").ndim == 3
 
@@ -256,13 +259,13 @@ def test_the_decoded_plane_has_z2_upwards_and_z1_to_the_right(tmp_path, drawn):
 def test_a_sweeps_pictures_hold_however_many_values(tmp_path, monkeypatch, counts, written):
     drawn = []
     monkeypatch.setattr(
-        figures, "new_figure", lambda *size, make=figures.new_figure: drawn.append(make(*size)) or drawn[-1]
+        "vae_jax.pictures.sweeps.new_figure", lambda *size, make=new_figure: drawn.append(make(*size)) or drawn[-1]
     )
     settings = {f"option{i}": [str(value) for value in range(count)] for i, count in enumerate(counts)}
     every = [tuple(zip(settings, values, strict=True)) for values in product(*settings.values())]
     cells = {setting: {part: [float(i), i + 1.0] for part in PANELS} for i, setting in enumerate(every)}
     gone = {part: [] for part in PANELS}  # all of this setting's members have diverged
-    image = read(figures.sweep_grid(tmp_path / "grid.png", settings, cells | {every[0]: gone}, "nats"))
+    image = read(sweep_grid(tmp_path / "grid.png", settings, cells | {every[0]: gone}, "nats"))
     assert 400 < len(image) < 10_000
     assert 400 < len(image[0]) < 10_000
     axes, texts = drawn[0].axes[0], [text.get_text() for text in drawn[0].axes[0].texts]
@@ -276,13 +279,13 @@ def test_a_sweeps_pictures_hold_however_many_values(tmp_path, monkeypatch, count
     # A setting whose figures are of another unit is no cell here, and has not diverged.
     rest = {setting: cell for setting, cell in cells.items() if setting != every[0]}
     if rest:
-        figures.sweep_grid(tmp_path / "grid.png", settings, rest, "nats", "of these")
+        sweep_grid(tmp_path / "grid.png", settings, rest, "nats", "of these")
         other = drawn.pop()
         assert other.get_suptitle() == "of these"
         assert "diverged" not in [text.get_text() for text in other.axes[0].texts]
     curves = {"one": {part: np.ones((2, 3)) for part in PANELS}}
     curves |= {"gone": {part: np.empty(0) for part in PANELS}}
-    figures.sweep_curves(tmp_path / "curves.png", curves, "nats", "some of them")
+    sweep_curves(tmp_path / "curves.png", curves, "nats", "some of them")
     title = "mean over seeds, with their standard deviation; some of them"
     assert [panel.get_ylabel() for panel in drawn[1].axes] == ["nats"] * 3
     assert drawn[1].get_suptitle() == title
@@ -296,10 +299,10 @@ def test_a_sweeps_pictures_hold_however_many_values(tmp_path, monkeypatch, count
 def test_the_backend_of_a_notebook_is_not_looked_at(tmp_path, backend, later):
     """Here it may not be installed; what this process draws later on by itself gets it as it asked."""
     code = (
-        "import os, sys; from vae_jax import figures; from pathlib import Path\n"
+        "import os, sys; from vae_jax.pictures import plots, sweeps; from pathlib import Path\n"
         "history = [{'epoch': 1, 'train_kl': 0, 'train_loss': 1, 'test_loss': 1}]\n"
-        "figures.loss_curve(Path(sys.argv[1]), history, str)\n"
-        "figures._shades(11)\n"
+        "plots.loss_curve(Path(sys.argv[1]), history, str)\n"
+        "sweeps._shades(11)\n"
         "import matplotlib; print(matplotlib.get_backend(auto_select=False) or '', os.environ['MPLBACKEND'])"
     )
     done = subprocess.run(
@@ -313,8 +316,8 @@ def test_the_backend_of_a_notebook_is_not_looked_at(tmp_path, backend, later):
 
 def test_a_picture_shows_itself_and_is_a_path_still(tmp_path):
     path = tmp_path / "grid.png"
-    picture = figures.grid(path, levels(2), columns=2)
+    picture = grid(path, levels(2), columns=2)
     assert picture == path
-    assert picture._repr_png_() == path.read_bytes() == figures.png(levels(2), columns=2)
+    assert picture._repr_png_() == path.read_bytes() == png(levels(2), columns=2)
     picture.unlink()
     assert picture._repr_png_() is None

@@ -15,7 +15,6 @@ import pytest
 import yaml
 from run_fixtures import compiled_once, snapshot
 
-from vae_jax import figures
 from vae_jax.config import (
     Config,
     DataConfig,
@@ -34,6 +33,7 @@ from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import make_keys, step_key, step_keys
 from vae_jax.model.build import build
 from vae_jax.objectives import OBJECTIVES, Objective
+from vae_jax.pictures.sheet import pairs
 from vae_jax.runs import reading
 from vae_jax.runs.folder import origin, read_config, read_data
 from vae_jax.runs.identity import digest_of, digest_of_all
@@ -249,7 +249,7 @@ def test_pictures_show_images_from_all_over_the_test_images(whole, data, tmp_pat
     shown = data.test.spread(CONFIG.output.figure_images)
     assert not np.array_equal(shown.images, data.test.images[: CONFIG.output.figure_images])
     below = np.asarray(use(trained).reconstruct(shown.images))
-    path = figures.pairs(tmp_path / "pairs.png", shown.images / 255, below)
+    path = pairs(tmp_path / "pairs.png", shown.images / 255, below)
     assert path.read_bytes() == (folder / "figures" / "reconstructions_epoch_0003.png").read_bytes()
 
 

@@ -454,8 +454,8 @@ def test_what_does_not_compare_is_not_ranked_against_each_other(settings, base, 
     def draw(path, shown, values, *more):
         drawn[path.name] = (shown, values, *more)
 
-    monkeypatch.setattr("vae_jax.figures.sweep_curves", draw)
-    monkeypatch.setattr("vae_jax.figures.sweep_grid", draw)
+    monkeypatch.setattr("vae_jax.sweeps.results.sweep_curves", draw)
+    monkeypatch.setattr("vae_jax.sweeps.results.sweep_grid", draw)
     own = tmp_path / "own.py"
     own.write_text(OWN)
     plan = make_sweep(base, 2, [setting.replace("OWN", str(own)) for setting in settings])

@@ -29,8 +29,8 @@ from vae_jax.runs.folder import read_config, read_data
 from vae_jax.spec import OTHERS
 
 if TYPE_CHECKING:
-    from vae_jax.figures import Sheet
     from vae_jax.model.use import Model
+    from vae_jax.pictures.sheet import Sheet
     from vae_jax.training.state import Trained
 
 NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
@@ -140,9 +140,9 @@ def picture_target(options: Any, stem: str) -> Path:
 
 def sheet_of(path: Path, shape: tuple[int, ...], count: int, columns: int, what: str) -> "Sheet | None":
     """The picture that so many pictures make; None where arrays are written."""
-    from vae_jax import figures
+    from vae_jax.pictures.sheet import Sheet
 
-    return None if path.suffix == ".npz" else figures.Sheet(count, shape, columns=columns, what=what)
+    return None if path.suffix == ".npz" else Sheet(count, shape, columns=columns, what=what)
 
 
 def write_pictures(
@@ -176,8 +176,8 @@ def _reconstruct(options: Any) -> None:
     path = picture_target(options, "figures/reconstructions")
     count, label = positive(options.n, "-n"), label_of(options)
     trained, model = open_run(options)
-    from vae_jax import figures
     from vae_jax.data import read_images
+    from vae_jax.pictures.sheet import Pairs
     from vae_jax.training.checks import labels_for
 
     labels = None
@@ -198,7 +198,7 @@ def _reconstruct(options: Any) -> None:
         _save_arrays(path, originals=originals, reconstructions=np.asarray(model.reconstruct(images, labels)))
         answer(str(path))
         return
-    drawn = figures.Pairs(len(images), images.shape[1:], what="IMAGES" if options.images else f"-n {count}")
+    drawn = Pairs(len(images), images.shape[1:], what="IMAGES" if options.images else f"-n {count}")
     mu = np.asarray(model.encode(images, labels)["mu"])
 
     def given(numbers: range) -> tuple[Any, Any]:

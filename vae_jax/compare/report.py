@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from vae_jax import figures
 from vae_jax.compare import results
 from vae_jax.compare.level import Level
 from vae_jax.files.replace import write_text
 from vae_jax.files.tables import escaped
+from vae_jax.pictures.plots import comparison
 
 QUESTIONS = {
     "function": "the same function?",
@@ -224,4 +224,4 @@ def _draw(path: Path, content: dict[str, Any]) -> None:
         unit = found[0]["unit"]
         losses = {each["framework"]: results.losses(each) for each in found if each["unit"] == unit}
     if losses or curves:
-        figures.comparison(path, losses, curves, gaps, unit)
+        comparison(path, losses, curves, gaps, unit)

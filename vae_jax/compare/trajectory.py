@@ -11,7 +11,8 @@ import torch
 
 from vae_jax.compare.level import Level, Request, judge
 from vae_jax.compare.pair import PRECISIONS, Pair, precisely
-from vae_jax.data.dataset import Dataset, Split
+from vae_jax.data.dataset import Dataset
+from vae_jax.data.split import Split
 from vae_jax.errors import UserError
 from vae_jax.interop.torch_training import TorchTraining
 from vae_jax.keys import make_keys

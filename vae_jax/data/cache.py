@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vae_jax.config import DataConfig, expand
-from vae_jax.data.dataset import Dataset, Split
+from vae_jax.data.dataset import Dataset
 from vae_jax.data.lock import locked
 from vae_jax.data.npz import Arrays, Header, opened
 from vae_jax.data.source import SPLITS, Report, Splits
+from vae_jax.data.split import Split
 from vae_jax.device import memory
 from vae_jax.errors import UserError, listed
 from vae_jax.files import checked

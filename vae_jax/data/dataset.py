@@ -3,87 +3,20 @@
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, prod
+from math import ceil
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Shaped, UInt8
 
 from vae_jax.config import DataConfig
+from vae_jax.data.split import Split
+from vae_jax.data.stored import as_array, kind_of, to_labels, to_stored
 from vae_jax.device import memory
 from vae_jax.errors import PATH, UserError, cut, listed, quoted
-from vae_jax.spec import KINDS, MOST_VALUES, Spec, others, stored_axes
+from vae_jax.spec import KINDS, MOST_VALUES, Spec
 
 DARK = 127  # the brightest level of images that are dark, or whose levels do not reach to 255
-WHOLE = 1 << 24  # float32 holds all whole numbers up to it
 TEST = DataConfig.test  # of the images, held out where there are none to test on
-# The kind of numbers and the number of axes of a stored array, by what its examples are.
-STORED = {"image": ("u", 4), "vector": ("f", 2), "sequence": ("f", 3), "categories": ("u", 2)}
-
-
-@dataclass(frozen=True)
-class Split:
-    """Images of one split, in order, or examples of another kind; checked when it is made.
-
-    Attributes:
-        images: uint8, (images, height, width, channels), at least one, grey (1 channel) or RGB (3). Or float32 vectors
-            (n, features) or sequences (n, length, channels); or categories, unsigned, (n, length).
-        labels: int64, (images,), from 0 on; or None where the source has none. Other whole numbers are converted.
-        kind: one of `vae_jax.spec.KINDS`; None stands for vector where the array is of floats (n, features), and else
-            for image.
-
-    Raises:
-        UserError: if they are anything else.
-    """
-
-    __no_type_check__ = True  # what is wrong is told below in one line, with or without a type checker
-
-    images: Shaped[np.ndarray, "images *stored"]
-    labels: Int64[np.ndarray, " images"] | None = None
-    kind: Any = None
-
-    def __post_init__(self):
-        images = _array(self.images, "images")
-        kind = self.kind or kind_of(images.shape, images.dtype)
-        known = STORED.get(kind) == (images.dtype.kind, images.ndim) and images.size
-        sized = kind == "categories" or images.dtype == (np.uint8 if kind == "image" else np.float32)
-        if not (known and sized) or (kind == "image" and images.shape[3] not in (1, 3)):
-            raise UserError(
-                f"images: expected uint8 levels 0 to 255 of at least one image, (n, height, width, 1 or 3); found "
-                f"{_described(images)}; Dataset.from_arrays takes floats in [0, 1] and images (n, height, width) too, "
-                f"and with kind float32 vectors and sequences, and unsigned categories (n, length)"
-            )
-        if images.dtype.kind == "f":
-            _check_finite(images, images, "images")
-        object.__setattr__(self, "images", images)
-        object.__setattr__(self, "kind", kind)
-        if self.labels is not None:
-            object.__setattr__(self, "labels", to_labels(self.labels, len(images)))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def form(self) -> str:
-        """The shape of an example as it is stored, and its kind if it is no image, in words."""
-        shape = "x".join(map(str, self.images.shape[1:]))
-        return shape if self.kind == "image" else f"{shape} ({self.kind})"
-
-    def take(self, indices: np.ndarray) -> "Split":
-        """The images with these indices, and their labels."""
-        return Split(self.images[indices], None if self.labels is None else self.labels[indices], self.kind)
-
-    def spread(self, count: int) -> "Split":
-        """So many of the images, in order, or all where there are no more: the same ones every time.
-
-        One of each of `count` equal parts, chosen at random in it: the first ones would be of one class in a source
-        that is sorted, and every k-th in one whose classes take turns.
-        """
-        if count >= len(self):
-            return self
-        ends = np.arange(count + 1) * len(self) // count
-        place = np.random.RandomState(0).random_sample(count)  # the legacy generator's stream is frozen for good
-        return self.take(ends[:-1] + (place * np.diff(ends)).astype(np.int64))
 
 
 @dataclass(frozen=True)
@@ -265,11 +198,11 @@ class Dataset:
         values = values.item() if isinstance(values, np.integer) else values
         if values is not None and not (type(values) is int and 1 <= values <= MOST_VALUES):
             raise UserError(f"values: expected a whole number from 1 to {MOST_VALUES:,}; found {values!r:.40}")
-        train = _array(train, "train")
+        train = as_array(train, "train")
         of_all = kind or kind_of(train.shape, train.dtype)
 
         def split(images: Any, labels: Any, what: str) -> Split:
-            images = to_stored(_array(images, what), of_all, what, report)
+            images = to_stored(as_array(images, what), of_all, what, report)
             return Split(images, None if labels is None else to_labels(labels, len(images), f"{what}_labels"), of_all)
 
         kept = split(train, train_labels, "train")
@@ -321,43 +254,6 @@ def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Spl
     return split.take(np.sort(order[count:])), split.take(order[:count])
 
 
-def to_levels(images: np.ndarray, where: str) -> UInt8[np.ndarray, "..."]:
-    """Images as levels 0 to 255: bools and floats in [0, 1] are scaled by 255 and rounded, some images at a time.
-
-    Raises:
-        UserError: naming `where`, if they are neither these nor uint8; the message tells how to scale them.
-    """
-    if images.dtype == np.uint8:
-        return images
-    check_levels(images.dtype, where)
-    memory.check(images.size, f"{where}: {images.shape} as uint8")
-    out = np.empty(images.shape, np.uint8)
-    step = max(1, (1 << 24) // max(1, prod(images.shape[1:])))
-    for start in range(0, len(images), step):
-        part = images[start : start + step]
-        low, high = part.min(), part.max()  # NaN if any level is NaN
-        if not (low >= 0 and high <= 1):
-            scale = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
-            scale = "; take (images + 1) / 2" if -1 <= low < 0 and high <= 1 else scale
-            scale += f"; {others(3)}" if others(images.ndim) else ""
-            raise UserError(f"{where}: expected floats in [0, 1], found levels from {low} to {high}{scale}")
-        np.rint(part * 255.0, out=out[start : start + step], casting="unsafe")
-    return out
-
-
-def check_levels(dtype: np.dtype, where: str) -> None:
-    """Refuses a kind of numbers that `to_levels` does not take.
-
-    Raises:
-        UserError: naming `where`, the kind, and how to scale it.
-    """
-    if dtype == np.uint8 or dtype.kind in "fb":
-        return
-    white = 255 if dtype.itemsize > 2 else np.iinfo(dtype).max if dtype.kind in "iu" else 0
-    scale = f"; if {white} is white, take (images / {white}).astype(np.float32)" if dtype.kind in "iu" else ""
-    raise UserError(f"{where}: expected uint8, bool or floats in [0, 1], found {dtype}{scale}")
-
-
 def darkness(name: str, brightest: dict[str, int], in_arrays: bool) -> list[str]:
     """A line on a data set whose levels stay far below 255, as they do where white is another number.
 
@@ -374,114 +270,3 @@ def darkness(name: str, brightest: dict[str, int], in_arrays: bool) -> list[str]
     scale = f"; if {white} is white, scale them"
     scale += f": (images * (255 / {white})).round().astype(np.uint8)" if in_arrays else f" by 255 / {white}"
     return [f"{name}: white is 255, but the brightest level is {levels}{scale if white else ''}"]
-
-
-def _array(values: Any, what: str) -> np.ndarray:
-    """A plain numpy array of what may be another kind, jax's for example."""
-    if isinstance(values, np.ma.MaskedArray):
-        raise UserError(f"{what}: expected an array without a mask; fill it, as with .filled(0); found a masked array")
-    if isinstance(values, np.ndarray):
-        return values
-    try:
-        return np.asarray(values)
-    except Exception as error:  # of another library's array, of whatever kind: PyTorch raises RuntimeError
-        raise UserError(f"{what}: expected an array; {error!s:.200}") from error
-
-
-def _described(array: np.ndarray) -> str:
-    return f"{array.dtype} of shape {array.shape}"
-
-
-def kind_of(shape: tuple[int, ...], dtype: np.dtype) -> str:
-    """What an array is taken for of which nothing else is said."""
-    return "vector" if len(shape) == 2 and dtype.kind == "f" else "image"
-
-
-def to_stored(
-    array: np.ndarray, kind: str, what: str, report: Callable[[str], None]
-) -> Shaped[np.ndarray, "n *stored"]:
-    """An array as a split holds examples of a kind.
-
-    Args:
-        array: of any numbers.
-        kind: one of `vae_jax.spec.KINDS`.
-        what: the array, which messages begin with.
-        report: is told of numbers that differ by less than float32 holds.
-
-    Raises:
-        UserError: if it is none of this kind.
-    """
-    if kind == "image":
-        return _pictures(array, what)
-    whole = kind == "categories"
-    axes = 1 + len(stored_axes(kind))
-    if array.ndim != axes or 0 in array.shape or array.dtype.kind not in ("iub" if whole else "fiub"):
-        numbers = "whole numbers from 0 on" if whole else "real numbers"
-        shape = f"(n, {', '.join(stored_axes(kind))})"
-        raise UserError(f"{what}: expected {kind}, {numbers} {shape}; found {_described(array)}")
-    return _categories(array, what) if whole else _reals(array, what, report)
-
-
-def _pictures(images: np.ndarray, what: str) -> UInt8[np.ndarray, "n h w c"]:
-    """Images as uint8 with their axis of channels."""
-    shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
-    if not shaped or 0 in images.shape or images.dtype.kind not in "ufb":
-        hint = f"; {others(images.ndim)}" if others(images.ndim) else ""
-        raise UserError(
-            f"{what}: expected images (n, height, width) or (n, height, width, 1 or 3), uint8 or floats in [0, 1]; "
-            f"found {_described(images)}{hint}"
-        )
-    levels = to_levels(images, what)
-    return levels if levels.ndim == 4 else levels[..., None]
-
-
-def _categories(array: np.ndarray, what: str) -> Shaped[np.ndarray, "n length"]:
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= MOST_VALUES:
-        raise UserError(f"{what}: expected categories from 0 to {MOST_VALUES - 1:,}; found {low} to {high}")
-    return array.astype(np.min_scalar_type(high))
-
-
-def _reals(array: np.ndarray, what: str, report: Callable[[str], None]) -> Shaped[np.ndarray, "n *stored"]:
-    memory.check(4 * array.size, f"{what}: {array.shape} as float32")
-    with np.errstate(over="ignore"):  # which is refused
-        kept = array.astype(np.float32)
-    _check_finite(kept, array, what)
-    if array.dtype.kind in "iu" and (most := max(abs(int(array.min())), abs(int(array.max())))) > WHOLE:
-        raise UserError(f"{what}: expected whole numbers up to {WHOLE:,}, which float32 holds; found {most:,}")
-    if array.dtype in (np.float16, np.float32, np.bool_):  # which float32 holds
-        return kept
-    lost = []
-    for column in range(array.shape[-1]):  # one at a time, since there may be little memory
-        given, rounded = array[..., column].astype(float).ravel(), kept[..., column].ravel()
-        with np.errstate(over="ignore"):
-            spread = given.std()
-        lost.append(spread > 0 and np.abs(given - rounded).max() > 1e-3 * spread)
-    if columns := np.flatnonzero(lost).tolist():
-        report(
-            f"{what}: kept as float32, too coarse for how little the numbers of column {listed(map(str, columns))} "
-            f"differ; subtract their means or multiply them first"
-        )
-    return kept
-
-
-def _check_finite(kept: np.ndarray, given: np.ndarray, what: str) -> None:
-    """Refuses numbers that are none, or that float32 does not hold."""
-    finite = np.isfinite(kept)
-    if not finite.all():
-        place = np.unravel_index(int(np.argmin(finite)), kept.shape)
-        where = f"{given[place]}, in row {place[0]}"
-        raise UserError(f"{what}: expected finite numbers that float32 holds; found {where}")
-
-
-def to_labels(labels: Any, count: int, what: str = "labels") -> Int64[np.ndarray, " n"]:
-    """Labels as int64."""
-    labels = _array(labels, what)
-    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
-        expected = f"{count:,} whole numbers from 0 on, one for each image"
-        hint = "; names go into class_names, and their numbers here" if labels.dtype.kind in "OUST" else ""
-        raise UserError(f"{what}: expected {expected}; found {_described(labels)}{hint}")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= 2**31:
-        raise UserError(f"{what}: expected numbers from 0 to {2**31 - 1}; found {low} to {high}")
-    return labels.reshape(count).astype(np.int64, copy=False)

@@ -3,9 +3,9 @@
 import numpy as np
 
 from vae_jax.config import DataConfig
-from vae_jax.data.dataset import Split
 from vae_jax.data.resize import Resizer
 from vae_jax.data.source import Opened, Report, Splits
+from vae_jax.data.split import Split
 
 
 def digits(config: DataConfig, report: Report) -> Opened:

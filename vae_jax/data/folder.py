@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from vae_jax.config import DataConfig, expand
-from vae_jax.data.dataset import Split
 from vae_jax.data.resize import FORMATS, READ, BadImage, Resizer, inspect
 from vae_jax.data.shape import Kind, choose
 from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, required
+from vae_jax.data.split import Split
 from vae_jax.errors import UserError, listed
 
 FORMAT_OF = {ending: kind for kind, endings in FORMATS.items() for ending in endings}

@@ -11,13 +11,14 @@ from vae_jax.config import DataConfig, check_section, expand
 from vae_jax.data.array import array
 from vae_jax.data.binarize import TREATMENTS, binarize
 from vae_jax.data.cache import cache_folder, cached
-from vae_jax.data.dataset import Dataset, Split, darkness, hold_out
+from vae_jax.data.dataset import Dataset, darkness, hold_out
 from vae_jax.data.digits import digits
 from vae_jax.data.folder import folder
 from vae_jax.data.idx import FASHION_MNIST, KMNIST, MNIST
 from vae_jax.data.resize import Resizer
 from vae_jax.data.shape import check_configured
 from vae_jax.data.source import Opened, Report, Source, Splits
+from vae_jax.data.split import Split
 from vae_jax.data.tfds import tfds
 from vae_jax.errors import UserError, first
 from vae_jax.registry import lookup

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vae_jax.config import DataConfig
-from vae_jax.data.dataset import Split
+from vae_jax.data.split import Split
 from vae_jax.errors import UserError
 
 Report = Callable[[str], None]

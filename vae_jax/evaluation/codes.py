@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from vae_jax.errors import UserError
 from vae_jax.evaluation.evaluator import usage
-from vae_jax.figures import Picture, new_figure, save_figure
 from vae_jax.keys import batch_keys
 from vae_jax.model.batches import in_batches
 from vae_jax.model.composition import Composition
 from vae_jax.objectives import BoundModel
+from vae_jax.pictures.plots import new_figure, save_figure
+from vae_jax.pictures.sheet import Picture
 from vae_jax.variables import Variables
 
 SHOWN, EXAMPLES = 8, 8  # codes in the picture, and images of each

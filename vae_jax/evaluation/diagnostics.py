@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vae_jax import objectives
 from vae_jax.config import Config
-from vae_jax.data.dataset import Split
+from vae_jax.data.split import Split
 from vae_jax.errors import UserError, argument
 from vae_jax.evaluation.latents import make_posteriors
 from vae_jax.keys import training_images_key

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vae_jax import figures
 from vae_jax.keys import showing_key
 from vae_jax.model.build import build
 from vae_jax.networks import count_parameters
+from vae_jax.pictures.sheet import png
 
 SHOWN, COLUMNS = 32, 8  # samples in a picture, and in a row of it
 
@@ -25,7 +25,7 @@ def samples(model: Any) -> bytes | None:
         return None
     labels = np.arange(SHOWN) % model.classes if model.classes else None
     pictures = np.asarray(model.sample(showing_key(), SHOWN, labels))
-    return figures.png(pictures, COLUMNS) if pictures.ndim == 4 and pictures.shape[-1] in (1, 3) else None
+    return png(pictures, COLUMNS) if pictures.ndim == 4 and pictures.shape[-1] in (1, 3) else None
 
 
 def line(trained: Any) -> str:

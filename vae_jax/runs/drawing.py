@@ -5,13 +5,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import figures
 from vae_jax.config import (
     Config,
 )
 from vae_jax.data import Dataset
 from vae_jax.keys import make_keys
 from vae_jax.model.use import Model
+from vae_jax.pictures.plots import latent_plane
+from vae_jax.pictures.sheet import Picture, grid
 
 
 def draw_samples(folder: Path, config: Config, model: Model) -> None:
@@ -20,10 +21,10 @@ def draw_samples(folder: Path, config: Config, model: Model) -> None:
     count = config.output.figure_images
     labels = jnp.arange(count) % config.model.classes if config.model.classes else None
     pictures = np.asarray(model.sample(make_keys(config.seed).samples, count, labels))
-    figures.grid(folder / "figures" / "samples.png", pictures, columns=max(1, int(count**0.5)))
+    grid(folder / "figures" / "samples.png", pictures, columns=max(1, int(count**0.5)))
 
 
-def draw_latent_plane(path: Path, use: Model, data: Dataset, side: int = 20) -> figures.Picture:
+def draw_latent_plane(path: Path, use: Model, data: Dataset, side: int = 20) -> Picture:
     """The picture of a two-dimensional latent space: where test images lie and what each point decodes to."""
     means = np.asarray(use.encode(data.test.images)["mu"])
     # Most of the prior's mass, and the images wherever they lie; the test images' panel shows the same square.
@@ -31,4 +32,4 @@ def draw_latent_plane(path: Path, use: Model, data: Dataset, side: int = 20) -> 
     line = np.linspace(-extent, extent, side)
     points = np.stack(np.meshgrid(line, line[::-1]), -1).reshape(-1, 2)  # the first row is the plane's top
     decoded = np.asarray(use.decode(points))
-    return figures.latent_plane(path, means, data.test.labels, decoded, extent, data.class_names)
+    return latent_plane(path, means, data.test.labels, decoded, extent, data.class_names)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vae_jax import figures, networks
+from vae_jax import networks
 from vae_jax.config import (
     Config,
     to_yaml,
@@ -24,6 +24,8 @@ from vae_jax.files.replace import remove, write_text
 from vae_jax.model.build import build
 from vae_jax.model.use import model_maker
 from vae_jax.objectives import FIGURES
+from vae_jax.pictures.plots import load, loss_curve
+from vae_jax.pictures.sheet import pairs
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import DATA, Data
 from vae_jax.training.checks import labels_for
@@ -139,7 +141,7 @@ class Recorder:
     def prepare(self, state: TrainState) -> None:
         """Begins to load and to compile what the pictures need, beside the training."""
         with compiling() as pool:
-            pool.submit(figures.load)
+            pool.submit(load)
             if not self.data.spec.is_picture:
                 self.drawing = []
                 return
@@ -158,7 +160,7 @@ class Recorder:
             use = self.models.make(used(self.config, state))
             below = np.asarray(use.reconstruct(shown.images, labels_for(self.config, shown)))
             path = self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png"
-            figures.pairs(path, shown.images / 255, below)
+            pairs(path, shown.images / 255, below)
         self.history.append(epoch)
         self.save(state, self.history, epoch[self.best_by])
         self.write_metrics(self.history)
@@ -186,7 +188,7 @@ class Recorder:
         config, history = trained.config, trained.history
         use = self.models.make(trained.variables)
         folder = self.folder / "figures"
-        figures.loss_curve(folder / "loss.png", history, self.objective.unit_of)
+        loss_curve(folder / "loss.png", history, self.objective.unit_of)
         pictures = self.data.spec.is_picture
         if pictures and use.sample:
             draw_samples(self.folder, config, use)

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from vae_jax import figures
 from vae_jax.data import Dataset
 from vae_jax.files.held import make_inside
 from vae_jax.files.replace import write_text
 from vae_jax.files.tables import csv_text, escaped
 from vae_jax.objectives import FIGURES
+from vae_jax.pictures.sweeps import sweep_curves, sweep_grid
 from vae_jax.sweeps.plan import Sweep
 from vae_jax.sweeps.ranking import Outcome, Ranking, ranking
 
@@ -80,13 +80,13 @@ def _draw(folder: Path, sweep: Sweep, rank: Ranking, settings: dict[Any, list[Ou
         best = sorted(curves, key=standing_of.__getitem__)[:MOST_CURVES]
         titles.append(f"the {MOST_CURVES} settings with the lowest {rank.name}, of {len(curves):,}")
         curves = {name: curves[name] for name in best}
-    figures.sweep_curves(folder / f"curves{suffix}.png", curves, rank.unit, "; ".join(titles))
+    sweep_curves(folder / f"curves{suffix}.png", curves, rank.unit, "; ".join(titles))
     if sweep.settings:
         values = {
             option: [value for value in values if any((option, value) in setting for setting in cells)]
             for option, values in sweep.settings.items()
         }
-        figures.sweep_grid(folder / f"grid{suffix}.png", values, cells, rank.unit, titles[0] if suffix else "")
+        sweep_grid(folder / f"grid{suffix}.png", values, cells, rank.unit, titles[0] if suffix else "")
 
 
 def _by_setting(outcomes: list[Outcome]) -> dict[tuple[tuple[str, str], ...], list[Outcome]]:

@@ -5,7 +5,8 @@ import numpy as np
 
 from vae_jax import networks, optimizer
 from vae_jax.config import Config, as_used
-from vae_jax.data.dataset import Dataset, Split
+from vae_jax.data.dataset import Dataset
+from vae_jax.data.split import Split
 from vae_jax.errors import UserError
 from vae_jax.keys import make_keys
 from vae_jax.model.build import build

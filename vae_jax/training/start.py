@@ -9,7 +9,7 @@ from jaxtyping import Array, PyTree
 
 from vae_jax import optimizer
 from vae_jax.config import Config
-from vae_jax.data.dataset import Split
+from vae_jax.data.split import Split
 from vae_jax.keys import begin_key, make_keys
 from vae_jax.model.build import build
 from vae_jax.objectives import Objective

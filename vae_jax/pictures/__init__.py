@@ -1,0 +1,1 @@
+"""Pictures: sheets of images, curves and maps, a sweep at a glance."""
