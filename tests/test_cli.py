@@ -27,6 +27,7 @@ from user_fixtures import SECOND, public_folder, user
 import vae_jax
 from vae_jax.cli import VERBS, compare, evaluate, main, sweep, train, use
 from vae_jax.cli.common import load_data, progress
+from vae_jax.cli.pictures import label_of
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, ModelConfig, load_config, shipped
 from vae_jax.errors import UserError, printable
 from vae_jax.files.held import LOCK
@@ -1320,7 +1321,7 @@ def test_a_label_is_a_name_or_a_number(tmp_path, capsys):
     (tmp_path / "data.json").write_text('{"name": "x", "digest": "", "class_names": ["1", "cat", "2"]}')
 
     def label(text):
-        return use.label_of(SimpleNamespace(label=text, run=str(tmp_path)))
+        return label_of(SimpleNamespace(label=text, run=str(tmp_path)))
 
     assert [label(text) for text in ("cat", "2", "0", "03")] == [1, 2, 0, 3]
     assert capsys.readouterr().err == ""

@@ -11,6 +11,7 @@ import pytest
 
 from vae_jax import likelihoods, networks, objectives, optimizer, posteriors, priors
 from vae_jax.config import Config, ObjectiveConfig, PosteriorConfig, PriorConfig, adapted, with_options
+from vae_jax.data.treatments import TREATMENTS
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import LIKELIHOODS
 from vae_jax.model.build import build
@@ -21,7 +22,6 @@ from vae_jax.priors import PRIORS
 from vae_jax.shapes import Shapes
 from vae_jax.training.start import start
 from vae_jax.training.step import make_step
-from vae_jax.treatments import TREATMENTS
 
 SHAPE = (3, 3, 1)
 IMAGES = np.random.RandomState(0).randint(0, 256, (6, *SHAPE), np.uint8)

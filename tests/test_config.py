@@ -628,6 +628,7 @@ def test_sources_and_objectives_of_ones_own_look_at_what_they_like():
 
 def test_choices_are_those_of_the_registries():
     from vae_jax.data import SOURCES
+    from vae_jax.data.treatments import TREATMENTS
     from vae_jax.likelihoods.gaussian import VARIANCES
     from vae_jax.networks import PRECISIONS
     from vae_jax.networks.initialization import INITIALIZATIONS
@@ -635,7 +636,6 @@ def test_choices_are_those_of_the_registries():
     from vae_jax.objectives.vae import SCHEDULES
     from vae_jax.optimizer import SCHEDULES as RATES
     from vae_jax.training.step import REDUCTIONS
-    from vae_jax.treatments import TREATMENTS
 
     tables = {"data.source": SOURCES, "data.treatment": TREATMENTS, "model.initialization": INITIALIZATIONS}
     tables |= {"model.precision": PRECISIONS, "likelihood.variance": VARIANCES, "objective.schedule": SCHEDULES}

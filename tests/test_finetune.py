@@ -14,6 +14,7 @@ from vae_jax.cli import main
 from vae_jax.config import Config, ModelConfig, TrainConfig, with_options
 from vae_jax.data import load
 from vae_jax.errors import UserError
+from vae_jax.interop.weights import load_weights, save_weights
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.runs import reading
 from vae_jax.runs.finetune import begun_from
@@ -23,7 +24,6 @@ from vae_jax.sweeps.plan import Sweep, make_sweep, members_of, read_sweep
 from vae_jax.sweeps.sweep import run
 from vae_jax.training import several
 from vae_jax.variables import Variables
-from vae_jax.weights import load_weights, save_weights
 
 PLAIN = Config(model=ModelConfig(network="mlp", layers=(5,), latent=3), train=TrainConfig(epochs=2, batch_size=16))
 SMALL = {name: value for name, value in TINY.items() if name not in ("model.channels", "model.hidden")}

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vae_jax.config import Config, LikelihoodConfig, adapted
+from vae_jax.data.treatments import TREATMENTS
 from vae_jax.errors import UserError
 from vae_jax.likelihoods import (
     Likelihood,
@@ -27,7 +28,6 @@ from vae_jax.likelihoods import (
 from vae_jax.likelihoods.continuous_bernoulli import continuous_bernoulli_mean, log_sinhc
 from vae_jax.likelihoods.logistic import log_mass
 from vae_jax.shapes import Shapes
-from vae_jax.treatments import TREATMENTS
 
 SHAPES = Shapes((1, 1, 1), 2)
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from run_fixtures import TINY, flags
 
-from vae_jax.cli import main, use
+from vae_jax.cli import main
 from vae_jax.device import memory
 from vae_jax.files.folders import contents
 
@@ -155,7 +155,8 @@ def test_what_memory_does_not_hold_is_refused_before_it_is_computed(
     made, tmp_path, monkeypatch, capfd, command, option
 ):
     monkeypatch.setattr(memory, "available", lambda: 100_000_000)
-    monkeypatch.setattr(use, "decoded", None)  # nothing is decoded
+    for name in ("sample", "walks"):
+        monkeypatch.setattr(f"vae_jax.cli.{name}.decoded", None)  # nothing is decoded
     said = refusal(capfd, command, made, option, 1_000_000, "--out", tmp_path / "picture.png")
     assert f"{option} 1000000" in said
     assert "expected to fit into the 100 MB of memory that are free" in said or "pixels" in said
@@ -176,7 +177,7 @@ def test_blocks_change_no_bit(made, tmp_path, monkeypatch, capsys, arguments):
     command, *options = arguments
     written = []
     for block in (1, 1 << 40):  # a batch at a time, and all at once
-        monkeypatch.setattr(use, "BLOCK", block)
+        monkeypatch.setattr("vae_jax.cli.pictures.BLOCK", block)
         place = tmp_path / f"{block}.png"
         assert main([command, str(made), *options, "--out", str(place)]) == 0
         written.append(place.read_bytes())
@@ -186,7 +187,7 @@ def test_blocks_change_no_bit(made, tmp_path, monkeypatch, capsys, arguments):
 def test_arrays_written_in_blocks_are_those_of_numpy(made, tmp_path, monkeypatch):
     found = []
     for block in (1, 1 << 40):
-        monkeypatch.setattr(use, "BLOCK", block)
+        monkeypatch.setattr("vae_jax.cli.pictures.BLOCK", block)
         assert main(["sample", str(made), "-n", "1300", "--out", str(tmp_path / f"{block}.npz")]) == 0
         with np.load(tmp_path / f"{block}.npz") as file:
             assert file.files == ["images"]

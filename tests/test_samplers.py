@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from vae_jax.cli.use import SOURCES
+from vae_jax.cli.sample import SOURCES
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig
 from vae_jax.errors import UserError
 from vae_jax.evaluation import samplers

@@ -11,8 +11,8 @@ from vae_jax import data
 from vae_jax.config import DataConfig
 from vae_jax.data import binarize as static
 from vae_jax.data.binarize import binarize
+from vae_jax.data.treatments import TREATMENTS
 from vae_jax.errors import UserError
-from vae_jax.treatments import TREATMENTS
 
 LEVELS = np.array([0, 1, 51, 128, 254, 255], np.uint8)
 MANY = np.broadcast_to(LEVELS, (100_000, 6))

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from vae_jax.data import Dataset, Split
     from vae_jax.data import load as load_data
     from vae_jax.errors import UserError
+    from vae_jax.interop.weights import load_weights, save_weights
     from vae_jax.model.build import build
     from vae_jax.model.use import Model
     from vae_jax.runs.fit import fit
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from vae_jax.runs.reading import use
     from vae_jax.runs.train import train as train_run
     from vae_jax.training.state import Trained, TrainState
-    from vae_jax.weights import load_weights, save_weights
 
 __version__ = "0.1.0"
 
@@ -44,21 +44,21 @@ __all__ = [
 _PLACES = {
     "Config": "config:Config",
     "Dataset": "data:Dataset",
-    "Model": "evaluate:Model",
+    "Model": "model.use:Model",
     "Split": "data:Split",
-    "TrainState": "train:TrainState",
-    "Trained": "train:Trained",
+    "TrainState": "training.state:TrainState",
+    "Trained": "training.state:Trained",
     "UserError": "errors:UserError",
-    "build": "composition:build",
-    "fit": "train:fit",
+    "build": "model.build:build",
+    "fit": "runs.fit:fit",
     "layers": "layers",
     "load_config": "config:load_config",
     "load_data": "data:load",
-    "load_run": "run:load",
-    "load_weights": "weights:load_weights",
-    "save_weights": "weights:save_weights",
-    "train_run": "run:train",
-    "use": "run:use",
+    "load_run": "runs.reading:load",
+    "load_weights": "interop.weights:load_weights",
+    "save_weights": "interop.weights:save_weights",
+    "train_run": "runs.train:train",
+    "use": "runs.reading:use",
 }
 
 

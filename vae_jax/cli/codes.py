@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_jax.cli.common import Verb, answer, load_data, open_run, out_option, run_options, split_of, target
-from vae_jax.cli.use import ARRAYS, decoded, label_of, label_option, picture_target, sheet_of, write_pictures
+from vae_jax.cli.pictures import ARRAYS, decoded, label_of, label_option, picture_target, sheet_of, write_pictures
 from vae_jax.config import expand
 from vae_jax.errors import UserError, listed
 

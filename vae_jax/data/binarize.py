@@ -1,6 +1,6 @@
 """Static binarisation: done once, when the data are loaded. Whatever else is done to images, is done in their use.
 
-(See vae_jax/treatments.py. Nothing here imports jax, which loading data can do without.)
+(See vae_jax/data/treatments.py. Nothing here imports jax, which loading data can do without.)
 """
 
 import numpy as np

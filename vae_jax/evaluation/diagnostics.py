@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Key
 from vae_jax import objectives
 from vae_jax.config import Config
 from vae_jax.data.split import Split
+from vae_jax.data.treatments import treatment_of
 from vae_jax.errors import UserError, argument
 from vae_jax.evaluation.latents import make_posteriors
 from vae_jax.keys import training_images_key
@@ -24,7 +25,6 @@ from vae_jax.model.batches import in_batches
 from vae_jax.model.composition import Composition
 from vae_jax.model.fits import check_vectors
 from vae_jax.posteriors import Heads
-from vae_jax.treatments import treatment_of
 from vae_jax.variables import Variables
 
 ACTIVE = 0.01  # variance of its mean over the images from which a unit counts as active

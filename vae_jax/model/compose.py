@@ -14,6 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, PyTree, Shaped
 
 from vae_jax.config import Config
+from vae_jax.data.treatments import treatment_of
 from vae_jax.device.platforms import Platform, on
 from vae_jax.errors import UserError
 from vae_jax.expectation import Shape, expect
@@ -28,7 +29,6 @@ from vae_jax.objectives.base import make_draw
 from vae_jax.posteriors import Heads, Latents, Posterior, Sample
 from vae_jax.priors import Aggregate, Prior
 from vae_jax.spec import Spec
-from vae_jax.treatments import treatment_of
 from vae_jax.variables import Variables
 
 

@@ -1,0 +1,147 @@
+"""What the commands that draw share: labels by name, blocks of images, files of pictures and arrays."""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vae_jax.cli.common import (
+    answer,
+    say,
+    target,
+)
+from vae_jax.config import expand
+from vae_jax.errors import UserError, listed
+from vae_jax.files.replace import replacing
+from vae_jax.runs.folder import read_config, read_data
+from vae_jax.spec import OTHERS
+
+if TYPE_CHECKING:
+    from vae_jax.model.use import Model
+    from vae_jax.pictures.sheet import Sheet
+    from vae_jax.training.state import Trained
+
+
+NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
+
+
+def label_option(parser: Any, what: str) -> None:
+    meaning = f"a class's name or number, where the model is told labels (model.classes): {what}"
+    parser.add_argument("--label", default=None, help=meaning)
+
+
+def label_of(options: Any) -> int | None:
+    """The number of the class given, where the model is told labels; a name comes before a number.
+
+    Raises:
+        UserError: if the model knows no such class, or there is no such run.
+    """
+    label, folder = options.label, expand(options.run)
+    classes = read_config(folder).model.classes
+    if label is None:
+        return None
+    if not classes:
+        raise UserError(f"--label: expected none for a model that is told no labels (model.classes 0); found {label}")
+    noted = read_data(folder)
+    names = (noted.class_names if noted else None) or ()
+    number = int(label) if NUMBER.fullmatch(label) else None
+    if label in names[:classes]:
+        if number not in (None, names.index(label)):
+            say(f"--label {label}: the class of this name, whose number is {names.index(label)}")
+        return names.index(label)
+    if number is None or not 0 <= number < classes:
+        named = [f"{number} {name}" for number, name in enumerate(names[:classes]) if name != str(number)]
+        known = f"a number from 0 to {classes - 1}" + (f" or a class's name ({listed(named)})" * bool(named))
+        raise UserError(f"--label: expected {known}; found {label}")
+    return number
+
+
+def save_arrays(path: Path, **arrays: Any) -> None:
+    """Writes an .npz file so that no half-written one is ever seen."""
+    import numpy as np
+
+    with replacing(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
+
+
+def _save_blocks(path: Path, name: str, count: int, blocks: Iterator[tuple[range, Any]]) -> None:
+    """Writes so many pictures or examples, which come in blocks, as `save_arrays(path, **{name: …})` would."""
+    import zipfile
+
+    import numpy as np
+
+    with (
+        replacing(path) as file,
+        zipfile.ZipFile(file, "w") as made,
+        made.open(f"{name}.npy", "w", force_zip64=True) as images,
+    ):
+        for numbers, pictures in blocks:
+            if not numbers.start:
+                header = np.lib.format.header_data_from_array_1_0(pictures)
+                np.lib.format.write_array_header_1_0(images, {**header, "shape": (count, *pictures.shape[1:])})
+            images.write(pictures.tobytes())
+
+
+BLOCK = 1 << 26  # bytes of pictures that are decoded at a time
+
+
+def decoded(
+    model: "Model", shape: tuple[int, ...], count: int, given: Callable[[range], tuple[Any, Any]]
+) -> Iterator[tuple[range, Any]]:
+    """Pictures decoded block by block, which memory holds however many they are, and their numbers.
+
+    The blocks are whole batches, so that each picture is as if all were decoded at once.
+
+    Args:
+        model: decodes.
+        shape: of a picture.
+        count: of the pictures.
+        given: numbers of pictures -> their z and their labels.
+    """
+    import numpy as np
+
+    from vae_jax.model.batches import BATCH
+
+    size = max(1, BLOCK // (4 * math.prod(shape) * BATCH)) * BATCH
+    for first in range(0, count, size):
+        numbers = range(first, min(first + size, count))
+        yield numbers, np.asarray(model.decode(*given(numbers)))
+
+
+ARRAYS = "; a name ending in .npz, as by default where the data are no images, gets the array `images` or `examples`"
+
+
+def picture_target(options: Any, stem: str) -> Path:
+    """The file that pictures go to, or the arrays of examples that are none.
+
+    Raises:
+        UserError: as `target`; if examples that are no pictures are to be one.
+    """
+    config = read_config(expand(options.run)).data
+    path = target(options, f"{stem}.npz" if config.kind in OTHERS else f"{stem}.png")
+    if config.kind in OTHERS and path.suffix != ".npz":
+        raise UserError(
+            f"--out: expected a name ending in .npz, since data of kind {config.kind} are no pictures; found {path}"
+        )
+    return path
+
+
+def sheet_of(path: Path, shape: tuple[int, ...], count: int, columns: int, what: str) -> "Sheet | None":
+    """The picture that so many pictures make; None where arrays are written."""
+    from vae_jax.pictures.sheet import Sheet
+
+    return None if path.suffix == ".npz" else Sheet(count, shape, columns=columns, what=what)
+
+
+def write_pictures(
+    path: Path, sheet: "Sheet | None", trained: "Trained", count: int, blocks: Iterator[tuple[range, Any]]
+) -> None:
+    """Writes what comes in blocks, as a picture or as an array."""
+    if sheet is None:
+        _save_blocks(path, f"{trained.config.data.noun}s", count, blocks)
+        answer(str(path))
+        return
+    for numbers, pictures in blocks:
+        sheet.put(numbers, pictures)
+    answer(str(sheet.save(path)))

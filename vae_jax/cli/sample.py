@@ -1,0 +1,152 @@
+"""`vae-jax sample`: new images, from the prior or from what is fitted to the latents."""
+
+from typing import TYPE_CHECKING, Any
+
+from vae_jax.cli.arguments import number, whole
+from vae_jax.cli.common import (
+    Verb,
+    load_data,
+    open_run,
+    out_option,
+    positive,
+    progress,
+    run_options,
+    say,
+    seed_of,
+)
+from vae_jax.errors import UserError, quoted
+
+if TYPE_CHECKING:
+    from vae_jax.training.state import Trained
+from vae_jax.cli.pictures import ARRAYS, decoded, label_of, label_option, picture_target, sheet_of, write_pictures
+
+SOURCES = ("prior", "gmm", "second_stage")  # of z; the last two are in vae_jax/evaluation/samplers.py
+
+
+def _sample_options(parser: Any) -> None:
+    run_options(parser)
+    parser.add_argument("-n", type=whole, default=64, help="how many")
+    parser.add_argument("--seed", type=whole, default=0, help="the same seed gives the same pictures")
+    parser.add_argument(
+        "--temperature",
+        default=None,
+        metavar="T,…",
+        help="of a prior over codes: below 1 likelier codes are drawn more often; of several each gets rows of its own",
+    )
+    parser.add_argument(
+        "--top-p",
+        type=number,
+        default=None,
+        metavar="P",
+        help="of a prior over codes: only the likeliest codes are drawn, whose probabilities sum up to P",
+    )
+    parser.add_argument(
+        "--from",
+        default="prior",
+        help="where z comes from: prior, or a density fitted now to the training images' latents, which makes an "
+        "autoencoder generative too: gmm (a mixture of 10 Gaussians) or second_stage (a VAE of z)",
+    )
+    label_option(parser, "of all pictures; by default each in turn")
+    out_option(
+        parser,
+        "RUN/figures/samples_seed<SEED>.png, with --from and the label's number in its name where they are given"
+        f"{ARRAYS}, of categories their probabilities",
+    )
+
+
+def _sample(options: Any) -> None:
+    import numpy as np
+
+    source = getattr(options, "from")
+    if source not in SOURCES:
+        raise UserError(f"--from: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}; found {quoted(source)}")
+    label = label_of(options)
+    temperatures, how = _ways(options, source)
+    named = ("" if source == "prior" else f"{source}_") + ("" if label is None else f"label{label}_")
+    named += f"temperature{options.temperature}_".replace(",", "_") if options.temperature else ""
+    named += "" if options.top_p is None else f"top{options.top_p:g}_"
+    path = picture_target(options, f"figures/samples_{named}seed{options.seed}")
+    count, seed = positive(options.n, "-n"), seed_of(options)
+    trained, model = open_run(options)
+    import jax
+
+    from vae_jax.keys import sampling_key
+
+    classes, labels, shape = trained.config.model.classes, None, trained.image_shape
+    total, columns = count * len(temperatures), max(1, int(count**0.5)) if len(temperatures) == 1 else count
+    sheet = sheet_of(path, shape, total, columns, f"-n {count}")
+    if classes:
+        labels = np.arange(count) % classes if label is None else np.full(count, label)
+    key = jax.random.key(seed)
+    if source != "prior":
+        z = _fitted(options, trained, source)(sampling_key(key), count)
+    elif model.draw is None:
+        raise UserError(
+            f"--from: expected gmm or second_stage for objective {trained.config.objective.name}, which has no prior "
+            f"to sample from; found prior"
+        )
+    else:
+        ways = [how if temperature is None else {**how, "temperature": temperature} for temperature in temperatures]
+        z = np.concatenate([np.asarray(model.draw(key, count, labels, **way)) for way in ways])
+        labels = None if labels is None else np.tile(labels, len(ways))
+
+    def given(numbers: range) -> tuple[Any, Any]:
+        return z[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
+
+    if len(temperatures) > 1:
+        say(f"rows: temperature {', '.join(f'{temperature:g}' for temperature in temperatures)}, from the top")
+    write_pictures(path, sheet, trained, total, decoded(model, shape, total, given))
+
+
+def _ways(options: Any, source: str) -> tuple[list[Any], dict[str, float]]:
+    """The temperatures to draw at, None for the prior's own, and what else the prior is given.
+
+    Raises:
+        UserError: if one is no number in its range, or z does not come from the prior.
+    """
+    for name, given in (("--temperature", options.temperature), ("--top-p", options.top_p)):
+        if given is not None and source != "prior":
+            raise UserError(f"{name}: expected --from prior with it; found --from {source}")
+    if options.top_p is not None and not 0 < options.top_p <= 1:
+        raise UserError(f"--top-p: expected a number in (0, 1]; found {options.top_p}")
+    how = {} if options.top_p is None else {"top_p": options.top_p}
+    if options.temperature is None:
+        return [None], how
+    try:
+        temperatures = [float(part) for part in options.temperature.split(",")]
+    except ValueError:
+        temperatures = []
+    if not temperatures or not all(0 < temperature <= 100 for temperature in temperatures):
+        raise UserError(
+            f"--temperature: expected numbers in (0, 100] with commas between them; found {quoted(options.temperature)}"
+        )
+    return temperatures, how
+
+
+def _fitted(options: Any, trained: "Trained", source: str) -> Any:
+    """The sampler of z, fitted with the run's own seed: --seed chooses what is drawn from it, not what it is."""
+    from vae_jax.evaluation import samplers
+    from vae_jax.keys import make_keys
+    from vae_jax.model.build import build
+    from vae_jax.training.checks import labels_for
+
+    network, _ = build(trained.config, trained.image_shape)
+    images = load_data(options, trained).train
+    key, labels = make_keys(trained.config.seed).samplers, labels_for(trained.config, images)
+    with progress(f"fitting {source}") as on_progress:
+        return samplers.fit_sampler(
+            source, network, trained.variables, images.images, key, labels, on_progress=on_progress
+        )
+
+
+VERBS = {
+    "sample": Verb(
+        "draw new images",
+        _sample_options,
+        _sample,
+        "examples:\n"
+        "  vae-jax sample runs/digits -n 64 --seed 0          from the prior\n"
+        "  vae-jax sample runs/digits --from gmm              from a mixture fitted to the latents\n"
+        "  vae-jax sample runs/conditional --label 3          of a model that is told labels; or a class's name",
+    ),
+}
