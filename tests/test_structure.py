@@ -10,11 +10,43 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "vae_jax"
 MOST_LINES = 400
 # A file or package imports only from those before it, also inside functions.
-ORDER = (
-    "errors interruption keys variables shapes files registry expectation links spec options config device blocks programs pictures data "
-    "posteriors priors hierarchy likelihoods layers networks optimizer objectives model evaluation training runs "
-    "sweeps interop compare cli __main__"
-).split()
+ORDER = [
+    "version",
+    "errors",
+    "interruption",
+    "keys",
+    "variables",
+    "shapes",
+    "files",
+    "registry",
+    "expectation",
+    "links",
+    "spec",
+    "options",
+    "config",
+    "device",
+    "blocks",
+    "programs",
+    "pictures",
+    "data",
+    "posteriors",
+    "priors",
+    "hierarchy",
+    "likelihoods",
+    "layers",
+    "networks",
+    "optimizer",
+    "objectives",
+    "model",
+    "evaluation",
+    "training",
+    "runs",
+    "sweeps",
+    "interop",
+    "compare",
+    "cli",
+    "__main__",
+]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -76,7 +108,7 @@ def test_no_files_of_a_package_import_one_another_in_a_circle():
         for name in ready:
             del left[name]
     # What is left imports what is left: a circle. A package's own file hands on what lies in it.
-    assert {name for name in left if not names[name].name == "__init__.py"} == set()
+    assert {name for name in left if names[name].name != "__init__.py"} == set()
 
 
 def test_the_guide_names_all_parts():

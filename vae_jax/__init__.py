@@ -3,6 +3,8 @@
 The public names; each is imported when it is first used, so that importing vae_jax costs next to nothing.
 """
 
+from vae_jax.version import __version__ as __version__
+
 TYPE_CHECKING = False  # typing's own would take longer to import than all that stands here
 if TYPE_CHECKING:
     from vae_jax import layers
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from vae_jax.runs.reading import use
     from vae_jax.runs.train import train as train_run
     from vae_jax.training.state import Trained, TrainState
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Config",

@@ -202,7 +202,7 @@ def _is_used_up() -> bool:
 
 def _overview(arguments: Sequence[str]) -> None:
     """Prints the list of commands, or refuses an unknown one."""
-    from vae_jax import __version__
+    from vae_jax.version import __version__
 
     width = max(map(len, VERBS))
     commands = "\n".join(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items())

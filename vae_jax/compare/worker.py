@@ -72,8 +72,8 @@ def _about(job: Job) -> dict[str, Any]:
     """The framework's name, version and device; and its libraries and its device are ready then."""
     import jax
 
-    from vae_jax import __version__
     from vae_jax.device.devices import cores
+    from vae_jax.version import __version__
 
     if job.platforms:
         jax.config.update("jax_platforms", job.platforms)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-import vae_jax
 from vae_jax import optimizer
 from vae_jax.config import (
     EXTENSIBLE,
@@ -29,6 +28,7 @@ from vae_jax.errors import PATH, UserError, argument, cut, listed
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import read_config, read_data
 from vae_jax.training.checks import labels_for
+from vae_jax.version import __version__
 
 if TYPE_CHECKING:
     from vae_jax.runs.checkpoint import Saved
@@ -99,7 +99,7 @@ def environment(devices: Devices | None = None) -> dict[str, str]:
         **({"devices": str(devices)} if many else {}),
         "cores": str(cores()),
         "python": platform.python_version(),
-        "vae_jax": vae_jax.__version__,
+        "vae_jax": __version__,
         **{name: version(name) for name in packages},
         **({"XLA_FLAGS": flags} if (flags := os.environ.get("XLA_FLAGS")) else {}),
     }
