@@ -2,6 +2,7 @@
 # make test    create .venv, install, check style and types, run the test suite; and a part of it on Python 3.12 with
 #              the newest jax, if there is one beside Python 3.11
 # make torture kill runs, refuse writes and fuzz input at length, of which `make test` does a little; an hour or two
+# make docs    the documentation as a site, in build/site; a warning or a dead link is an error
 # make bench   training speed beside PyTorch's
 #
 # A run that is there already is left alone: ARGS=--overwrite deletes it first, ARGS=--resume continues it.
@@ -30,7 +31,7 @@ PYTEST := $(BIN)/python -m pytest $(SHARED)
 QUICKLY := $(shell $(PYTHON) -c 'import sys; print("--xla_cpu_use_fusion_emitters=false" * (sys.version_info[:2] == (3, 11)))')
 QUICK := checkpoint compiled config convolution data_load evaluate likelihoods run
 
-.PHONY: train test test-newest lint torture bench clean
+.PHONY: train test test-newest lint torture docs bench clean
 
 train: $(BIN)/.installed
 	$(BIN)/vae-jax train --config $(CONFIG) --out $(RUN) $(ARGS)
@@ -64,13 +65,17 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(BIN)/.installed-test: $(BIN)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint$(TORCH)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,docs$(TORCH)]'
 	touch $@
 
 $(ALSO_BIN)/.installed: pyproject.toml constraints.txt
 	$(ALSO) -m venv $(VENV)-newest
 	$(ALSO_BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
+
+# The variable silences a banner of the theme's.
+docs: $(BIN)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(BIN)/.installed-test
 	$(BIN)/python benchmarks/train_speed.py

@@ -25,6 +25,7 @@ from vae_jax.data import load
 from vae_jax.errors import UserError
 from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import make_keys
+from vae_jax.model.build import build
 from vae_jax.runs import checkpoint, orbax, reading
 from vae_jax.runs.checkpoint import DAMAGED, Keeper, Saved, _arrays, _as_dicts, _read, restore
 from vae_jax.runs.description import (
@@ -39,7 +40,7 @@ from vae_jax.runs.description import (
 from vae_jax.runs.orbax import checkpointer
 from vae_jax.runs.train import train
 from vae_jax.training.figures import Epoch
-from vae_jax.training.state import TrainState, build
+from vae_jax.training.state import TrainState
 from vae_jax.variables import Variables
 
 STORED = Path(__file__).parent / "stored"

@@ -718,3 +718,20 @@ def test_docstring_tells_every_field(section):
     attributes = section.__doc__.split("Attributes:")[1]
     told = re.findall(r"^ {8}(\w+): \S", attributes, re.MULTILINE)
     assert told == [field.name for field in dataclasses.fields(section) if field.name not in ("changed", "listed")]
+
+
+def test_the_list_of_configurations_says_what_each_promises(capsys):
+    from vae_jax.cli import main
+
+    assert main(["configs"]) == 0
+    listed = capsys.readouterr().out.split("\n\n")
+    assert [entry.split("\n")[0] for entry in listed[:-1]] == list(shipped())
+    for name, entry in zip(shipped(), listed, strict=False):
+        what, *_, result = entry.split("\n")[1:]
+        assert len(what.split()) > 4
+        assert f"vae-jax train --config {name}" in entry
+        assert re.search(r"\d", result), f"{name} promises no result"
+    assert main(["configs", "digits"]) == 0
+    assert capsys.readouterr().out == shipped()["digits"].read_text(encoding="utf-8")
+    assert main(["configs", "nothing"]) == 2
+    assert capsys.readouterr().err.startswith("vae-jax: error: NAME: expected one of ae, article, ")

@@ -1,4 +1,4 @@
-"""The README's Python code runs as it stands, and the files and options it names exist."""
+"""The README's and the pages' Python code runs as it stands; the commands, files and options they name exist."""
 
 import json
 import re
@@ -20,9 +20,15 @@ from vae_jax.config.section import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md")}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
 
 
-CODE = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+def code_in(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+CODE = code_in(README)
 
 
 @pytest.mark.timeout(600)
@@ -30,6 +36,7 @@ def test_the_code_runs(capsys):
     names = {}
     for code in CODE:
         exec(compile(code, "README.md", "exec"), names)
+    assert len(README.splitlines()) <= 150
     assert names["pictures"].shape == (16, 32, 32, 1)
     assert names["latents"].shape == (360, 20)
     assert len(capsys.readouterr().out.split()) == 2  # the test loss of two epochs
@@ -38,7 +45,7 @@ def test_the_code_runs(capsys):
 @pytest.mark.timeout(600)
 def test_the_code_for_using_a_model_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "using.md").read_text(encoding="utf-8")
+    text = DOCS["using"]
     names = {}
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(compile(code, "using.md", "exec"), names)
@@ -53,7 +60,7 @@ def test_the_code_for_using_a_model_runs(tmp_path, monkeypatch):
 
 @pytest.mark.timeout(600)
 def test_the_code_for_loops_of_ones_own_runs():
-    text = (ROOT / "docs" / "loops.md").read_text(encoding="utf-8")
+    text = DOCS["loops"]
     codes, names = re.findall(r"```python\n(.*?)```", text, re.DOTALL), {}
     for code in codes:
         exec(compile(code, "loops.md", "exec"), names)
@@ -69,9 +76,10 @@ def test_the_code_for_loops_of_ones_own_runs():
 
 def test_the_posterior_of_the_page_on_extending_trains_and_is_one_file_and_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
-    (code,), (diff,) = (re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL) for kind in ("python", "diff"))
-    (tmp_path / "laplace.py").write_text(code, encoding="utf-8")
+    text = DOCS["extending"]
+    (code,) = (code for code in code_in(text) if "return Posterior(" in code)
+    (diff,) = re.findall(r"```diff\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "heavy.py").write_text(code, encoding="utf-8")
     (command,) = re.findall(r"^\$ vae-jax (train .*)$", text, re.MULTILINE)
     assert cli.main([*command.split(), "--data.image_size", "8", "--train.epochs", "1", "--model.network", "mlp"]) == 0
     assert json.loads((tmp_path / "runs/laplace/summary.json").read_text())["test_kl"] > 0
@@ -82,15 +90,15 @@ def test_the_posterior_of_the_page_on_extending_trains_and_is_one_file_and_one_l
 
 
 def test_the_examples_of_extending_it_train_and_evaluate_from_files_of_their_own(tmp_path, monkeypatch, capsys):
-    """Each in its own file, named by its import path; the commands are the README's, on smaller images."""
+    """Each in its own file, named by its import path; the commands are the pages', on smaller images."""
     monkeypatch.chdir(tmp_path)
     for name, entry in (("renyi", "def renyi("), ("laplace", "def laplace("), ("linear", "class Linear(")):
-        (code,) = (code for code in CODE if entry in code)
+        (code,) = (code for code in [*CODE, *code_in(DOCS["extending"])] if entry in code and "Posterior" not in code)
         (tmp_path / f"{name}.py").write_text(code, encoding="utf-8")
         if name == "renyi":
             assert sum(bool(line.strip()) for line in code.splitlines()) <= 20
     small = "--data.image_size 8 --train.epochs 2 --model.channels [4,8] --model.hidden 16 --model.latent 3"
-    commands = re.findall(r"^    vae-jax (train --config .*)$", README, re.MULTILINE)
+    commands = re.findall(r"^    vae-jax (train --config .*)$", README + DOCS["extending"], re.MULTILINE)
     renyi, laplace = (next(command for command in commands if name in command) for name in ("renyi.py", "laplace.py"))
     for command in (f"{renyi} {small}", f"{laplace} --data.image_size 8 --train.epochs 2"):
         assert cli.main(command.split()) == 0, command
@@ -108,31 +116,51 @@ def test_the_examples_of_extending_it_train_and_evaluate_from_files_of_their_own
 
 def test_the_example_of_a_results_file_is_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "comparing.md").read_text(encoding="utf-8")
+    text = DOCS["comparing"]
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     exec(compile(code, "comparing.md", "exec"), {})
     assert results.losses(results.read(tmp_path / "keras.json")).shape == (3, 3)
 
 
-def test_what_it_names_exists():
-    for page in (ROOT / "docs").glob("*.md"):
-        for path in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
-            assert (page.parent / path).exists(), (page, path)
-    for path in re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(
-        r"`(vae_jax/[\w/]*(?:\.py)?|tests/\w+\.py)`", README
-    ):
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_what_a_page_names_exists(page):
+    text = page.read_text(encoding="utf-8")
+    for path in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (page.parent / path).exists(), path
+    for path in re.findall(r"`(vae_jax/[\w/]*(?:\.py)?|tests/\w+\.py|benchmarks/\w+\.(?:py|sh))`", text):
         assert (ROOT / path).exists(), path
+    if page.name == "CONTRIBUTING.md":  # whose paths are the package's
+        for path in re.findall(r"`((?:\w+/)*\w+\.py|\w+/)`", text):
+            assert any((root / path).exists() for root in (ROOT, ROOT / "vae_jax")), path
     sections = "data|model|posterior|prior|likelihood|objective|train|output|optimizer"
     known = {f"{name}.{option}" for name in SECTIONS for option in options_of_section(name)}
-    for option in re.findall(rf"`((?:{sections})\.(?!py`|json`)\w+)`", README):
+    for option in re.findall(
+        rf"`((?:{sections})\.(?!py`|json`|sample`|reconstruct`|encode`|decode`|draw|own|loss|init|terms`)\w+)`", text
+    ):
         assert option in known, option
-    assert set(re.findall(r"\| `vae-jax ([\w-]+)", README)) == set(VERBS)
-    assert set(re.findall(r"^\| `(\w+)` \| the", README, re.MULTILINE)) == set(shipped())
+    for name in re.findall(r"vae-jax ([a-z][\w-]*)", text):
+        assert name in VERBS, name
+    for name in re.findall(r"--config (\w+)(?![\w./])", text):
+        assert name in shipped(), name
+
+
+def test_all_commands_and_configurations_are_listed():
+    assert set(re.findall(r"\| `vae-jax ([\w-]+)", DOCS["commands"])) == set(VERBS)
+    assert set(re.findall(r"^\| `(\w+)` \| the", DOCS["configurations"], re.MULTILINE)) == set(shipped())
+
+
+def test_the_site_builds_without_a_warning(tmp_path, monkeypatch):
+    build = pytest.importorskip("mkdocs.commands.build")
+    from mkdocs.config import load_config
+
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    build.build(load_config(str(ROOT / "mkdocs.yml"), strict=True, site_dir=str(tmp_path / "site")))
+    assert (tmp_path / "site" / "extending" / "index.html").is_file()
 
 
 def test_each_promise_has_its_test(request):
     """What stands beside it selects something of every file that it names, as far as these are collected now."""
-    text = (ROOT / "docs" / "surviving.md").read_text(encoding="utf-8")
+    text = DOCS["surviving"]
     rows = re.findall(r"^\| [^|\n]+ \| (.+) \|$", text, re.MULTILINE)
     rows = [row for row in rows if row != "tested by"]
     assert len(rows) > 10

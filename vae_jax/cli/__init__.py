@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vae_jax import interruption
-from vae_jax.cli import codes, compare, exchange, prior, sweep, train, use
+from vae_jax.cli import codes, compare, configs, exchange, prior, sweep, train, use
 from vae_jax.cli.arguments import Parser, read
 from vae_jax.cli.common import Verb, flag, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
@@ -32,7 +32,16 @@ from vae_jax.interruption import Listener
 from vae_jax.registry import lookup, users_line
 
 PRINT_CONFIG = "--print_config"
-VERBS = {**train.VERBS, **prior.VERBS, **sweep.VERBS, **use.VERBS, **codes.VERBS, **exchange.VERBS, **compare.VERBS}
+VERBS = {
+    **train.VERBS,
+    **configs.VERBS,
+    **prior.VERBS,
+    **sweep.VERBS,
+    **use.VERBS,
+    **codes.VERBS,
+    **exchange.VERBS,
+    **compare.VERBS,
+}
 
 
 @arguments_spelled(flag)

@@ -1,0 +1,56 @@
+"""`vae-jax configs`: the configurations that come with the package, with the result that each promises."""
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from vae_jax.cli.common import Verb, answer
+from vae_jax.config import shipped
+from vae_jax.errors import UserError, cut, listed
+
+
+def head(path: Path) -> tuple[str, list[str], str]:
+    """What a configuration's first comment says: what it is, the commands, and the result to expect."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").removeprefix(" "))
+    commands = [line.strip() for line in lines if line.startswith("  ")]
+    first, last = (lines.index(line) for line in (lines[0], next((x for x in lines[1:] if not x), lines[-1])))
+    after = [line for line in lines[last:] if line and not line.startswith("  ")]
+    return " ".join(lines[first:last]), commands, " ".join(after)
+
+
+def _options(parser: Any) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="show this configuration in full, as --config takes it")
+
+
+def _run(options: Any) -> None:
+    if options.name is None:
+        for name, path in shipped().items():
+            what, commands, result = head(path)
+            answer(name)
+            for line in (*_wrapped(what), *(f"    {command}" for command in commands), *_wrapped(result), ""):
+                answer(line)
+        answer("`--config NAME` takes one, and a file of yours in its form; `vae-jax configs NAME` shows it in full")
+        return
+    if options.name not in shipped():
+        raise UserError(f"NAME: expected one of {listed(shipped())}; found {cut(options.name)}")
+    for line in shipped()[options.name].read_text(encoding="utf-8").splitlines():
+        answer(line)
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 100, initial_indent="  ", subsequent_indent="  ")
+
+
+VERBS = {
+    "configs": Verb(
+        "list the configurations that come with the package, with the result that each promises",
+        _options,
+        _run,
+        "examples:\n  vae-jax configs\n  vae-jax configs article > mine.yaml      the start of one of your own",
+        usage="[NAME]",
+    ),
+}
