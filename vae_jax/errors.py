@@ -29,6 +29,14 @@ class UserError(ValueError):
 
     Its message is one line that names what, where, what was expected and what was found. The command line prints
     it and exits with code 2; library code lets it pass.
+
+    Example:
+        >>> import vae_jax
+        >>> try:
+        ...     vae_jax.Config(seed=-1)
+        ... except vae_jax.UserError as error:
+        ...     print(error)
+        seed: expected a number in [0, 4294967295]; found -1
     """
 
     def __init__(self, message: str):

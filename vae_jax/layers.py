@@ -94,6 +94,15 @@ class Conv(nn.Conv):
     """`flax.linen.Conv`, of images (batch, height, width, channels).
 
     Its signature, parameters and results are Flax's; see `vae_jax.layers` for what differs.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import vae_jax
+        >>> conv = vae_jax.layers.Conv(4, (3, 3), strides=2)
+        >>> images, variables = conv.init_with_output(jax.random.key(0), jnp.zeros((2, 8, 8, 1)))
+        >>> images.shape, variables["params"]["kernel"].shape
+        ((2, 4, 4, 4), (3, 3, 1, 4))
     """
 
     conv_general_dilated: Any = convolve

@@ -108,6 +108,12 @@ def load_config(name: str | Path | None = None, **overrides: Any) -> Config:
     Raises:
         UserError: for a missing file, an unknown option, a wrong type, a value out of range, or an option that the rest
             would ignore.
+
+    Example:
+        >>> import vae_jax
+        >>> config = vae_jax.load_config("digits", **{"train.epochs": 2, "model.latent": 2})
+        >>> config.train.epochs, config.objective.name
+        (2, 'vae')
     """
     config = with_options(Config() if name is None else read_file(find(name)), **overrides)
     check_used(config)

@@ -290,6 +290,12 @@ class Config(Section):
         optimizer: by which steps.
         train: how it is minimised.
         output: what is kept.
+
+    Example:
+        >>> import vae_jax
+        >>> config = vae_jax.Config(seed=1)
+        >>> config.seed, config.model.latent, config.prior.name
+        (1, 20, 'standard_normal')
     """
 
     seed: Annotated[int, "[0, 4294967295]"] = 0

@@ -37,6 +37,13 @@ class Dataset:
     Raises:
         UserError: if the splits' images are of different shapes, the class names do not fit the labels, or a category
             is beyond `values`.
+
+    Example:
+        >>> import numpy as np
+        >>> import vae_jax
+        >>> data = vae_jax.Dataset.from_arrays(np.zeros((100, 8, 8), np.uint8), np.arange(100) % 10)
+        >>> data.image_shape, len(data.train), len(data.test)
+        ((8, 8, 1), 80, 20)
     """
 
     __no_type_check__ = True  # as for `Split`

@@ -49,6 +49,12 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
 
     Raises:
         UserError: an option, a file or the network does not let it.
+
+    Example:
+        >>> import vae_jax
+        >>> data = vae_jax.load_data(vae_jax.load_config("digits").data)
+        >>> data.image_shape, len(data.train), len(data.test)
+        ((32, 32, 1), 1437, 360)
     """
     check_section(config)
     report = report or (lambda line: None)

@@ -26,6 +26,13 @@ class Split:
 
     Raises:
         UserError: if they are anything else.
+
+    Example:
+        >>> import numpy as np
+        >>> import vae_jax
+        >>> split = vae_jax.Split(np.zeros((4, 8, 8, 1), np.uint8), np.array([3, 1, 4, 1]))
+        >>> len(split), split.labels.tolist()
+        (4, [3, 1, 4, 1])
     """
 
     __no_type_check__ = True  # what is wrong is told below in one line, with or without a type checker

@@ -52,6 +52,14 @@ def save_weights(trained: Trained, path: str | Path) -> Path:
         UserError: if the file's name has another ending, or an array has a type that such a file cannot hold, or the
             name of another one.
         OSError: if the file cannot be written.
+
+    Example:
+        >>> import vae_jax
+        >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
+        >>> data = vae_jax.load_data(config.data)
+        >>> path = vae_jax.save_weights(vae_jax.fit(config, data), "digits.safetensors")
+        >>> path.name
+        'digits.safetensors'
     """
     path = Path(path)
     weights_file.check_target(path)
@@ -78,6 +86,15 @@ def load_weights(path: str | Path, trust_code: bool = False) -> Trained:
     Raises:
         UserError: if it is no such file, its arrays are not those of the model that its configuration describes (all
             that differ are named), or it names code that is not trusted.
+
+    Example:
+        >>> import vae_jax
+        >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
+        >>> data = vae_jax.load_data(config.data)
+        >>> trained = vae_jax.fit(config, data)
+        >>> again = vae_jax.load_weights(vae_jax.save_weights(trained, "digits.safetensors"))
+        >>> again.config.model == trained.config.model
+        True
     """
     path = Path(path)
     if weights_file.check_source(path) != "safetensors":

@@ -120,6 +120,17 @@ def build(config: Config, image_shape: tuple[int, ...], platform: Platform | Non
 
     Raises:
         UserError: if the configuration does not fit together.
+
+    Example:
+        >>> import jax
+        >>> import vae_jax
+        >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
+        >>> data = vae_jax.load_data(config.data)
+        >>> model = vae_jax.build(config, data.image_shape)
+        >>> variables = model.init(jax.random.key(0))
+        >>> terms, _ = model.terms(variables, data.train.images[:4], jax.random.key(1))
+        >>> {name: figure.shape for name, figure in terms.items()}
+        {'loss': (4,), 'reconstruction': (4,), 'kl': (4,)}
     """
     platform = platform or current()
     try:

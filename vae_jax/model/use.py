@@ -46,6 +46,16 @@ class Model(NamedTuple):
         draw: (key, n) -> the prior's z that `sample` decodes, (n, latent); None for an autoencoder.
         classes: how many labels there are; 0 where the model is not told them.
         plane: whether z are points of a plane.
+
+    Example:
+        >>> import jax
+        >>> import vae_jax
+        >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
+        >>> data = vae_jax.load_data(config.data)
+        >>> model = vae_jax.use(vae_jax.fit(config, data))
+        >>> z = model.draw(jax.random.key(0), 5)
+        >>> z.shape, model.decode(z).shape, model.reconstruct(data.test.images[:2]).shape
+        ((5, 20), (5, 8, 8, 1), (2, 8, 8, 1))
     """
 
     encode: Callable[..., dict[str, Float[Array, "n _"]]]

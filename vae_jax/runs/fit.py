@@ -51,6 +51,14 @@ def fit(
         UserError: if the configuration does not fit the data, or nothing trains as jax is set.
         Diverged: if the loss or the gradient becomes infinite or NaN; with `train.skip_nonfinite`, in all steps of an
             epoch.
+
+    Example:
+        >>> import vae_jax
+        >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
+        >>> data = vae_jax.load_data(config.data)
+        >>> trained = vae_jax.fit(config, data)
+        >>> [(epoch["epoch"], 0 < epoch["test_loss"] < 60) for epoch in trained.history]
+        [(1, True)]
     """
     check_jax()
     config, devices = settled(config, data), devices or Devices()

@@ -52,6 +52,15 @@ def load(
 
     Raises:
         UserError: if it is no run folder or has no sound checkpoint, or it names code that is not trusted.
+
+    Example:
+        >>> import vae_jax
+        >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
+        >>> data = vae_jax.load_data(config.data)
+        >>> _ = vae_jax.train_run(config, data, "runs/example")
+        >>> trained = vae_jax.load_run("runs/example")
+        >>> trained.config.model.network, len(trained.history)
+        ('mlp', 1)
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -94,7 +103,16 @@ def _restore(
 
 
 def use(trained: Trained) -> Model:
-    """The trained model ready for use: encode, decode, reconstruct and sample, compiled."""
+    """The trained model ready for use: encode, decode, reconstruct and sample, compiled.
+
+    Example:
+        >>> import vae_jax
+        >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
+        >>> data = vae_jax.load_data(config.data)
+        >>> model = vae_jax.use(vae_jax.fit(config, data))
+        >>> model.encode(data.test.images[:3])["mu"].shape
+        (3, 20)
+    """
     network, objective = build(trained.config, trained.image_shape)
     return make_model(network, objective, trained.variables)
 

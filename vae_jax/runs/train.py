@@ -63,6 +63,14 @@ def train(
         UserError: if the folder is in the way, in use or cannot be written, the images are not of the size and channels
             that are configured, a checkpoint cannot be saved, or anything of `fit`.
         Stopped: once it has stopped because it should.
+
+    Example:
+        >>> import vae_jax
+        >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
+        >>> data = vae_jax.load_data(config.data)
+        >>> trained = vae_jax.train_run(config, data, "runs/example")
+        >>> vae_jax.load_run("runs/example").history == trained.history
+        True
     """
     from vae_jax.runs.finetune import begun_from
 

@@ -24,6 +24,14 @@ class TrainState(NamedTuple):
         opt_state: the optimiser's.
         sums: of each step of the current epoch, the batch's sum of each of the objective's figures, the loss first,
             (steps, figures); NaN where the step was skipped.
+
+    Example:
+        >>> import vae_jax
+        >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
+        >>> data = vae_jax.load_data(config.data)
+        >>> state = vae_jax.fit(config, data).state
+        >>> int(state.step), state.sums.shape
+        (23, (23, 3))
     """
 
     step: Int[Array, ""]
@@ -60,6 +68,14 @@ class Trained(NamedTuple):
         state: the final state.
         history: figures of every epoch, see `fit`.
         class_names: of the labels it was trained with, by number; None where they have none.
+
+    Example:
+        >>> import vae_jax
+        >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
+        >>> data = vae_jax.load_data(config.data)
+        >>> trained = vae_jax.fit(config, data)
+        >>> trained.image_shape, trained.class_names[:3], sorted(trained.variables.params)
+        ((8, 8, 1), ('0', '1', '2'), ['decoder', 'encoder'])
     """
 
     config: Config
