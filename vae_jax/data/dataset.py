@@ -41,7 +41,8 @@ class Dataset:
     Example:
         >>> import numpy as np
         >>> import vae_jax
-        >>> data = vae_jax.Dataset.from_arrays(np.zeros((100, 8, 8), np.uint8), np.arange(100) % 10)
+        >>> images = np.full((100, 8, 8), 255, np.uint8)
+    >>> data = vae_jax.Dataset.from_arrays(images, np.arange(100) % 10)
         >>> data.image_shape, len(data.train), len(data.test)
         ((8, 8, 1), 80, 20)
     """
