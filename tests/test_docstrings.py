@@ -26,6 +26,6 @@ def test_the_example_runs(name, tmp_path, monkeypatch):
 def test_public_functions_say_what_they_raise_and_take():
     for name in ("build", "fit", "load_data", "load_run", "train_run", "load_weights"):
         text = inspect.getdoc(NAMES[name])
-        for part in ("Args:", "Raises:"):
+        for part in ("Args:", "Raises:", "Examples:"):
             assert part in text, (name, part)
     assert "see" in inspect.getdoc(ConvTranspose) or "shape" in inspect.getdoc(ConvTranspose)

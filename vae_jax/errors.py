@@ -30,7 +30,7 @@ class UserError(ValueError):
     Its message is one line that names what, where, what was expected and what was found. The command line prints
     it and exits with code 2; library code lets it pass.
 
-    Example:
+    Examples:
         >>> import vae_jax
         >>> try:
         ...     vae_jax.Config(seed=-1)

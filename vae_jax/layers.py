@@ -95,7 +95,7 @@ class Conv(nn.Conv):
 
     Its signature, parameters and results are Flax's; see `vae_jax.layers` for what differs.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import jax.numpy as jnp
         >>> import vae_jax

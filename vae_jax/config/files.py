@@ -109,7 +109,7 @@ def load_config(name: str | Path | None = None, **overrides: Any) -> Config:
         UserError: for a missing file, an unknown option, a wrong type, a value out of range, or an option that the rest
             would ignore.
 
-    Example:
+    Examples:
         >>> import vae_jax
         >>> config = vae_jax.load_config("digits", **{"train.epochs": 2, "model.latent": 2})
         >>> config.train.epochs, config.objective.name

@@ -291,7 +291,7 @@ class Config(Section):
         train: how it is minimised.
         output: what is kept.
 
-    Example:
+    Examples:
         >>> import vae_jax
         >>> config = vae_jax.Config(seed=1)
         >>> config.seed, config.model.latent, config.prior.name

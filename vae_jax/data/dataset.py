@@ -38,7 +38,7 @@ class Dataset:
         UserError: if the splits' images are of different shapes, the class names do not fit the labels, or a category
             is beyond `values`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import vae_jax
         >>> images = np.full((100, 8, 8), 255, np.uint8)

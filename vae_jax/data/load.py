@@ -50,7 +50,7 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     Raises:
         UserError: an option, a file or the network does not let it.
 
-    Example:
+    Examples:
         >>> import vae_jax
         >>> data = vae_jax.load_data(vae_jax.load_config("digits").data)
         >>> data.image_shape, len(data.train), len(data.test)

@@ -27,7 +27,7 @@ class Split:
     Raises:
         UserError: if they are anything else.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> import vae_jax
         >>> split = vae_jax.Split(np.zeros((4, 8, 8, 1), np.uint8), np.array([3, 1, 4, 1]))

@@ -53,7 +53,7 @@ def save_weights(trained: Trained, path: str | Path) -> Path:
             name of another one.
         OSError: if the file cannot be written.
 
-    Example:
+    Examples:
         >>> import vae_jax
         >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
         >>> data = vae_jax.load_data(config.data)
@@ -87,7 +87,7 @@ def load_weights(path: str | Path, trust_code: bool = False) -> Trained:
         UserError: if it is no such file, its arrays are not those of the model that its configuration describes (all
             that differ are named), or it names code that is not trusted.
 
-    Example:
+    Examples:
         >>> import vae_jax
         >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
         >>> data = vae_jax.load_data(config.data)

@@ -121,7 +121,7 @@ def build(config: Config, image_shape: tuple[int, ...], platform: Platform | Non
     Raises:
         UserError: if the configuration does not fit together.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import vae_jax
         >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})

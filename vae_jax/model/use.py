@@ -47,7 +47,7 @@ class Model(NamedTuple):
         classes: how many labels there are; 0 where the model is not told them.
         plane: whether z are points of a plane.
 
-    Example:
+    Examples:
         >>> import jax
         >>> import vae_jax
         >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})

@@ -52,7 +52,7 @@ def fit(
         Diverged: if the loss or the gradient becomes infinite or NaN; with `train.skip_nonfinite`, in all steps of an
             epoch.
 
-    Example:
+    Examples:
         >>> import vae_jax
         >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
         >>> data = vae_jax.load_data(config.data)

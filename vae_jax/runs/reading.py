@@ -53,7 +53,7 @@ def load(
     Raises:
         UserError: if it is no run folder or has no sound checkpoint, or it names code that is not trusted.
 
-    Example:
+    Examples:
         >>> import vae_jax
         >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
         >>> data = vae_jax.load_data(config.data)
@@ -105,7 +105,7 @@ def _restore(
 def use(trained: Trained) -> Model:
     """The trained model ready for use: encode, decode, reconstruct and sample, compiled.
 
-    Example:
+    Examples:
         >>> import vae_jax
         >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
         >>> data = vae_jax.load_data(config.data)

@@ -64,7 +64,7 @@ def train(
             that are configured, a checkpoint cannot be saved, or anything of `fit`.
         Stopped: once it has stopped because it should.
 
-    Example:
+    Examples:
         >>> import vae_jax
         >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
         >>> data = vae_jax.load_data(config.data)

@@ -25,7 +25,7 @@ class TrainState(NamedTuple):
         sums: of each step of the current epoch, the batch's sum of each of the objective's figures, the loss first,
             (steps, figures); NaN where the step was skipped.
 
-    Example:
+    Examples:
         >>> import vae_jax
         >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
         >>> data = vae_jax.load_data(config.data)
@@ -69,7 +69,7 @@ class Trained(NamedTuple):
         history: figures of every epoch, see `fit`.
         class_names: of the labels it was trained with, by number; None where they have none.
 
-    Example:
+    Examples:
         >>> import vae_jax
         >>> config = vae_jax.load_config("digits", **{"data.image_size": 8, "model.network": "mlp", "train.epochs": 1})
         >>> data = vae_jax.load_data(config.data)
