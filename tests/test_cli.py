@@ -33,6 +33,8 @@ from vae_jax.errors import UserError, printable
 from vae_jax.files.held import LOCK
 from vae_jax.model.batches import BATCH
 from vae_jax.model.build import build
+from vae_jax.objectives.vae import VAEOptions
+from vae_jax.options import options_in
 from vae_jax.training.state import Trained
 
 # The signs of a pattern and of a shell's; what colours a terminal, turns the text around, or begins a line.
@@ -157,8 +159,33 @@ def test_help_of_a_command(capsys, verb):
         assert len(re.findall(r"\w+", told)) >= 2, f"{option} has no help"
 
 
-def test_help_of_train_tells_every_option(capsys):
-    text = help_of(capsys, "train")
+def test_help_shows_what_matters_first(capsys):
+    """The rest by section, with the part that is named, or all at once."""
+
+    def options(*arguments):
+        with pytest.raises(SystemExit):
+            main(["train", *arguments])
+        return set(re.findall(r"^  --(\w+\.\w+)", capsys.readouterr().out, re.MULTILINE))
+
+    first = options("--help")
+    assert {"data.source", "model.latent", "objective.name", "train.epochs", "train.learning_rate"} <= first
+    assert len(first) < 20
+    assert options("-h", "objective") - first == {f"objective.{name}" for name in options_in(VAEOptions)}
+    iwae = options("--objective.name", "iwae", "--help")
+    assert "objective.samples" in iwae
+    assert "objective.beta" not in iwae
+    every = options("--help-all")
+    assert first < every
+    assert {name for name in every if name.startswith("train.")} == options("--help", "train") - {
+        name for name in first if not name.startswith("train.")
+    }
+    assert len(every) > 60
+
+
+def test_help_of_train_has_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help-all"])
+    text = capsys.readouterr().out
     for option in ("--out", "--resume", "--overwrite", "--device", "--config", "--seed", "--model.latent"):
         assert re.search(rf"^  {option}\b", text, re.MULTILINE)
     assert "dimensions of the latent space" in text

@@ -85,6 +85,7 @@ TRACED = _Mark(
     "traced"
 )  # in an annotation: the number may be traced; members of a sweep that differ in it share a program
 FILLED = _Mark("filled")  # in an annotation: the list is not empty
+FIRST = _Mark("first")  # in an annotation: the help of a command shows the option without being asked for all
 
 
 class Option(NamedTuple):
@@ -96,7 +97,7 @@ class Option(NamedTuple):
         interval: that its numbers lie in, or empty.
         choices: what text may be, or None.
         needs: what others must be for it to be looked at.
-        marks: TRACED, FILLED.
+        marks: TRACED, FILLED, FIRST.
         help: what it is, in words.
     """
 

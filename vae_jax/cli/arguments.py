@@ -10,10 +10,11 @@ from vae_jax.config.change import options_of_section
 from vae_jax.config.parts import PARTS
 from vae_jax.config.section import SECTIONS, options_class
 from vae_jax.errors import UserError, brief, cut
-from vae_jax.options import KINDS, SIZE_LIMIT, TEXT_LIMIT, Option, as_text, nearest, options_in
+from vae_jax.options import FIRST, KINDS, SIZE_LIMIT, TEXT_LIMIT, Option, as_text, nearest, options_in
 
 SHORT = {"--from": "train.start"}  # flags of options by another name
 NUMBER = re.compile(r"[-+]?[0-9]{1,18}")
+HELP = ("-h", "--help", "--help-all")
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,6 +51,10 @@ def add_options(parser: Parser) -> None:
     )
     for flag, option in SHORT.items():
         parser.add_argument(flag, metavar="VALUE", help=f"the same as --{option}")
+    sections = ", ".join(SECTIONS)
+    parser.add_argument(
+        "--help-all", action="help", help=f"show all options; `--help SECTION` those of one, of {sections}"
+    )
 
 
 def read(
@@ -87,9 +92,11 @@ def read(
         else:
             changes.pop(option, None)  # of a section and its option the later one wins
             changes[option] = None if value == "null" and _may_be_null(option) else value
-    helps = parser.configured and bool({"-h", "--help"} & set(rest))
-    if helps:
-        _add_help(parser, with_options(Config() if file is None else read_file(file), **changes))
+    asked = next((place for place, argument in enumerate(rest) if argument in HELP), None)
+    if parser.configured and asked is not None:
+        named = SECTIONS if rest[asked] == "--help-all" else {argument.partition(".")[0] for argument in changes}
+        shown = {*named, *(argument for argument in rest[asked + 1 :] if argument in SECTIONS)}
+        _add_help(parser, with_options(Config() if file is None else read_file(file), **changes), shown)
     try:
         found, unknown = parser.parse_known_args(rest)
     except argparse.ArgumentError as error:
@@ -121,18 +128,34 @@ def _check_length(argument: str, flag: str, most: int) -> None:
         raise UserError(f"{cut(flag)}: expected at most {most:,} characters; found {len(argument):,}")
 
 
-def _add_help(parser: Parser, config: Config) -> None:
-    """Adds the options of a configuration for the help to show: of each section, and of the part that it names."""
-    _add_group(parser, "configuration", "", {"seed": options_in(Config)["seed"]}, {})
+def _add_help(parser: Parser, config: Config, shown: set[str]) -> None:
+    """Adds options of a configuration for the help to show.
+
+    Of the sections that are shown, these are all options, and those of the part that the section names; of the others
+    only those that are marked FIRST.
+    """
+    first = parser.add_argument_group(
+        "configuration",
+        None
+        if shown >= SECTIONS.keys()
+        else "What matters first. Another part's options: `--objective.name iwae --help`; all options: --help-all.",
+    )
+    _add_to(first, "", {"seed": options_in(Config)["seed"]}, {})
     for name, kind in SECTIONS.items():
-        section, title = getattr(config, name), f"{name}: {kind.__doc__.partition('.')[0]}"
-        _add_group(parser, title, f"{name}.", options_in(kind), vars(section))
-        if name in PARTS and (options := options_in(options_class(name, section.part))):
-            _add_group(parser, f"{name} {section.part}", f"{name}.", options, vars(section.options))
+        section = getattr(config, name)
+        part = options_in(options_class(name, section.part)) if name in PARTS else {}
+        if name not in shown:
+            for options, values in ((options_in(kind), vars(section)), (part, part and vars(section.options))):
+                marked = {option: known for option, known in options.items() if FIRST in known.marks}
+                _add_to(first, f"{name}.", marked, values)
+            continue
+        title = f"{name}: {kind.__doc__.partition('.')[0]}"
+        _add_to(parser.add_argument_group(title), f"{name}.", options_in(kind), vars(section))
+        if part:
+            _add_to(parser.add_argument_group(f"{name} {section.part}"), f"{name}.", part, vars(section.options))
 
 
-def _add_group(parser: Parser, title: str, prefix: str, options: dict[str, Option], values: dict[str, Any]) -> None:
-    group = parser.add_argument_group(title)
+def _add_to(group: Any, prefix: str, options: dict[str, Option], values: dict[str, Any]) -> None:
     for name, option in options.items():
         kinds = " or ".join(KINDS[kind] for kind in option.kinds)
         bounds = f" in {option.interval}" if option.interval else ""

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from vae_jax.config.section import Chosen, Section
 from vae_jax.errors import UserError
-from vae_jax.options import TRACED, one_of, only
+from vae_jax.options import FIRST, TRACED, one_of, only
 from vae_jax.spec import KINDS, MOST_VALUES, OTHERS, Spec, spec_of
 
 SOURCES = ("digits", "mnist", "fashion_mnist", "kmnist", "tfds", "folder", "array")
@@ -46,15 +46,15 @@ class DataConfig(Section):
 
     SECTION = "data"
 
-    source: Annotated[str, one_of(*SOURCES, own=True)] = "digits"
+    source: Annotated[str, one_of(*SOURCES, own=True), FIRST] = "digits"
     kind: Annotated[str | None, one_of(*KINDS)] = None
     shape: Annotated[tuple[int, ...] | None, "[1, 1073741824]", only(kind=OTHERS)] = None
     values: Annotated[int | None, f"[1, {MOST_VALUES}]", only(kind="categories")] = None
     name: Annotated[str | None, only(source="tfds")] = None
-    path: Annotated[str | None, only(source=("folder", "array"))] = None
+    path: Annotated[str | None, only(source=("folder", "array")), FIRST] = None
     manual_dir: Annotated[str | None, only(source=("mnist", "fashion_mnist", "kmnist", "tfds"))] = None
     cache_dir: Annotated[str | None, IMAGES] = None
-    image_size: Annotated[int | None, "[1, 1024]", IMAGES] = None
+    image_size: Annotated[int | None, "[1, 1024]", IMAGES, FIRST] = None
     channels: Annotated[int | None, "[1, 3]", IMAGES] = None
     treatment: Annotated[str, one_of("grey", "static", "dynamic", "dequantized"), IMAGES] = "grey"
     validation: Annotated[float, "[0, inf)"] = 0.0
@@ -107,8 +107,8 @@ class ModelConfig(Chosen):
     """The encoder and the decoder. The defaults are the article's network, quirks included.
 
     Attributes:
-        network: which pair of networks (vae_jax/models): convolutional (the article's), mlp or residual; or the import
-            path of your own.
+        network: which pair of networks (vae_jax/networks): convolutional (the article's), mlp or residual; or the
+            import path of your own.
         latent: dimensions of the latent space z.
         classes: how many labels there are, if the networks are told each image's (the conditional VAE); 0 for none.
         initialization: pytorch (uniform in ±1/√fan_in, biases too), lecun (Flax's: LeCun normal, biases 0) or glorot
@@ -120,8 +120,8 @@ class ModelConfig(Chosen):
 
     SECTION = "model"
 
-    network: str = "convolutional"
-    latent: Annotated[int, "[1, 65536]"] = 20
+    network: Annotated[str, FIRST] = "convolutional"
+    latent: Annotated[int, "[1, 65536]", FIRST] = 20
     classes: Annotated[int, "[0, 65536]"] = 0
     initialization: Annotated[str, one_of("pytorch", "lecun", "glorot")] = "pytorch"
     precision: Annotated[str, one_of("float32", "tensorfloat32", "bfloat16")] = "float32"
@@ -140,7 +140,7 @@ class PosteriorConfig(Chosen):
 
     SECTION = "posterior"
 
-    name: str = "diagonal_gaussian"
+    name: Annotated[str, FIRST] = "diagonal_gaussian"
 
 
 @dataclass(frozen=True, init=False)
@@ -155,7 +155,7 @@ class PriorConfig(Chosen):
 
     SECTION = "prior"
 
-    name: str = "standard_normal"
+    name: Annotated[str, FIRST] = "standard_normal"
 
 
 @dataclass(frozen=True, init=False)
@@ -169,7 +169,7 @@ class LikelihoodConfig(Chosen):
 
     SECTION = "likelihood"
 
-    name: str = "bernoulli"
+    name: Annotated[str, FIRST] = "bernoulli"
 
 
 @dataclass(frozen=True, init=False)
@@ -186,7 +186,7 @@ class ObjectiveConfig(Chosen):
 
     SECTION = "objective"
 
-    name: str = "vae"
+    name: Annotated[str, FIRST] = "vae"
 
 
 @dataclass(frozen=True, init=False)
@@ -195,12 +195,12 @@ class OptimizerConfig(Chosen):
 
     Attributes:
         name: adam, adamw, adamax, sgd, rmsprop, lion, muon or schedule_free, see docs/optimisers.md; or the import
-            path of your own.
+            import path of your own.
     """
 
     SECTION = "optimizer"
 
-    name: str = "adam"
+    name: Annotated[str, FIRST] = "adam"
 
 
 @dataclass(frozen=True)
@@ -238,9 +238,9 @@ class TrainConfig(Section):
 
     SECTION = "train"
 
-    epochs: Annotated[int, "[1, 1000000]"] = 5
-    batch_size: Annotated[int, "[1, 1000000]"] = 64
-    learning_rate: Annotated[float, "(0, inf)", TRACED] = 1e-3
+    epochs: Annotated[int, "[1, 1000000]", FIRST] = 5
+    batch_size: Annotated[int, "[1, 1000000]", FIRST] = 64
+    learning_rate: Annotated[float, "(0, inf)", TRACED, FIRST] = 1e-3
     schedule: Annotated[str, one_of("constant", "cosine", "linear", "exponential", "burda")] = "constant"
     warmup_steps: Annotated[int, "[0, 1000000000]"] = 0
     decay_rate: Annotated[float, "(0, 1]", only(schedule="exponential")] = 0.95
