@@ -195,7 +195,7 @@ class OptimizerConfig(Chosen):
 
     Attributes:
         name: adam, adamw, adamax, sgd, rmsprop, lion, muon or schedule_free, see docs/optimisers.md; or the import
-            import path of your own.
+            path of your own.
     """
 
     SECTION = "optimizer"
