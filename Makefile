@@ -10,7 +10,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-CONFIG ?= configs/digits.yaml
+CONFIG ?= configs/handwriting.yaml
 RUN ?= runs/$(basename $(notdir $(CONFIG)))
 ARGS ?=
 BIN := $(VENV)/bin

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import COLLECTED
+from PIL import Image
 from safetensors import safe_open
 
 from vae_jax import cli
@@ -192,3 +194,38 @@ def test_cluster_files_have_the_syntax_of_their_kind():
         options = cli._parse("train", VERBS["train"], command[1:])
         assert options.distributed
         assert options.resume
+
+
+def small_options(verb, arguments):
+    """What makes a command of the README quick."""
+    shrunk = ["--train.epochs", "1", "--output.figure_images", "4"]
+    if verb not in ("train", "sweep"):
+        return {"evaluate": ["--images", "20", "--nll-samples", "2"], "compare": ["--epochs", "1"]}.get(verb, [])
+    if "colour64" in arguments:
+        return [*shrunk, "--model.channels", "[4,4,4,4]", "--model.hidden", "8", "--data.image_size", "64"]
+    tiny = ["--data.image_size", "8", "--model.channels", "[4,8]", "--model.hidden", "16"]
+    return [*shrunk, *tiny, *(["--seeds", "1"] if verb == "sweep" else [])]
+
+
+@pytest.mark.timeout(900)
+def test_every_command_of_the_readme_runs(tmp_path, monkeypatch, capsys):
+    """In its order, in one folder, in small."""
+    monkeypatch.chdir(tmp_path)
+    (renyi,) = (code for code in CODE if "def renyi(" in code)
+    (tmp_path / "renyi.py").write_text(renyi, encoding="utf-8")
+    (tmp_path / "photos").mkdir()
+    for number in range(12):
+        levels = np.random.RandomState(number).randint(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(levels).save(tmp_path / "photos" / f"{number}.png")
+    commands = [shlex.split(line) for line in re.findall(r"^    vae-jax (.*)$", README, re.MULTILINE)]
+    assert {verb for verb, *_ in commands} >= {"train", "evaluate", "sample", "sweep", "compare"}
+    for verb, *arguments in commands:
+        if verb == "compare":
+            continue  # tests/test_compare.py runs it, with PyTorch
+        assert cli.main([verb, *arguments, *small_options(verb, arguments)]) == 0, (verb, arguments)
+        capsys.readouterr()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (start,) = re.findall(r"^CONFIG \?= configs/(\w+)\.yaml$", makefile, re.MULTILINE)
+    assert start in shipped()
+    for target in re.findall(r"^    make (\w+)", README, re.MULTILINE):
+        assert f"\n{target}:" in makefile
