@@ -487,6 +487,11 @@ def test_every_command_works_or_says_why_not(tmp_path, monkeypatch, capsys, kind
         elif verb == "encode":
             code, out, err = command(["encode", "run"], capsys)
             assert np.load("run/latents_test.npz")["mu"].shape == (9, 2)
+        elif verb == "configs":
+            code, out, err = command(["configs"], capsys)
+        elif verb == "show":
+            code, out, err = command(["show", "run"], capsys)
+            assert "nats per example" in out
         elif verb in arrays:
             name, array, more, count = arrays[verb]
             code, out, err = command([verb, "run", *more], capsys)

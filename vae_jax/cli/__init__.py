@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vae_jax import interruption
-from vae_jax.cli import codes, compare, configs, exchange, prior, sweep, train, use
+from vae_jax.cli import codes, compare, configs, exchange, prior, show, sweep, train, use
 from vae_jax.cli.arguments import Parser, read
 from vae_jax.cli.common import Verb, flag, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
@@ -40,6 +40,7 @@ VERBS = {
     **use.VERBS,
     **codes.VERBS,
     **exchange.VERBS,
+    **show.VERBS,
     **compare.VERBS,
 }
 

@@ -50,7 +50,7 @@ VERBS = {
         "list the configurations that come with the package, with the result that each promises",
         _options,
         _run,
-        "examples:\n  vae-jax configs\n  vae-jax configs article > mine.yaml      the start of one of your own",
+        "examples:\n  vae-jax configs\n  vae-jax configs article      in full, the start of one of your own",
         usage="[NAME]",
     ),
 }

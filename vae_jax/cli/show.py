@@ -1,0 +1,98 @@
+"""`vae-jax show`: runs side by side, as a table."""
+
+import json
+from typing import Any
+
+from vae_jax.cli.common import Verb, answer
+from vae_jax.config import expand
+from vae_jax.errors import printable
+
+FIGURES = ("test_loss", "test_reconstruction", "test_kl")
+
+
+def _options(parser: Any) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or sweeps, whose members are shown")
+    parser.add_argument("--sort", action="store_true", help="the lowest test loss first")
+    parser.add_argument("--json", action="store_true", help="one JSON object for each run, a line each")
+    parser.add_argument("--all", action="store_true", help="show all options, not only those in which runs differ")
+
+
+def _run(options: Any) -> None:
+    from vae_jax.config.change import options_of
+    from vae_jax.runs.overview import differing, overview, runs_in
+
+    runs = [overview(folder) for folder in runs_in(map(expand, options.runs))]
+    if options.sort:  # what has no loss, or none that is finite, comes last
+        runs.sort(key=lambda run: (not (run.last("test_loss") or 0) < float("inf"), run.last("test_loss") or 0))
+    changed = {name: list(values) for name, values in differing(runs).items()}
+    if options.all:
+        every = [options_of(run.config) for run in runs]
+        changed = {name: [own.get(name) for own in every] for name in dict.fromkeys(n for own in every for n in own)}
+    rows = []
+    for place, run in enumerate(runs):
+        best = run.best()
+        rows.append(
+            {
+                "run": str(run.folder),
+                "state": run.state,
+                "data": run.data,
+                "epochs": len(run.history),
+                **{figure: run.last(figure) for figure in FIGURES if run.last(figure) is not None},
+                **({"best_loss": best[0], "best_epoch": best[1]} if best else {}),
+                "unit": run.unit,
+                "parameters": run.summary.get("parameters"),
+                "images_per_second": run.summary.get("images_per_second"),
+                **{name: values[place] for name, values in changed.items()},
+            }
+        )
+    if options.json:
+        for row in rows:
+            answer(json.dumps(row, ensure_ascii=False))
+        return
+    for line in table(rows):
+        answer(line)
+    for run in runs:
+        if run.reason:
+            answer(f"{run.folder}: {run.reason}")
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows as lines of a table; one run is shown as a line for each of its values."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in names if any(_text(row, name) for row in rows)]
+    if len(rows) == 1:
+        width = max(map(len, columns))
+        return [f"{name:<{width}}  {_text(rows[0], name)}" for name in columns]
+    cells = [columns, *([_text(row, name) or "–" for name in columns] for row in rows)]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
+    numeric = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in columns]
+    return [
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, numeric, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+
+
+def _text(row: dict[str, Any], name: str) -> str:
+    value = row.get(name)
+    if isinstance(value, float):
+        return f"{value:,.0f}" if name == "images_per_second" else f"{value:.6g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}" if name == "parameters" else str(value)
+    return "" if value is None else printable(str(value))
+
+
+VERBS = {
+    "show": Verb(
+        "show runs side by side: what they are, their figures, and the options in which they differ",
+        _options,
+        _run,
+        "examples:\n"
+        "  vae-jax show runs/digits\n"
+        "  vae-jax show runs/* --sort\n"
+        "  vae-jax show sweeps/beta --json                  for another program",
+        usage="RUN…",
+    ),
+}
