@@ -11,15 +11,18 @@ from vae_jax.errors import UserError, cut, listed
 
 def head(path: Path) -> tuple[str, list[str], str]:
     """What a configuration's first comment says: what it is, the commands, and the result to expect."""
-    lines = []
+    text, commands, before = [], [], True
+    about: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
-        lines.append(line.removeprefix("#").removeprefix(" "))
-    commands = [line.strip() for line in lines if line.startswith("  ")]
-    first, last = (lines.index(line) for line in (lines[0], next((x for x in lines[1:] if not x), lines[-1])))
-    after = [line for line in lines[last:] if line and not line.startswith("  ")]
-    return " ".join(lines[first:last]), commands, " ".join(after)
+        line = line.removeprefix("#").removeprefix(" ")
+        if line.startswith("  "):
+            commands.append(line.strip())
+            before = False
+        elif line:
+            (about if before else text).append(line)
+    return " ".join(about), commands, " ".join(text)
 
 
 def _options(parser: Any) -> None:
