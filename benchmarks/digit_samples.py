@@ -29,9 +29,6 @@ def main() -> None:
     options = parser.parse_args()
     trained = vae_jax.load_run(options.run)
     real = vae_jax.load_data(trained.config.data)
-    assert real.test is not None
-    assert real.train.labels is not None
-    assert real.test.labels is not None
     train, test = real.train.images / 255, real.test.images / 255
     classifier = trained_on(train, real.train.labels, EPOCHS)
     samples = np.asarray(vae_jax.use(trained).sample(jax.random.key(options.seed), options.n))
