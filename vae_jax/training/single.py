@@ -50,7 +50,7 @@ class Single(Program):
     def __init__(
         self, config: Config, data: Dataset, devices: Devices, resume: tuple[TrainState, History] | None = None
     ):
-        """Compiles.
+        """Compiles the program.
 
         Args:
             config: of the run, settled.
@@ -72,11 +72,11 @@ class Single(Program):
 
         some = first_images(config, data.train) if network.posterior.begin and not resume else None
         state = resume[0] if resume else start(config, data.image_shape, self.count, some)
-        # Copied, since the loop takes its argument's buffers over: the caller's state survives.
+        # A copy, since the loop takes its argument's buffers over and the caller's state must survive.
         state = devices.whole(jax.jit(partial(jax.tree.map, jnp.copy))(state))
         pack_state, self._unpack = make_packing(network.platform, transformation, objective)
         if network.platform.packed:
-            pack_state, self._unpack = (jax.jit(each, **devices.outputs) for each in (pack_state, self._unpack))
+            pack_state, self._unpack = (jax.jit(function, **devices.outputs) for function in (pack_state, self._unpack))
         variables, state = state.variables, pack_state(state)
         check_labels(config, data)
         check_numbers(config, data)
@@ -119,7 +119,7 @@ class Single(Program):
             self.parts = [(end, size, loop()) for end, size, loop in loops]
             for program in small:
                 program.result()
-        del variables  # where the state is packed, a copy of it
+        del variables  # if the state is packed, a copy of it
         self.compile_seconds = time.perf_counter() - began
         for _, size, loop in self.parts:
             check_memory(loop.memory, f"{blamed(config, size)}: the arrays of a step")
