@@ -157,7 +157,7 @@ def test_parts_that_the_run_does_not_have_begin_anew(first):
     assert set(state.variables.params) == {"decoder", "encoder", "posterior", "prior"}
     (line,) = lines
     assert re.fullmatch(
-        r"beginning with decoder, encoder\.\S+, .* from .*; (encoder\.\w+, )?posterior, prior anew", line
+        r"beginning with decoder, encoder\.\S+, .* from .*; new: (encoder\.\w+, )?posterior, prior", line
     )
     _, lines = begun(first, **{"objective.name": "autoencoder"})
     assert lines == [
@@ -174,7 +174,7 @@ def test_parameters_and_a_state_of_one_name(first, tmp_path, monkeypatch):
 
     monkeypatch.setitem(POSTERIORS, "booked", booked)
     state, lines = begun(first, **{"posterior.name": "booked"})
-    assert lines == [f"beginning with decoder, encoder from {first}; posterior anew"]
+    assert lines == [f"beginning with decoder, encoder from {first}; new: posterior"]
     variables = state.variables._replace(
         params=state.variables.params | {"posterior": {"book": np.full(3, 2.0)}}, state={"posterior": {"book": 0.25}}
     )
