@@ -365,7 +365,7 @@ def test_a_prior_beside_relaxed_samples_is_refused_since_no_gradient_would_reach
     options = {name: value for name, value in TINY.items() if not name.startswith("posterior")}
     config = load_config(**{**options, **PRIOR, "posterior.name": "categorical"})
     with pytest.raises(
-        UserError, match="expected uniform with posterior categorical, to which a prior over codes passes"
+        UserError, match="expected uniform with posterior categorical, which gets no gradient from a prior over codes"
     ):
         build(config, (8, 8, 1))
     options = {**options, "posterior.name": "categorical", "posterior.kl": "relaxed", "objective.name": "prior"}

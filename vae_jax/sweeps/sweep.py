@@ -176,7 +176,7 @@ def run(
                 check_files()  # a user may have changed a file while other groups trained
                 kept = _as_kept(group, folder, trust_code)
                 most = _train_group(
-                    kept, most, images, folder, goes_on, trust_code, tell_once, tell, show, should_stop, outcomes
+                    kept, most, images, folder, goes_on, trust_code, report_once, tell, show, should_stop, outcomes
                 )
                 goes_on = True
         ended = [outcomes[member.name]._replace(member=member) for member in _as_kept(members, folder, trust_code)]
