@@ -89,7 +89,7 @@ def layered(
         products: see `jax.default_matmul_precision`.
 
     Raises:
-        UserError: if its functions do not give what they should.
+        UserError: if its functions give other arrays than `Hierarchy` says.
     """
     *axes, channels = image_shape
 

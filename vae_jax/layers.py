@@ -37,7 +37,7 @@ def convolve(
     precision: Any = None,
     **more: Any,
 ) -> Array:
-    """`lax.conv_general_dilated` of images (batch, height, width, channels), as matrix products where they are faster.
+    """`lax.conv_general_dilated` of images (batch, height, width, channels), as matrix products if they are faster.
 
     Args:
         images: with the batch first and the channels last.

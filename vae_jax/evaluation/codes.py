@@ -72,7 +72,7 @@ def use_of_codes(
     Args:
         network: of the run.
         variables: trained.
-        key: of what is drawn.
+        key: of all draws.
         images: of a split.
         labels: of the images, if the model gets them.
         in_place: see `Use`.

@@ -41,8 +41,8 @@ class GaussianOptions:
 
     Attributes:
         variance: fixed, shared (one for all pixels, learned) or pixel (one for each, from the decoder).
-        scale: the standard deviation where it is fixed, and where it starts otherwise; grey levels are 0 to 1, real
-            numbers in their own unit.
+        scale: the standard deviation, or its start if it is learned; grey levels are 0 to 1, real numbers in their
+            own unit.
     """
 
     variance: Annotated[str, one_of("fixed", "shared", "pixel")] = "fixed"
@@ -134,6 +134,6 @@ def _raw(scale: float, floor: float) -> float:
     """Where a learned scale starts: the inverse of `floored`."""
     if scale <= floor:
         raise UserError(
-            f"likelihood.scale: expected more than half a grey level, {FLOOR:.3g}, where it is learned; found {scale}"
+            f"likelihood.scale: expected more than half a grey level, {FLOOR:.3g}, if it is learned; found {scale}"
         )
     return math.log(scale - floor)

@@ -19,7 +19,7 @@ class SamplesOptions:
     """Of an importance-weighted bound.
 
     Attributes:
-        samples: k, of z for each image; where there are groups, in each of them.
+        samples: k, of z for each image, or in each group of samples if there are groups.
     """
 
     samples: Annotated[int, "[1, 1000000]"] = 5

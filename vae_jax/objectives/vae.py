@@ -15,7 +15,7 @@ class KLOptions:
     """Of an objective with a KL term.
 
     Attributes:
-        kl: analytic, sampled (one sample of log q(z|x) − log p(z)) or auto: analytic where there is a closed form.
+        kl: analytic, sampled (one sample of log q(z|x) − log p(z)) or auto: analytic if there is a closed form.
     """
 
     kl: Annotated[str, one_of("auto", "analytic", "sampled")] = "auto"
@@ -32,7 +32,7 @@ class VAEOptions(KLOptions):
         warmup_epochs: of schedule warmup.
         cycle_epochs: of schedule cyclical, the length of a cycle …
         cycle_ratio: … and the part of it in which beta rises.
-        free_bits: nats of KL that cost nothing in each dimension, on the average of a batch.
+        free_bits: nats of KL per dimension, averaged over a batch, that cost nothing.
     """
 
     beta: Annotated[float, "[0, inf)", TRACED] = 1.0

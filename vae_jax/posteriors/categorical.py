@@ -29,13 +29,13 @@ class CategoricalOptions:
         classes: of every variable, K; model.latent is how many variables there are.
         relaxation: in training: gumbel (a relaxed sample), straight_through (its largest class, with the relaxed
             sample's gradient) or categorical_straight_through (a class, with the probabilities' gradient).
-        temperature: of the relaxed sample; at the first step, where it is annealed.
+        temperature: of the relaxed sample; at the first step, if it is annealed.
         annealing: rate r of max(least_temperature, temperature·exp(−r·steps)); 0 for a constant temperature.
         least_temperature: below which annealing does not bring it.
         mixing: part of the uniform distribution in the probabilities; 0.01 keeps all logarithms finite.
         kl: in training: categorical (of the categorical variables, which with relaxed samples gives no bound) or
             relaxed (from the densities of the relaxed sample, which bounds the relaxed model).
-        prior_temperature: of the relaxed uniform prior; the lower, the less it costs to be sure of a class.
+        prior_temperature: of the relaxed uniform prior; the lower, the less certainty of a class costs.
         balance: α of α·KL(sg(q) ‖ p) + (1 − α)·KL(q ‖ sg(p)); null for the plain KL. The uniform prior learns nothing,
             so with it α only scales the KL's gradient by 1 − α.
     """

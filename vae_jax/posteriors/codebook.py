@@ -33,8 +33,8 @@ class CodebookOptions:
     Attributes:
         codes: vectors of the codebook, K.
         places: the shape of the codes of an image, as [7, 7]; null takes the network's own map.
-        stages: of residual quantisation, each with a codebook for what the ones before have left.
-        update: of the codebook: ema (moving averages of what is assigned to a code) or gradient.
+        stages: of residual quantisation; a stage has a codebook for the residuals of the stages before.
+        update: of the codebook: ema (moving averages of the vectors assigned to a code) or gradient.
         decay: of the moving averages; with gradient, of the counts alone; the literature's 0.99 is slow at first.
         commitment: β, weight of the encoder's distance from its code.
         weight: of both code terms, beside the reconstruction.

@@ -50,8 +50,8 @@ class LFQOptions:
     Attributes:
         places: the shape of the codes of an image, as [7, 7]; null takes the network's own map.
         commitment: weight of the encoder's squared distance from its code.
-        entropy: weight of the entropy terms in nats: that of a place's signs, less …
-        diversity: … so many times that of their mean over a batch.
+        entropy: weight of the entropy term in nats: the entropy of a place's signs less that of their batch mean.
+        diversity: factor of the batch mean's entropy in this term.
         temperature: of the signs' probabilities in the entropy terms.
     """
 

@@ -26,8 +26,8 @@ class PixelCNNOptions:
     """Of pixelcnn.
 
     Attributes:
-        layers: gated ones; null for as many as it takes for every place to see all before it, which on a map of s
-            places a side is (s − 1)/((kernel − 1)/2), rounded up.
+        layers: gated layers; null for as many as let every place see all places before it: on a map of s places a
+            side (s − 1)/((kernel − 1)/2), rounded up.
         channels: of each of the two stacks.
         kernel: places along a side of a convolution's kernel, an odd number.
     """

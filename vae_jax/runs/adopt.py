@@ -68,7 +68,7 @@ def adopt(
                 f"{strange[0]}: expected nothing but copies of users' files in {folder / own_parts.CODE}, which "
                 f"{argument('overwrite', True)} replaces; found a file that is none of them; move it elsewhere"
             )
-        # Made in a folder of its own and moved when it is whole: so half a run is no run, and an old one is not lost.
+        # Made in a scratch folder and moved when it is whole: so half a run is no run, and an old one is not lost.
         with scratch(folder / "import") as making:
             (making / "figures").mkdir()
             write_text(making / ORIGIN, json.dumps(origin, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""A run's folder: checks that it is one or may become one, and reads what it says of the run."""
+"""A run's folder: checks that it is one or may become one, and reads its notes of the run."""
 
 import os
 from dataclasses import replace

@@ -89,7 +89,7 @@ class Recorder:
         self.best_by = "test_loss" if data.validation is None else "validation_loss"
 
     def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
-        """Writes the files that a run starts with, and reports what it goes on from.
+        """Writes the files that a run starts with, and reports the checkpoint that it goes on from.
 
         Raises:
             UserError: if the folder cannot be written.
