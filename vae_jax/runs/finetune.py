@@ -20,7 +20,7 @@ from vae_jax.variables import Variables
 Leaves = dict[tuple[str, ...], Any]  # by their path, which begins with the field, params or state
 
 
-def begun_from(
+def start_from_run(
     config: Config,
     image_shape: tuple[int, ...],
     images: int,

@@ -63,9 +63,9 @@ def fit(
     check_jax()
     config, devices = settled(config, data), devices or Devices()
     if resume is None and config.train.start is not None:
-        from vae_jax.runs.finetune import begun_from
+        from vae_jax.runs.finetune import start_from_run
 
-        resume = begun_from(config, data.image_shape, len(data.train)), []
+        resume = start_from_run(config, data.image_shape, len(data.train)), []
     program = Single(config, data, devices, resume)
     if on_start:
         on_start()

@@ -172,7 +172,7 @@ def check_same_run(folder: Path, description: "Description") -> None:
         )
 
 
-def as_now(options: dict[str, Any], config: Config, folder: Path) -> dict[str, Any]:
+def present_options(options: dict[str, Any], config: Config, folder: Path) -> dict[str, Any]:
     """A checkpoint's options by their present names, of the chosen parts only.
 
     Args:
@@ -195,7 +195,7 @@ def changed_run_options(now: dict[str, Any], then: dict[str, Any], configured: d
 
     Args:
         now: the options to go on with.
-        then: the options that the run was trained with, by `as_now`; empty if unknown.
+        then: the options that the run was trained with, by `present_options`; empty if unknown.
         configured: the options in its config.yaml.
     """
     if not then:

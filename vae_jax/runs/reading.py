@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vae_jax.runs.checkpoint import Saved
     from vae_jax.runs.description import Description
 from vae_jax.runs.folder import DIVERGED
-from vae_jax.runs.identity import as_now, changed_run_options, check_same_run, digest_of, plain_options
+from vae_jax.runs.identity import changed_run_options, check_same_run, digest_of, plain_options, present_options
 
 
 class _Line(NamedTuple):
@@ -68,14 +68,14 @@ def load(
     config = replace(config, data=resolve(config.data))
     configured = plain_options(own_parts.by_copy(config, folder))
     config = resolve_parts(replace(used, data=config.data))
-    configured = as_now(configured, config, folder)
+    configured = present_options(configured, config, folder)
     for line in own_parts.changes(folder):
         report(line)
     shape = config.data.image_shape
 
     def check(description: "Description") -> None:
         check_same_run(folder, description)
-        then = as_now({**description.options}, config, folder) if description.options else {}
+        then = present_options({**description.options}, config, folder) if description.options else {}
         if changed := changed_run_options(configured, then, configured):
             report(f"warning: {folder}/config.yaml is not what the run was trained with; changed: {changed}")
 
@@ -117,7 +117,7 @@ def use(trained: Trained) -> Model:
     return make_model(network, objective, trained.variables)
 
 
-def standing(
+def checkpoint_to_resume(
     config: Config,
     data: Dataset,
     folder: Path,
@@ -142,7 +142,7 @@ def standing(
     if edited := own_parts.edited(folder):
         raise UserError(f"{edited[0]}; {argument('resume', True)} continues a run as it began")
     now = plain_options(own_parts.by_copy(config, folder))
-    configured = as_now(plain_options(own_parts.by_copy(read_config(folder), folder)), config, folder)
+    configured = present_options(plain_options(own_parts.by_copy(read_config(folder), folder)), config, folder)
 
     def check(then: dict[str, Any]) -> None:
         """Refuses to continue a run with other options; `configured` stands in for an older checkpoint's options."""
@@ -153,7 +153,7 @@ def standing(
 
     def check_description(description: "Description") -> None:
         check_same_run(folder, description)
-        check(as_now({**description.options}, config, folder) if description.options else {})
+        check(present_options({**description.options}, config, folder) if description.options else {})
 
     earlier = _restore(folder, "latest", config, data.image_shape, report, check_description)
     if earlier is None:

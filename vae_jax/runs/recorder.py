@@ -31,7 +31,7 @@ from vae_jax.runs.folder import DATA, Data
 from vae_jax.training.checks import labels_for
 from vae_jax.training.figures import has_stopped
 from vae_jax.training.loop import compiling
-from vae_jax.training.state import Trained, TrainState, names_of, used
+from vae_jax.training.state import Trained, TrainState, evaluated_variables, names_of
 
 if TYPE_CHECKING:
     from vae_jax.runs.checkpoint import Saved
@@ -157,7 +157,7 @@ class Recorder:
             for program in self.drawing or []:
                 program.result()
             shown = self.data.test.spread(output.figure_images)
-            use = self.models.make(used(self.config, state))
+            use = self.models.make(evaluated_variables(self.config, state))
             below = np.asarray(use.reconstruct(shown.images, labels_for(self.config, shown)))
             path = self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png"
             pairs(path, shown.images / 255, below)

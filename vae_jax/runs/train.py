@@ -22,7 +22,7 @@ from vae_jax.runs import own_parts
 from vae_jax.runs.fit import fit
 from vae_jax.runs.folder import absolute_start, check_folder, check_start, delete
 from vae_jax.runs.identity import check_alike, check_shape
-from vae_jax.runs.reading import standing
+from vae_jax.runs.reading import checkpoint_to_resume
 from vae_jax.runs.recorder import Follower, Recorder
 from vae_jax.training.figures import has_stopped
 from vae_jax.training.loop import compiling
@@ -72,7 +72,7 @@ def train(
         >>> vae_jax.load_run("runs/example").history == trained.history
         True
     """
-    from vae_jax.runs.finetune import begun_from
+    from vae_jax.runs.finetune import start_from_run
 
     folder, devices = Path(folder), devices or Devices()
     config = own_parts.absolute(absolute_start(settled(config, data)))
@@ -87,7 +87,7 @@ def train(
         earlier = None
         if resume and (folder / "config.yaml").exists():
             config = own_parts.as_kept(config, folder, trust_code, own_parts.names_in(config))
-            earlier = standing(config, data, folder, report, trust_code=trust_code)
+            earlier = checkpoint_to_resume(config, data, folder, report, trust_code=trust_code)
             for line in own_parts.changes(folder):
                 report(f"warning: {line}")
         elif resume:
@@ -115,7 +115,7 @@ def train(
         began = time.perf_counter()
         begun = (earlier.state, earlier.history) if earlier else None
         if begun is None and config.train.start is not None:
-            begun = begun_from(config, data.image_shape, len(data.train), report, trust_code), []
+            begun = start_from_run(config, data.image_shape, len(data.train), report, trust_code), []
         try:
             trained = fit(
                 config,

@@ -20,10 +20,10 @@ from vae_jax.files.held import LOCK, check_no_link
 from vae_jax.files.lock import writing
 from vae_jax.files.replace import remove, write_text
 from vae_jax.runs import own_parts
-from vae_jax.runs.finetune import begun_from
+from vae_jax.runs.finetune import start_from_run
 from vae_jax.runs.folder import DIVERGED, delete, read_config, read_reason
 from vae_jax.runs.identity import check_shape, digest_of
-from vae_jax.runs.reading import standing
+from vae_jax.runs.reading import checkpoint_to_resume
 from vae_jax.runs.recorder import Recorder
 from vae_jax.runs.train import stopped_line
 from vae_jax.sweeps.plan import (
@@ -130,7 +130,7 @@ def run(
     members = [member._replace(config=resolve_parts(member.config)) for member in members]
     groups: dict[Config, list[Member]] = {}
     for member in members:
-        groups.setdefault(several.alike(member.config), []).append(member)
+        groups.setdefault(several.shared_config(member.config), []).append(member)
     for group in groups.values():
         several.check(group[0].config, data)
     sources = own_parts.sources(names_in(members))
@@ -218,7 +218,7 @@ def _train_group(
         if resume and (path / "config.yaml").exists():
             # A member may have been trained further by itself.
             further = max(epochs, read_config(path).train.epochs)
-            earlier = standing(
+            earlier = checkpoint_to_resume(
                 with_values(member.config, {"train.epochs": further}), data, path, report, digest, trust_code
             )
         if earlier:
@@ -328,7 +328,7 @@ def _train_together(
         trained = several.fit(
             program,
             [
-                several.Run(member.config, _begun(member.config, earlier, data, report, trust_code))
+                several.Run(member.config, _resume_of(member.config, earlier, data, report, trust_code))
                 for member, earlier in part
             ],
             on_start=lambda: stop_where("stopped before the first step"),
@@ -348,7 +348,7 @@ def _train_together(
                 outcomes[member.name] = Outcome(member, history)
 
 
-def _begun(
+def _resume_of(
     config: Config, earlier: Any, data: Dataset, report: Callable[[str], None], trust_code: bool
 ) -> tuple[TrainState, History] | None:
     """The state and the history that a member goes on from; None to start fresh."""
@@ -356,7 +356,7 @@ def _begun(
         return earlier.state, earlier.history
     if config.train.start is None:
         return None
-    return jax.device_get(begun_from(config, data.image_shape, len(data.train), report, trust_code)), []
+    return jax.device_get(start_from_run(config, data.image_shape, len(data.train), report, trust_code)), []
 
 
 def _delete_sweep(folder: Path) -> None:

@@ -70,7 +70,7 @@ def check_parameters(config: Config, network: Composition) -> None:
     check_memory(size, f"model: training its {networks.count_parameters(shapes.params):,} parameters")
 
 
-def blamed(config: Config, size: int) -> str:
+def memory_options(config: Config, size: int) -> str:
     """The options that determine the memory of a step of `size` images, for messages."""
     samples = as_used(config, "objective.samples", "objective.groups")
     return f"train.batch_size {size}" + f", {samples}" * bool(samples)

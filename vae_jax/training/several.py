@@ -50,7 +50,7 @@ from vae_jax.training.loop import (
 )
 from vae_jax.training.single import epoch_order
 from vae_jax.training.start import first_images, start_from
-from vae_jax.training.state import Fixed, TrainState, names_of, used
+from vae_jax.training.state import Fixed, TrainState, evaluated_variables, names_of
 from vae_jax.training.step import all_finite, step_of, watched
 
 SHARE = 0.8  # of the free memory, which a program may take
@@ -70,7 +70,7 @@ class Run(NamedTuple):
     resume: tuple[TrainState, History] | None = None
 
 
-def alike(config: Config) -> Config:
+def shared_config(config: Config) -> Config:
     """The configuration without the options in which members of one program may differ."""
     return at_default(config, ["seed", *traced_in(config)])
 
@@ -125,7 +125,7 @@ class Several(Program):
         """Compiles the program.
 
         Args:
-            configs: of the members, which are `alike`.
+            configs: of the members, with one `shared_config`.
             images: which all members share.
             size: how many members train at once.
         """
@@ -272,7 +272,7 @@ class Several(Program):
         terms = make_terms(self.config, self._network, self._objective, size)
 
         def member(state, seed, numbers):
-            variables = used(self.config, state, numbers)
+            variables = evaluated_variables(self.config, state, numbers)
             key = make_keys(seed).evaluate
             return terms(variables, images, labels, jnp.int32(0), key, numbers=numbers)
 
@@ -307,7 +307,7 @@ def program_that_fits(configs: Sequence[Config], images: Images, at_most: int | 
     """A program for all members, or for as many at a time as fit into memory.
 
     Args:
-        configs: of the members, which are `alike`.
+        configs: of the members, with one `shared_config`.
         images: which all members share.
         at_most: how many at a time; by default `most`.
 

@@ -87,7 +87,7 @@ class Trained(NamedTuple):
     @property
     def variables(self) -> Variables:
         """The variables to use: the optimiser may evaluate other parameters than it trains, as their average."""
-        return used(self.config, self.state)
+        return evaluated_variables(self.config, self.state)
 
     def __repr__(self) -> str:
         from vae_jax.model.notebook import line
@@ -144,7 +144,7 @@ def init_optimizer(transformation: Rule, objective: Objective, params: PyTree) -
     return tuple(rule.init(trained) for rule, trained in phases)
 
 
-def used(config: Config, state: TrainState, numbers: Mapping[str, Any] = NO_NUMBERS) -> Variables:
+def evaluated_variables(config: Config, state: TrainState, numbers: Mapping[str, Any] = NO_NUMBERS) -> Variables:
     """The variables to evaluate, to sample from and to save as weights; training goes on from `state.variables`.
 
     The optimiser's parameters replace the trained ones, if it has any.
