@@ -221,7 +221,7 @@ def test_a_runs_first_checkpoint_is_read_back(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_arrays", unreadable)
-        with pytest.raises(UserError, match="7: the checkpoint cannot be saved; what was written cannot be read: "):
+        with pytest.raises(UserError, match="7: the checkpoint cannot be saved; it cannot be read back: "):
             keeping.save(saved(7), 1.5)
     assert not list(folder.iterdir())
     read, real = [], _arrays

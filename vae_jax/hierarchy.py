@@ -66,7 +66,7 @@ class Layered(NamedTuple):
     prior: Prior
 
 
-# Of a layer: (prior's heads, posterior's or None, its part of the noise or z) -> z and densities or the like, (batch,).
+# (a layer's prior heads, posterior heads or None, its part of the noise or z) -> z and densities or the like, (batch,).
 Visit = Callable[..., tuple[Array, ...]]
 
 

@@ -1,4 +1,4 @@
-"""What a likelihood is: it turns the decoder's output into a distribution of images."""
+"""Likelihoods: they turn the decoder's output into a distribution of images."""
 
 import math
 from collections.abc import Callable

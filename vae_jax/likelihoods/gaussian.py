@@ -131,7 +131,7 @@ def _floor(scale: float, support: str) -> float:
 
 
 def _raw(scale: float, floor: float) -> float:
-    """Where a learned scale starts: the inverse of `floored`."""
+    """The start of a learned scale: the inverse of `floored`."""
     if scale <= floor:
         raise UserError(
             f"likelihood.scale: expected more than half a grey level, {FLOOR:.3g}, if it is learned; found {scale}"

@@ -1,4 +1,4 @@
-"""What an objective is: a pure function that gives a loss for each image."""
+"""Objectives: pure functions that give a loss for each image."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple

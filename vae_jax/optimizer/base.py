@@ -1,4 +1,4 @@
-"""What an optimiser is, and weight decay: of kernels only."""
+"""Optimisers, and weight decay of kernels only."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast

@@ -1,4 +1,4 @@
-"""What a posterior is: a change of variables from noise to z, given by the encoder's heads."""
+"""Posteriors: changes of variables from noise to z, which depend on the encoder's heads."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -17,7 +17,7 @@ def no_parameters(key: Key[Array, ""]) -> PyTree:
 
 
 class Decoded(NamedTuple):
-    """What a decoder gives beside z if it draws z itself, see `vae_jax.hierarchy`.
+    """A decoder's results beside z if it draws z itself, see `vae_jax.hierarchy`.
 
     Attributes:
         outputs: the decoder's output for the likelihood, (*batch, height, width, outputs).

@@ -156,7 +156,7 @@ def iaf(options: IAFOptions, shapes: Shapes) -> Posterior:
         return log_q + diagonal_log_prob({}, first, heads)
 
     def _restored(z: Latents) -> Latents:
-        """From the order after the last flow to that of μ, and back."""
+        """z in the order of μ, from the order after the last flow, or the reverse."""
         return z[..., ::-1] if options.flows % 2 else z
 
     return Posterior(heads, transform, init, log_prob)

@@ -1,4 +1,4 @@
-"""What posteriors of codes share: the places of an image's codes, and the KL from a uniform prior."""
+"""Shared by posteriors of codes: the places of an image's codes, and the KL from a uniform prior."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What priors over codes share: one code after another, with probabilities that depend on the codes before.
+"""Autoregressive priors over codes: the probabilities of a code depend on the codes before it.
 
 Arrays have the axes of places first, then the batch, then channels: places are shifted and looped over.
 """

@@ -1,4 +1,4 @@
-"""What a prior is: a density over z and a way to draw from it."""
+"""Priors: densities over z that can be drawn from."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -19,7 +19,7 @@ ALIGNMENT = 32  # numbers; XLA reads a product's operand in place if it begins a
 
 
 class Layout(NamedTuple):
-    """Where a tree's leaves are.
+    """The places of a tree's leaves in vectors.
 
     Attributes:
         structure: of the tree.
@@ -42,7 +42,7 @@ class Packed:
     """
 
     def __init__(self, vectors: Sequence[Any], layout: Layout):
-        """From vectors and their layout."""
+        """Takes vectors and their layout."""
         self.vectors, self.layout = tuple(vectors), layout
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Layout]:

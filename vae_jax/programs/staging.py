@@ -23,7 +23,7 @@ from vae_jax.blocks.convolution import COMPUTED_BY
 from vae_jax.programs.packing import ALIGNMENT
 from vae_jax.programs.sizes import equations_in
 
-# Of an array that is computed before the loop, for a turn. Larger ones take as long wherever they are computed.
+# The largest array, for a turn, that is computed before the loop. Larger ones take as long inside it.
 MOST_BYTES = 2**18
 # Primitives that only call a program, and the name of the parameter that holds it.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}

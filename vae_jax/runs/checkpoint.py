@@ -118,7 +118,7 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
                 try:
                     _arrays(making, typed(description, Description), state)
                 except Exception as error:
-                    raise OSError(f"what was written cannot be read: {_reason(error)}") from error
+                    raise OSError(f"it cannot be read back: {_reason(error)}") from error
     except UserError:  # it needs no further words
         raise
     except Exception as error:

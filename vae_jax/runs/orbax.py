@@ -57,7 +57,7 @@ class _Loop(asyncio.SelectorEventLoop):
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Within it errors are only raised; orbax's tasks and threads would also print tracebacks."""
+    """A context in which orbax only raises errors; its tasks and threads would also print tracebacks."""
     logger, hook, new_loop = logging.getLogger("absl"), sys.excepthook, asyncio.new_event_loop
     level, threads = logger.level, set(threading.enumerate())
     logger.setLevel(logging.CRITICAL + 1)

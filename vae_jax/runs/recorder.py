@@ -113,7 +113,7 @@ class Recorder:
         except OSError as error:
             raise UserError(f"{folder}: expected a folder that can be written; {in_words(error)}") from error
         if not self.data.spec.is_picture:
-            report(f"no pictures but of the loss: examples of {self.data.spec} are none")
+            report(f"examples of {self.data.spec} are no pictures: only the loss is drawn")
         if earlier is None:
             return
         self.saved_step = newest

@@ -168,7 +168,7 @@ def run(
                 if on_progress:
                     on_progress(list(status))
 
-            def tell(line: str, number: int = number) -> None:
+            def report_group(line: str, number: int = number) -> None:
                 report(f"group {number + 1}/{len(groups)}: {line}")
 
             most, goes_on = several.most(), resume
@@ -176,7 +176,17 @@ def run(
                 check_files()  # a user may have changed a file while other groups trained
                 kept = _as_kept(group, folder, trust_code)
                 most = _train_group(
-                    kept, most, images, folder, goes_on, trust_code, report_once, tell, show, should_stop, outcomes
+                    kept,
+                    most,
+                    images,
+                    folder,
+                    goes_on,
+                    trust_code,
+                    report_once,
+                    report_group,
+                    show,
+                    should_stop,
+                    outcomes,
                 )
                 goes_on = True
         ended = [outcomes[member.name]._replace(member=member) for member in _as_kept(members, folder, trust_code)]
@@ -199,7 +209,7 @@ def _train_group(
     resume: bool,
     trust_code: bool,
     report: Callable[[str], None],
-    tell: Callable[[str], None],
+    report_group: Callable[[str], None],
     show: Callable[[int, float, float], None],
     should_stop: Callable[[], bool],
     outcomes: dict[str, Outcome],
@@ -235,13 +245,13 @@ def _train_group(
     like = Recorder(group[0].config, data, folder / group[0].name) if waiting else None
     for step, pending in sorted(waiting.items(), key=lambda item: item[0]):
         show(step // steps, step / (epochs * steps), 0.0)
-        tell(f"compiling {_counted(len(pending), 'member')} as one program")
+        report_group(f"compiling {_counted(len(pending), 'member')} as one program")
         program = several.program_that_fits([member.config for member, _ in pending], images, most)
         turns = -(-len(pending) // program.size)
         some = f", for {program.size} at once, in {turns} turns" if turns > 1 else ""
-        tell(f"compiled in {program.compile_seconds:.1f} s{some}")
+        report_group(f"compiled in {program.compile_seconds:.1f} s{some}")
         if program.slow:
-            tell(
+            report_group(
                 f"the convolutions of {program.config.model.network} are XLA's own, several times slower in a sweep's "
                 f"compiled loop on a CPU than those of vae_jax.layers"
             )
@@ -260,7 +270,7 @@ def _train_group(
                 if "RESOURCE_EXHAUSTED" not in str(error) or program.size == 1:
                     raise
                 fewer = program.size // 2
-                tell(f"the memory does not hold {program.size} members while they train; going on with {fewer} at once")
+                report_group(f"training {program.size} members does not fit into memory; going on with {fewer} at once")
                 return fewer
     show(epochs, 1.0, 0.0)
     return 0
