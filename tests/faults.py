@@ -370,7 +370,8 @@ def raises(work: Path, count: int, seed: int) -> int:
         wrong = [] if code == 2 else [f"exit code {code}"]
         if not (lines[-1].startswith("vae-jax: error: ") and f"{RAISING}:" in lines[-1] and f": {kind}" in lines[-1]):
             wrong.append(f"said {said}")
-        if blamed := [line for line in lines if "Traceback" in line or "anew" in line or "passed over" in line]:
+        signs = ("Traceback", "anew", "start the run again", "rewritten", "passed over")
+        if blamed := [line for line in lines if any(sign in line for sign in signs)]:
             wrong.append(f"blamed {blamed}")
         if (bytes_in(run), bytes_in(sweep)) != before:
             wrong.append("what was there has changed")

@@ -221,7 +221,7 @@ def test_a_runs_first_checkpoint_is_read_back(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_arrays", unreadable)
-        with pytest.raises(UserError, match="7: the checkpoint cannot be saved; what was written cannot be read: "):
+        with pytest.raises(UserError, match="7: the checkpoint cannot be saved; it cannot be read back: "):
             keeping.save(saved(7), 1.5)
     assert not list(folder.iterdir())
     read, real = [], _arrays
@@ -483,7 +483,7 @@ def test_the_damaged_best_is_passed_over_too(tmp_path):
 def test_all_damaged_is_refused(two):
     for step in ("1", "2"):
         (two / step / DESCRIPTION).unlink()
-    with pytest.raises(UserError, match="expected a sound checkpoint, found none"):
+    with pytest.raises(UserError, match="expected an undamaged checkpoint, found none"):
         restore(two, "latest", state_of, lambda line: None)
 
 
@@ -546,7 +546,7 @@ def blameless(call):
     except (UserError, OSError) as error:
         said = str(error)
         assert "\n" not in said
-        assert not [word for word in ("damaged", "passed over", "begin the run anew", "missing") if word in said]
+        assert not [word for word in ("damaged", "passed over", "start the run again", "missing") if word in said]
         return said
     return None
 
@@ -624,7 +624,7 @@ def test_what_reading_fails_at_is_not_damage_where_all_files_are_as_they_were(tw
     monkeypatch.setattr(checkpoint, "_arrays", fail)
     with pytest.raises((UserError, MemoryError)) as caught:
         restore(two, "latest", state_of, silent)
-    assert not [word for word in ("damaged", "passed over", "anew") if word in str(caught.value)]
+    assert not [word for word in ("damaged", "passed over", "again") if word in str(caught.value)]
     if not isinstance(error, MemoryError):
         assert f"{two / '2'}: cannot be read here, though its files are as they were saved; " in str(caught.value)
     assert snapshot(two) == before

@@ -402,7 +402,9 @@ def test_what_a_run_tells_wrongly_is_one_line_in_every_command(refused, copied, 
     for path in (copied / "checkpoints").glob("*/checkpoint.json"):
         altered(path, {"history": "x"})
     line = refused(*arguments)
-    assert "checkpoints/20: damaged, checkpoint.json: history: expected a list; found 'x'; expected a sound" in line
+    assert (
+        "checkpoints/20: damaged, checkpoint.json: history: expected a list; found 'x'; expected an undamaged" in line
+    )
     for name, content, said in (
         ("config.yaml", "a: &a [1]\nb: [*a]", "config.yaml: expected a YAML file; expected plain options by section"),
         (

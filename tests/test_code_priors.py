@@ -286,7 +286,9 @@ def test_labels_that_are_missing_are_asked_for(name):
     codes = codes_of(4, (3, 4))
     prior = get(PriorConfig(name=name), shapes_of(codes, 3))
     params = prior.init(jax.random.key(0))
-    with pytest.raises(UserError, match=r"model\.classes: the prior is told one of 3 labels .*; found none"):
+    with pytest.raises(
+        UserError, match=r"model\.classes: expected one of 3 labels for each image, which the prior needs; found none"
+    ):
         prior.sample(params, jax.random.key(1), 2, aggregate_of(codes))
 
 

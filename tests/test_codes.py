@@ -211,7 +211,7 @@ def test_how_codes_are_used_is_drawn_with_their_nearest_images(folder, tmp_path)
         (["evaluate", "--ais", "5"], "--ais: expected a posterior with samples to weigh; found posterior codebook"),
         (["evaluate", "--diagnostics"], "--diagnostics: expected a model whose z are vectors; found codes, 16 at"),
         (["sample", "--from", "gmm"], "source: expected a model whose z are vectors; found codes"),
-        (["sample", "--temperature", "0.5"], "--temperature: expected none with this model's prior, which knows no"),
+        (["sample", "--temperature", "0.5"], "--temperature: expected none with this model's prior, which takes none"),
         (["train-prior", "--prior.name", "flow"], "prior.name: expected one over the posterior's codes"),
         (["train-prior", "--prior.name", "uniform"], "prior.name: expected one with parameters of its own"),
         (["train-prior", "--model.latent", "5"], "model.latent: expected the run's own, of which the prior is trained"),
@@ -365,7 +365,7 @@ def test_a_prior_beside_relaxed_samples_is_refused_since_no_gradient_would_reach
     options = {name: value for name, value in TINY.items() if not name.startswith("posterior")}
     config = load_config(**{**options, **PRIOR, "posterior.name": "categorical"})
     with pytest.raises(
-        UserError, match="expected uniform with posterior categorical, to which a prior over codes passes"
+        UserError, match="expected uniform with posterior categorical, which gets no gradient from a prior over codes"
     ):
         build(config, (8, 8, 1))
     options = {**options, "posterior.name": "categorical", "posterior.kl": "relaxed", "objective.name": "prior"}

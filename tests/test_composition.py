@@ -290,7 +290,7 @@ def test_labels_reach_encoder_and_decoder():
     assert outputs.shape == (2, 1, *SHAPE)  # an axis of samples before the batch
     assert (outputs != other_outputs).all()
     np.testing.assert_array_equal(outputs[0], outputs[1])
-    with pytest.raises(UserError, match=r"model\.classes: .*one of 3 labels for each image; found none"):
+    with pytest.raises(UserError, match=r"model\.classes: expected one of 3 labels for each image, .*; found none"):
         use(None)
 
 

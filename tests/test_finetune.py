@@ -17,7 +17,7 @@ from vae_jax.errors import UserError
 from vae_jax.interop.weights import load_weights, save_weights
 from vae_jax.posteriors import POSTERIORS
 from vae_jax.runs import reading
-from vae_jax.runs.finetune import begun_from
+from vae_jax.runs.finetune import start_from_run
 from vae_jax.runs.fit import fit
 from vae_jax.runs.reading import use
 from vae_jax.sweeps.plan import Sweep, make_sweep, members_of, read_sweep
@@ -142,7 +142,7 @@ def test_a_run_tells_that_it_has_stopped_and_stays_so(first, capsys):
 def begun(first, **options):
     lines = []
     config = with_options(Config(), **SMALL | {"train.start": str(first)} | options)
-    return begun_from(config, SHAPE, 1000, lines.append), lines
+    return start_from_run(config, SHAPE, 1000, lines.append), lines
 
 
 def test_training_begins_with_the_evaluated_weights_of_a_run(first):
@@ -157,7 +157,7 @@ def test_parts_that_the_run_does_not_have_begin_anew(first):
     assert set(state.variables.params) == {"decoder", "encoder", "posterior", "prior"}
     (line,) = lines
     assert re.fullmatch(
-        r"beginning with decoder, encoder\.\S+, .* from .*; (encoder\.\w+, )?posterior, prior anew", line
+        r"beginning with decoder, encoder\.\S+, .* from .*; new: (encoder\.\w+, )?posterior, prior", line
     )
     _, lines = begun(first, **{"objective.name": "autoencoder"})
     assert lines == [
@@ -174,7 +174,7 @@ def test_parameters_and_a_state_of_one_name(first, tmp_path, monkeypatch):
 
     monkeypatch.setitem(POSTERIORS, "booked", booked)
     state, lines = begun(first, **{"posterior.name": "booked"})
-    assert lines == [f"beginning with decoder, encoder from {first}; posterior anew"]
+    assert lines == [f"beginning with decoder, encoder from {first}; new: posterior"]
     variables = state.variables._replace(
         params=state.variables.params | {"posterior": {"book": np.full(3, 2.0)}}, state={"posterior": {"book": 0.25}}
     )
@@ -201,7 +201,7 @@ def test_a_run_from_another_by_the_command(first, tmp_path, capsys, monkeypatch)
     history = reading.load(folder).history
     assert history[0]["test_loss"] < reading.load(first).history[0]["test_loss"]
     monkeypatch.setattr(
-        "vae_jax.runs.finetune.begun_from", None
+        "vae_jax.runs.finetune.start_from_run", None
     )  # a run that has a checkpoint does not look there again
     assert main(["train", "--out", str(folder), "--resume", "--train.epochs", "3"]) == 0
     assert len(reading.load(folder).history) == 3

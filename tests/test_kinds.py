@@ -469,7 +469,7 @@ def test_every_command_works_or_says_why_not(tmp_path, monkeypatch, capsys, kind
     for verb in cli.VERBS:
         if verb == "train":
             code, out, err = command(["train", "--out=run", *options], capsys)
-            assert f"no pictures but of the loss: examples of {data_of(kind).spec} are none" in out
+            assert f"examples of {data_of(kind).spec} are no pictures: only the loss is drawn" in out
             assert "nats per example" in out
             assert not [line for line in out.splitlines() if " image" in line], out
             assert {path.name for path in Path("run/figures").iterdir()} == {"loss.png"}

@@ -21,7 +21,7 @@ from vae_jax.runs import own_parts
 from vae_jax.runs.adopt import adopt
 from vae_jax.runs.fit import fit
 from vae_jax.runs.folder import delete, origin, read_config
-from vae_jax.runs.reading import load, standing
+from vae_jax.runs.reading import checkpoint_to_resume, load
 from vae_jax.runs.recorder import Recorder
 from vae_jax.runs.train import train
 from vae_jax.sweeps import sweep
@@ -468,13 +468,13 @@ def test_a_file_is_known_by_its_content_too(copied, write, tmp_path):
     again = write(NETWORK, "again/again.py")
     (tmp_path / "mine.py").unlink()
     other = own_parts.renamed(config, {config.model.network: f"{again}:Net"})
-    earlier = standing(other, images, copied, print)
+    earlier = checkpoint_to_resume(other, images, copied, print)
     assert earlier
     assert int(earlier.state.step) == 1
     assert own_parts.named(other, copied) == config
     assert own_parts.named(own_parts.as_kept(config, copied), copied) == config
     again.write_text(CHANGED)
-    assert f"found {again}:Net" in refused(standing, other, images, copied, print)
+    assert f"found {again}:Net" in refused(checkpoint_to_resume, other, images, copied, print)
 
 
 def test_files_of_one_name_and_of_one_content(write, tmp_path):

@@ -415,7 +415,7 @@ def test_a_configuration_edited_by_hand_is_not_taken_without_a_word(data, copied
     # With what it was trained with it goes on, and its configuration tells so again.
     told = []
     train(CONFIG, data, copied, resume=True, report=told.append)
-    assert told[0] == f"warning: {copied}/config.yaml was changed, and is written anew as the run began: {changed}"
+    assert told[0] == f"warning: {copied}/config.yaml was changed, and is rewritten as the run began: {changed}"
     assert read_config(copied) == CONFIG
 
 
@@ -458,10 +458,8 @@ def test_a_diverged_run_saves_nothing_of_it_and_goes_on_if_such_steps_are_skippe
     folder = tmp_path / "run"
     message = refused(train, config, data, folder)
     assert "diverged in epoch 2: the loss of step 3 of 6 is nan; last finite: loss " in message
-    assert (
-        "begin anew (overwrite=True or another folder) or go on from step 6 with resume=True, train.skip_nonfinite true"
-        in message
-    )
+    assert "start again (overwrite=True or another folder) or go on from step 6 with resume=True" in message
+    assert message.endswith(", train.skip_nonfinite true")
     assert (folder / "diverged.txt").read_text().strip() in message
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["6"]
     assert reading.load(folder, "best").history == reading.load(folder).history

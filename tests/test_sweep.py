@@ -378,7 +378,7 @@ def test_members_that_do_not_fit_while_they_train_go_on_fewer_at_once(base, imag
     monkeypatch.setattr(several.Several, "train", train)
     found = run(plan, images, tmp_path / "sweep", report=said.append)
     assert calls == [2, 2, 2, 2] + [1, 1, 1] * 2  # from the second epoch on
-    assert "group 1/1: the memory does not hold 2 members while they train; going on with 1 at once" in said
+    assert "group 1/1: training 2 members does not fit into memory; going on with 1 at once" in said
     assert any(re.fullmatch(r"group 1/1: compiled in \d+\.\d s, for 1 at once, in 2 turns", line) for line in said)
     for outcome in found:
         assert figures(outcome.history) == figures(train_alone(outcome.member.config, images))

@@ -384,7 +384,7 @@ def test_without_a_home_folder_the_word_is_needed_and_that_is_said(tmp_path, mon
     folder.mkdir()
     rename(folder, names[0])
     line = own_parts.keep(own_parts.sources(names), names, folder)
-    assert line.startswith("whoever uses what is trained here will need trust_code=True to run its code: /dev/null/")
+    assert line.startswith("using what is trained here will need trust_code=True to run its code: /dev/null/")
     assert used(folder) == names[0]
     monkeypatch.setattr(signature, "_OF_THIS_PROCESS", b"another")
     assert "(there is no /dev/null/" in refused(used, folder) or "Not a directory" in refused(used, folder)

@@ -1,4 +1,4 @@
-"""A hierarchy of latent layers: z is drawn layer by layer inside the decoder, and what draws it gives its prior too.
+"""A hierarchy of latent layers: the decoder draws z layer by layer, and gives the layers' priors too.
 
 One pass from the top down makes q(z|x) = Π q(z_l|z_<l, x), p(z) = Π p(z_l|z_<l) and the decoder's output (the ladder
 VAE, Sønderby et al. 2016, section 2.2). Outside, z is one flat vector an image: the layers' numbers, top first.
@@ -27,21 +27,20 @@ HEADS = ("mu", "log_var")
 
 
 class Hierarchy(NamedTuple):
-    """What a network's factory gives in place of a Flax module, where z has several layers: three pure functions.
+    """Three pure functions that a network's factory gives in place of a Flax module, if z has several layers.
 
-    They know of no axis of samples, no dropout and no running statistics. How the parameters start and what of the
-    model's options (`latent`, `layers`, `initialization` …) is looked at is theirs to decide. `model.precision` works
-    as with a Flax module of one's own: products are computed as it says, and with bfloat16 images, activations and z
-    come rounded.
+    They have no axis of samples, no dropout and no running statistics. They decide how the parameters start and which
+    of the model's options (`latent`, `layers`, `initialization` …) they read. `model.precision` works as with a user's
+    Flax module: products are computed as it says, and with bfloat16 images, activations and z come rounded.
 
     Attributes:
         init: key -> the parameters, a dict by the names of parts.
         encode: (params, images (batch, height, width, channels) in [0, 1]) -> activations by name, each (batch, …).
-        top_down: (params, latent, activations, or None where there is no image) -> what the likelihood makes images of,
+        top_down: (params, latent, activations, or None without an image) -> the decoder's output for the likelihood,
             (batch, height, width, outputs·channels). It calls `latent(prior, posterior)` once for each layer, top
-            first, and gets the layer's z, (batch, *shape). Both are {"mu": (batch, *shape), "log_var": likewise}, of
-            independent Gaussians; with a first axis of length 1 they are the same for all images, as the top layer's
-            prior is, for which no batch is at hand. The posterior is None where the activations are.
+            first, and gets the layer's z, (batch, *shape). Both are {"mu": (batch, *shape), "log_var": the same}, of
+            independent Gaussians. A first axis of length 1 stands for all images, as in the top layer's prior, where no
+            batch is known. The posterior is None if the activations are.
     """
 
     init: Callable[[Key[Array, ""]], dict[str, PyTree]]
@@ -55,7 +54,7 @@ class Layered(NamedTuple):
     Attributes:
         init: key -> params.
         encode: (params, images) -> activations.
-        decode: (params, z (batch, latent)) -> what the likelihood makes images of.
+        decode: (params, z (batch, latent)) -> the decoder's output for the likelihood.
         posterior: q(z|x), whose heads are the activations and whose samples come decoded.
         prior: p(z).
     """
@@ -67,7 +66,7 @@ class Layered(NamedTuple):
     prior: Prior
 
 
-# Of a layer: (prior's heads, posterior's or None, its part of what is given) -> z and densities or the like, (batch,).
+# (a layer's prior heads, posterior heads or None, its part of the noise or z) -> z and densities or the like, (batch,).
 Visit = Callable[..., tuple[Array, ...]]
 
 
@@ -82,15 +81,15 @@ def layered(
     """The parts of a model that a hierarchy makes.
 
     Args:
-        what: the option and its value, which messages begin with.
+        what: the option and its value, with which messages begin.
         hierarchy: a user's.
         image_shape: (height, width, channels), or of examples of another kind.
         outputs: numbers for each channel of a pixel.
-        dtype: of what the user's functions get; None leaves it as it is.
+        dtype: of the arrays that the user's functions get; None leaves it as it is.
         products: see `jax.default_matmul_precision`.
 
     Raises:
-        UserError: if its functions do not give what they should.
+        UserError: if its functions give other arrays than `Hierarchy` says.
     """
     *axes, channels = image_shape
 
@@ -115,7 +114,7 @@ def layered(
         return {name: array.astype(images.dtype) for name, array in activations.items()}
 
     def descend(params: PyTree, latent: Callable[..., Any], activations: Heads | None, count: int, like: Any) -> Array:
-        """One pass for so many z; what comes out has the type `like`."""
+        """One pass for `count` z; the result has the type `like`."""
         given = activations and {name: lower(array) for name, array in activations.items()}
         with jax.default_matmul_precision(products):
             result = hierarchy.top_down(params, latent, given)
@@ -123,7 +122,7 @@ def layered(
         return result.astype(like)
 
     shapes: dict[str, Shape] = {}  # of activations, without the batch
-    layers: list[Shape] = []  # of their z, likewise
+    layers: list[Shape] = []  # of the layers' z, without the batch
 
     def look(params: PyTree, images: Array) -> None:
         activations = encode(params, images)
@@ -147,7 +146,7 @@ def layered(
     latent_shape = (ends[-1],)
 
     def passed(params: PyTree, given: Array, activations: Heads | None, visit: Visit) -> tuple[Array, list[Array]]:
-        """What the likelihood needs, and of every layer what `visit` makes of it: z's joined, the others added up.
+        """The decoder's output, and the results of `visit` over layers: z concatenated, the rest summed.
 
         Args:
             params: of the hierarchy.
@@ -186,14 +185,18 @@ def layered(
         return Sample(z, log_q, decoded=Decoded(result, log_pz, kl))
 
     def log_posterior(params: PyTree, z: Latents, activations: Heads) -> Array:
-        return passed(params, z, activations, lambda prior, own, z: (z, diagonal_log_prob({}, z, own)))[1][1]
+        return passed(params, z, activations, lambda prior, posterior, z: (z, diagonal_log_prob({}, z, posterior)))[1][
+            1
+        ]
 
     def log_prior(params: PyTree, z: Latents, aggregate: Any) -> Array:
-        return passed(params, z, None, lambda own, posterior, z: (z, diagonal_log_prob({}, z, own)))[1][1]
+        return passed(params, z, None, lambda prior, posterior, z: (z, diagonal_log_prob({}, z, prior)))[1][1]
 
     def sample_prior(params: PyTree, key: Key[Array, ""], count: int, aggregate: Any) -> Latents:
         noise = jax.random.normal(key, (count, *latent_shape))
-        return passed(params, noise, None, lambda own, posterior, noise: diagonal_transform({}, noise, own)[:1])[1][0]
+        return passed(params, noise, None, lambda prior, posterior, noise: diagonal_transform({}, noise, prior)[:1])[1][
+            0
+        ]
 
     def decode(params: PyTree, z: Latents) -> Array:
         return passed(params, z, None, lambda prior, posterior, z: (z,))[0]
@@ -211,7 +214,7 @@ def gaussian_kl(q: Heads, p: Heads) -> Float[Array, "*batch latent"]:
 
 
 def _check_layer(where: str, prior: Any, posterior: Any, activations: Any, count: int, shape: Shape) -> None:
-    """Refuses heads of a layer that are not as Hierarchy says.
+    """Refuses heads of a layer that `Hierarchy` does not allow.
 
     Raises:
         UserError: naming the layer.

@@ -1,10 +1,10 @@
 """Convolutions for networks of your own: Flax's layers, fast inside the compiled training loop.
 
-`Conv` and `ConvTranspose` take what `flax.linen`'s take, have the same parameters, names and initialisers, and compute
-the same: one can be put in the other's place. XLA's own convolution, which Flax's layers call, is several times slower
-inside a compiled loop on a CPU, and slow for small networks on a GPU; these call the matrix products of
-`vae_jax.blocks.convolution` there. What that pair cannot do (other than two dimensions, dilated kernels, feature
-groups) and other devices are left to XLA's.
+`Conv` and `ConvTranspose` replace those of `flax.linen`: they have the same arguments, parameters, names and
+initialisers, and compute the same. XLA's own convolution, which Flax's layers call, is several times slower inside a
+compiled loop on a CPU, and slow for small networks on a GPU; there these layers call the matrix products of
+`vae_jax.blocks.convolution`. Other devices, and cases outside that pair (other than two dimensions, dilated kernels,
+feature groups), are left to XLA's.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def convolve(
     precision: Any = None,
     **more: Any,
 ) -> Array:
-    """`lax.conv_general_dilated` of images (batch, height, width, channels), as matrix products where they are faster.
+    """`lax.conv_general_dilated` of images (batch, height, width, channels), as matrix products if they are faster.
 
     Args:
         images: with the batch first and the channels last.
@@ -46,8 +46,8 @@ def convolve(
         padding: "SAME", "VALID" or (low, high) for each axis.
         lhs_dilation: strides of the transposed convolution that this is, in which the kernel moves by single pixels.
         rhs_dilation: of the kernel.
-        dimension_numbers: as flax.linen gives them, which is the layout above.
-        feature_group_count: how many groups of channels are apart.
+        dimension_numbers: of the layout above, as flax.linen gives them.
+        feature_group_count: how many groups of channels are separate.
         precision: see `jax.lax.Precision`.
         more: further arguments of `lax.conv_general_dilated`.
     """
@@ -73,7 +73,7 @@ def convolve(
     with jax.default_matmul_precision(_name(precision)):
         if dilation == (1, 1):
             return to_images(matmul_forward(features, kernel, (strides[0], strides[1]), low, (out[0], out[1])))
-        # The adjoint of a convolution with the kernel turned round.
+        # The adjoint of a convolution with the flipped kernel.
         turned = kernel[::-1, ::-1].swapaxes(2, 3)
         low = side[0] - 1 - low[0], side[1] - 1 - low[1]
         return to_images(matmul_transpose(features, turned, (dilation[0], dilation[1]), low, (out[0], out[1])))
@@ -84,7 +84,7 @@ def _by_products() -> bool:
 
 
 def _name(precision: Any) -> str | None:
-    """A layer's precision as jax's own setting has it; the network's (`model.precision`) where it has none."""
+    """A layer's precision by its name in jax's setting; that of the network (`model.precision`) if it has none."""
     if precision is None:
         return jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return precision if isinstance(precision, str) else lax.Precision(precision).name.lower()
@@ -106,28 +106,28 @@ class Conv(nn.Conv):
     """
 
     conv_general_dilated: Any = convolve
-    promote_dtype: Any = promote_dtype  # as Flax's, whose type no checker can check
+    promote_dtype: Any = promote_dtype  # Flax's; no type checker can check it
 
 
 class ConvTranspose(nn.ConvTranspose):
     """`flax.linen.ConvTranspose`, of images (batch, height, width, channels).
 
-    Its signature, parameters and results are Flax's; see `vae_jax.layers` for what differs. Flax's own call has no
-    place for another convolution, as that of `Conv` has, so it is written out here.
+    Its signature, parameters and results are Flax's; see `vae_jax.layers` for what differs. Unlike `Conv`, Flax's call
+    takes no other convolution, so it is written out here.
 
     Raises:
-        UserError: for circular padding, which only Flax's has, or an unknown one.
+        UserError: for circular padding, which only Flax's layer has, or an unknown one.
     """
 
     promote_dtype: Any = promote_dtype
 
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
-        """The images, as many times larger as the strides say: (batch, height, width, features)."""
+        """The images, larger by the strides: (batch, height, width, features)."""
         side = (self.kernel_size,) if isinstance(self.kernel_size, int) else tuple(self.kernel_size)
         strides, dilation = (
-            (given,) * len(side) if isinstance(given, int) else tuple(given or (1,) * len(side))
-            for given in (self.strides, self.kernel_dilation)
+            (value,) * len(side) if isinstance(value, int) else tuple(value or (1,) * len(side))
+            for value in (self.strides, self.kernel_dilation)
         )
         inner = inputs.shape[-1]
         ends = (self.features, inner) if self.transpose_kernel else (inner, self.features)
@@ -168,13 +168,13 @@ class ConvTranspose(nn.ConvTranspose):
 
 
 def _channels_last(axes: int) -> tuple[str, str, str]:
-    """What lax calls the layout of images and kernels with so many axes of pixels."""
+    """lax's name of the layout of images and kernels with so many axes of pixels."""
     pixels = "DHW"[-axes:]
     return f"N{pixels}C", f"{pixels}IO", f"N{pixels}C"
 
 
 def _transposed_padding(side: int, stride: int, padding: str) -> tuple[int, int]:
-    """Zeros before and after an axis that is spread out by `stride`, as `lax.conv_transpose` counts them."""
+    """Zeros before and after an axis that is dilated by `stride`, as `lax.conv_transpose` counts them."""
     if padding == "SAME":
         total = side + stride - 2
         low = side - 1 if stride > side - 1 else -(-total // 2)

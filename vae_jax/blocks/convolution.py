@@ -1,15 +1,15 @@
-"""Convolution and transposed convolution, each the other's adjoint, as matrix products or as XLA's own.
+"""Convolution and transposed convolution, a pair of adjoint maps, as matrix products or as XLA's own.
 
-Arrays are features, (tiles, channels, height, width, tile), as tiles.py has them.
+Arrays are features, (tiles, channels, height, width, tile), see tiles.py.
 
-XLA's own convolution is several times slower inside a compiled loop on a CPU than outside it, and on a GPU cuDNN's is
-made for larger images and more channels; so there the same sum is written as im2col and one matrix product. Strides are
-removed first by space-to-depth: a convolution of stride s and kernel k is one of stride 1 and kernel ⌈k/s⌉ over s·s
-times the channels.
+XLA's own convolution is several times slower inside a compiled loop on a CPU than outside it, and cuDNN's on a GPU is
+made for larger images and more channels. The same sum is therefore written as im2col and one matrix product.
+Space-to-depth removes strides first: a convolution of stride s and kernel k is one of stride 1 and kernel ⌈k/s⌉ over
+s·s times the channels.
 
-The matrix products are three primitives of JAX's, since no custom rule serves both of its differentiation modes. Each
-is linear in either argument, and its transposes are the other two: so reverse mode never meets the overlapping sums
-that differentiating im2col would bring, and forward mode, and any mixture of the two, works as well.
+The matrix products are three JAX primitives, since no custom rule serves both of its differentiation modes. All three
+are linear in either argument, and the transposes of one are the other two. Reverse mode therefore never meets the
+overlapping sums that differentiating im2col would bring; forward mode, and any mixture of the two, works as well.
 """
 
 import inspect
@@ -54,9 +54,9 @@ class Convolution(NamedTuple):
 
 
 def _for_tiles(function: Callable[..., tuple[Any, Any]], *arrays: Features) -> tuple[Any, Any]:
-    """`function` of each tile, one after the other, whose arrays stay in a CPU's cache.
+    """`function` of one tile after the other, so that its arrays stay in a CPU's cache.
 
-    Its first result is given for all tiles, its second one summed over them, in float32 at least, and rounded once.
+    Its first results are stacked over tiles. Its second ones are summed, in float32 at least, and rounded once.
     """
     if len(arrays[0]) == 1:
         result, total = function(*(array[0] for array in arrays))
@@ -72,8 +72,8 @@ def _for_tiles(function: Callable[..., tuple[Any, Any]], *arrays: Features) -> t
     return results, jax.tree.map(lambda sum, part: sum.astype(part.dtype), total, parts)
 
 
-# What each primitive computes. `precision` is that of products which the caller has set around the forward pass: it is
-# kept for the other passes, which jax traces later. `low` is the padding above and to the left of an image.
+# What the primitives compute. `precision` is that of products, as the caller has set it around the forward pass: the
+# other passes keep it, which jax traces later. `low` is the padding above and to the left of an image.
 
 
 def _compute_forward(
@@ -100,13 +100,13 @@ def _compute_kernel_gradient(
 def _primitive(
     name: str, compute: Callable[..., Array], shape: Callable[..., tuple[int, ...]], of_images: bool
 ) -> Primitive:
-    """A primitive of two arguments; its transposes are still to be defined.
+    """A primitive of two arguments, without its transposes.
 
     Args:
         name: of the primitive.
         compute: computes it.
-        shape: of the result, from those of the arguments.
-        of_images: whether it maps each image of the first argument to one of the result, with the second's kernel.
+        shape: gives the result's shape from the arguments' shapes.
+        of_images: whether the first argument is images, the second a kernel, and the result one image for each.
     """
     primitive = Primitive(f"vae_jax_{name}")
 
@@ -121,13 +121,17 @@ def _primitive(
             if first.shape[-1] >= (current().tile or math.inf) / 2:  # further images are further tiles
                 result = primitive.bind(first.reshape(-1, *first.shape[2:]), second, **params)
                 return result.reshape(*first.shape[:2], *result.shape[1:]), 0
-            # Of few images each they are one larger tile.
+            # Small tiles are joined to one larger tile.
             first = jnp.moveaxis(first, 0, -2)
             result = primitive.bind(first.reshape(*first.shape[:-2], -1), second, **params)
             return result.reshape(*result.shape[:-1], *first.shape[-2:]), result.ndim - 1
         return jax.vmap(partial(compute, **params), axes)(first, second), 0
 
-    params = [name for name, each in inspect.signature(compute).parameters.items() if each.kind is each.KEYWORD_ONLY]
+    params = [
+        name
+        for name, parameter in inspect.signature(compute).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
     primitive.def_impl(jax.jit(compute, static_argnames=params))
     primitive.def_abstract_eval(type_of)
     mlir.register_lowering(primitive, mlir.lower_fun(compute, multiple_results=False))
@@ -144,14 +148,14 @@ _transpose_p = _primitive(
 _kernel_gradient_p = _primitive(
     "kernel_gradient", _compute_kernel_gradient, lambda x, y, *, side, **_: (*side, x[1], y[1]), of_images=False
 )
-# For whoever reads a traced program: what stands behind each of its primitives.
+# What a primitive stands for, for code that reads traced programs.
 COMPUTED_BY = {
     _forward_p: _compute_forward,
     _transpose_p: _compute_transpose,
     _kernel_gradient_p: _compute_kernel_gradient,
 }
 
-# The rules: (cotangent, first, second) -> the cotangent of the first argument, and of the second.
+# The transposes: (cotangent, first, second) -> the cotangent of the first argument, then of the second.
 ad.defbilinear(
     _forward_p,
     lambda y, x, kernel, *, out, **same: _transpose_p.bind(y, kernel, size=x.aval.shape[2:4], **same),
@@ -169,8 +173,8 @@ ad.defbilinear(
 )
 
 
-# In reverse mode both cotangents of a convolution are wanted, and computed in one loop over the tiles: so each tile of
-# the cotangent is read once. For that, the tangent of both arguments is one primitive, linear in the two tangents.
+# Reverse mode wants both cotangents of a convolution. One loop over the tiles computes them and reads a tile of the
+# cotangent once. For that, the tangent of both arguments is one primitive, linear in the two tangents.
 
 
 def _pull_forward(
@@ -200,7 +204,7 @@ def _pull_transpose(
 
 
 def _both_at_once(primitive: Primitive, pull: Callable[..., Any]) -> None:
-    """Has reverse mode compute both cotangents of a primitive by `pull`, where there is more than one tile."""
+    """Makes reverse mode compute both cotangents of a primitive by `pull`, if there is more than one tile."""
     tangent_p, pull_p = Primitive(f"{primitive.name}_tangent"), Primitive(f"{primitive.name}_cotangents")
     pull_p.multiple_results = True
 
@@ -224,27 +228,31 @@ def _both_at_once(primitive: Primitive, pull: Callable[..., Any]) -> None:
     def transpose(dout: Any, da: Any, db: Any, a: Any, b: Any, **params: Any) -> Any:
         wanted = [ad.is_undefined_primal(argument) for argument in (da, db)]
         if isinstance(dout, ad.Zero):
-            both = [ad.Zero(x.aval) if want else None for x, want in zip((da, db), wanted, strict=True)]
+            both = [ad.Zero(x.aval) if is_wanted else None for x, is_wanted in zip((da, db), wanted, strict=True)]
         elif all(wanted):
             both = pull_p.bind(dout, a, b, **params)
         else:  # a tangent that is 0 may be a known array here, in a loop for example
             both = cotangents(dout, a, b, **params)
-        return (*(each if want else None for each, want in zip(both, wanted, strict=True)), None, None)
+        return (
+            *(cotangent if is_wanted else None for cotangent, is_wanted in zip(both, wanted, strict=True)),
+            None,
+            None,
+        )
 
     def differentiated(function: Callable[..., Any]) -> Callable[..., Any]:
-        """The rule of forward mode for what is made of the primitive."""
+        """The forward-mode rule of a function that calls the primitive."""
         return lambda primals, tangents, **params: jax.jvp(
             partial(function, **params), primals, tuple(map(ad.instantiate_zeros, tangents))
         )
 
     ad.primitive_jvps[primitive] = jvp
     ad.primitive_transposes[tangent_p] = transpose
-    for made, function, computed in ((tangent_p, tangent, tangent), (pull_p, cotangents, pull)):
-        many = made.multiple_results
-        made.def_impl(partial(_compiled, computed))
-        mlir.register_lowering(made, mlir.lower_fun(computed, multiple_results=many))
-        ad.primitive_jvps[made] = differentiated(function)
-        batching.primitive_batchers[made] = partial(_batched, function, many)
+    for part_p, function, computed in ((tangent_p, tangent, tangent), (pull_p, cotangents, pull)):
+        has_many_results = part_p.multiple_results
+        part_p.def_impl(partial(_compiled, computed))
+        mlir.register_lowering(part_p, mlir.lower_fun(computed, multiple_results=has_many_results))
+        ad.primitive_jvps[part_p] = differentiated(function)
+        batching.primitive_batchers[part_p] = partial(_batched, function, has_many_results)
     tangent_p.def_abstract_eval(lambda da, db, a, b, **params: primitive.abstract_eval(a, b, **params)[0])
     pull_p.def_abstract_eval(lambda dout, a, b, **params: (a, b))
     COMPUTED_BY.update({tangent_p: tangent, pull_p: pull})
@@ -268,12 +276,12 @@ def _products() -> str | None:
 
 
 def matmul_forward(x: Features, kernel: Kernel, stride: Pair, low: Pair, out: Pair) -> Features:
-    """A convolution to images of `out`, with `low` zeros above and left of x and as many beyond it as that takes."""
+    """A convolution to images of size `out`, with `low` zeros above and left of x and as many beyond it as needed."""
     return _forward_p.bind(x, kernel, stride=stride, low=low, out=out, precision=_products())
 
 
 def matmul_transpose(y: Features, kernel: Kernel, stride: Pair, low: Pair, size: Pair) -> Features:
-    """Its adjoint, to images of `size`."""
+    """The adjoint of `matmul_forward`, to images of `size`."""
     return _transpose_p.bind(y, kernel, stride=stride, low=low, size=size, precision=_products())
 
 
@@ -320,7 +328,7 @@ def _native_transpose(y: Features, kernel: Kernel, stride: int, padding: int, si
 def is_slow_in_loops(lowered: jax.stages.Lowered) -> bool:
     """Whether a program has XLA's own convolution on a CPU, which is several times slower inside a compiled loop.
 
-    Those of `vae_jax.layers` are not (github.com/jax-ml/jax/issues/12868).
+    Convolutions of `vae_jax.layers` are not (github.com/jax-ml/jax/issues/12868).
     """
     return current().slow_native_loops and "stablehlo.convolution" in lowered.as_text()
 

@@ -1,5 +1,4 @@
-"""A convolution of one tile of images as columns and one matrix product, and the two products that are its
-gradients."""
+"""A convolution of one tile of images as one matrix product of columns, and its two gradients as products."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -12,7 +11,7 @@ Pair = tuple[int, int]  # of the vertical and the horizontal axis
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
-    """Positions of a kernel along an axis of `size` pixels; 0 or less where it does not fit."""
+    """Positions of a kernel along an axis of `size` pixels; 0 or less if it does not fit."""
     return (size + 2 * padding - kernel) // stride + 1
 
 
@@ -49,7 +48,7 @@ def _shifts(x: Tile, taps: Pair) -> Float[Array, "columns positions"]:
 
 
 def _im2col(x: Tile, taps: Pair, stride: Pair, low: Pair, out: Pair) -> Float[Array, "columns positions"]:
-    """The pixels under each position of the kernel, as columns ordered (tap, tap, phase, phase, channel)."""
+    """The pixels under the kernel's positions, as columns ordered (tap, tap, phase, phase, channel)."""
     channels, height, width, batch = x.shape
     rows, columns = out[0] + taps[0] - 1, out[1] + taps[1] - 1
     # A negative pad cuts off the pixels that no position of the kernel reaches.
@@ -82,7 +81,7 @@ def tile_transpose(y: Tile, kernel: Kernel, stride: Pair, low: Pair, size: Pair)
         x = (kernel.reshape(-1, outer) @ y.reshape(outer, batch)).reshape(*side, inner, batch)
         x = x.transpose(2, 0, 1, 3)
     else:
-        # col2im without its overlapping sums: each phase of the result gathers the taps that reach it.
+        # col2im without its overlapping sums: a phase of the result gathers the taps that reach it.
         taps = _taps((side[0], side[1]), stride)
         border = taps[0] - 1, taps[1] - 1
         y = jnp.pad(y, ((0, 0), (border[0], border[0]), (border[1], border[1]), (0, 0)))
@@ -91,6 +90,6 @@ def tile_transpose(y: Tile, kernel: Kernel, stride: Pair, low: Pair, size: Pair)
         blocks = blocks.transpose(2, 3, 4, 0, 1, 5).reshape(stride[0] * stride[1] * inner, taps[0] * taps[1] * outer)
         x = (blocks @ _shifts(y, taps)).reshape(*stride, inner, rows, columns, batch)
         x = x.transpose(2, 3, 0, 4, 1, 5).reshape(inner, rows * stride[0], columns * stride[1], batch)
-    # Cut the padding off; where the last rows were reached by no position of the kernel, they are 0.
+    # Cut the padding off. Last rows that no position of the kernel reaches are 0.
     around = [(-low[i], size[i] + low[i] - x.shape[1 + i], 0) for i in range(2)]
     return lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *around, (0, 0, 0)])

@@ -15,14 +15,14 @@ HIDDEN_LAYERS = 2
 class MADE(NamedTuple):
     """A masked autoencoder for distribution estimation (Germain et al. 2015, section 4), with a context.
 
-    Each input has a degree, its place, and each hidden unit one from 0 on, below the last place; weights lead only to
+    The degree of an input is its place; hidden units have degrees from 0 to below the last place. Weights lead only to
     units of at least the degree they come from, and to outputs of a higher one (equations 12 and 13). The context has
     degree 0: everything depends on it, the first outputs too, through hidden units of degree 0.
 
     Attributes:
-        latent: inputs, D, and outputs of each of two kinds.
+        latent: inputs, D; there are 2·D outputs, of two kinds.
         context: further inputs that all outputs may depend on.
-        hidden: units of each of two hidden layers. With fewer than D, some outputs miss inputs that they might see.
+        hidden: units of both hidden layers. With fewer than D, some outputs miss inputs that they might see.
     """
 
     latent: int
@@ -36,7 +36,7 @@ class MADE(NamedTuple):
     def apply(
         self, params: PyTree, z: Float[Array, "*batch latent"], context: Float[Array, "*batch context"]
     ) -> tuple[Float[Array, "*batch latent"], Float[Array, "*batch latent"]]:
-        """Two numbers for each dimension, given those before it and the context; each (*batch, latent)."""
+        """Two numbers for every dimension, given those before it and the context; both (*batch, latent)."""
         outputs = perceptron(params, jnp.concatenate([z, context], -1), self._masks())
         return outputs[..., : self.latent], outputs[..., self.latent :]
 

@@ -1,12 +1,12 @@
-"""The order of axes inside the networks: tiles of images, each feature-major.
+"""The order of axes inside the networks: tiles of images, feature-major.
 
-Outside, images are (batch, height, width, channels). Inside they are features, (tiles, channels, height, width, tile):
-along the last axis the same pixel of neighbouring images, so that every copy and every sum on a CPU runs along long
-contiguous rows; and few enough images in a tile for a convolution's columns to stay in the cache. Where a platform has
-no tiles (see `vae_jax.device.platforms`) the batch is one. Examples of other kinds have other axes between the batch
+Outside, images are (batch, height, width, channels). Inside they are features, (tiles, channels, height, width, tile).
+The last axis has the same pixel of neighbouring images, so that every copy and every sum on a CPU runs along long
+contiguous rows. A tile has few enough images for a convolution's columns to stay in the cache. On a platform without
+tiles (see `vae_jax.device.platforms`) the batch is one tile. Examples of other kinds have other axes between the batch
 and the channels, or none.
 
-The two functions are each other's inverse, and XLA removes one after the other: a likelihood that computes on
+`to_features` and `to_images` are inverses, and XLA removes one after the other: a likelihood that computes on
 `to_features` of the decoder's images moves nothing.
 """
 
@@ -40,6 +40,6 @@ def to_images(features: Features) -> Images:
 
 
 def _turned(array: Array) -> Array:
-    """The second axis and the last one change places."""
+    """The array with its second and last axes exchanged."""
     last = array.ndim - 1
     return array.transpose(0, last, *range(2, last), 1)

@@ -1,1 +1,1 @@
-"""What a trained model is worth: figures of a split, likelihoods, diagnostics, samplers, the use of codes."""
+"""Evaluates trained models: figures of a split, likelihoods, diagnostics, samplers, the use of codes."""

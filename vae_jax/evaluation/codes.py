@@ -1,4 +1,4 @@
-"""How a model's codes are used: counts over a whole split, and the images that are nearest to a code."""
+"""How a model uses its codes: counts over a whole split, and the images that are nearest to a code."""
 
 import math
 from pathlib import Path
@@ -19,19 +19,18 @@ from vae_jax.pictures.plots import new_figure, save_figure
 from vae_jax.pictures.sheet import Picture
 from vae_jax.variables import Variables
 
-SHOWN, EXAMPLES = 8, 8  # codes in the picture, and images of each
+SHOWN, EXAMPLES = 8, 8  # codes in the picture, and images of a code
 
 
 class Use(NamedTuple):
     """How codes are used over a split.
 
     Attributes:
-        codes: of every image, by numbers of which no two stand for different vectors, (images, places).
-        distances: from what the encoder gives at each place to its code's vector, (images, places); 0 of a posterior
-            that knows of none.
+        codes: of every image, as numbers of which none stands for two different vectors, (images, places).
+        distances: from the encoder's vectors to their codes' vectors, (images, places); 0 if the posterior has none.
         total: how many codes there are.
         places: the shape of an image's codes.
-        in_place: whether they are images of parts of the picture, as in the networks' own maps.
+        in_place: whether a place stands for a part of the picture, as in the networks' maps.
     """
 
     codes: Int[np.ndarray, "images places"]
@@ -42,7 +41,7 @@ class Use(NamedTuple):
 
     @property
     def counts(self) -> Int[np.ndarray, " codes"]:
-        """Places that have each of the codes in use, the most used one first."""
+        """How many places have a code, for all codes in use, the most used one first."""
         return np.sort(np.unique(self.codes, return_counts=True)[1])[::-1]
 
     @property
@@ -51,13 +50,13 @@ class Use(NamedTuple):
         return usage(self.codes)
 
     def nearest(self, code: int, count: int) -> list[tuple[int, int]]:
-        """(image, place) of at most so many images that have a code, those first whose encoder is nearest to it."""
+        """(image, place) of at most `count` images with a code, those with the nearest encoder's vectors first."""
         images, places = np.nonzero(self.codes == code)
         order = np.argsort(self.distances[images, places], kind="stable")
-        found: dict[int, int] = {}
+        place_of: dict[int, int] = {}
         for index in order:
-            found.setdefault(int(images[index]), int(places[index]))
-        return list(found.items())[:count]
+            place_of.setdefault(int(images[index]), int(places[index]))
+        return list(place_of.items())[:count]
 
 
 def use_of_codes(
@@ -73,13 +72,13 @@ def use_of_codes(
     Args:
         network: of the run.
         variables: trained.
-        key: of what is drawn.
+        key: of all draws.
         images: of a split.
-        labels: of the images, where the model is told them.
+        labels: of the images, if the model gets them.
         in_place: see `Use`.
 
     Raises:
-        UserError: if its z are made of no codes.
+        UserError: if the model's z are made of no codes.
     """
     if not (codes := network.posterior.codes):
         raise UserError(f"RUN: expected a model whose z are made of codes; found z of shape {network.latent_shape}")
@@ -92,9 +91,9 @@ def use_of_codes(
         def of(model: BoundModel) -> tuple[Array, Array]:
             draw = model.draw(draw_key, treated)
             assert model.codes
-            own = model.codes(draw.z) if draw.codes is None else draw.codes
-            apart = jnp.zeros(own.shape) if model.distances is None else model.distances(draw.heads)
-            return codes.numbered(own).reshape(len(own), rows), apart.reshape(len(own), rows)
+            codes_of_z = model.codes(draw.z) if draw.codes is None else draw.codes
+            distances = jnp.zeros(codes_of_z.shape) if model.distances is None else model.distances(draw.heads)
+            return codes.numbered(codes_of_z).reshape(len(codes_of_z), rows), distances.reshape(len(codes_of_z), rows)
 
         return network.apply(variables, of, labels=labels)[0]
 
@@ -102,18 +101,18 @@ def use_of_codes(
     def looked(images: Array, labels: Array | None) -> tuple[Array, Array]:
         return in_batches(look, len(images), images, labels)
 
-    found = looked(jnp.asarray(images), None if labels is None else jnp.asarray(labels))
-    own, distances = map(np.asarray, found)
-    return Use(own, distances, codes.values * (codes.shape[-1] if codes.apart else 1), codes.shape, in_place)
+    arrays = looked(jnp.asarray(images), None if labels is None else jnp.asarray(labels))
+    numbers, distances = map(np.asarray, arrays)
+    return Use(numbers, distances, codes.values * (codes.shape[-1] if codes.apart else 1), codes.shape, in_place)
 
 
 def draw_use(path: Path, use: Use, pictures: Float[np.ndarray, "images height width channels"] | None) -> Picture:
-    """Saves how often codes are used, and images of some codes, with the places framed that have them.
+    """Saves a picture of how often codes are used, and of images of some codes, with a frame around their places.
 
     Args:
         path: of the PNG.
         use: of the codes.
-        pictures: the images, in [0, 1]; None for examples that are none.
+        pictures: the images, in [0, 1]; None for examples that are no images.
     """
     counts, figures = use.counts, use.figures
     names, times = np.unique(use.codes, return_counts=True)
@@ -156,7 +155,7 @@ def draw_use(path: Path, use: Use, pictures: Float[np.ndarray, "images height wi
 
 
 def rectangle(*place: Any, **look: Any) -> Any:
-    """matplotlib's, which is imported with the first figure."""
+    """A rectangle of matplotlib's, which is imported only for figures."""
     from matplotlib.patches import Rectangle
 
     return Rectangle(*place, **look)

@@ -1,7 +1,7 @@
-"""What a trained model does with its latent space: units in use, the aggregate posterior, reconstructions, labels.
+"""How a trained model uses its latent space: units in use, the aggregate posterior, reconstructions, labels.
 
-The figures are of posteriors and pictures that are there already (`vae_jax.evaluation.latents.make_posteriors`);
-`diagnose` puts them together for a trained model.
+The functions take posteriors and pictures (see `vae_jax.evaluation.latents.make_posteriors`); `diagnose` gives all
+figures of a trained model.
 """
 
 import warnings
@@ -27,11 +27,11 @@ from vae_jax.model.fits import check_vectors
 from vae_jax.posteriors import Heads
 from vae_jax.variables import Variables
 
-ACTIVE = 0.01  # variance of its mean over the images from which a unit counts as active
-BLOCK = 256  # pairs of z and posterior are looked at in blocks of BLOCK × BLOCK, which bounds the memory
+ACTIVE = 0.01  # a unit is active if the variance of its mean over the images is larger
+BLOCK = 256  # pairs of z and posterior are computed in blocks of BLOCK × BLOCK, which bounds the memory
 NEIGHBOURS = 5
 
-# (z (n, latent), heads (m, size) each) -> log q(z_i|x_j), (n, m), in nats.
+# (z (n, latent), heads (m, size)) -> log q(z_i|x_j), (n, m), in nats.
 PairwiseLogProb = Callable[[Any, Heads], Any]
 OnProgress = Callable[[int, int], None]  # (done, total)
 
@@ -41,8 +41,8 @@ class Surgery(NamedTuple):
 
     Attributes:
         aggregate_kl: KL(q(z) ‖ p(z)) in nats, where q(z) is the mean of all images' posteriors.
-        mutual_information: I_q(x; z) in nats; at most `limit`. The noise of the estimates may carry either a little
-            beyond its bounds, and so below 0.
+        mutual_information: I_q(x; z) in nats; at most `limit`. Noise may take both estimates a little beyond their
+            bounds, and so below 0.
         limit: log of the number of images.
     """
 
@@ -52,10 +52,10 @@ class Surgery(NamedTuple):
 
 
 def unit_variances(centers: Float[Array, "images latent"]) -> Float[np.ndarray, " latent"]:
-    """Cov_x(E_q(z|x)[z]), the activity of each latent unit (Burda et al. 2016, section 5.2), over the images.
+    """The activity of latent units over the images, Cov_x(E_q(z|x)[z]) (Burda et al. 2016, section 5.2).
 
     Args:
-        centers: the posteriors' means; of a flow, their centres stand for them.
+        centers: the posteriors' means; for a flow, its centres.
     """
     return np.asarray(centers, np.float64).var(0)
 
@@ -72,18 +72,18 @@ def aggregate_log_prob(
     total: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> Float[np.ndarray, " images"]:
-    """log q(z) of each z, where q(z) = 1/N Σₙ q(z|xₙ) (Hoffman & Johnson 2016, section 2), in nats.
+    """log q(z), (images,), in nats, with q(z) = 1/N Σₙ q(z|xₙ) (Hoffman & Johnson 2016, section 2).
 
-    All images' posteriors make it exact. Where the images are a part of N others, z's own image weighs 1/N and each
-    of the others (N − 1)/(N (M − 1)), which leaves q(z), though not its logarithm, without bias (Chen et al. 2018,
-    appendix C.2, minibatch stratified sampling); with equal weights log q(z) would come out too high by up to log N/M.
+    All images' posteriors make it exact. If the M images are a part of N, z's own image has the weight 1/N and the rest
+    (N − 1)/(N (M − 1)), so that q(z), though not its logarithm, is without bias (Chen et al. 2018, appendix C.2,
+    minibatch stratified sampling); with equal weights log q(z) would be too high by up to log N/M.
 
     Args:
         log_prob: of every z under every posterior, (n, m); compiled here, for blocks of BLOCK × BLOCK.
         heads: of the images' posteriors, (images, size) each.
-        z: one drawn from each of them, in the same order.
+        z: one from each posterior, in the same order.
         total: N, if there are more images than these M.
-        on_progress: called with the number of z done and all.
+        on_progress: called with the number of z done and of all z.
 
     Raises:
         ValueError: if `total` is less than the number of images.
@@ -92,19 +92,19 @@ def aggregate_log_prob(
     total = images if total is None else total
     if total < images:
         raise ValueError(f"total: expected at least the {images} images; found {total}")
-    own = -np.log(total)
-    other = np.log((total - 1) / (total * (images - 1))) if images > 1 else 0.0
+    log_weight_of_own = -np.log(total)
+    log_weight_of_rest = np.log((total - 1) / (total * (images - 1))) if images > 1 else 0.0
     blocks = -(-images // BLOCK)
     places = jnp.arange(blocks * BLOCK).reshape(blocks, BLOCK)
 
-    def blocked(array: Array) -> Array:  # the last block is filled up, by what `places` then leaves out
+    def blocked(array: Array) -> Array:  # fills the last block up; `places` excludes the surplus
         return array[jnp.minimum(places, images - 1)]
 
     @jax.jit
     def block(z: Array, rows: Array, heads: Heads) -> Array:
         def add(log_sum: Array, columns_and_heads: tuple[Array, Heads]) -> tuple[Array, None]:
             columns, heads = columns_and_heads
-            weight = jnp.where(rows[:, None] == columns[None, :], own, other)
+            weight = jnp.where(rows[:, None] == columns[None, :], log_weight_of_own, log_weight_of_rest)
             weight = jnp.where((columns < images)[None, :], weight, -jnp.inf)
             log_terms = log_prob(z, heads) + weight
             return jnp.logaddexp(log_sum, jax.nn.logsumexp(log_terms, -1)), None
@@ -112,12 +112,12 @@ def aggregate_log_prob(
         return lax.scan(add, jnp.full(BLOCK, -jnp.inf), (places, heads))[0]
 
     heads, z = jax.tree.map(blocked, heads), blocked(z)
-    found = []
+    parts = []
     for number in range(blocks):
-        found.append(np.asarray(block(z[number], places[number], heads)))
+        parts.append(np.asarray(block(z[number], places[number], heads)))
         if on_progress:
             on_progress(min((number + 1) * BLOCK, images), images)
-    return np.concatenate(found)[:images]
+    return np.concatenate(parts)[:images]
 
 
 def elbo_surgery(
@@ -131,19 +131,18 @@ def elbo_surgery(
 ) -> Surgery:
     """KL(q(z) ‖ p(z)) and I_q(x; z) by Monte Carlo (Hoffman & Johnson 2016, equations 6 to 8).
 
-    They are the means over images, each with one z ~ q(z|x), of log q(z) − log p(z) and of log q(z|x) − log q(z). With
-    all N images q(z) is exact and the estimates have no bias. From M < N of them log q(z) varies from one choice of
-    images to another and comes out too low on average (Jensen), so the information comes out too high and the KL
-    too low.
+    They are the means over images, with one z ~ q(z|x) an image, of log q(z) − log p(z) and of log q(z|x) − log q(z).
+    With all N images q(z) is exact and the estimates have no bias. With M < N images log q(z) depends on the choice of
+    images and is too low on average (Jensen), so that the information is too high and the KL too low.
 
     Args:
         log_prob: see `aggregate_log_prob`, as for `heads`, `total` and `on_progress`.
         heads: of the posteriors.
-        z: one from each.
-        log_q: log q(z|x) of each z under its own image.
+        z: one from each posterior.
+        log_q: log q(z|x) of z under its own image.
         log_p: log p(z).
         total: N, if there are more images than these.
-        on_progress: told how far it is.
+        on_progress: called with the number of z done and of all z.
     """
     log_aggregate = aggregate_log_prob(log_prob, heads, z, total, on_progress).astype(np.float64)
     information = float((np.asarray(log_q, np.float64) - log_aggregate).mean())
@@ -152,17 +151,17 @@ def elbo_surgery(
 
 
 def check_density(config: Config, network: Composition) -> None:
-    """Refuses a posterior without a density at any z, of which the aggregate posterior is made.
+    """Refuses a posterior without a density at any z, which the aggregate posterior needs.
 
     Raises:
         UserError: naming the posterior.
     """
     if network.posterior.log_prob is None:
-        found = f"posterior {config.posterior.name}, whose density is known at its own samples only"
+        reason = f"posterior {config.posterior.name}, whose density is known at its own samples only"
         if not objectives.get(config.objective).generative:
-            found = f"objective {config.objective.name}, whose code has no density"
+            reason = f"objective {config.objective.name}, whose code has no density"
         name = argument("diagnostics")
-        raise UserError(f"{name}: the aggregate posterior needs a posterior's density at any z; found {found}")
+        raise UserError(f"{name}: the aggregate posterior needs a posterior's density at any z; found {reason}")
 
 
 def pairwise_log_prob(network: Composition, variables: Variables) -> PairwiseLogProb:
@@ -170,10 +169,10 @@ def pairwise_log_prob(network: Composition, variables: Variables) -> PairwiseLog
 
     def log_prob(z: Array, heads: Heads) -> Array:
         count = len(next(iter(heads.values())))
-        every = jnp.broadcast_to(z[:, None, :], (len(z), count, z.shape[-1]))
+        z_by_image = jnp.broadcast_to(z[:, None, :], (len(z), count, z.shape[-1]))
 
         def look(model: Any) -> Array:
-            return model.log_posterior(every, heads)
+            return model.log_posterior(z_by_image, heads)
 
         return network.apply(variables, look)[0]
 
@@ -181,10 +180,10 @@ def pairwise_log_prob(network: Composition, variables: Variables) -> PairwiseLog
 
 
 def make_squared_error(network: Composition, variables: Variables) -> Callable[..., Array]:
-    """(images of a split, z, labels=None) -> ‖x − E[x|z]‖² of each, (images,), summed over pixels and channels.
+    """(images of a split, z, labels=None) -> ‖x − E[x|z]‖², (images,), summed over pixels and channels.
 
-    x are the images' grey levels in [0, 1], whatever `data.treatment` makes of them in training; or an example's real
-    numbers, or its one-hot categories.
+    x are the images' grey levels in [0, 1] without `data.treatment`; or an example's real numbers, or its one-hot
+    categories.
     """
     plain = treatment_of(network.spec)
 
@@ -212,7 +211,7 @@ def linear_probe(
     middle, scale = train_latents.mean(0), train_latents.std(0)
     scale = np.where(scale > 0, scale, 1)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # an accuracy, which has long settled by then
+        warnings.simplefilter("ignore", ConvergenceWarning)  # the accuracy has long settled by then
         probe = LogisticRegression(max_iter=1000).fit((train_latents - middle) / scale, train_labels)
     return float(np.mean(probe.predict((latents - middle) / scale) == labels))
 
@@ -226,7 +225,7 @@ def nearest_neighbours(
 ) -> float:
     """The accuracy on test images of a vote of the nearest training images.
 
-    Distances are of the latents as they are: standardised, a unit that tells nothing would count as much as any other.
+    Latents are not standardised: an uninformative unit would otherwise count as much as any other.
     """
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -245,24 +244,24 @@ def diagnose(
     report: Callable[[str], None] = warnings.warn,
     on_progress: OnProgress | None = None,
 ) -> dict[str, Any]:
-    """Every figure for a trained model, all of the same images.
+    """Every diagnostic figure of a trained model on the same images.
 
     Args:
         config: of the run.
         network: built from it.
         variables: trained.
-        split: the images looked at.
+        split: the images.
         key: for the latents drawn.
-        train: the training images, if other ones than these: from their latents the labels are learned.
-        report: is told in a line what cannot be had of this model.
-        on_progress: told how far the aggregate posterior is.
+        train: the training images, if they are not `split`: labels are learned from their latents.
+        report: called with a line for figures that this model has not.
+        on_progress: called with the progress of the aggregate posterior.
 
     Returns:
-        "active_units" and "unit_variances" (one for each); "aggregate_kl", "mutual_information" and
+        "active_units" and "unit_variances" (one a unit); "aggregate_kl", "mutual_information" and
         "mutual_information_limit" in nats, see `Surgery`; "squared_error" and "squared_error_per_pixel" of the pictures
         decoded from the posteriors' centres, from the images' grey levels in [0, 1]; "probe_accuracy" and
-        "knn_accuracy" of the centres. None for what cannot be had: the aggregate posterior of a posterior without a
-        density, accuracies without two classes of labels or without `train`.
+        "knn_accuracy" of the centres. None for figures that the model has not: the aggregate posterior of a posterior
+        without a density, accuracies without two classes of labels or without `train`.
     """
     check_vectors(network, "diagnostics")
     posteriors = make_posteriors(network, variables)
@@ -270,9 +269,9 @@ def diagnose(
     def encode(split: Split, key: Key[Array, ""]) -> Any:
         return posteriors(key, split.images, split.labels if config.model.classes else None)
 
-    found = encode(split, key)
-    centers = np.asarray(found.centers)
-    variances = unit_variances(found.centers)
+    results = encode(split, key)
+    centers = np.asarray(results.centers)
+    variances = unit_variances(results.centers)
     surgery = None
     try:
         check_density(config, network)
@@ -280,9 +279,11 @@ def diagnose(
         report(str(error))
     else:
         log_prob = pairwise_log_prob(network, variables)
-        surgery = elbo_surgery(log_prob, found.heads, found.z, found.log_q, found.log_p, on_progress=on_progress)
-    told = split.labels if config.model.classes else None
-    errors = np.asarray(make_squared_error(network, variables)(split.images, found.centers, told), np.float64)
+        surgery = elbo_surgery(
+            log_prob, results.heads, results.z, results.log_q, results.log_p, on_progress=on_progress
+        )
+    labels = split.labels if config.model.classes else None
+    errors = np.asarray(make_squared_error(network, variables)(split.images, results.centers, labels), np.float64)
     probe = knn = None
     if train is not None and train.labels is not None and split.labels is not None and np.ptp(train.labels):
         learned_from = np.asarray(encode(train, training_images_key(key)).centers)

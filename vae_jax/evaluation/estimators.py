@@ -1,8 +1,8 @@
 """Estimates of log p(x): by importance sampling from q(z|x), and by annealed importance sampling from the prior.
 
-Both draw the noise of an image from its place among the images and of a sample from its number, so a result depends on
-the sizes of batches and chunks through rounding alone, and the first samples of many are those of few. With the same
-key both are of the same binarised images.
+Both draw the noise of an image by its place among the images and of a sample by its number. So results depend on the
+sizes of batches and chunks through rounding only, and the first samples of many are those of few. With the same key
+both estimates are of the same binarised images.
 """
 
 import math
@@ -27,17 +27,17 @@ from vae_jax.model.fits import check_vectors
 from vae_jax.programs.sizes import check_memory
 from vae_jax.variables import Variables
 
-# A chunk holds as many samples of z as make about so many numbers of images, whatever the number of samples and of
-# images: 2 MB in float32 on a CPU, which stays in the cache, and 256 MB elsewhere. A chunk needs that a few times over,
-# for the decoder's output, the images and the layers, and on a CPU as many chunks are computed at a time as there are
-# cores, up to THREADS.
+# A chunk holds as many samples of z as decode to about this many numbers, whatever the number of samples and images:
+# 2 MB in float32 on a CPU, which stays in the cache, and 256 MB elsewhere. A chunk needs that a few times over, for the
+# decoder's output, the images and the layers. On a CPU as many chunks are computed at a time as there are cores, up to
+# THREADS.
 CPU_NUMBERS, NUMBERS = 1 << 19, 1 << 26
 THREADS = 8
 ROWS = 512, 1 << 16  # samples of z in a chunk at most, on a CPU and elsewhere
 
 TARGET = 0.65  # of HMC's acceptance
 ADAPTATION = 0.02  # relative change of the step size from one temperature to the next
-FIRST_STEP = 0.1  # size, of a leapfrog step at the prior
+FIRST_STEP = 0.1  # size of a leapfrog step at the prior
 PILOTS = 4  # chains that find the step sizes
 STEEPNESS = 4.0  # of the sigmoid that spaces the temperatures
 
@@ -53,7 +53,7 @@ def importance_nll(
     labels: Int[np.ndarray, " images"] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, " images"]:
-    """−log p̂(x) of each image in nats, p̂(x) = 1/k Σ p(x|z)·p(z) / q(z|x) with z ~ q(z|x).
+    """−log p̂(x), (images,), in nats, p̂(x) = 1/k Σ p(x|z)·p(z) / q(z|x) with z ~ q(z|x).
 
     p̂ is unbiased, so the mean of −log p̂ is an upper bound of −log p(x) that falls as k grows (Burda et al. 2016,
     equation 8 and theorem 1). All k samples are of the same treated image; dynamic binarisation draws it once.
@@ -65,7 +65,7 @@ def importance_nll(
         images: as a split holds them, levels 0 to 255.
         key: of the treatment and of the samples.
         samples: k.
-        labels: of the images, where the model is told them.
+        labels: of the images, if the model gets them.
         on_progress: called with the number of images done and of all images.
 
     Raises:
@@ -91,8 +91,8 @@ def importance_nll(
 
         def weigh(model, numbers):
             by_image = jax.vmap(sample_key, (0, None))
-            each = jax.vmap(by_image, (None, 0))(keys.importance, numbers)  # keys of (samples, images)
-            z, log_q = jax.vmap(jax.vmap(model.sample), (0, None))(each, heads)
+            sample_keys = jax.vmap(by_image, (None, 0))(keys.importance, numbers)  # keys of (samples, images)
+            z, log_q = jax.vmap(jax.vmap(model.sample), (0, None))(sample_keys, heads)
             return model.log_likelihood(treated, model.decode(z)) + model.log_prior(z) - log_q
 
         def add(carry, numbers):
@@ -121,16 +121,16 @@ def annealed_nll(
     labels: Int[np.ndarray, " images"] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Float[np.ndarray, " images"]:
-    """−log p̂(x) of each image in nats by annealed importance sampling, which does not know q(z|x).
+    """−log p̂(x), (images,), in nats, by annealed importance sampling, which does not need q(z|x).
 
-    Each chain goes from p(z) to p(z)·p(x|z) over p(z)·p(x|z)^β, β rising from 0 to 1 along a sigmoid, with one step of
-    Hamiltonian Monte Carlo at each temperature; p̂ is the mean of the chains' weights (Neal 2001, equations 4 and 11;
-    Wu et al. 2017, section 3). The size of the leapfrog steps at each temperature is found by a few chains of the image
-    that go before and are not counted: p̂ is unbiased then, and E[−log p̂] an upper bound of −log p(x).
+    A chain goes from p(z) to p(z)·p(x|z) over p(z)·p(x|z)^β, β rising from 0 to 1 along a sigmoid, with one step of
+    Hamiltonian Monte Carlo at every temperature; p̂ is the mean of the chains' weights (Neal 2001, equations 4 and 11;
+    Wu et al. 2017, section 3). A few pilot chains of the image, which are not counted, adapt the size of the leapfrog
+    steps at every temperature: so p̂ is unbiased, and E[−log p̂] an upper bound of −log p(x).
 
-    Of images that the model drew itself, z and all, the chains can go backwards from that z, which is an exact sample
-    of p(z|x): then 1/p̂ is the mean of the inverse weights and E[−log p̂] a lower bound. The two enclose −log p(x)
-    (bidirectional Monte Carlo, Grosse et al. 2015, section 3.1).
+    For images that the model drew itself, the chains can go backwards from the z drawn, an exact sample of p(z|x): then
+    1/p̂ is the mean of the inverse weights and E[−log p̂] a lower bound. The two enclose −log p(x) (bidirectional Monte
+    Carlo, Grosse et al. 2015, section 3.1).
 
     Args:
         config: of the run.
@@ -140,9 +140,9 @@ def annealed_nll(
         key: of the treatment and of the chains.
         temperatures: steps of β.
         chains: for each image.
-        leapfrog: steps of each transition.
+        leapfrog: steps of a transition.
         exact: samples of p(z|x), to go backwards from; by default the chains go forwards from the prior.
-        labels: of the images, where the model is told them.
+        labels: of the images, if the model gets them.
         on_progress: called with the number of images done and of all images.
 
     Raises:
@@ -174,12 +174,12 @@ def annealed_nll(
             return z, prior, likelihood, prior_gradient, likelihood_gradient
 
         def anneal(first, keys, betas, sizes=None):
-            """log w of each chain, (chains, images), and the leapfrog steps' sizes: the given ones, or adapted ones."""
+            """log w of the chains, (chains, images), and the leapfrog steps' sizes: those given, or adapted ones."""
 
             def move(carry, step):
                 point, log_w, adapted = carry
-                number, last_beta, beta, given = step
-                size = adapted if given is None else given
+                number, last_beta, beta, size_given = step
+                size = adapted if size_given is None else size_given
                 log_w = log_w + (beta - last_beta) * point[2]
                 noise, uniform = jax.vmap(partial(_draw, shape=(len(first), network.latent)), (0, None), 1)(
                     keys, number
@@ -221,14 +221,14 @@ def _require(config: Config, **counts: int) -> None:
 
 
 def _rows(network: Composition) -> int:
-    """How many samples of z are decoded at a time."""
+    """The number of samples of z that are decoded at a time."""
     on_cpu = jax.default_backend() == "cpu"
     numbers, most = (CPU_NUMBERS, ROWS[0]) if on_cpu else (NUMBERS, ROWS[1])
     return min(most, max(1, numbers // math.prod(network.image_shape)))
 
 
 def _log_add(carry: tuple[Array, Array], log_w: Float[Array, "samples images"]) -> tuple[Array, Array]:
-    """Adds Σ w over samples to a sum held as (m, s), s·eᵐ, for each image."""
+    """Adds Σ w over samples to the images' sums, which are held as (m, s), s·eᵐ."""
     top, total = carry
     new = jnp.maximum(top, log_w.max(0))
     shift = jnp.where(jnp.isneginf(new), 0, new)  # all weights are 0 so far
@@ -248,22 +248,22 @@ def _over_images(
 ) -> tuple[Float[np.ndarray, " images"], Float[np.ndarray, " images"]]:
     """`estimate(variables, images, labels, keys, exact)` over batches of images, in double precision on the host.
 
-    Batches are independent, and on a CPU each is computed by a thread of its own: XLA alone runs but a matrix product
-    on several cores.
+    Batches are independent, and on a CPU several threads compute one each: XLA itself uses several cores only for
+    matrix products.
     """
     count, batch = len(images), min(batch, len(images))
 
     def arguments() -> Iterator[tuple[Any, ...]]:
         for first in range(0, count, batch):
-            # The last batch is filled up by repeating the last image; the surplus is cut off again.
+            # The last batch is filled up by repeating the last image; the surplus is cut off below.
             index = np.minimum(np.arange(first, first + batch), count - 1)
-            told = None if labels is None else labels[index].astype(np.int32)
-            yield variables, images[index], told, None if exact is None else exact[index], index, key
+            batch_labels = None if labels is None else labels[index].astype(np.int32)
+            yield variables, images[index], batch_labels, None if exact is None else exact[index], index, key
 
     def run(variables, images, labels, exact, index, key):
         return estimate(variables, images, labels, jax.vmap(image_keys, (None, 0))(key, index), exact)
 
-    # Compiled here: contexts such as jax.enable_x64 are this thread's alone.
+    # Compiled here: contexts such as jax.enable_x64 hold for this thread only.
     compiled = jax.jit(run).lower(*next(arguments())).compile()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = min(cores, THREADS) if jax.default_backend() == "cpu" else 1
@@ -272,18 +272,18 @@ def _over_images(
     parts = []
     pool = ThreadPoolExecutor(threads)
     try:
-        for part in pool.map(lambda each: [np.asarray(x, np.float64) for x in compiled(*each)], arguments()):
+        for part in pool.map(lambda values: [np.asarray(x, np.float64) for x in compiled(*values)], arguments()):
             parts.append(part)
             if on_progress:
                 on_progress(min(len(parts) * batch, count), count)
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C a batch that is being computed may take minutes
+        pool.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C a running batch may take minutes
     top, total = (np.concatenate(column)[:count] for column in zip(*parts, strict=True))
     return top, total
 
 
 def _sigmoid_schedule(temperatures: int) -> Float[np.ndarray, " _"]:
-    """β₀ to the last, from 0 to 1, closest at both ends (Wu et al. 2017, section 4.1)."""
+    """The temperatures β, from 0 to 1, densest at both ends (Wu et al. 2017, section 4.1)."""
     sigmoid = 1 / (1 + np.exp(-np.linspace(-STEEPNESS, STEEPNESS, temperatures + 1)))
     return ((sigmoid - sigmoid[0]) / (sigmoid[-1] - sigmoid[0])).astype(np.float32)
 
@@ -295,13 +295,13 @@ def _draw(key: Key[Array, ""], number: Array, shape: tuple[int, int]) -> tuple[A
 
 
 def _hmc(at, point, beta, size, leapfrog, momentum, uniform):
-    """One transition of Hamiltonian Monte Carlo (Neal 2011, figure 2) that leaves p(z)·p(x|z)^β as it is.
+    """One transition of Hamiltonian Monte Carlo (Neal 2011, figure 2), with p(z)·p(x|z)^β invariant.
 
     Args:
         at: z -> (z, log p(z), log p(x|z), ∇log p(z), ∇log p(x|z)).
         point: at(z), z being (chains, images, latent).
         beta: the temperature.
-        size: of a leapfrog step for each image, (images,).
+        size: of the images' leapfrog steps, (images,).
         leapfrog: steps.
         momentum: standard normal, shaped as z.
         uniform: in [0, 1), (chains, images).

@@ -1,4 +1,4 @@
-"""A split's figures: what an objective says of every image, without training."""
+"""A split's figures: an objective's terms of every image, without training."""
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
@@ -24,30 +24,30 @@ from vae_jax.programs.dependence import depends
 from vae_jax.programs.sizes import check_memory, largest_product
 from vae_jax.variables import Variables
 
-# Among the terms of a model whose z are made of codes, those of every image, (images, places): no figure's name.
+# The name of every image's codes, (images, places), among the terms, if z are made of codes; no figure has it.
 CODES = "codes of images"
 
 
 class Evaluator:
-    """(variables, key) -> the objective's figures by name, (images,) each."""
+    """Evaluates an objective: (variables, key) -> its figures by name, (images,) each."""
 
     def __init__(self, config: Config, feed: Feed, evaluate: Any, block: int, devices: Devices):
-        """Of the images in a feed.
+        """Prepares the evaluation of a feed's images; nothing is compiled yet.
 
         Args:
             config: of the run.
-            feed: brings them.
+            feed: of the images.
             evaluate: compiled, see `make_terms`.
             block: images that are evaluated together.
             devices: to evaluate on.
         """
         self._config, self._feed, self._evaluate, self._block = config, feed, evaluate, block
         self._numbers = devices.whole(numbers_of(config))
-        self._size = self._product = 0  # images of a call and its largest array, known once it has been lowered
+        self._size = self._product = 0  # images of a call and bytes of its largest product, known once it is lowered
         self._ready: Future | None = None  # a program that a call needs, see `prepare`
 
     def __call__(self, variables: Variables, key: Key[Array, ""]) -> Terms:
-        """The terms.
+        """The terms of all images.
 
         Raises:
             NotEnough: if they do not fit into memory.
@@ -62,29 +62,29 @@ class Evaluator:
             count = shard.last - shard.first
             for first in range(0, count, self._size):
                 chosen = slice(first, min(first + self._size, len(shard.images)))
-                valid = np.int32(min(self._size, count - first))  # of what is spread, or a last shard's, some are not
+                valid = np.int32(min(self._size, count - first))  # of spread images, or of a last shard, some are not
                 terms = self._evaluate(*self._arguments(variables, key, shard, chosen), valid, self._numbers)
                 parts.append(jax.tree.map(lambda part, left=count - first: part[:left], terms))
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *part: jnp.concatenate(part), *parts)
 
     def prepare(self, variables: Variables, key: Key[Array, ""], pool: Executor) -> None:
-        """Begins to compile what a call with such variables needs; the call waits for it."""
+        """Begins to compile the program of a call with such variables; the call waits for it."""
         lowered, (images, _) = self._lower(variables, key), self._feed.shapes
-        if self._size == images.shape[0] or images.sharding is None:  # parts of what is spread lie as jax sees fit
+        if self._size == images.shape[0] or images.sharding is None:  # jax chooses where parts of spread images lie
             self._ready = pool.submit(lowered.compile)
 
     def check(self) -> None:
-        """Refuses what will not fit into memory, once it has been prepared.
+        """Refuses a call that will not fit into memory, once it is prepared.
 
         Raises:
-            NotEnough: as a call.
+            NotEnough: as a call does.
         """
         samples = as_used(self._config, "objective.samples", "objective.groups")
         what = samples or f"model.network {self._config.model.network}"
         check_memory(self._product, f"{what}: evaluating {self._block} images at a time")
 
     def _lower(self, variables: Variables, key: Key[Array, ""]) -> jax.stages.Lowered:
-        """What a call is to be compiled of, once it is known how many images it takes."""
+        """The lowered program of a call; also sets how many images a call takes."""
         images, labels = self._feed.shapes
         zero = np.int32(0)
         arguments = variables, images, labels if self._config.model.classes else None, zero, key, zero, self._numbers
@@ -95,7 +95,7 @@ class Evaluator:
         self._size = min(self._block, count) if is_slow_in_loops(lowered) else count
         if self._size == count:
             return lowered
-        first = [each if each is None else _shortened(each, self._size) for each in arguments[1:3]]
+        first = [shape if shape is None else _shortened(shape, self._size) for shape in arguments[1:3]]
         return self._evaluate.lower(variables, *first, *arguments[3:])
 
     def _arguments(self, variables: Variables, key: Key[Array, ""], shard: Shard, chosen: slice) -> tuple[Any, ...]:
@@ -119,7 +119,7 @@ def make_evaluator(
     labels: Int[np.ndarray, " images"] | None = None,
     devices: Devices | None = None,
 ) -> Evaluator:
-    """(variables, key) -> the objective's terms for each of these images, (images,) each.
+    """The evaluator of an objective on these images: (variables, key) -> its terms, (images,) each.
 
     Args:
         config: of the run.
@@ -127,7 +127,7 @@ def make_evaluator(
         objective: built from it.
         images: to evaluate on.
         latent: "sample" draws z from the posterior; "mean" takes its mean (of a flow, its centre).
-        labels: of the images, where the model is told them.
+        labels: of the images, if the model gets them.
         devices: to evaluate on, together; by default one.
     """
     if latent not in ("sample", "mean"):
@@ -154,10 +154,10 @@ def make_terms(
     latent: str = "sample",
     devices: Devices | None = None,
 ) -> Callable[..., Terms]:
-    """(variables, images of a split, labels, first, key, valid, numbers) -> the terms for each image, to be compiled.
+    """(variables, images of a split, labels, first, key, valid, numbers) -> the images' terms, to be compiled.
 
-    The images' batches, of `size` images, are numbered from `first` on, and each has a key of its own. The terms of
-    images from number `valid` on are of no meaning. Of `numbers` see `vae_jax.training.state.Fixed`.
+    The images' batches, of `size` images, are numbered from `first` on; a batch's key is made of its number. The terms
+    of images from number `valid` on are meaningless. For `numbers` see `vae_jax.training.state.Fixed`.
     """
 
     def evaluate(
@@ -179,12 +179,12 @@ def make_terms(
             def terms(model: BoundModel) -> Terms:
                 result = {}
                 for place, phase in enumerate(objective.phases):
-                    own_key, _ = batch_keys(further_key(key, place) if place else key, number)
-                    result |= phase.terms(own_key, model, treated, options)
+                    phase_key, _ = batch_keys(further_key(key, place) if place else key, number)
+                    result |= phase.terms(phase_key, model, treated, options)
                 if (codes := network.posterior.codes) and model.codes:
                     draw = model.draw(batch_keys(key, number)[0], treated)
-                    own = model.codes(draw.z) if draw.codes is None else draw.codes
-                    result[CODES] = codes.numbered(own).reshape(len(treated), -1)
+                    codes_of_z = model.codes(draw.z) if draw.codes is None else draw.codes
+                    result[CODES] = codes.numbered(codes_of_z).reshape(len(treated), -1)
                 return result
 
             density = jnp.asarray(jnp.nan) if latent == "mean" else None
@@ -196,9 +196,9 @@ def make_terms(
 
 
 def _looks_at_densities(config: Config, network: Composition, objective: Objective) -> bool:
-    """Whether the objective's terms depend on densities at samples of z, for which no single z can stand.
+    """Whether the objective's terms depend on densities at samples of z, which no single z can replace.
 
-    So does a KL that is estimated from them, and an importance-weighted bound.
+    A KL that is estimated from them does, and so does an importance-weighted bound.
     """
 
     def terms(density: Array, variables: Variables, images: Array, labels: Array | None) -> Terms:
@@ -214,7 +214,7 @@ def _looks_at_densities(config: Config, network: Composition, objective: Objecti
 
 
 def means(terms: Terms) -> dict[str, float]:
-    """Each figure per image, the mean over images taken in double precision; of codes how they are used."""
+    """The figures' means over images, in double precision; for codes, their usage."""
     figures = {name: float(np.asarray(terms[name], np.float64).mean()) for name in in_order(terms) if name != CODES}
     return figures | (usage(np.asarray(terms[CODES])) if CODES in terms else {})
 
@@ -222,7 +222,7 @@ def means(terms: Terms) -> dict[str, float]:
 def usage(codes: Int[np.ndarray, "images places"]) -> dict[str, float]:
     """How many codes are used, and the perplexity of their use: exp of its entropy.
 
-    Over all places of all images at once: a mean over batches would depend on their size.
+    It is taken over all places of all images at once: a mean over batches would depend on their size.
     """
     _, counts = np.unique(codes, return_counts=True)  # there may be far more codes than places
     shares = counts / codes.size

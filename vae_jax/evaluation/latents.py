@@ -16,14 +16,14 @@ from vae_jax.variables import Variables
 
 
 class Posteriors(NamedTuple):
-    """What the encoder makes of images, with one z drawn for each.
+    """The posteriors of images, with one z drawn from each.
 
     Attributes:
         heads: of the posterior, each (images, size).
         centers: the posteriors' centres, (images, latent).
-        z: drawn from each, (images, latent); of an autoencoder its code.
-        log_q: log q(z|x) of it, (images,), in nats; 0 for an autoencoder.
-        log_p: log p(z), (images,), in nats; of no meaning for an autoencoder.
+        z: drawn from them, (images, latent); an autoencoder's code.
+        log_q: log q(z|x), (images,), in nats; 0 for an autoencoder.
+        log_p: log p(z), (images,), in nats; meaningless for an autoencoder.
     """
 
     heads: Heads
@@ -34,7 +34,7 @@ class Posteriors(NamedTuple):
 
 
 def make_posteriors(network: Composition, variables: Variables) -> Callable[..., Posteriors]:
-    """(key, images of a split, labels=None) -> Posteriors; labels where the model is told them."""
+    """(key, images of a split, labels=None) -> Posteriors; with labels if the model gets them."""
 
     @jax.jit
     def posteriors(key: Key[Array, ""], images: Any, labels: Any = None) -> Posteriors:
@@ -47,8 +47,8 @@ def make_posteriors(network: Composition, variables: Variables) -> Callable[...,
                 z, log_q = model.sample(z_key, heads)
                 return Posteriors(heads, z, z, log_q, model.log_prior(z))
 
-            found = network.apply(variables, look, labels=labels)[0]
-            return found._replace(centers=network.center(variables, found.heads)[0])
+            results = network.apply(variables, look, labels=labels)[0]
+            return results._replace(centers=network.center(variables, results.heads)[0])
 
         return in_batches(batch, len(images), jnp.asarray(images), labels)
 

@@ -1,8 +1,8 @@
-"""Ways to draw z that are fitted to a trained model's latents, after training: what takes the prior's place.
+"""Samplers of z that are fitted to a trained model's latents and take the prior's place.
 
-Each is fitted to one z ~ q(z|x) of every training image, not to the posteriors' means: the decoder has learned on such
-samples, so q(z), the density they come from, is what a sampler has to match. The means are narrower, and in a
-collapsed dimension they have no spread at all. An autoencoder's z is its code, and drawing it makes it generative.
+They are fitted to one z ~ q(z|x) of every training image, not to the posteriors' means: the decoder has learned on such
+samples, so a sampler has to match their density, q(z). The means are narrower, and have no spread at all in a collapsed
+dimension. An autoencoder's z is its code, and drawing it makes it generative.
 """
 
 import itertools
@@ -31,8 +31,8 @@ OnProgress = Callable[[int, int], None]  # (done, total)
 
 COMPONENTS = 10  # of the mixture, as in Ghosh et al. 2020, section 4
 STEPS, BATCH, HIDDEN, LEARNING_RATE = 4000, 256, (128, 128), 3e-3  # of the second stage: well below a minute
-BLOCK = 1 << 28  # bytes that drawing takes at a time, whatever the number of z
-CALLS = 20  # in which it is trained, for progress to show
+BLOCK = 1 << 28  # bytes that drawing takes at most, whatever the number of z
+CALLS = 20  # of its training, between which progress is reported
 
 
 def gaussian_mixture(
@@ -46,7 +46,7 @@ def gaussian_mixture(
 
     Args:
         latents: z of the training images.
-        key: where EM begins.
+        key: of EM's start.
         on_progress: not called.
         components: of the mixture; at most one for each image.
     """
@@ -86,12 +86,12 @@ def second_stage(
     """A second VAE, of z: u ~ N(0, I), z ~ p(z|u) (Dai & Wipf 2019, section 4).
 
     Its latent u has as many dimensions as z, its likelihood is a Gaussian with one learned variance, and encoder and
-    decoder are MLPs, into whose last layers the input enters once more (as theirs). It learns on standardised z.
+    decoder are MLPs whose last layers also see the input (as in the paper). It learns on standardised z.
 
     Args:
         latents: z of the training images.
         key: of its initialisation, batches and noise.
-        on_progress: called with the steps done and all.
+        on_progress: called with the numbers of steps done and of all steps.
         steps: of Adam, in batches of 256, with a learning rate that falls to 0 (cosine).
     """
     _check(latents)
@@ -151,13 +151,13 @@ def second_stage(
 
 
 def _in_blocks(function: Callable[..., Array], size: int, *arrays: Array) -> Array:
-    """The function of rows of arrays, of which each takes so many bytes, block by block."""
+    """`function` of rows of arrays, block by block; a row takes `size` bytes."""
     rows = max(1, BLOCK // size)
-    parts = [function(*(each[i : i + rows] for each in arrays)) for i in range(0, len(arrays[0]), rows)]
+    parts = [function(*(array[i : i + rows] for array in arrays)) for i in range(0, len(arrays[0]), rows)]
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
 
-# Each: (latents, key, on_progress=None) -> Sampler.
+# (latents, key, on_progress=None) -> Sampler.
 SAMPLERS = {"gmm": gaussian_mixture, "second_stage": second_stage}
 
 
@@ -178,8 +178,8 @@ def fit_sampler(
         variables: trained.
         images: the training images.
         key: of the latents drawn and of the fit.
-        labels: of the images, where the model is told them; z is drawn without regard to them, as from a prior.
-        on_progress: told how far it is.
+        labels: of the images, if the model gets them; z is drawn without regard to them, as from a prior.
+        on_progress: called with the numbers of steps done and of all steps.
 
     Raises:
         UserError: if the name is unknown or the model's latents are not finite.

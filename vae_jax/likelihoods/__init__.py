@@ -24,7 +24,7 @@ __all__ = [
     "squared_error",
 ]
 
-# Each: (options, Shapes) -> Likelihood; the annotation of `options` names the dataclass of its options.
+# (options, Shapes) -> Likelihood; the annotation of `options` names the dataclass of its options.
 LIKELIHOODS = {
     "bernoulli": bernoulli,
     "continuous_bernoulli": continuous_bernoulli,
@@ -45,6 +45,6 @@ def get(config: LikelihoodConfig, shapes: Shapes) -> Likelihood:
 
 
 def over(shapes: Shapes) -> list[str]:
-    """The names of ours for data of this support."""
+    """The names of the package's likelihoods for data of this support."""
     plain = {name: LikelihoodConfig(name) for name in LIKELIHOODS}
     return [name for name, config in plain.items() if shapes.support in get(config, shapes).over]

@@ -1,4 +1,4 @@
-"""What a likelihood is: how the decoder's output is a distribution of images."""
+"""Likelihoods: they turn the decoder's output into a distribution of images."""
 
 import math
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Outputs = Float[Array, "batch *places outputs"]
 
 
 def sum_pixels(features: Features) -> Float[Array, " batch"]:
-    """The sum over each image's pixels."""
+    """The sum over an image's pixels."""
     return features.sum(tuple(range(1, features.ndim - 1))).reshape(-1)
 
 
@@ -21,16 +21,16 @@ class Likelihood(NamedTuple):
     """A likelihood p(x|z) of images (batch, height, width, channels) in [0, 1], or of examples of other shapes.
 
     Attributes:
-        outputs: how many numbers of the decoder's it needs for each channel of a pixel. The decoder's output is
-            (batch, height, width, outputs·channels), the first number of every channel before the second of any.
+        outputs: numbers that it needs from the decoder for each channel of a pixel. The decoder's output is
+            (batch, height, width, outputs·channels), the first number of all channels before the second of any.
         log_prob: (params, decoder's output, images) -> log p(x|z), (batch,), in nats, summed over pixels.
         mean: (params, decoder's output) -> E[x|z], (batch, height, width, channels): the picture to show.
-        init: key -> what is trained beside the decoder.
-        treatments: of the data for which it is a likelihood, see `data.treatment`.
-        reason: why it is none for the others.
-        measure: of what its values are: one of MEASURES or a word of one's own; where it is empty, its values are
-            compared with its own only.
-        over: what the numbers of an example may be, see `vae_jax.spec.Kind`.
+        init: key -> params, beside the decoder's.
+        treatments: for which it is a likelihood, see `data.treatment`.
+        reason: why it is none for the rest.
+        measure: the kind of its values: one of MEASURES, or a user's word; if it is empty, values compare only with
+            those of the same likelihood.
+        over: kinds of numbers that an example may have, see `vae_jax.spec.Kind`.
         interval: least and most that real numbers may be, both included; None for any.
     """
 
@@ -45,7 +45,7 @@ class Likelihood(NamedTuple):
     interval: tuple[float, float] | None = None
 
 
-# What a likelihood's values can be; those of different measures are no more comparable than metres and seconds.
+# Kinds of values of a likelihood; different ones are no more comparable than metres and seconds.
 MEASURES = {
     "binary": "probabilities",  # of pixels that are 0 or 1
     "levels": "probabilities",  # of the 256 grey levels
@@ -61,34 +61,34 @@ TREATED = {
 
 
 def described(treatment: str, support: str = "levels") -> str:
-    """What a model sees, in words; `support` is what the numbers are, see `vae_jax.spec.Kind`."""
+    """A model's data in words; `support` is the kind of their numbers, see `vae_jax.spec.Kind`."""
     return TREATED[treatment] if support == "levels" else {"reals": "real numbers"}.get(support, support)
 
 
 def measured(likelihood: Likelihood, name: str, treatment: str, support: str = "levels") -> str:
-    """What a likelihood's values are for data of a treatment, in words; where these differ, values do not compare.
+    """The kind of a likelihood's values for data of a treatment, in words; values of different kinds do not compare.
 
     Args:
         likelihood: which one.
-        name: its name in the configuration, which tells one of no known measure.
+        name: its name in the configuration, for a likelihood without a measure.
         treatment: see `data.treatment`.
-        support: what the numbers of the data are, see `vae_jax.spec.Kind`.
+        support: the kind of the data's numbers, see `vae_jax.spec.Kind`.
     """
-    if likelihood.measure == "binary" and treatment == "grey":  # they stand for probabilities: no distribution of them
+    if likelihood.measure == "binary" and treatment == "grey":  # grey levels stand for probabilities of pixels
         return f"cross-entropies of {described(treatment, support)}"
     kind = MEASURES.get(likelihood.measure, likelihood.measure or f"values of likelihood {name}")
     return f"{kind} of {described(treatment, support)}"
 
 
 def bits_per_dimension(likelihood: Likelihood, treatment: str, nats: float, dimensions: int) -> float | None:
-    """−log p(x) of an image of 256 grey levels in bits for each of its numbers; None where it is of something else.
+    """−log p(x) of an image of 256 grey levels in bits per number of the image; None for other data.
 
-    For a density on dequantised levels, (level + noise) / 256 in [0, 1), it is log₂ 256 more than the density's own: by
-    Jensen an upper bound of the bits of the distribution of levels that the density implies (Theis et al. 2016, section
-    3.1). The density of a grey level itself has no unit in common with a probability.
+    For a density on dequantised levels, (level + noise) / 256 in [0, 1), log₂ 256 is added. By Jensen this is an upper
+    bound of the bits of the distribution of levels that the density implies (Theis et al. 2016, section 3.1). The
+    density of a grey level itself has no unit in common with a probability.
 
     Args:
-        likelihood: of which the value is.
+        likelihood: that gave the value.
         treatment: see `data.treatment`.
         nats: the value, −log p(x) or a bound of it, per image.
         dimensions: numbers of an image, height · width · channels.

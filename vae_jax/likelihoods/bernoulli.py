@@ -32,7 +32,7 @@ def bernoulli_log_prob(logits: Images, images: Images) -> Float[Array, " batch"]
     """
     logits, images = to_features(logits), to_features(images)
     # x·l − softplus(l), in the form that never takes the exponential of a positive number. The same condition chooses
-    # both parts, so that the gradient is right at l = 0 too, where max and abs would each go their own way.
+    # both parts, so that the gradient is right at l = 0 too, where max and abs would choose different sides.
     positive = logits > 0
     softplus = jnp.where(positive, logits, 0) + jnp.log1p(jnp.exp(jnp.where(positive, -logits, logits)))
     log_prob = images * logits - softplus
@@ -40,5 +40,5 @@ def bernoulli_log_prob(logits: Images, images: Images) -> Float[Array, " batch"]
 
 
 def pixel_mean(logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """E[x|z]: the picture a decoder's logits stand for, in [0, 1]."""
+    """E[x|z], the picture that a decoder's logits give, in [0, 1]."""
     return jax.nn.sigmoid(logits)

@@ -1,4 +1,4 @@
-"""The categorical likelihood: of tokens, or of the columns of a table of categories."""
+"""The categorical likelihood, of tokens or of the columns of a table of categories."""
 
 import jax
 from jaxtyping import Array, Float

@@ -5,7 +5,7 @@ p(x) = exp(l·x) · l / (eˡ − 1), or with u = l/2
 
     log p(x) = l·(x − 1/2) − log(sinh u / u)
 
-in which the removable singularity at λ = 1/2 has moved to u = 0, and no part is large where the sum is not.
+in which the removable singularity at λ = 1/2 is at u = 0, and no part is large unless the sum is.
 """
 
 import jax
@@ -16,7 +16,7 @@ from vae_jax.blocks.tiles import Images, to_features
 from vae_jax.likelihoods.base import Likelihood, sum_pixels
 from vae_jax.shapes import Shapes
 
-# log(sinh u / u) = Σ 2²ⁿ B₂ₙ u²ⁿ / (2n·(2n)!), n = 1, 2, …; where |u| < 1/2 what is left out is below 3e-14.
+# log(sinh u / u) = Σ 2²ⁿ B₂ₙ u²ⁿ / (2n·(2n)!), n = 1, 2, …; for |u| < 1/2 the rest is below 3e-14.
 SERIES = (1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775, -691 / 3831077250, 2 / 127702575)
 
 
@@ -48,7 +48,7 @@ def continuous_bernoulli_mean(logits: Float[Array, "*shape"]) -> Float[Array, "*
 
 def log_sinhc(u: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """log(sinh u / u), with its derivative, at any u."""
-    # What is not chosen must be finite too, or its gradient, times 0, is NaN.
+    # The branch that is not chosen must be finite too, or its gradient, times 0, is NaN.
     small = jnp.abs(u) < 0.5
     square = jnp.square(jnp.where(small, u, 0))
     series = jnp.zeros_like(u)

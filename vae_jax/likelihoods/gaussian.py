@@ -1,13 +1,13 @@
 """The Gaussian likelihood, its variance fixed, learned once, or the decoder's for each pixel.
 
 Means are sigmoids of the decoder's output: pixels lie in [0, 1], so a mean outside would never be right, and a picture
-needs no clipping; with a fixed variance this is the squared error that a plain autoencoder here minimises. Of real
+needs no clipping. With a fixed variance this is the squared error that a plain autoencoder here minimises. For real
 numbers the means are the decoder's output itself.
 
 Learned standard deviations are FLOOR + exp(s) and not exp(s). Many pixels are the same in every image (a black
-border), and there the likelihood of a narrower and narrower Gaussian grows without bound: what it gains says nothing
-about the images, and training ends in infinities (Mattei & Frellsen 2018). Real numbers have a unit of their own, which
-only `scale` tells: there the floor is a thousandth of it.
+border), and there a narrower and narrower Gaussian gains likelihood without bound. That gain says nothing about the
+images, and training ends in infinities (Mattei & Frellsen 2018). The unit of real numbers is known from `scale` only:
+their floor is a thousandth of it.
 """
 
 import math
@@ -41,8 +41,8 @@ class GaussianOptions:
 
     Attributes:
         variance: fixed, shared (one for all pixels, learned) or pixel (one for each, from the decoder).
-        scale: the standard deviation where it is fixed, and where it starts otherwise; grey levels are 0 to 1, real
-            numbers in their own unit.
+        scale: the standard deviation, or its start if it is learned; grey levels are 0 to 1, real numbers in their
+            own unit.
     """
 
     variance: Annotated[str, one_of("fixed", "shared", "pixel")] = "fixed"
@@ -53,7 +53,7 @@ def gaussian(options: GaussianOptions, shapes: Shapes) -> Likelihood:
     """Independent Gaussian pixels.
 
     Raises:
-        UserError: if `options.scale` is below what a learned one can be.
+        UserError: if `options.scale` is below the floor of a learned one.
     """
     return VARIANCES[options.variance](options, shapes.support)
 
@@ -88,7 +88,7 @@ def shared(options: GaussianOptions, support: str) -> Likelihood:
 
 
 def pixel(options: GaussianOptions, support: str) -> Likelihood:
-    """Each pixel's own standard deviation, from the decoder (Kingma & Welling 2013, appendix C.2).
+    """One standard deviation for each pixel, from the decoder (Kingma & Welling 2013, appendix C.2).
 
     The decoder's second number is added to an offset, so that training starts near `options.scale`.
     """
@@ -122,7 +122,7 @@ def gaussian_log_prob(
 
 
 def floored(raw: Float[Array, "*shape"], floor: float) -> Float[Array, "*shape"]:
-    """log(floor + exp(raw)): the logarithm of a scale that never falls to `floor`, nor loses its gradient there."""
+    """log(floor + exp(raw)), the logarithm of a scale that neither falls to `floor` nor loses its gradient there."""
     return jnp.logaddexp(raw, jnp.full_like(raw, math.log(floor)))
 
 
@@ -131,9 +131,9 @@ def _floor(scale: float, support: str) -> float:
 
 
 def _raw(scale: float, floor: float) -> float:
-    """Where a learned scale starts: the inverse of `floored`."""
+    """The start of a learned scale: the inverse of `floored`."""
     if scale <= floor:
         raise UserError(
-            f"likelihood.scale: expected more than half a grey level, {FLOOR:.3g}, where it is learned; found {scale}"
+            f"likelihood.scale: expected more than half a grey level, {FLOOR:.3g}, if it is learned; found {scale}"
         )
     return math.log(scale - floor)

@@ -1,7 +1,7 @@
 """Discretized logistics: distributions of the 256 grey levels themselves, and mixtures of them.
 
-The mass of a level is the logistic's between the middles to its neighbours, and the darkest and the brightest level get
-all that lies beyond them (Kingma et al. 2016; Salimans et al. 2017, equation 2). Locations and scales are in the units
+The mass of a level is the logistic's between the middles to its neighbours; the darkest and the brightest level also
+get all mass beyond them (Kingma et al. 2016; Salimans et al. 2017, equation 2). Locations and scales are in the units
 of the images, in which a level is 1/255; locations are sigmoids of the decoder's output, within [0, 1].
 """
 
@@ -19,10 +19,10 @@ from vae_jax.likelihoods.gaussian import floored
 from vae_jax.shapes import Shapes
 
 LEVEL = 1 / 255
-# A mass is at most 1, so that the floor is for the arithmetic: small enough for one level to get all but 1e-7 of the
-# mass, large enough for x − μ, divided by it, to keep three digits in float32.
+# A mass is at most 1, so the floor serves the arithmetic only: it is small enough for one level to get all but 1e-7 of
+# the mass, and large enough for x − μ, divided by it, to keep three digits in float32.
 FLOOR = LEVEL / 32
-START = math.log(0.1)  # of the logarithm of a scale, where the decoder gives 0: neither one level nor all of them
+START = math.log(0.1)  # the logarithm of a scale if the decoder gives 0: neither one level nor all of them
 OF_LEVELS: dict[str, Any] = {
     "treatments": ("grey",),
     "reason": "it is a distribution of the 256 grey levels themselves",
@@ -43,7 +43,7 @@ class MixtureOptions:
 
 
 def discretized_logistic(options: None, shapes: Shapes) -> Likelihood:
-    """Independent pixels; the decoder gives each one's location (its logit) and scale (its logarithm)."""
+    """Independent pixels; the decoder gives the logit of a pixel's location and the logarithm of its scale."""
 
     def log_prob(params: PyTree, outputs: Outputs, images: Images) -> Float[Array, " batch"]:
         location, raw = jnp.split(to_features(outputs), 2, 1)
@@ -56,7 +56,7 @@ def discretized_logistic(options: None, shapes: Shapes) -> Likelihood:
 
 
 def discretized_logistic_mixture(options: MixtureOptions, shapes: Shapes) -> Likelihood:
-    """Independent pixels, each of its own mixture of `options.components` discretized logistics.
+    """Independent pixels, each a mixture of `options.components` discretized logistics.
 
     The decoder gives first the logits of the components' weights, then their locations, then their scales. Every
     channel has weights of its own, and channels are independent given z. Salimans et al. (2017, section 2.2) share the
@@ -69,8 +69,8 @@ def discretized_logistic_mixture(options: MixtureOptions, shapes: Shapes) -> Lik
         tiles, channels, *rest = x.shape
         parts = to_features(outputs).reshape(tiles, 3, components, channels, *rest)
         weights, location, raw = parts[:, 0], parts[:, 1], parts[:, 2]
-        each = log_mass(jnp.broadcast_to(x[:, None], location.shape), location, raw)
-        return sum_pixels(jax.nn.logsumexp(jax.nn.log_softmax(weights, 1) + each, 1))
+        log_masses = log_mass(jnp.broadcast_to(x[:, None], location.shape), location, raw)
+        return sum_pixels(jax.nn.logsumexp(jax.nn.log_softmax(weights, 1) + log_masses, 1))
 
     def mean(params: PyTree, outputs: Outputs) -> Images:
         parts = outputs.reshape(*outputs.shape[:3], 3, components, -1)
@@ -89,13 +89,13 @@ def log_mass(
 
         log(σ(a) − σ(b)) = log σ(a) + log σ(−b) + log(1 − exp(b − a))
 
-    in which nothing underflows, however far the level lies: where the difference of two rounded sigmoids is 0, this has
-    no need of the density in its place (as in Salimans et al.'s code).
+    in which nothing underflows, however far the level is. (The difference of two rounded sigmoids would be 0 there;
+    Salimans et al.'s code takes the density in its place.)
 
     Args:
         x: grey levels in [0, 1].
-        location: the decoder's, of which the sigmoid is taken.
-        raw: the decoder's, the logarithm of the scale above its floor and beside where it starts.
+        location: from the decoder, before the sigmoid.
+        raw: from the decoder; raw + START is the logarithm of the scale above its floor.
     """
     log_scale = floored(raw + START, FLOOR)
     centered, inverse = x - jax.nn.sigmoid(location), jnp.exp(-log_scale)
@@ -109,13 +109,13 @@ def _log_one_minus_exp(log_width: Float[Array, "*shape"]) -> Float[Array, "*shap
     """log(1 − exp(−w)) from log w, where w itself may underflow."""
     width = jnp.exp(log_width)
     narrow = width < 1e-3
-    # What is not chosen must be finite too, or its gradient, times 0, is NaN.
+    # The branch that is not chosen must be finite too, or its gradient, times 0, is NaN.
     exact = jnp.log(-jnp.expm1(-jnp.where(narrow, 1.0, width)))
     return jnp.where(narrow, log_width - width / 2 + jnp.square(width) / 24, exact)
 
 
 def level_mean(location: Float[Array, "*shape"], raw: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """E[x|z] as if grey levels were not rounded, which is never half a level from the exact one.
+    """E[x|z] without rounding to grey levels, which is less than half a level from the exact one.
 
     E[clip(L, 0, 1)] = ∫₀¹ P(L > t) dt = s·(softplus(μ/s) − softplus((μ − 1)/s)), for a logistic L.
 

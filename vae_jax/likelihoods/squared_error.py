@@ -1,4 +1,4 @@
-"""The squared error, in which a plain autoencoder's code is decoded: no likelihood, but made as one is."""
+"""The squared error, which a plain autoencoder has in place of a likelihood, with the same functions."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -10,7 +10,7 @@ from vae_jax.shapes import Shapes
 
 
 def squared(shapes: Shapes) -> Likelihood:
-    """Minus the squared error in place of log p(x|z); the mean is the link of what an example's numbers are."""
+    """Minus the squared error in place of log p(x|z); the mean is the link of the decoder's output."""
     support = shapes.support
     return Likelihood(
         1,
@@ -23,7 +23,7 @@ def squared(shapes: Shapes) -> Likelihood:
 def squared_error(outputs: Images, images: Images, support: str = "levels") -> Float[Array, " batch"]:
     """‖x − link(outputs)‖² per image, summed over pixels: the L2 loss of a plain autoencoder, whose last layer is σ.
 
-    The link is that of what an example's numbers are, `support`.
+    `support` is the kind of an example's numbers, which has the link.
     """
     link = LINKS[support]
     if support == "categories":  # whose link is over the last axis

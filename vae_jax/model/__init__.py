@@ -1,1 +1,1 @@
-"""A model: parts put together into pure functions, refused where they make no sense together, and in use."""
+"""Models: parts put together into pure functions, checks that they go together, and a model in use."""

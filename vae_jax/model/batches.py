@@ -1,4 +1,4 @@
-"""Images in batches: how many at a time, also where an objective looks at whole batches."""
+"""Images in batches, also for objectives that need whole batches."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from vae_jax.config import Config
 from vae_jax.objectives import Objective
 
-BATCH = 250  # images at a time; no result depends on it but through the noise, which is drawn for each batch
+BATCH = 250  # images at a time; results depend on it only through the noise, which is drawn for each batch
 
 
 def in_batches(
@@ -22,13 +22,13 @@ def in_batches(
     size: int | None = None,
     valid: Int[Array, ""] | int | None = None,
 ) -> Any:
-    """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, joined again.
+    """`function(number, *batch)` over batches of the arrays' first axis, numbered from `first` on, concatenated.
 
-    Of the arrays the first `valid` are looked at, by default all.
+    Only the first `valid` rows of the arrays are used, by default all.
     """
     size = size or BATCH
     batches = -(-count // size)
-    # The last batch is filled up with the first images; the surplus is cut off again.
+    # The last batch is filled up with the first images; their results are cut off.
     index = (jnp.arange(batches * size) % (count if valid is None else valid)).reshape(batches, size)
 
     def body(_, number_and_index):
@@ -40,9 +40,9 @@ def in_batches(
 
 
 def block(config: Config, objective: Objective, images: int) -> int:
-    """How many of so many images are evaluated together.
+    """How many images are evaluated together, of `images`.
 
-    Figures of a whole batch depend on its size: where there are some, blocks are as large as the training's batches,
-    the last one filled up with the first images.
+    Figures of a whole batch depend on its size: with such figures, blocks are as large as the training's batches, and
+    the last one is filled up with the first images.
     """
     return min(config.train.batch_size, images) if objective.figures and objective.figures.of_batch else BATCH

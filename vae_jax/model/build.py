@@ -1,4 +1,4 @@
-"""A configuration as a model and its objective, built once."""
+"""Builds a configuration's model and objective, once."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from vae_jax.keys import begin_key, probing_key, step_keys
 from vae_jax.likelihoods import Likelihood
 from vae_jax.model.compose import compose
 from vae_jax.model.composition import Composition
-from vae_jax.model.fits import check, check_own, refuse
+from vae_jax.model.fits import check, check_hierarchy, refuse
 from vae_jax.objectives import BoundModel, Objective
 from vae_jax.posteriors import Posterior
 from vae_jax.priors import Prior
@@ -32,7 +32,7 @@ ArrayLike = Array | np.ndarray
 
 
 class Built(NamedTuple):
-    """A model and what it is trained for, as pure functions of its variables: what a loop of one's own needs.
+    """A model and its objective, as pure functions of its variables, for training loops of your own.
 
         model = vae_jax.build(config, data.image_shape)
         variables = model.init(jax.random.key(0))
@@ -40,7 +40,7 @@ class Built(NamedTuple):
 
     Attributes:
         network: the model.
-        objective: what is minimised.
+        objective: that is minimised.
     """
 
     network: Composition
@@ -52,7 +52,7 @@ class Built(NamedTuple):
         images: UInt[ArrayLike, "batch *stored"] | Float[ArrayLike, "batch *shape"] | None = None,
         labels: Int[Array, " batch"] | None = None,
     ) -> Variables:
-        """The model's first variables; of some images a part that is made of data, as a codebook, is made."""
+        """The model's first variables; with images, parts that are made of data, as a codebook, are made of them."""
         variables = self.network.init(key)
         if images is None:
             return variables
@@ -67,25 +67,25 @@ class Built(NamedTuple):
         epoch: Float[Array, ""] | float = jnp.inf,
         train: bool = False,
     ) -> tuple[objectives.Terms, Variables]:
-        """The objective's figures of a batch, (batch,) each, of its first phase, and the variables that it leaves.
+        """The figures of a batch, (batch,) each, of the objective's first phase, and the updated variables.
 
         Args:
             variables: of the model.
-            images: uint8, which are treated as `data.treatment` says; or floats in [0, 1] that have been, with respect
-                to which the terms may be differentiated. Examples of other kinds: floats, or categories.
+            images: uint8, which are treated as `data.treatment` says; or treated floats in [0, 1], with respect to
+                which the terms may be differentiated. Examples of other kinds: floats, or categories.
             key: of a step: the treatment, the noise and dropout.
-            labels: of the images, where the model is told them.
-            epoch: epochs trained, for schedules; infinite where they have ended.
-            train: with dropout and BatchNorm's own statistics of the batch, whose running ones are updated.
+            labels: of the images, if the model gets them.
+            epoch: epochs trained, for schedules; infinite once they have ended.
+            train: with dropout, and with BatchNorm's statistics of the batch, which update the running ones.
         """
-        own, images = step_keys(key), jnp.asarray(images)
+        keys, images = step_keys(key), jnp.asarray(images)
         floats = jnp.issubdtype(images.dtype, jnp.floating)
-        targets = images if floats else self.network.treat(own.treatment, images)
-        more = {"train": train, "streams": own.streams if train else None}
+        targets = images if floats else self.network.treat(keys.treatment, images)
+        more = {"train": train, "streams": keys.streams if train else None}
         return self.network.apply(
             variables,
-            lambda model: self.objective.terms(own.objective, model, targets, self.objective.options),
-            own.dropout if train else None,
+            lambda model: self.objective.terms(keys.objective, model, targets, self.objective.options),
+            keys.dropout if train else None,
             labels=labels,
             epoch=epoch,
             **more,
@@ -106,7 +106,7 @@ class Built(NamedTuple):
 
 
 MOST_BUILT = 8
-# What has been built lately, with the parts that it is made of: a run asks for its model in several places.
+# The last models built, with the parts that they are made of: a run builds its model in several places.
 _built: dict[Any, tuple[Built, tuple[Any, ...]]] = {}
 
 
@@ -116,7 +116,7 @@ def build(config: Config, image_shape: tuple[int, ...], platform: Platform | Non
     Args:
         config: of the model.
         image_shape: (height, width, channels), or the shape of an example of another kind, as the networks take it.
-        platform: that they are to run on; by default this process's.
+        platform: to run on; by default this process's.
 
     Raises:
         UserError: if the configuration does not fit together.
@@ -134,9 +134,9 @@ def build(config: Config, image_shape: tuple[int, ...], platform: Platform | Non
     """
     platform = platform or current()
     try:
-        # A name may come to stand for something else, as where a user's file has changed.
+        # A name may come to stand for another part, as when a user's file has changed.
         entries = tuple(entry_of(section, getattr(config, section).part) for section in ALL_PARTS)
-    except UserError:  # which is raised in its turn
+    except UserError:  # `_build` raises it again
         return _build(config, image_shape, platform)
     key = config, tuple(image_shape), platform, tuple(map(id, entries))
     if key not in _built:
@@ -148,7 +148,7 @@ def build(config: Config, image_shape: tuple[int, ...], platform: Platform | Non
 
 def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> Built:
     spec = spec_of(config.data.kind, image_shape)
-    if not spec.is_picture:  # so that options of images' alone are refused
+    if not spec.is_picture:  # so that options for images only are refused
         config = replace(config, data=replace(config.data, kind=spec.kind))
     objective = objectives.in_units_of(objectives.get(config.objective), spec.noun)
     check_used(config, objective.generative)
@@ -172,7 +172,7 @@ def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> 
     shapes = shapes._replace(heads=posterior.heads, outputs=likelihood.outputs)
     network = networks.build(config.model, shapes)
     if network.posterior and network.prior:
-        check_own(config, objective)
+        check_hierarchy(config, objective)
         posterior, prior = network.posterior, network.prior
     check(config, posterior, prior, likelihood, objective, network.ties, shapes)
     composition = compose(config, spec, network, posterior, prior, likelihood, objective, platform)
@@ -186,7 +186,7 @@ def _build(config: Config, image_shape: tuple[int, ...], platform: Platform) -> 
         return jax.eval_shape(terms, variables, images, jax.ShapeDtypeStruct((2,), jnp.int32))
 
     options = config.objective.options
-    if posterior.units or config.posterior.name not in registry_of("posterior"):  # it may have figures of its own
+    if posterior.units or config.posterior.name not in registry_of("posterior"):  # the posterior may have figures
         objective = objective._replace(figures=None, units={**posterior.units, **objective.units})
         objective = objectives.in_units_of(objective, spec.noun)
     if posterior.codes:

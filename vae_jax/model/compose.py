@@ -1,6 +1,6 @@
-"""The parts of a model put together: here samples get their axis, labels reach the networks, and images are treated.
+"""Puts the parts of a model together: adds the axis of samples, passes labels to the networks, and treats images.
 
-The parts know of none of that.
+The parts themselves do none of that.
 """
 
 import math
@@ -21,7 +21,7 @@ from vae_jax.expectation import Shape, expect
 from vae_jax.keys import objective_key, part_key, probing_key, step_keys
 from vae_jax.likelihoods import Likelihood
 from vae_jax.model.composition import PARTS, Composition
-from vae_jax.model.fits import names_of_own, refuse
+from vae_jax.model.fits import objective_network_names, refuse
 from vae_jax.model.labels import with_labels, with_planes
 from vae_jax.networks import Autoencoder, Network, Trace
 from vae_jax.objectives import BoundModel, Objective
@@ -46,7 +46,7 @@ def compose(
     shape = posterior.shape or (config.model.latent,)
     latent = math.prod(shape)
     closed = posterior.kl.get(prior.kind)
-    networks_of_objective = names_of_own(config, objective, shape, image_shape)
+    networks_of_objective = objective_network_names(config, objective, shape, image_shape)
     owned = (*PARTS, *networks_of_objective)
     named = {name: f"{name}.name {getattr(config, name).name}" for name in PARTS}
 
@@ -70,16 +70,16 @@ def compose(
         return Variables(params, state)
 
     def split(variables: Variables) -> tuple[Variables, dict[str, PyTree]]:
-        """The networks' variables, and what the functions of each part get: what its `init` gave."""
+        """The networks' variables, and the parts' by name, as their functions take them."""
         networks, parts = (
-            [{name: part for name, part in of.items() if (name in owned) == own} for of in variables]
-            for own in (False, True)
+            [{name: part for name, part in field.items() if (name in owned) == of_parts} for field in variables]
+            for of_parts in (False, True)
         )
         params, state = parts
         given = {name: params.get(name, {}) for name in owned}
         if network.posterior:
             given |= dict.fromkeys(("posterior", "prior"), networks[0])
-        return Variables(*networks), given | {name: Variables(given[name], of) for name, of in state.items()}
+        return Variables(*networks), given | {name: Variables(given[name], part) for name, part in state.items()}
 
     def as_sample(result: Any, lead: Shape, what: str = "transform") -> Sample:
         if not isinstance(result, Sample) and not (isinstance(result, tuple) and len(result) == 2):
@@ -94,25 +94,27 @@ def compose(
     def noise(key: Key[Array, ""], lead: tuple[int, ...], dtype: Any) -> PyTree:
         return posterior.noise(key, lead) if posterior.noise else jax.random.normal(key, (*lead, *shape), dtype)
 
-    def aggregate_of(autoencoder: Autoencoder, own: PyTree, labels: Int[Array, " batch"] | None = None) -> Aggregate:
-        """The posterior, as priors see it."""
-        return _aggregate(autoencoder, posterior, own, noise, shape)._replace(labels=labels if classes else None)
+    def aggregate_of(
+        autoencoder: Autoencoder, variables: PyTree, labels: Int[Array, " batch"] | None = None
+    ) -> Aggregate:
+        """The posterior, for priors."""
+        return _aggregate(autoencoder, posterior, variables, noise, shape)._replace(labels=labels if classes else None)
 
-    def draw_from(own: PyTree, key: Key[Array, ""], heads: Heads, train: bool) -> Sample:
+    def draw_from(variables: PyTree, key: Key[Array, ""], heads: Heads, train: bool) -> Sample:
         lead, dtype = _lead(posterior, heads)
-        return made_of(own, noise(key, lead, dtype), heads, train)
+        return made_of(variables, noise(key, lead, dtype), heads, train)
 
-    def made_of(own: PyTree, noise: PyTree, heads: Heads, train: bool) -> Sample:
+    def made_of(variables: PyTree, noise: PyTree, heads: Heads, train: bool) -> Sample:
         transform = posterior.transform if train else posterior.exact or posterior.transform
-        return as_sample(transform(own, noise, heads), _lead(posterior, heads)[0])
+        return as_sample(transform(variables, noise, heads), _lead(posterior, heads)[0])
 
-    def center_of(own: PyTree, heads: Heads) -> Sample:
+    def center_of(variables: PyTree, heads: Heads) -> Sample:
         lead, dtype = _lead(posterior, heads)
         if posterior.center:
-            return as_sample(posterior.center(own, heads), lead, "center")
+            return as_sample(posterior.center(variables, heads), lead, "center")
         shapes = jax.eval_shape(lambda key: noise(key, lead, dtype), probing_key())
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-        return as_sample((posterior.exact or posterior.transform)(own, zeros, heads), lead)
+        return as_sample((posterior.exact or posterior.transform)(variables, zeros, heads), lead)
 
     def model(
         autoencoder: Autoencoder,
@@ -147,7 +149,7 @@ def compose(
             return kept(made_of(parts["posterior"], noise, heads, train))
 
         def kept(sample: Sample) -> Sample:
-            if sample.state is not None and moved is not None:  # everything in this pass sees the state before it
+            if sample.state is not None and moved is not None:  # this whole pass sees the state before it
                 moved["posterior"] = _moved_on(named["posterior"], parts["posterior"], sample.state)
             return sample
 
@@ -173,14 +175,14 @@ def compose(
             if density is not None:
                 return at(z)
             assert posterior.log_prob
-            still, own = lax.stop_gradient((heads, parts["posterior"]))
+            still_heads, still_variables = lax.stop_gradient((heads, parts["posterior"]))
             lead = z.shape[: z.ndim - len(shape)]
-            log_q = posterior.log_prob(own, z, _broadcast(posterior, still, lead))
+            log_q = posterior.log_prob(still_variables, z, _broadcast(posterior, still_heads, lead))
             expect(f"{named['posterior']}, log_prob", log_q, lead)
             return log_q
 
         def log_prior(z: Latents, codes: Int[Array, "..."] | None = None) -> Array:
-            """At z, of which the codes may be known already."""
+            """log p(z); `codes` are those of z, if they are known already."""
             if density is not None:
                 return at(z)
             around = aggregate if codes is None else aggregate._replace(codes=lambda _: codes)
@@ -189,7 +191,7 @@ def compose(
             return log_pz
 
         def closed_form(kl: Callable[..., Array] | None, name: str, more: tuple[int, ...]) -> Any:
-            """The KL from the prior, if there is one."""
+            """The KL from the prior, if there is a closed form."""
             if kl is None:
                 return None
 
@@ -253,8 +255,10 @@ def compose(
         result, updated = network.apply(networks, run, key, train, masks, streams)
         if not train:
             return result, variables
-        own = {name: cast(Variables, moved.get(name, parts[name])).state for name in owned if name in variables.state}
-        return result, Variables(variables.params, {**updated.state, **own})
+        part_states = {
+            name: cast(Variables, moved.get(name, parts[name])).state for name in owned if name in variables.state
+        }
+        return result, Variables(variables.params, {**updated.state, **part_states})
 
     def trace(
         variables: Variables,
@@ -276,15 +280,15 @@ def compose(
         if not (make := posterior.begin):
             return variables
         networks, parts = split(variables)
-        own = step_keys(key)
-        treated = images if jnp.issubdtype(images.dtype, jnp.floating) else treat(own.treatment, images)
+        keys = step_keys(key)
+        treated = images if jnp.issubdtype(images.dtype, jnp.floating) else treat(keys.treatment, images)
 
         def encode(autoencoder: Autoencoder) -> Heads:
             return autoencoder.encode(with_planes(treated, labels, classes))
 
-        # As in training: running statistics know nothing of the images yet.
-        heads = network.apply(networks, encode, own.dropout, True, None, own.streams)[0]
-        made = make(parts["posterior"], own.objective, lax.stop_gradient(heads))
+        # As in training, since running statistics have not seen the images yet.
+        heads = network.apply(networks, encode, keys.dropout, True, None, keys.streams)[0]
+        made = make(parts["posterior"], keys.objective, lax.stop_gradient(heads))
         params, state = dict(variables.params), dict(variables.state)
         if isinstance(made, Variables):
             state["posterior"], made = made.state, made.params
@@ -309,9 +313,13 @@ def compose(
         return center_of(split(variables)[1]["posterior"], heads)[:2]
 
     def center_codes(variables: Variables, heads: Heads) -> Array | None:
-        own = split(variables)[1]["posterior"]
-        sample = center_of(own, heads)
-        return sample.codes if sample.codes is not None or not posterior.codes else posterior.codes.of(own, sample.z)
+        of_posterior = split(variables)[1]["posterior"]
+        sample = center_of(of_posterior, heads)
+        return (
+            sample.codes
+            if sample.codes is not None or not posterior.codes
+            else posterior.codes.of(of_posterior, sample.z)
+        )
 
     treat = treatment_of(spec, config.data.treatment)
     traced = on(platform, init), on(platform, apply), on(platform, trace), treat
@@ -321,51 +329,51 @@ def compose(
 
 
 def _broadcast(posterior: Posterior, heads: Heads, lead: Shape) -> Heads:
-    """Heads with the axes of samples that z has."""
-    own = len(_lead(posterior, heads)[0])
-    return {name: jnp.broadcast_to(head, (*lead, *head.shape[own:])) for name, head in heads.items()}
+    """The heads, broadcast to z's axes of samples."""
+    axes = len(_lead(posterior, heads)[0])
+    return {name: jnp.broadcast_to(head, (*lead, *head.shape[axes:])) for name, head in heads.items()}
 
 
 def _lead(posterior: Posterior, heads: Heads) -> tuple[Shape, Any]:
-    """The axes before those of one head, and the heads' type."""
+    """The heads' leading axes, and their type."""
     name, size = next(iter(posterior.heads.items()))
     return heads[name].shape[: heads[name].ndim - (len(size) if isinstance(size, tuple) else 1)], heads[name].dtype
 
 
-def _moved_on(what: str, own: PyTree, state: PyTree) -> Variables:
-    """A part with this state, which must be of the structure, the shapes and the types of the one that it has.
+def _moved_on(what: str, variables: PyTree, state: PyTree) -> Variables:
+    """The part's variables with a new state, which must have the old one's structure, shapes and types.
 
     Raises:
-        UserError: it is not.
+        UserError: if it has not.
     """
-    if not isinstance(own, Variables):
+    if not isinstance(variables, Variables):
         raise UserError(f"{what}, transform: expected no state, since its init gives none; found one")
     before, after = (
-        jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), of) for of in (own.state, state)
+        jax.tree.map(lambda leaf: (jnp.shape(leaf), jnp.result_type(leaf)), tree) for tree in (variables.state, state)
     )
     if before != after:
         raise UserError(f"{what}, transform: expected the state {before!s:.200} of its init; found {after!s:.200}")
-    return own._replace(state=state)
+    return variables._replace(state=state)
 
 
 def _aggregate(
-    autoencoder: Autoencoder, posterior: Posterior, own: PyTree, noise: Callable[..., PyTree], shape: Shape
+    autoencoder: Autoencoder, posterior: Posterior, variables: PyTree, noise: Callable[..., PyTree], shape: Shape
 ) -> Aggregate:
-    """The posterior at images of a prior's own."""
+    """The posterior at images that a prior chooses."""
 
     def log_prob(z: Latents, images: Array) -> Array:
         assert posterior.log_prob
-        heads, log_prob = autoencoder.encode(images), partial(posterior.log_prob, own)
-        # What depends on an image alone is computed once for it, not for every z.
-        each = jax.vmap(jax.vmap(log_prob, (None, 0)), (0, None))(z.reshape(-1, *shape), heads)
-        return each.reshape(*z.shape[: z.ndim - len(shape)], len(images))
+        heads, log_prob = autoencoder.encode(images), partial(posterior.log_prob, variables)
+        # Values of an image alone are computed once for it, not for every z.
+        log_probs = jax.vmap(jax.vmap(log_prob, (None, 0)), (0, None))(z.reshape(-1, *shape), heads)
+        return log_probs.reshape(*z.shape[: z.ndim - len(shape)], len(images))
 
     def sample(key: Key[Array, ""], images: Array) -> Array:
         noise = (
             posterior.noise(key, (len(images),)) if posterior.noise else jax.random.normal(key, (len(images), *shape))
         )
-        return posterior.transform(own, noise, autoencoder.encode(images))[0]
+        return posterior.transform(variables, noise, autoencoder.encode(images))[0]
 
     if codes := posterior.codes:
-        return Aggregate(log_prob, sample, own, partial(codes.of, own), partial(codes.vectors, own))
-    return Aggregate(log_prob, sample, own)
+        return Aggregate(log_prob, sample, variables, partial(codes.of, variables), partial(codes.vectors, variables))
+    return Aggregate(log_prob, sample, variables)

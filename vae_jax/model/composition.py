@@ -13,7 +13,7 @@ from vae_jax.priors import Prior
 from vae_jax.spec import Spec
 from vae_jax.variables import Variables
 
-PARTS = ("posterior", "prior", "likelihood")  # beside the networks, and only where they have parameters
+PARTS = ("posterior", "prior", "likelihood")  # beside the networks, of parts that have parameters
 
 
 class Composition(NamedTuple):
@@ -23,26 +23,26 @@ class Composition(NamedTuple):
         init: key -> Variables.
         apply: (variables, function, key=None, train=False, masks=None, labels=None, epoch=inf, streams=None,
             density=None) -> (function(BoundModel), updated Variables); see `vae_jax.networks.Network`. `labels` are of
-            the images, (batch,), where the model is told them. With a density, every z that is drawn is the posterior's
-            centre, and every density at z this one.
-        trace: (variables, function, key=None, train=False) -> Trace: the same, watched.
+            the images, (batch,), if the model gets them. With a density, every z that is drawn is the posterior's
+            centre, and every density at z is this one.
+        trace: (variables, function, key=None, train=False) -> Trace, of the same call.
         treat: (key, images as they are stored) -> floats; images in [0, 1], as `data.treatment` says.
-        begin: (variables, key, images as they are stored, labels=None) -> the variables with which training begins
-            anew, with what is made of data, as a codebook.
-        sample_prior: (variables, key, count, labels=None, **how) -> z, (count, *latent_shape); `how` is what the prior
-            knows of `Prior.how`.
-        center: (variables, heads) -> the posterior's centre z and log q there, (batch, *latent_shape) and (batch,): of
-            a Gaussian the mean, of a flow what it makes of its first Gaussian's mean.
-        center_codes: (variables, heads) -> the codes that it is made of; None where it is made of none.
+        begin: (variables, key, images as they are stored, labels=None) -> the variables that training starts with; a
+            codebook, for example, is made of data.
+        sample_prior: (variables, key, count, labels=None, **how) -> z, (count, *latent_shape); `how` are arguments
+            named in `Prior.how`.
+        center: (variables, heads) -> the posterior's centre z and log q there, (batch, *latent_shape) and (batch,): the
+            mean of a Gaussian; for a flow its image of the first Gaussian's mean.
+        center_codes: (variables, heads) -> the codes that the centre is made of; None if it is made of none.
         ties: see `vae_jax.networks.Network`.
         posterior: q(z|x).
         prior: p(z).
         likelihood: p(x|z).
-        classes: how many labels there are; 0 where the model is not told them.
+        classes: how many labels there are; 0 if the model gets none.
         latent: dimensions of z.
         latent_shape: of one z.
         spec: what an example is.
-        platform: that the functions are traced for.
+        platform: for which the functions are traced.
     """
 
     init: Callable[[Key[Array, ""]], Variables]
@@ -65,5 +65,5 @@ class Composition(NamedTuple):
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """Of an example as the networks take it: an image's (height, width, channels)."""
+        """The shape of an example as the networks take it: (height, width, channels) of an image."""
         return self.spec.shape

@@ -1,4 +1,4 @@
-"""Parts that make no sense together are refused, by what they can do, never by their names."""
+"""Refuses parts that do not go together, by their properties, never by their names."""
 
 from collections.abc import Callable
 
@@ -18,16 +18,16 @@ from vae_jax.priors import Prior
 from vae_jax.shapes import Shapes
 
 
-def check_own(config: Config, objective: Objective) -> None:
-    """Refuses what makes no sense with a hierarchy, which has a posterior and a prior of its own.
+def check_hierarchy(config: Config, objective: Objective) -> None:
+    """Refuses options that do not go with a hierarchy, which has a posterior and a prior of its own.
 
     Raises:
         UserError: with the reason.
     """
-    usual, brings = Config(), f"with network {config.model.network}, which brings its own posterior and prior"
+    defaults, brings = Config(), f"with network {config.model.network}, which brings its own posterior and prior"
     for name in ("posterior", "prior"):
-        if (other := getattr(config, name).name) != (own := getattr(usual, name).name):
-            refuse(f"{name}.name", f"{own} {brings}", other)
+        if (chosen := getattr(config, name).name) != (default := getattr(defaults, name).name):
+            refuse(f"{name}.name", f"{default} {brings}", chosen)
     if config.model.classes:
         refuse("model.classes", f"0 {brings} and knows no labels", config.model.classes)
     if not objective.generative:
@@ -43,16 +43,16 @@ def check(
     ties: Callable[[], Ties],
     shapes: Shapes,
 ) -> None:
-    """Refuses parts that make no sense together.
+    """Refuses parts that do not go together.
 
     Args:
         config: of the model.
         posterior: built from it.
-        prior: likewise.
-        likelihood: likewise.
-        objective: likewise.
-        ties: of the network, asked only where it matters.
-        shapes: that they share.
+        prior: built from it.
+        likelihood: built from it.
+        objective: built from it.
+        ties: of the network, called only if they matter.
+        shapes: that the parts share.
 
     Raises:
         UserError: with the reason.
@@ -65,16 +65,16 @@ def check(
     if posterior.support != prior.support:
         expected = f"one over the posterior's {posterior.support}, as of {q}"
         refuse("prior.name", expected, f"{config.prior.name}, over {prior.support}")
-    # Where the model stays as it is, so do its samples, which are those of evaluation then.
+    # If the model does not train, its samples are those of evaluation.
     if prior.of_codes and posterior.reparameterized and not posterior.single and not objective.still:
-        why = "to which a prior over codes passes no gradient on; objective prior trains one afterwards"
+        why = "which gets no gradient from a prior over codes; objective prior trains one afterwards"
         refuse("prior.name", f"uniform with {q}, {why}", config.prior.name)
     if posterior.priors and prior.kind not in posterior.priors and not objective.still:
         known = " or ".join(f"{kind} with {q} and {why}" for kind, why in posterior.priors.items())
         refuse("prior.name", known, config.prior.name)
     options = config.objective.options
     if not (posterior.reparameterized or objective.scores or objective.still):
-        estimating = listed(name for name, own in objectives.OBJECTIVES.items() if own.scores)
+        estimating = listed(name for name, entry in objectives.OBJECTIVES.items() if entry.scores)
         what = f"one that estimates the gradient through samples with {q}, whose samples have none ({estimating})"
         refuse("objective.name", what, config.objective.name)
     if objective.scores and posterior.reparameterized:
@@ -93,7 +93,7 @@ def check(
         )
     if prior.posterior and config.model.classes:
         refuse("model.classes", f"0 with {p}, whose pseudo-inputs have no labels", config.model.classes)
-    # Where the images of a batch depend on one another in training, as with BatchNorm, so do the samples of an image.
+    # If the images of a batch depend on one another in training, as with BatchNorm, so do the samples of an image.
     plain = "one without BatchNorm (of ours, model.batch_norm false)"
     if objective.apart(options) and ties().couples:
         gradient = f" with gradient {options.gradient}" if hasattr(options, "gradient") else ""
@@ -115,26 +115,26 @@ def refuse(option: str, expected: str, found: object) -> None:
     raise UserError(f"{option}: expected {expected}; found {found}")
 
 
-def check_vectors(network: Composition, what: str) -> None:
-    """Refuses z that are no vectors of real numbers, for what looks at their dimensions one by one, or moves them.
+def check_vectors(network: Composition, task: str) -> None:
+    """Refuses z that are no vectors of real numbers, for a task that reads their dimensions one by one or moves them.
 
     Raises:
-        UserError: naming what was to be done.
+        UserError: naming the task.
     """
     if codes := network.posterior.codes:
-        found = f"codes, {codes.values} at {list(codes.shape)} places, between which there is nothing"
+        description = f"codes, {codes.values} at {list(codes.shape)} places, between which there is nothing"
     elif len(network.latent_shape) != 1:
-        found = f"z of shape {network.latent_shape}"
+        description = f"z of shape {network.latent_shape}"
     else:
         return
-    raise UserError(f"{what}: expected a model whose z are vectors; found {found}")
+    raise UserError(f"{task}: expected a model whose z are vectors; found {description}")
 
 
-def names_of_own(config: Config, objective: Objective, shape: Shape, image_shape: Shape) -> tuple[str, ...]:
-    """The names of an objective's own networks.
+def objective_network_names(config: Config, objective: Objective, shape: Shape, image_shape: Shape) -> tuple[str, ...]:
+    """The names of an objective's networks.
 
     Raises:
-        UserError: if they are the model's parts'.
+        UserError: if they are names of the model's parts.
     """
     if not (init := objective.init):
         return ()

@@ -1,4 +1,4 @@
-"""How a conditional model sees its labels: as further channels of the images, and beside z."""
+"""Labels of a conditional model: further channels of the images, and further numbers beside z."""
 
 from typing import Any
 
@@ -11,12 +11,14 @@ from vae_jax.errors import UserError
 
 def _one_hot(labels: Int[Array, " batch"] | None, classes: int, dtype: Any) -> Array:
     if labels is None:
-        raise UserError(f"model.classes: the networks are told one of {classes} labels for each image; found none")
+        raise UserError(
+            f"model.classes: expected one of {classes} labels for each image, which the networks need; found none"
+        )
     return jax.nn.one_hot(labels, classes, dtype=dtype)
 
 
 def with_planes(images: Array, labels: Int[Array, " batch"] | None, classes: int) -> Array:
-    """Images with their label as further channels, one of which is all ones (the conditional VAE's encoder)."""
+    """Images with one-hot labels as further channels (the conditional VAE's encoder)."""
     if not classes:
         return images
     hot = _one_hot(labels, classes, images.dtype)

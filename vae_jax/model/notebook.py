@@ -1,6 +1,6 @@
-"""What a notebook shows of a trained model: a table of what it is, and pictures that it draws.
+"""A trained model in a notebook: a table of its data, parts and figures, and pictures that it draws.
 
-`model` is a `vae_jax.Model` and `trained` a `vae_jax.Trained`, which ask for it and are not imported here.
+`model` is a `vae_jax.Model` and `trained` a `vae_jax.Trained`; both call this module, so it does not import them.
 """
 
 from html import escape
@@ -19,7 +19,7 @@ SHOWN, COLUMNS = 32, 8  # samples in a picture, and in a row of it
 def samples(model: Any) -> bytes | None:
     """The PNG of samples from the prior, always the same; with labels each class in turn.
 
-    None where there is no prior, or where what is drawn is no picture, grey or RGB.
+    None if there is no prior, or the samples are no grey or RGB pictures.
     """
     if model.sample is None:
         return None
@@ -29,14 +29,14 @@ def samples(model: Any) -> bytes | None:
 
 
 def line(trained: Any) -> str:
-    """What a trained model is, in a line."""
+    """A trained model in a line."""
     rows = _rows(trained)
     names = ("data", "objective", "network", "parameters", "trained")
     return f"Trained({'; '.join(f'{name}: {rows[name]}' for name in names)})"
 
 
 def table(trained: Any) -> str:
-    """What a trained model is, with its last epoch's figures, as an HTML table."""
+    """A trained model, with its last epoch's figures, as an HTML table."""
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(text)}</td></tr>" for name, text in _rows(trained).items())
     return f"<table>{rows}</table>"
 
@@ -46,9 +46,9 @@ def _rows(trained: Any) -> dict[str, str]:
     network, objective = build(config, trained.image_shape)
     spec = network.spec
     size = str(spec).replace("x", "×") + f", {config.data.treatment}" * spec.is_picture
-    told = f", {config.model.classes} labels" if config.model.classes else ""
+    labels = f", {config.model.classes} labels" if config.model.classes else ""
     rows = {
-        "data": f"{config.data.name or config.data.source}, {size}{told}",
+        "data": f"{config.data.name or config.data.source}, {size}{labels}",
         "network": f"{config.model.network}, {network.latent} latent dimensions",
         "parameters": f"{count_parameters(trained.state.variables.params):,}",
         "objective": config.objective.name,

@@ -20,23 +20,23 @@ from vae_jax.programs.sizes import check_memory, largest_operation
 from vae_jax.variables import Variables
 
 LARGEST = -float(np.finfo(np.float32).max), float(np.finfo(np.float32).max)  # finite floats lie between
-MANY = 10_000  # z drawn at once from which on memory is asked first
+MANY = 10_000  # drawing more z at once than this checks the memory first
 
 
 class Model(NamedTuple):
     """A trained model in use: pure, compiled functions of arrays, differentiable, also inside jit, vmap and grad.
 
     Images are uint8 levels, treated as `data.treatment` says, or floats in [0, 1], taken as they are. Examples of other
-    kinds are real numbers, or categories, or floats in [0, 1] for each of their values.
-    Where the model is told labels (`model.classes`), each function takes them too, (n,): `encode(images, labels)`.
-    Arrays of another shape or type than said here are refused with a UserError, and so are empty ones, floats outside
-    [0, 1], and so many that the results do not fit into memory. Inside a transformation of JAX's the numbers are not
-    known and are not looked at, and all n are computed at once, where otherwise they are in batches.
+    kinds are real numbers, or categories, or floats in [0, 1] for each of their values. If the model gets labels
+    (`model.classes`), every function takes them too, (n,): `encode(images, labels)`. Arrays of other shapes or types
+    are refused with a UserError, and so are empty ones, floats outside [0, 1], and arrays whose results do not fit into
+    memory. Inside a JAX transformation the numbers are unknown and not checked, and all n are computed at once; outside
+    they are computed in batches.
 
     Attributes:
         encode: images (n, height, width, channels), or examples of another kind -> {"mu", and "log_var" for a VAE},
-            each (n, latent), and whatever else the posterior is made of. "mu" is the posterior's mean (of a flow, its
-            centre), of codes their vectors, and then there are "codes", whole numbers, beside it.
+            each (n, latent), and the posterior's other heads. "mu" is the posterior's mean (of a flow, its centre). If
+            z is made of codes, "mu" are their vectors, and "codes" are whole numbers.
         decode: z (n, latent), or whole numbers that are codes -> pictures (n, height, width, channels) in [0, 1], or
             E[x|z] of another example: of categories their probabilities, (n, length, values).
         reconstruct: images -> pictures decoded from "mu".
@@ -44,7 +44,7 @@ class Model(NamedTuple):
             codes takes `temperature` and `top_p` too.
         latent: dimensions of z.
         draw: (key, n) -> the prior's z that `sample` decodes, (n, latent); None for an autoencoder.
-        classes: how many labels there are; 0 where the model is not told them.
+        classes: how many labels there are; 0 if the model gets none.
         plane: whether z are points of a plane.
 
     Examples:
@@ -82,11 +82,11 @@ def make_model(network: Composition, objective: Objective, variables: Variables)
 
 
 class ModelMaker(NamedTuple):
-    """Makes models, whose functions are compiled once for all variables.
+    """Makes models with functions that are compiled once for all variables.
 
     Attributes:
         make: variables -> the model with them, ready for use.
-        lower: (variables, n) -> what `reconstruct` and `sample` of n pictures are to be compiled of.
+        lower: (variables, n) -> the lowered programs that `reconstruct` and `sample` of n pictures need.
     """
 
     make: Callable[[Variables], Model]
@@ -94,25 +94,25 @@ class ModelMaker(NamedTuple):
 
 
 def model_maker(network: Composition, objective: Objective) -> ModelMaker:
-    """For this network and objective."""
+    """The maker of models of this network and objective."""
 
     def check(count: int, labels: Any) -> Any:
-        if labels is None:  # a model that is told labels refuses none itself
+        if labels is None:  # a model that needs labels refuses this itself
             return labels
         if not network.classes:
-            raise UserError("labels: expected none, since the model is told none (model.classes 0); found some")
+            raise UserError("labels: expected none, since the model gets none (model.classes 0); found some")
         labels = labels if isinstance(labels, Tracer) else np.asarray(labels)
         if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
             raise UserError(f"labels: expected {count} whole numbers; found {labels.dtype} of shape {labels.shape}")
         if isinstance(labels, Tracer):
             return labels
         if not 0 <= labels.min(initial=0) <= labels.max(initial=0) < network.classes:
-            found = f"{labels.min()} to {labels.max()}"
-            raise UserError(f"labels: expected numbers from 0 to {network.classes - 1}; found {found}")
+            extremes = f"{labels.min()} to {labels.max()}"
+            raise UserError(f"labels: expected numbers from 0 to {network.classes - 1}; found {extremes}")
         return labels.astype(np.int32)
 
     def check_images(images: Any) -> Any:
-        """As floats of the networks' shape, or as whole numbers that the treatment makes such floats of."""
+        """The images: floats of the networks' shape, or whole numbers that the treatment turns into such floats."""
         images, spec = images if isinstance(images, jax.Array) else np.asarray(images), network.spec
         if spec.support == "reals" and images.dtype.kind in "iub":
             images = images.astype(float)
@@ -133,12 +133,12 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             axes = ", ".join(map(str, shape))
             one = f"; one {spec.noun} alone is images[None]" if images.shape == shape else ""
             raise UserError(f"images: expected shape (n, {axes}) with n at least 1; found {images.shape}{one}")
-        if isinstance(images, Tracer):  # no number is known, and none may wrap around in a smaller type
+        if isinstance(images, Tracer):  # numbers are unknown, and must not wrap around in a smaller type
             return images if treated or spec.is_picture else images.astype(jnp.int32)
         if treated or not spec.is_picture:
             low, high = (0, 1) if treated and spec.support != "reals" else (low, high)
             least, most = images.min().item(), images.max().item()
-            if not low <= least <= most <= high:  # also where one is not a number
+            if not low <= least <= most <= high:  # also if one is not a number
                 raise UserError(f"images: expected {in_words}; found {least} to {most}")
         return images if treated else images.astype(spec.dtype)
 
@@ -162,7 +162,7 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
         return z if jnp.issubdtype(z.dtype, jnp.floating) else z.astype(float)
 
     def check_ways(how: dict[str, Any]) -> None:
-        """Refuses a temperature or a part of the probability that is none; what is traced is not known."""
+        """Refuses values that are no temperature or no probability; traced values are unknown."""
         for name, most in (("temperature", LARGEST[1]), ("top_p", 1)):
             value = how.get(name, 1)
             if isinstance(value, Tracer):
@@ -177,11 +177,11 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
         return min(1 << (count - 1).bit_length(), batches.BATCH)
 
     def in_turns(function: Callable[..., Any], variables: Variables, *arrays: Any) -> Any:
-        """`function(variables, number, *batch)` over batches of the arrays' first axis, joined again.
+        """`function(variables, number, *batch)` over batches of the arrays' first axis, concatenated.
 
-        The last one is filled up to a number for which the function may be compiled already, and cut again: one z does
-        not take a full batch's time, and other numbers do not take a compilation each. What is traced is compiled as a
-        whole by whoever traces it, and is computed at once.
+        The last batch is filled up to a size for which the function may be compiled already, and its results are cut:
+        one z does not take a full batch's time, and other sizes do not take a compilation each. Traced arrays are
+        computed at once, in the caller's program.
         """
         if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((variables, arrays))):
             return function(variables, np.int32(0), *arrays)
@@ -194,20 +194,20 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             def fill(array: Any, count: int = count, room: int = room) -> Any:
                 if array is None or room == count:
                     return array
-                of = np if isinstance(array, np.ndarray) else jnp  # jax would compile the filling up for each number
+                of = np if isinstance(array, np.ndarray) else jnp  # jax would compile the filling for each size
                 return of.concatenate([array, of.broadcast_to(array[-1:], (room - count, *array.shape[1:]))])
 
             results = function(variables, np.int32(number), *map(fill, batch))
-            if not parts:  # twice, since what is joined is held beside its parts
+            if not parts:  # twice, since parts and result are in memory together
                 size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(results)) / room
                 check_memory(int(2 * size * len(arrays[0])), f"{len(arrays[0]):,} results of the model")
             parts.append(results if room == count else jax.tree.map(lambda array, n=count: array[:n], results))
         return parts[0] if len(parts) == 1 else jax.tree.map(lambda *arrays: jnp.concatenate(arrays), *parts)
 
     def treat(number: Any, images: Any) -> Array:
-        """Levels as floats; they are treated as parts of full batches, the first of which has this number.
+        """Levels as floats, treated in full batches, the first of which has this number.
 
-        So what is drawn for an image is the same in any number of them.
+        So the draws for an image do not depend on how many images there are.
         """
         parts = []
         for first in range(0, len(images), batches.BATCH):
@@ -250,26 +250,26 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             return decode(encode(images, labels)["mu"], labels)
 
         def draw_in_blocks(key: Key[Array, ""], n: int, labels: Any, how: dict[str, Any]) -> Array:
-            """Place by place, which takes much more memory than z itself: so many at a time."""
+            """Draws z in blocks, since drawing place by place takes much more memory than z itself."""
             parts = []
             for first in range(0, n, batches.BATCH):
                 count = room_for(min(batches.BATCH, n - first))
                 block = labels if labels is None else labels[np.minimum(np.arange(first, first + count), n - 1)]
-                own = block_key(key, first // batches.BATCH)
-                parts.append(draw_batch(variables, own, block, how, count)[: n - first])
+                key_of_block = block_key(key, first // batches.BATCH)
+                parts.append(draw_batch(variables, key_of_block, block, how, count)[: n - first])
             return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
         def draw(key: Key[Array, ""], n: Any, labels: Any = None, **how: Any) -> Array:
             try:
                 n = operator.index(n)
-            except TypeError as error:  # also of jax's, where it is traced
+            except TypeError as error:  # also jax's, if n is traced
                 raise UserError(f"n: expected a whole number, known before anything is traced; found {n}") from error
             if n < 1:
                 raise UserError(f"n: expected at least 1; found {n}")
 
             check_ways(how)
             if strange := [name for name in how if name not in network.prior.how]:
-                knows = f"which knows {listed(network.prior.how)} only" if network.prior.how else "which knows no such"
+                knows = f"which takes {listed(network.prior.how)} only" if network.prior.how else "which takes none"
                 raise UserError(f"{argument(strange[0])}: expected none with this model's prior, {knows}; found one")
             labels = None if labels is None else jnp.asarray(check(n, labels))
             if network.prior.how:

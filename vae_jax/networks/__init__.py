@@ -1,4 +1,4 @@
-"""Networks. The only package that imports flax: everything else sees `Network`, two pure functions."""
+"""Networks, behind `Network`'s pure functions: only this package and `vae_jax.layers` import Flax."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -29,7 +29,7 @@ from vae_jax.shapes import Shapes
 from vae_jax.spec import Spec
 from vae_jax.variables import Variables
 
-# Each: (options, Shapes) -> module; the annotation of `options` names the dataclass of its options.
+# (options, Shapes) -> module; the annotation of `options` names the dataclass of its options.
 NETWORKS = {"convolutional": convolutional, "mlp": mlp, "residual": residual}
 
 
@@ -38,8 +38,8 @@ class Precision(NamedTuple):
 
     Attributes:
         dtype: of its activations; None leaves the input's.
-        products: how matrix products and convolutions are computed, see `jax.default_matmul_precision`. JAX's own
-            default would round float32 to 10 bits on a GPU and 8 on a TPU.
+        products: of matrix products and convolutions, see `jax.default_matmul_precision`. JAX's default would round
+            float32 to 10 bits on a GPU and 8 on a TPU.
     """
 
     dtype: DTypeLike | None
@@ -57,11 +57,11 @@ BATCH_STATS = "batch_stats"  # Flax's name for running statistics
 
 
 class Autoencoder(NamedTuple):
-    """A network with its variables bound, as an objective sees it.
+    """A network with its variables bound, for objectives.
 
     Attributes:
         encode: images (batch, height, width, channels) in [0, 1] -> the posterior's heads, each (batch, size).
-        decode: z (batch, latent) -> what the likelihood needs, (batch, height, width, outputs·channels).
+        decode: z (batch, latent) -> the likelihood's input, (batch, height, width, outputs·channels).
             Examples of other kinds have another number of axes before the channels.
     """
 
@@ -75,13 +75,13 @@ class Network(NamedTuple):
     Attributes:
         init: key -> Variables.
         apply: (variables, function, key=None, train=False, masks=None, streams=None) -> (function(Autoencoder), updated
-            Variables). The key feeds dropout, and `streams` whatever else a network draws; both are needed in training
-            only. Out of training the variables come back as they are. `masks` are dropout's, if they are not to be
-            drawn: {part: {layer: {"mask": (features, batch)}}}.
-        trace: (variables, function, key=None, train=False) -> Trace: the same, watched.
+            Variables). The key feeds dropout, and `streams` all other draws of a network; only training needs them. Out
+            of training the variables come back as they are. `masks` are dropout's, if they are not to be drawn:
+            {part: {layer: {"mask": (features, batch)}}}.
+        trace: (variables, function, key=None, train=False) -> Trace, of the same call.
         ties: () -> Ties.
-        posterior: of a hierarchy, which draws z inside its decoder: its q(z|x), a function of the network's parameters.
-        prior: of a hierarchy, likewise its p(z).
+        posterior: q(z|x) of a hierarchy, which draws z inside its decoder; a function of the network's parameters.
+        prior: p(z) of a hierarchy, a function of the network's parameters.
     """
 
     init: Callable[[Key[Array, ""]], Variables]
@@ -93,10 +93,10 @@ class Network(NamedTuple):
 
 
 class Ties(NamedTuple):
-    """What ties a network's images together in training.
+    """How a network ties its images together in training.
 
     Attributes:
-        couples: whether the images of a batch depend on one another, as with BatchNorm.
+        couples: whether the results of a batch's images depend on one another, as with BatchNorm.
         remembers: whether its state depends on the images that it has seen, as running statistics do.
     """
 
@@ -105,11 +105,11 @@ class Ties(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """What went on inside the network, for comparisons.
+    """The insides of a network's call, for comparisons.
 
     Attributes:
         result: the function's.
-        layers: each layer's output by its name, (batch, features) or (batch, channels, height, width).
+        layers: outputs by the layer's name, (batch, features) or (batch, channels, height, width).
         masks: dropout's by the layer's name, (batch, features); none out of training.
     """
 
@@ -119,8 +119,7 @@ class Trace(NamedTuple):
 
 
 def places(config: ModelConfig, spec: Spec) -> tuple[int, ...] | None:
-    """The shape of the network's own map of features, see `vae_jax.networks.layers.with_places`; None where it has
-    none.
+    """The shape of the network's map of features, see `vae_jax.networks.layers.with_places`; None if it has none.
 
     Raises:
         UserError: if the name is unknown or the sizes do not fit.
@@ -134,7 +133,7 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
 
     Args:
         config: of the model.
-        shapes: of what it takes and gives, whole.
+        shapes: of its inputs and outputs, complete.
 
     Raises:
         UserError: if a name is unknown or the sizes do not fit.
@@ -157,7 +156,7 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
 
     def bind(module: nn.Module, train: bool) -> Autoencoder:
         def in_precision(part: str, array: Array) -> Any:
-            """What a part gives in its precision; what goes in and comes out has the caller's."""
+            """A part's result, computed in its precision; input and result have the caller's."""
             with jax.default_matmul_precision(precision.products):
                 return _part(module, part, config)(array.astype(precision.dtype or array.dtype), train=train)
 
@@ -199,14 +198,14 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
                 raise UserError(
                     f"{where}: expected floats, which are trained; found {leaf.dtype}; self.variable keeps it"
                 )
-        own = variables.keys() - {BATCH_STATS}
-        return made._replace(state=lasting(made, images, z)) if own else made
+        further = variables.keys() - {BATCH_STATS}
+        return made._replace(state=lasting(made, images, z)) if further else made
 
     def lasting(variables: Variables, images: Array, z: Array) -> dict[str, PyTree]:
-        """The collections that a step of training updates; not those to which each call adds (`sow`).
+        """The collections that a step of training updates; not those to which every call adds (`sow`).
 
         Raises:
-            UserError: if a step gives one another type or shape; whatever Flax raises if an evaluation changes one.
+            UserError: if a step changes a type or shape. Flax raises errors of its own if an evaluation changes one.
         """
 
         def both(autoencoder: Autoencoder) -> None:
@@ -214,10 +213,9 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
             autoencoder.decode(z)
 
         def step(variables: Variables, train: bool) -> Variables:
-            own = step_keys(probing_key())
-            return apply(variables, both, own.dropout if train else None, train, None, own.streams if train else None)[
-                1
-            ]
+            keys = step_keys(probing_key())
+            dropout, streams = (keys.dropout, keys.streams) if train else (None, None)
+            return apply(variables, both, dropout, train, None, streams)[1]
 
         kept = {}
         updated = jax.eval_shape(lambda variables: step(variables, True), variables).state
@@ -247,7 +245,7 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
         streams: Key[Array, ""] | None = None,
     ) -> tuple[Any, Variables]:
         collections = collections_of(variables, masks)
-        # Flax draws from "params" what has no stream of its name.
+        # Flax draws from "params" if there is no stream of a name.
         rngs = {name: given for name, given in (("dropout", key), ("params", streams)) if given is not None}
 
         def run(module: nn.Module) -> Any:
@@ -273,21 +271,21 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
         result, seen = run(collections_of(variables), rngs={} if key is None else {"dropout": key})
         parts = seen["intermediates"].values()
         layers = {
-            name: _batch_first(found["__call__"][0])
+            name: _batch_first(calls["__call__"][0])
             for part in parts
-            for name, found in part.items()
-            if isinstance(found, dict)
+            for name, calls in part.items()
+            if isinstance(calls, dict)
         }
-        masks = {name: found["mask"].T for part in seen.get("masks", {}).values() for name, found in part.items()}
+        masks = {name: layer["mask"].T for part in seen.get("masks", {}).values() for name, layer in part.items()}
         return Trace(result, layers, masks)
 
     def ties() -> Ties:
-        if (known := getattr(module, "couples", None)) is not None:  # ours say so
+        if (known := getattr(module, "couples", None)) is not None:  # the package's networks say so
             return Ties(bool(known), bool(known))
         made_of = make_module, config, shapes._replace(heads=tuple(heads.items()))
         if made_of not in _TIES:
             inputs = (*axes, channels + config.classes), latent_shape
-            with jax.ensure_compile_time_eval():  # whoever asks may be traced
+            with jax.ensure_compile_time_eval():  # the caller may be traced
                 _TIES[made_of] = _probe(init, apply, *inputs)
         return _TIES[made_of]
 
@@ -295,7 +293,7 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
 
 
 def _hierarchical(parts: Layered) -> Network:
-    """The network of a hierarchy, which has no state and draws nothing beside z."""
+    """The network of a hierarchy, which has no state and draws only z."""
 
     def bind(variables: Variables) -> Autoencoder:
         return Autoencoder(partial(parts.encode, variables.params), partial(parts.decode, variables.params))
@@ -312,13 +310,13 @@ def _hierarchical(parts: Layered) -> Network:
     return Network(init, apply, trace, lambda: Ties(False, False), parts.posterior, parts.prior)
 
 
-_TIES: dict[Any, Ties] = {}  # of users' networks, by what they are made of, since a run builds them several times
+_TIES: dict[Any, Ties] = {}  # of users' networks, by what they are made of; a run builds them several times
 
 
 def _probe(
     init: Callable[..., Variables], apply: Callable[..., Any], shape: tuple[int, ...], latent: tuple[int, ...]
 ) -> Ties:
-    """What depends on what in training, seen where all images of a batch but the first one change.
+    """A network's ties, by what changes in training if all images of a batch but the first one change.
 
     Parameters get some noise, since layers may start as zeros.
     """
@@ -332,8 +330,8 @@ def _probe(
         def both(autoencoder: Autoencoder) -> list[Array]:
             return [result[0] for result in (*autoencoder.encode(images).values(), autoencoder.decode(z))]
 
-        own = step_keys(probing_key())
-        results, updated = apply(variables, both, own.dropout, train=True, streams=own.streams)
+        keys = step_keys(probing_key())
+        results, updated = apply(variables, both, keys.dropout, train=True, streams=keys.streams)
         return results, updated.state
 
     inputs = jnp.asarray(random.rand(3, *shape), float), jnp.asarray(random.randn(3, *latent), float)
@@ -356,7 +354,7 @@ def _part(module: nn.Module, name: str, config: ModelConfig) -> Callable[..., An
     try:
         part = getattr(module, name)
     except AttributeError as error:
-        if users_line(error):  # of its own setup
+        if users_line(error):  # raised in the network's setup
             raise
         raise UserError(f"{expected}; found none") from error
     check_takes(part, expected, "x", train=True)
@@ -364,13 +362,13 @@ def _part(module: nn.Module, name: str, config: ModelConfig) -> Callable[..., An
 
 
 def _unflattened(head: Any, shape: tuple[int, ...] | None) -> Any:
-    """A head in its shape, where a network has given its numbers in a row."""
+    """A head in its shape, also if a network has given its numbers in a row."""
     flat = shape and (shape[0], math.prod(shape[1:]))
     return head.reshape(shape) if shape and getattr(head, "shape", None) == flat else head
 
 
 def _batch_first(output: Array) -> Array:
-    """A layer's output, (features, batch) or features as in layout.py, with the batch first."""
+    """A layer's output, (features, batch) or features as in tiles.py, with the batch first."""
     if output.ndim == 2:
         return output.T
     _, *shape, _ = output.shape

@@ -60,10 +60,10 @@ class Plan(NamedTuple):
     """The sizes that follow from a configuration and an image.
 
     Attributes:
-        sizes: side of the image before the first convolution, then after each.
+        sizes: side of the image before the first convolution, then after every one.
         strides: of the encoder's convolutions, first to last; the decoder runs through them backwards.
-        paddings: likewise.
-        widths: channels of the decoder: of its input, then after each transposed convolution.
+        paddings: of the encoder's convolutions, in the same order.
+        widths: channels of the decoder: of its input, then after every transposed convolution.
     """
 
     sizes: tuple[int, ...]
@@ -75,9 +75,9 @@ class Plan(NamedTuple):
 def plan(options: ConvolutionalOptions, image_shape: tuple[int, ...], outputs: int = 1) -> Plan:
     """Derives the network's sizes.
 
-    Where `model.paddings` is null, each convolution is padded by half of what its kernel exceeds its stride, rounded
-    up: for strides from 2 on this divides the size by the stride. The last one is not padded if the kernel fits
-    without, as in the article (32 → 16 → 8 → 4 → 1).
+    If `model.paddings` is null, a convolution is padded by half of (kernel − stride), rounded up: for strides from 2 on
+    this divides the size by the stride. The last one is not padded if the kernel fits without, as in the article
+    (32 → 16 → 8 → 4 → 1).
 
     Raises:
         UserError: if the image is not square, or a convolution does not fit; the message gives the reason.
@@ -87,11 +87,11 @@ def plan(options: ConvolutionalOptions, image_shape: tuple[int, ...], outputs: i
         raise UserError(f"model.network convolutional: expected a square image; found {height}x{width}")
     layers = len(options.channels)
     strides = options.strides if isinstance(options.strides, tuple) else (options.strides,) * layers
-    for option, given in (("strides", strides), ("paddings", options.paddings)):
-        if given is not None and len(given) != layers:
+    for option, values in (("strides", strides), ("paddings", options.paddings)):
+        if values is not None and len(values) != layers:
             raise UserError(
                 f"model.{option}: expected one value for each of the {layers} entries of model.channels; "
-                f"found {len(given)}"
+                f"found {len(values)}"
             )
     sizes, paddings = [height], []
     for i, stride in enumerate(strides):
@@ -126,8 +126,8 @@ class Encoder(nn.Module):
     Attributes:
         options: the network's.
         plan: the sizes derived from it.
-        heads: what the posterior needs, such as "mu" and "log_var", with its size; each is one linear layer, fc_mu, ….
-        maps: whether they are maps, each made by a convolution of 1x1, conv_mu, ….
+        heads: sizes of the posterior's heads, such as "mu" and "log_var"; each is one linear layer, fc_mu, ….
+        maps: whether heads are maps, each made by a convolution of 1x1, conv_mu, ….
     """
 
     options: ConvolutionalOptions
@@ -166,7 +166,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to what the likelihood needs of the image's pixels.
+    """Latents to the likelihood's input.
 
     Attributes:
         options: the network's.
@@ -218,7 +218,7 @@ class ConvolutionalAutoencoder(nn.Module):
 
     @property
     def couples(self) -> bool:
-        """Whether in training the images of a batch depend on one another, which running statistics then remember."""
+        """Whether the images of a batch depend on one another in training, and its running statistics on them."""
         return self.options.batch_norm
 
     def setup(self):

@@ -1,6 +1,6 @@
 """How kernels and biases start.
 
-All numbers are drawn at once and cut into parameters: with a draw for each, compiling took 15 s instead of 1.
+All numbers are drawn at once and cut into parameters: with a draw a parameter, compiling took 15 s instead of 1.
 """
 
 import math
@@ -25,7 +25,7 @@ def _normal(key: Key[Array, ""], count: int) -> Draw:
     return jax.random.truncated_normal(key, -2.0, 2.0, (count,)) / TRUNCATED_DEVIATION
 
 
-# Each entry: how to draw, and the factors of a kernel's and of a bias's numbers, given the kernel's fan-in and fan-out.
+# (how to draw, (fan-in, fan-out) of the kernel -> factors of a kernel's and of a bias's numbers).
 INITIALIZATIONS: dict[str, tuple[Callable[..., Draw], Callable[[int, int], tuple[float, float]]]] = {
     # PyTorch's default for Linear, Conv2d and ConvTranspose2d: uniform in ±1/√fan_in, biases too.
     "pytorch": (_uniform, lambda fan_in, fan_out: (fan_in**-0.5, fan_in**-0.5)),
@@ -37,14 +37,14 @@ INITIALIZATIONS: dict[str, tuple[Callable[..., Draw], Callable[[int, int], tuple
 
 
 def initialize(name: str, key: Key[Array, ""], params: PyTree, unfilled: PyTree) -> PyTree:
-    """Fills the layers of layers.py; everything else, as BatchNorm's parameters or a user's layers, stays as it is.
+    """Fills the layers of layers.py; the rest, as BatchNorm's parameters or a user's layers, stays as it is.
 
-    A kernel's last axis is not counted in its fan-in: that is the inputs of a Linear, inputs x side² of a Conv and,
-    as in PyTorch, *outputs* x side² of a ConvTranspose.
+    A kernel's fan-in is its size without the last axis: the inputs of a Linear, inputs x side² of a Conv and, as in
+    PyTorch, *outputs* x side² of a ConvTranspose.
 
     Args:
         name: of the initialisation.
-        key: of all the numbers drawn.
+        key: of all numbers drawn.
         params: of a network.
         unfilled: the collection in which the layers of layers.py have left their paths.
     """

@@ -1,6 +1,6 @@
 """The layers the networks are made of, with PyTorch's arithmetic.
 
-Convolutional layers work on features, see layout.py; Linear on (features, batch). Kernels are in Flax's layouts: Linear
+Convolutional layers work on features, see tiles.py; Linear on (features, batch). Kernels are in Flax's layouts: Linear
 (in, out), Conv (side, side, in, out) and ConvTranspose (side, side, out, in).
 
 Parameters are float32; a layer computes in the type of its input, BatchNorm's sums in float32 at least.
@@ -35,7 +35,7 @@ def leaky_relu(x: ArrayLike) -> Array:
 
 @leaky_relu.defjvp
 def _leaky_relu_jvp(primals, tangents):
-    """One product each, of which more can be fused than of jax's two branches; the numbers are the same."""
+    """Products, which XLA can fuse better than jax's two branches; the numbers are the same."""
     (x,), (tangent,) = primals, tangents
     slope = jnp.where(x >= 0, 1.0, 0.01)
     return slope * x, slope * tangent
@@ -52,10 +52,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def check_pictures(shapes: Shapes, network: str) -> None:
-    """Refuses examples that are no images, for a network that is made of convolutions over them.
+    """Refuses examples that are no images, for a network of convolutions.
 
     Raises:
-        UserError: naming a network that takes them.
+        UserError: naming a network that takes such examples.
     """
     if shapes.support != "levels":
         raise UserError(
@@ -65,7 +65,7 @@ def check_pictures(shapes: Shapes, network: str) -> None:
 
 
 def with_places(places: Callable[[Any, tuple[int, ...]], tuple[int, ...]]) -> Callable[[Make], Make]:
-    """Says of a function that makes a network what the shape of its map of features is, of which maps of z are made.
+    """Decorates a network's factory with the shape of the network's map of features, of which maps of z are made.
 
     Args:
         places: (the network's options, an example's shape) -> (height, width) of the map, or (length,).
@@ -79,10 +79,10 @@ def with_places(places: Callable[[Any, tuple[int, ...]], tuple[int, ...]]) -> Ca
 
 
 def has_maps(shapes: Shapes, network: str, places: tuple[int, ...]) -> bool:
-    """Whether z is a map, of as many places as the network's own.
+    """Whether z is a map, with the places of the network's own.
 
     Raises:
-        UserError: if it is a map of others.
+        UserError: if it is a map of other places.
     """
     if not (shape := shapes.latent_shape) or len(shape) == 1:
         return False
@@ -102,16 +102,16 @@ def has_maps(shapes: Shapes, network: str, places: tuple[int, ...]) -> bool:
 
 
 def check_unused(options: Any, *names: str) -> None:
-    """Refuses options of a network that only vectors of z need, where z are maps.
+    """Refuses options that a network has only for z that are vectors, if z are maps.
 
     Raises:
         UserError: naming the option.
     """
     for name in names:
-        if (found := getattr(options, name)) != (usual := options_in(type(options))[name].default):
+        if (value := getattr(options, name)) != (default := options_in(type(options))[name].default):
             raise UserError(
-                f"model.{name}: expected {as_text(usual)} with a posterior of maps, which come straight from the "
-                f"convolutions; found {as_text(found)}"
+                f"model.{name}: expected {as_text(default)} with a posterior of maps, which come straight from the "
+                f"convolutions; found {as_text(value)}"
             )
 
 
@@ -138,13 +138,13 @@ class ConvolutionsOptions:
     convolution: Annotated[str, one_of("auto", *CONVOLUTIONS)] = "auto"
 
 
-# A collection that exists while a network is initialised: it has an entry at the path of each layer of this file, whose
-# kernel and bias initialization.py then fills. Whatever else a network holds starts as its own initialisers say.
+# A collection that exists while a network is initialised, with an entry at the path of every layer of this file.
+# initialization.py then fills their kernels and biases; all other parameters start by their own initialisers.
 UNFILLED, MARK = "unfilled", "layer"
 
 
 def _kernel_and_bias(layer: nn.Module, shape: tuple[int, ...], features: int) -> tuple[Array, Array]:
-    """A layer's parameters. They start as zeros, and initialization.py fills those of all layers at once."""
+    """A layer's parameters, as zeros; initialization.py fills those of all layers at once."""
     if layer.is_initializing():
         layer.put_variable(UNFILLED, MARK, jnp.zeros(()))
     kernel = layer.param("kernel", lambda key, shape: jnp.zeros(shape), shape)
@@ -203,10 +203,10 @@ class ConvTranspose(nn.Module):
 
 
 def _alive(bias: Float[Array, " channels"], dead: bool) -> Float[Array, " channels"]:
-    """A bias, which is dead where BatchNorm takes the batch's mean away again: its gradient is 0.
+    """A bias, with gradient 0 if it is dead because BatchNorm then subtracts the batch's mean.
 
-    Computed, it would be rounding, which Adam turns into steps of a size that depends on the order of sums, on other
-    devices for example.
+    The computed gradient would be rounding errors, which Adam turns into steps whose size depends on the order of sums,
+    and so on the device.
     """
     return lax.stop_gradient(bias) if dead else bias
 
@@ -231,14 +231,14 @@ def normalize(
     The gradient is the paper's closed form, which is faster on a CPU than differentiating the sums. The mean and
     the variance are for the running statistics: no gradient flows through them.
 
-    With a `shift`, a guess of the mean, both sums are taken in one pass over the batch, of distances from it. The
-    variance is then rounded as if it were larger by the square of how far off the guess is.
+    With a `shift`, a guess of the mean, one pass over the batch takes both sums, of distances from it. The variance is
+    then rounded as if it were larger by the square of the guess's error.
     """
     return _normalize(x, scale, offset, epsilon, shift)[0]
 
 
 def _single(x):
-    """x in single precision, or the double it has."""
+    """x in single precision, or in double if it is."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
@@ -247,9 +247,9 @@ def _count(x):
 
 
 def _sums(*arrays):
-    """Their sums over the batch in one pass, which XLA would make of none that look at one another's arrays."""
-    zeros = tuple(jnp.zeros((), each.dtype) for each in arrays)
-    return lax.reduce(arrays, zeros, lambda one, other: tuple(map(jnp.add, one, other)), BATCH_AXES)
+    """The arrays' sums over the batch in one pass, which XLA would not make of separate sums."""
+    zeros = tuple(jnp.zeros((), array.dtype) for array in arrays)
+    return lax.reduce(arrays, zeros, lambda a, b: tuple(map(jnp.add, a, b)), BATCH_AXES)
 
 
 def _normalize(x, scale, offset, epsilon, shift):
@@ -259,7 +259,7 @@ def _normalize(x, scale, offset, epsilon, shift):
         variance = jnp.square(x - _columns(mean)).mean(BATCH_AXES)
     else:
         distance = x - _columns(shift)
-        missed, squared = (each / _count(x) for each in _sums(distance, jnp.square(distance)))
+        missed, squared = (sums / _count(x) for sums in _sums(distance, jnp.square(distance)))
         mean = shift + missed
         variance = jnp.maximum(squared - jnp.square(missed), 0)
     inverse = lax.rsqrt(variance + epsilon)
@@ -276,7 +276,7 @@ def _normalize_bwd(epsilon, residuals, cotangents):
         doffset, dscale = dy.sum(BATCH_AXES), (dy * normal).sum(BATCH_AXES)
     else:
         doffset, dscale = _sums(dy, dy * normal)
-        x = lax.optimization_barrier(x)  # so that XLA computes this anew, in the kernel below, and keeps no array of it
+        x = lax.optimization_barrier(x)  # so that XLA computes this again in the kernel below and keeps no array of it
         normal = (x - _columns(mean)) * _columns(inverse)
     dx = _columns(scale * inverse) * (dy - _columns(doffset / count) - normal * _columns(dscale / count))
     return dx.astype(dtype), dscale, doffset, jax.tree.map(jnp.zeros_like, shift)
@@ -288,8 +288,8 @@ normalize.defvjp(_normalize, _normalize_bwd)
 class BatchNorm(nn.Module):
     """PyTorch's BatchNorm2d over features.
 
-    In training it normalises by the batch and moves the running statistics by `momentum` (PyTorch's convention:
-    the weight of the newest batch); otherwise it normalises by the running statistics.
+    In training it normalises by the batch and moves the running statistics by `momentum` (PyTorch's convention: the
+    weight of the newest batch); otherwise it normalises by the running statistics.
     """
 
     momentum: float
@@ -306,7 +306,7 @@ class BatchNorm(nn.Module):
         if not train:
             factor = lax.rsqrt(running_variance.value + self.epsilon) * scale
             return ((x - _columns(running_mean.value)) * _columns(factor) + _columns(offset)).astype(x.dtype)
-        shift = running_mean.value if current().one_pass else None  # it follows the mean
+        shift = running_mean.value if current().one_pass else None  # the running mean is near the mean
         y, mean, variance = cast(tuple[Array, Array, Array], normalize(x, scale, offset, self.epsilon, shift))
         if not self.is_initializing():
             count = x.size // channels
@@ -318,10 +318,10 @@ class BatchNorm(nn.Module):
 
 
 class Dropout(nn.Module):
-    """PyTorch's Dropout: in training each value is kept with probability 1 − rate and divided by it.
+    """PyTorch's Dropout: in training a value is kept with probability 1 − rate and divided by it.
 
-    A mask given in the collection "masks" is used instead of drawing one; where the collection may be written, the one
-    drawn is left there: comparisons need the same one elsewhere.
+    A mask in the collection "masks" is used in place of a drawn one. If the collection is mutable, the drawn mask is
+    left there: comparisons need the same mask elsewhere.
     """
 
     rate: float

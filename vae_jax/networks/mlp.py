@@ -50,7 +50,7 @@ class Hidden(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images to the heads of the posterior, each one linear layer."""
+    """Images to the heads of the posterior, one linear layer each."""
 
     options: MLPOptions
     heads: Mapping[str, int]
@@ -62,7 +62,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to what the likelihood needs of the image's pixels."""
+    """Latents to the likelihood's input."""
 
     options: MLPOptions
     outputs: int

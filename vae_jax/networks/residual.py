@@ -1,8 +1,8 @@
 """A residual encoder and decoder, for square images of any size.
 
-Each stage halves the image, rounding up, with a strided convolution, and refines it in `model.blocks` residual blocks;
-the decoder runs through the stages backwards. Every convolution but the first comes after its normalisation and
-activation (pre-activation, He et al. 2016b, figure 1b), so the sums of the blocks pass through untouched.
+A stage halves the image, rounding up, with a strided convolution, and refines it in `model.blocks` residual blocks; the
+decoder runs through the stages backwards. Every convolution but the first comes after its normalisation and activation
+(pre-activation, He et al. 2016b, figure 1b), so the sums of the blocks pass through untouched.
 """
 
 import math
@@ -29,7 +29,7 @@ from vae_jax.networks.layers import (
 )
 from vae_jax.shapes import Shapes
 
-# Twice the stride, so that each pixel of a transposed convolution's result gets equally many contributions, and no
+# Twice the stride, so that all pixels of a transposed convolution's result get equally many contributions, and no
 # chequered pattern appears (Odena et al. 2016).
 KERNEL = 4
 
@@ -46,7 +46,7 @@ class ResidualOptions(ConvolutionsOptions):
 
 
 def plan(options: ResidualOptions, image_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The side of the image before the first stage, then after each.
+    """The side of the image before the first stage, then after every stage.
 
     Raises:
         UserError: if the image is not square, or a stage would have nothing left to halve.
@@ -67,12 +67,12 @@ def plan(options: ResidualOptions, image_shape: tuple[int, ...]) -> tuple[int, .
 
 
 def padding(size: int) -> int:
-    """With which the kernel halves `size` pixels, rounding up."""
+    """The padding with which the kernel halves `size` pixels, rounding up."""
     return KERNEL // 2 - 1 + size % 2
 
 
 def dead_bias(options: ResidualOptions, train: bool) -> bool:
-    """Whether a convolution's bias is dead: whoever reads the sum of the blocks normalises it first."""
+    """Whether a convolution's bias is dead, since all readers of the sum of blocks normalise it first."""
     return train and options.batch_norm
 
 
@@ -104,13 +104,13 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images to the heads of the posterior, each one linear layer, fc_mu, ….
+    """Images to the heads of the posterior, one linear layer each, fc_mu, ….
 
     Attributes:
         options: the network's.
         sizes: see `plan`.
-        heads: what the posterior needs, such as "mu" and "log_var", with its size.
-        maps: whether they are maps, each made by a convolution of 1x1, conv_mu, ….
+        heads: sizes of the posterior's heads, such as "mu" and "log_var".
+        maps: whether heads are maps, each made by a convolution of 1x1, conv_mu, ….
     """
 
     options: ResidualOptions
@@ -139,7 +139,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents to what the likelihood needs of the image's pixels.
+    """Latents to the likelihood's input.
 
     Attributes:
         options: the network's.
@@ -162,7 +162,7 @@ class Decoder(nn.Module):
         else:
             x = Linear(channels * side * side, name="fc")(z)
             x = x.reshape(channels, side, side, tiles(z.shape[-1]), -1).transpose(3, 0, 1, 2, 4)
-        # Named as the encoder's stages that they mirror, the last one first.
+        # Names are those of the encoder's stages that these mirror, the last one first.
         for i in reversed(range(len(options.channels))):
             for j in range(options.blocks):
                 x = Block(options, name=f"block{i + 1}_{j + 1}")(x, train=train)
@@ -181,7 +181,7 @@ class ResidualAutoencoder(nn.Module):
 
     @property
     def couples(self) -> bool:
-        """Whether in training the images of a batch depend on one another, which running statistics then remember."""
+        """Whether the images of a batch depend on one another in training, and its running statistics on them."""
         return self.options.batch_norm
 
     def setup(self):

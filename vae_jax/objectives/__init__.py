@@ -66,7 +66,7 @@ OBJECTIVES = {
     "autoencoder": Objective(autoencoder, SQUARED_ERROR, generative=False),
     "denoising_autoencoder": Objective(denoising_autoencoder, SQUARED_ERROR, generative=False, check=check_corruption),
 }
-# They are known to have the common figures: to ask each by tracing it would delay a run's start.
+# The package's objectives have the common figures; tracing them to ask would delay a run's start.
 OBJECTIVES = {
     name: objective._replace(figures=objective.figures or Figures()) for name, objective in OBJECTIVES.items()
 }
@@ -75,7 +75,7 @@ FIGURE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,39}")
 
 
 def get(config: ObjectiveConfig) -> Objective:
-    """The configured objective; a function from a user's file is taken as one in nats.
+    """The configured objective; a function from a user's file counts as one in nats.
 
     Raises:
         UserError: if its name is unknown.
@@ -87,16 +87,16 @@ def get(config: ObjectiveConfig) -> Objective:
 
 
 def in_units_of(objective: Objective, noun: str) -> Objective:
-    """The objective with its units per example of this noun, where they are per image."""
+    """The objective with units per example of this noun in place of per image."""
     units = {name: unit.replace("per image", f"per {noun}") for name, unit in objective.units.items()}
     return objective._replace(unit=objective.unit.replace("per image", f"per {noun}"), units=units)
 
 
 def checked(objective: Objective, name: str) -> Objective:
-    """The objective, whose terms are checked while they are traced.
+    """The objective with terms that are checked while they are traced.
 
-    They raise a UserError if they give anything but a dict with a "loss" and one number an image, or one of the batch,
-    under each name. Numbers of the batch come as one for each image. Figures of further phases have their names.
+    They raise a UserError if the result is not a dict with a "loss" and, under every name, one number an image, or one
+    of the batch. Numbers of the batch are repeated for its images. Figures of later phases begin with the phase's name.
     """
 
     def check(phase: Phase) -> Callable[..., Terms]:
@@ -135,14 +135,14 @@ def _full_name(phase: Phase, figure: str) -> str:
 
 
 def loss_of(phase: Phase, terms: Terms) -> Any:
-    """What a phase minimises, of its terms as `checked` gives them."""
+    """The loss of a phase, among its terms as `checked` gives them."""
     return terms[_full_name(phase, "loss")]
 
 
 def figures_of(
     objective: Objective, trace: Callable[[Callable[[BoundModel, Any], Terms]], Terms], config: Any
 ) -> Figures:
-    """What figures an objective has, asked of it by tracing unless it says so.
+    """The figures that an objective has: its `figures`, or by tracing it.
 
     Args:
         objective: as `get` gives it.
@@ -150,7 +150,7 @@ def figures_of(
         config: the objective's options.
 
     Raises:
-        UserError: if two of its phases have figures of one name.
+        UserError: if two of its phases have a figure of the same name.
     """
     if objective.figures:
         return objective.figures

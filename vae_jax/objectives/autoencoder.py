@@ -53,7 +53,7 @@ def _masking(key, images, level, support):
 
 
 def check_corruption(options: DenoisingOptions, around: Around) -> None:
-    """Refuses noise on categories, which have no place for it.
+    """Refuses Gaussian noise for data of categories.
 
     Raises:
         UserError: naming the option.

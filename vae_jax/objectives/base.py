@@ -1,4 +1,4 @@
-"""What an objective is: a pure function that gives each image its loss."""
+"""Objectives: pure functions that give a loss for each image."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -14,28 +14,28 @@ Images = Float[Array, "batch *shape"]
 Outputs = Float[Array, "*shape outputs"]
 
 
-# Figures of a batch by name, each with one number an image, (batch,), or one of the whole batch, ():
+# Figures of a batch by name, with one number an image, (batch,), or one of the whole batch, ():
 # "loss", which is minimised (for a VAE with β = 1 it is −ELBO);
 # "reconstruction", minus the log-likelihood or the squared error, the mean over an image's samples;
-# "kl", of the posterior from the prior, not weighted; where it is sampled, the mean of log q(z|x) − log p(z);
-# and whatever else an objective names. An evaluation adds the codes of every image, (batch, places), where z are made
-# of codes.
+# "kl", of the posterior from the prior, not weighted; if it is sampled, the mean of log q(z|x) − log p(z);
+# and further names that an objective chooses. If z are made of codes, an evaluation adds those of every image,
+# (batch, places).
 Terms = dict[str, Float[Array | np.ndarray, "..."] | Int[Array | np.ndarray, "..."]]
 FIGURES = ("loss", "reconstruction", "kl")
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Figures' names as they are shown: FIGURES first, the others by name."""
+    """Names of figures in the order in which they are shown: FIGURES first, then the rest by name."""
     names = set(names)
     return (*(name for name in FIGURES if name in names), *sorted(names.difference(FIGURES)))
 
 
 class Figures(NamedTuple):
-    """What figures an objective has.
+    """The figures that an objective has.
 
     Attributes:
         names: in order.
-        of_batch: those that are numbers of the whole batch, as an estimate of a divergence from its images.
+        of_batch: names of figures of the whole batch, as an estimate of a divergence from its images.
     """
 
     names: tuple[str, ...] = FIGURES
@@ -43,22 +43,22 @@ class Figures(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """z ~ q(z|x) and what an objective may ask of it; (*batch,) is (batch,), or (samples, batch).
+    """z ~ q(z|x) and its densities; (*batch,) is (batch,), or (samples, batch).
 
     Attributes:
-        z: (*batch, latent), or of the shape that the posterior says.
+        z: (*batch, latent), or of the posterior's shape.
         log_q: log q(z|x), (*batch,), in nats.
         log_pz: log p(z), (*batch,), in nats.
         log_px: log p(x|z), (*batch,), in nats.
-        kl: KL(q(z|x) ‖ p(z)), (batch,), in nats; None where it has no closed form. Of a hierarchy the mean over samples
-            of what is in closed form given the layers above, see `vae_jax.posteriors.base.Decoded`.
-        kl_by_dimension: the same for each dimension, (batch, latent); None likewise, and of a hierarchy.
-        cost: what the posterior itself adds to a loss, (*batch,), as a codebook's commitment; None for nothing.
+        kl: KL(q(z|x) ‖ p(z)), (batch,), in nats; None if it has no closed form. Of a hierarchy the mean over samples of
+            the KL given the layers above, see `vae_jax.posteriors.base.Decoded`.
+        kl_by_dimension: the same by dimension, (batch, latent); None if there is no closed form, and of a hierarchy.
+        cost: the posterior's term of a loss, (*batch,), as a codebook's commitment; None for nothing.
         heads: the posterior's, each (batch, size).
-        outputs: what the likelihood makes images of, (*batch, height, width, outputs).
-        figures: what the posterior says of its sample, by name, (*batch,) each, as parts of the cost; or () for one of
-            the batch.
-        codes: that z is made of, where the posterior's are made of codes.
+        outputs: the decoder's output for the likelihood, (*batch, height, width, outputs).
+        figures: the posterior's figures of its sample, by name, as parts of the cost: (*batch,), or () for one of the
+            batch.
+        codes: that z is made of, if the posterior's are made of codes.
     """
 
     z: Latents
@@ -75,32 +75,32 @@ class Draw(NamedTuple):
 
 
 class BoundModel(NamedTuple):
-    """What an objective works with: q(z|x), p(z) and p(x|z), with the run's variables bound.
+    """A model for objectives: q(z|x), p(z) and p(x|z), with the run's variables bound.
 
-    An image may have several samples: z is then (samples, batch, latent), and so on. What an objective does not use is
-    not computed.
+    An image may have several samples: z is then (samples, batch, latent), and so on. Values that an objective does not
+    use are not computed.
 
     Attributes:
-        draw: (key, images, samples=None, targets=None) -> Draw: all of it at once; `targets` are the images of which
-            log p(x|z) is, where they are others than those encoded.
+        draw: (key, images, samples=None, targets=None) -> Draw: all of it at once; log p(x|z) is of `targets`, if they
+            differ from the images that are encoded.
         encode: images -> the posterior's heads, each (batch, size).
         sample: (key, heads, samples=None) -> z and log q(z|x): (batch, latent) and (batch,), or with an axis of samples
-            before. Where an evaluation asks for it, z is the posterior's centre.
-        decode: z -> what the likelihood makes of the decoder's output, (*batch, height, width, outputs).
+            before. z is the posterior's centre if an evaluation asks for it.
+        decode: z -> the decoder's output for the likelihood, (*batch, height, width, outputs).
         log_likelihood: (images, decoder's output) -> log p(x|z), (*batch,).
         log_prior: z -> log p(z), (*batch,).
-        log_posterior: (z, heads) -> log q(z|x), (*batch,), through z alone: q's own parameters get no gradient.
-        kl: heads -> KL(q(z|x) ‖ p(z)), (batch,); None where it has no closed form.
-        kl_by_dimension: the same for each dimension, (batch, latent).
+        log_posterior: (z, heads) -> log q(z|x), (*batch,), with a gradient through z only: q's parameters get none.
+        kl: heads -> KL(q(z|x) ‖ p(z)), (batch,); None if it has no closed form.
+        kl_by_dimension: the same by dimension, (batch, latent).
         mean: decoder's output -> E[x|z].
-        epoch: epochs trained, with their fraction; infinite in evaluation, where every schedule has ended.
-        own: what the objective's `init` gives, as training has made it.
-        support: what the numbers of an example are: "levels" in [0, 1], "reals", or "categories", one-hot.
-        codes: z -> the codes that it is made of, see `vae_jax.posteriors.Codes`; None where it is made of none.
-        vectors: codes -> z, likewise.
-        distances: heads -> of what the encoder gives at every place from its code, likewise.
+        epoch: epochs trained, with their fraction; infinite in evaluation, when every schedule has ended.
+        own: the objective's parameters: what its `init` gives, after training.
+        support: the kind of an example's numbers: "levels" in [0, 1], "reals", or "categories", one-hot.
+        codes: z -> the codes that it is made of, see `vae_jax.posteriors.Codes`; None if it is made of none.
+        vectors: codes -> z; None without codes.
+        distances: heads -> distances of the encoder's vectors from their codes; None without codes.
         noise: (key, leading axes) -> the posterior's noise, of which it makes z.
-        transform: (noise, heads) -> Sample, of heads with the noise's leading axes: what `draw` and `sample` do with
+        transform: (noise, heads) -> Sample, of heads with the noise's leading axes; `draw` and `sample` call it with
             noise of their own.
         train: whether this is a step of training.
     """
@@ -135,7 +135,7 @@ def make_draw(
     kl: Callable[[Heads], Array] | None,
     kl_by_dimension: Callable[[Heads], Array] | None,
 ) -> Callable[..., Draw]:
-    """`BoundModel.draw` of a model; `sample` gives all of a Sample, decoded already where that is how z is drawn."""
+    """`BoundModel.draw` of a model; `sample` gives a whole Sample, which is decoded if z is drawn in the decoder."""
 
     def draw(key: Key[Array, ""], images: Images, samples: int | None = None, targets: Images | None = None) -> Draw:
         heads = encode(images)
@@ -153,23 +153,23 @@ def make_draw(
 
 
 class Phase(NamedTuple):
-    """A further part of a step, with a loss of its own for some parameters of its own.
+    """A further part of a step, with a loss for some of the parameters.
 
-    It comes after the phases before it, whose changes it sees, and is differentiated with respect to what it trains
-    only: no gradient of a critic's reaches the model, nor the other way round.
+    It sees the changes of the phases before it, and is differentiated with respect to the parameters that it trains
+    only: a critic's gradient does not reach the model, nor the model's the critic.
 
     Attributes:
         name: begins the names of its figures, as in "critic_loss".
         terms: as an objective's.
         trains: names of the parts whose parameters it changes, at the top level of `Variables.params`.
-        optimizer: the run's optimiser -> the phase's, whose state is its own.
-        still: whether the model is as in evaluation meanwhile: no dropout, and no state moves.
+        optimizer: the run's optimiser -> the phase's, which has a state of its own.
+        still: whether the model is as in evaluation: no dropout, and no state changes.
     """
 
     name: str
     terms: Callable[..., Terms]
     trains: tuple[str, ...]
-    optimizer: Callable[[Rule], Rule] = lambda own: own
+    optimizer: Callable[[Rule], Rule] = lambda rule: rule
     still: bool = False
 
 
@@ -178,10 +178,10 @@ class Around(NamedTuple):
 
     Attributes:
         posterior: q(z|x).
-        closed: its KL from the prior, where that has a closed form.
+        closed: its KL from the prior, if that has a closed form.
         q: the posterior's name, for messages.
-        p: the prior's.
-        support: what the numbers of an example are, see `BoundModel`.
+        p: the prior's name.
+        support: the kind of an example's numbers, see `BoundModel`.
         learned: -> whether the prior has parameters.
     """
 
@@ -194,7 +194,7 @@ class Around(NamedTuple):
 
 
 def check_gradient(gradient: str, around: Around) -> None:
-    """Refuses a gradient for which q(z|x) must be known at any z.
+    """Refuses a gradient that needs q(z|x) at any z, if it is not known there.
 
     Raises:
         UserError: naming the posterior.
@@ -211,19 +211,18 @@ class Objective(NamedTuple):
         terms: (key, model, images, options) -> Terms. The annotation of `options` names the dataclass of its options,
             see `vae_jax.options`.
         unit: of the loss, the reconstruction and the KL.
-        generative: whether there are q(z|x), p(z) and p(x|z) at all; an autoencoder has but a code.
-        apart: options -> whether it weighs the gradient of each sample by itself, so that samples must not depend on
-            one another.
-        check: (options, parts around it) -> None, or a UserError where these options need other parts.
-        init: (key, options, latent shape, image shape) -> parameters of networks of its own, by their names, which are
-            neither the model's parts' nor its networks'.
+        generative: whether there are q(z|x), p(z) and p(x|z); an autoencoder has only a code.
+        apart: options -> whether it weighs the samples' gradients one by one, so that samples must not depend on one
+            another.
+        check: (options, parts around it) -> None, or a UserError if these options need other parts.
+        init: (key, options, latent shape, image shape) -> parameters of the objective's networks, by names that neither
+            the model's parts nor its networks have.
         trains: names of the parts whose parameters its loss changes; None for all but those that later phases train.
         then: further phases of a step.
-        still: see `Phase`, of its own.
+        still: of the first phase, see `Phase`.
         units: of other figures, by name.
-        figures: the names of its figures, in order, and which are numbers of the whole batch; None until they are asked
-            of it.
-        options: its own, of the configuration that it was built from.
+        figures: that it has, see `Figures`; None until they have been traced.
+        options: of the configuration that it was built from.
         scores: whether it estimates the gradient through samples of a posterior that is not reparameterized.
     """
 
@@ -243,7 +242,7 @@ class Objective(NamedTuple):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        """All phases of a step; the first one is this objective's own."""
+        """All phases of a step; the first one has the objective's own terms."""
         return Phase("", self.terms, self.trains or (), still=self.still), *self.then
 
     def trained(self, phase: Phase, params: Mapping[str, PyTree]) -> dict[str, PyTree]:

@@ -11,7 +11,7 @@ from vae_jax.errors import UserError
 from vae_jax.objectives.base import Around, Terms, check_gradient
 from vae_jax.options import TRACED, one_of
 
-FLOOR = 1e-20  # keeps a weight's gradient apart from 0, far below what float32 tells from 1
+FLOOR = 1e-20  # keeps a weight's gradient from being 0; float32 does not see it beside 1
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class SamplesOptions:
     """Of an importance-weighted bound.
 
     Attributes:
-        samples: k, of z for each image; where there are groups, in each of them.
+        samples: k, of z for each image, or in each group of samples if there are groups.
     """
 
     samples: Annotated[int, "[1, 1000000]"] = 5
@@ -99,12 +99,12 @@ def ciwae(key, model, images, options: CIWAEOptions) -> Terms:
 
 
 def is_dreg(options: IWAEOptions) -> bool:
-    """Whether the gradient weighs each sample's own."""
+    """Whether the gradient weighs the samples' gradients one by one."""
     return options.gradient == "dreg"
 
 
 def check_iwae(options: IWAEOptions, around: Around) -> None:
-    """Refuses a gradient for which q(z|x) must be known at any z, and a posterior without samples."""
+    """Refuses a gradient that needs an unknown q(z|x), and a posterior whose samples are all the same."""
     check_samples(options, around)
     check_gradient(options.gradient, around)
 
@@ -113,7 +113,7 @@ def check_samples(options: SamplesOptions, around: Around) -> None:
     """Refuses a posterior whose samples are all the same.
 
     Raises:
-        UserError: naming it.
+        UserError: naming the posterior.
     """
     if around.posterior.single:
         raise UserError(
@@ -140,12 +140,12 @@ def _bound(key, model, images, options, groups) -> Terms:
 
 
 def _weigh(model, images, z, log_q):
-    """log w of every sample, (samples, batch), and the terms but the loss; z may be one's own."""
+    """log w of samples z, (samples, batch), and the terms but the loss."""
     return _parts(model.log_likelihood(images, model.decode(z)), log_q, model.log_prior(z))
 
 
 def _weigh_draw(draw):
-    """The same of what the model has drawn."""
+    """The same of a draw of the model."""
     return _parts(draw.log_px, draw.log_q, draw.log_pz)
 
 
@@ -164,8 +164,8 @@ def _tag(z, log_q):
 
 
 def _tag_bwd(_, cotangents):
-    z, log_q, theirs, wanted = cotangents
-    factor = wanted / jnp.where(theirs == 0, 1, theirs)  # both 0 where the image's loss weighs nothing
+    z, log_q, weight, weight_of_q = cotangents
+    factor = weight_of_q / jnp.where(weight == 0, 1, weight)  # both are 0 if the image's loss weighs nothing
     return z * factor.reshape(*factor.shape, *(1,) * (z.ndim - factor.ndim)), log_q * factor
 
 
@@ -173,17 +173,17 @@ _tag.defvjp(lambda z, log_q: (_tag(z, log_q), None), _tag_bwd)
 
 
 def _redirect(z, log_q):
-    """Samples whose gradient may be weighted otherwise than the decoder's and the prior's.
+    """Samples whose gradient may have other weights than the decoder's and the prior's.
 
-    Returns z and log q(z|x), to be used in log w, and a function (log w, weights, weights of q) -> a loss of value 0,
-    each (samples, batch) -> (batch,). Its gradient is −Σ weights·∇log w, and what of that goes through these samples
-    has the other weights. A sample's weight reaches `_tag` as the gradient of the first of two zeros, the wanted one as
-    that of the second, so one pass through the decoder serves both.
+    Returns z and log q(z|x), for log w, and a function (log w, weights, weights of q), all (samples, batch), -> a loss
+    of value 0, (batch,). Its gradient is −Σ weights·∇log w, but the part through these samples has the weights of q. A
+    sample's weight reaches `_tag` as the gradient of the first of two zeros, its weight of q as that of the second, so
+    that one pass through the decoder serves both.
     """
-    z, log_q, theirs, wanted = _tag(z, log_q)
+    z, log_q, zero, zero_of_q = _tag(z, log_q)
 
     def loss(log_w, weights, weights_of_q):
         weights, weights_of_q, value = jax.lax.stop_gradient((weights + FLOOR, weights_of_q, log_w))
-        return -(weights * (log_w - value + theirs) + weights_of_q * wanted).sum(0)
+        return -(weights * (log_w - value + zero) + weights_of_q * zero_of_q).sum(0)
 
     return z, log_q, loss

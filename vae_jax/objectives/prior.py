@@ -1,14 +1,14 @@
-"""What trains a prior alone, for a model that is trained already."""
+"""The objective that trains a prior alone, for a model that is trained already."""
 
 from vae_jax.errors import UserError
 from vae_jax.objectives.base import Around, Terms
 
 
 def prior(key, model, images, options: None) -> Terms:
-    """−log p(x|z) + log q(z|x) − log p(z), in nats per image, of which training changes p(z) alone.
+    """−log p(x|z) + log q(z|x) − log p(z), in nats per image; training changes p(z) alone.
 
-    Of codes it is the bound on −log p(x) that a second stage makes tighter (van den Oord et al. 2017, section 3.3): the
-    model is as in evaluation, without dropout, and its running statistics, its codebook and its weights stay.
+    With codes it is the bound on −log p(x) that a second stage makes tighter (van den Oord et al. 2017, section 3.3).
+    The model is as in evaluation, without dropout; its running statistics, its codebook and its weights stay.
     """
     draw = model.draw(key, images)
     kl = draw.log_q - draw.log_pz
@@ -19,7 +19,7 @@ def check_prior(options: None, around: Around) -> None:
     """Refuses a prior that has nothing to train.
 
     Raises:
-        UserError: naming it.
+        UserError: naming the prior.
     """
     if around.posterior.decodes or not around.learned():
         raise UserError(

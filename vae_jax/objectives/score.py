@@ -1,7 +1,7 @@
-"""Bounds whose gradient goes through samples that have none of their own, as bits: it is estimated from the score of q.
+"""Bounds for samples without a gradient, as bits, which estimate the gradient from the score of q.
 
-An estimator gives the gradient of E f(b) with respect to the bits' logits, b ~ q, f being a cost; what f depends on
-directly is differentiated as everywhere. It reaches the encoder by a term of value 0.
+An estimator gives the gradient of E f(b) with respect to the bits' logits, for b ~ q and a cost f. f is differentiated
+as usual with respect to its other arguments. The estimate reaches the encoder by a term of value 0.
 """
 
 from collections.abc import Callable
@@ -93,8 +93,8 @@ def score_vae(key: Key[Array, ""], model: BoundModel, images: Images, options: S
 def relax_vae(key: Key[Array, ""], model: BoundModel, images: Images, options: RelaxOptions) -> Terms:
     """−ELBO, in nats per image, with RELAX's unbiased gradient (Grathwohl et al. 2018).
 
-    The control network, a small perceptron of the relaxed bits and the logits, has a phase of its own, which makes the
-    gradient's variance small.
+    The control network is a small perceptron of the relaxed bits and the logits. A phase of its own trains it to make
+    the gradient's variance small.
     """
     if not model.train:
         return _terms(model.draw(key, images), options.kl)[0]
@@ -114,7 +114,7 @@ def fit_control(key: Key[Array, ""], model: BoundModel, images: Images, options:
 def init_control(
     key: Key[Array, ""], options: RelaxOptions, shape: tuple[int, ...], image_shape: tuple[int, ...]
 ) -> dict[str, PyTree]:
-    """The control network, which gives 0 to begin with."""
+    """The control network, whose output starts as 0."""
     return {"control": init_perceptron(key, [2 * shape[-1], options.hidden, 1])}
 
 
@@ -133,7 +133,7 @@ def vimco(key: Key[Array, ""], model: BoundModel, images: Images, options: VIMCO
 
 
 def check_score(options: ScoreOptions, around: Around) -> None:
-    """Refuses a KL in a closed form that there is not, and antithetic pairs of what are no bits.
+    """Refuses an analytic KL if there is no closed form, and antithetic pairs if z are no bits.
 
     Raises:
         UserError: naming the option and the posterior.
@@ -146,7 +146,7 @@ def check_score(options: ScoreOptions, around: Around) -> None:
 
 
 def check_relax(options: RelaxOptions, around: Around) -> None:
-    """Likewise.
+    """Refuses an analytic KL if there is no closed form, and z that are no bits.
 
     Raises:
         UserError: naming the posterior.
@@ -157,7 +157,7 @@ def check_relax(options: RelaxOptions, around: Around) -> None:
 
 
 def leave_one_out(costs: Float[Array, "samples *any"]) -> Float[Array, "samples *any"]:
-    """Each sample's cost from the mean of the others', K/(K − 1)·(f − mean of all) (Kool et al. 2019)."""
+    """A sample's cost less the mean of the other samples', K/(K − 1)·(f − mean of all) (Kool et al. 2019)."""
     return (costs - costs.mean(0, keepdims=True)) * (len(costs) / (len(costs) - 1))
 
 
@@ -172,13 +172,13 @@ def of_gradient(gradient: Logits, logits: Logits) -> Float[Array, "*any"]:
 
 
 def disarm(
-    costs: Float[Array, "*any"], others: Float[Array, "*any"], bits: Bits, antithetic: Bits, logits: Logits
+    costs: Float[Array, "*any"], antithetic_costs: Float[Array, "*any"], bits: Bits, antithetic: Bits, logits: Logits
 ) -> Logits:
     """DisARM's gradient (Dong et al. 2020), of bits u > 1 − p and the antithetic u < p of the same u.
 
-    ½·(f(b) − f(b̃))·(b − b̃)·σ(|α|): (−1)^b̃ where the two differ is b − b̃.
+    ½·(f(b) − f(b̃))·(b − b̃)·σ(|α|); b − b̃ is the paper's (−1)^b̃ where the two differ, and 0 elsewhere.
     """
-    return ((costs - others) / 2)[..., None] * (bits - antithetic) * sigmoid(jnp.abs(logits))
+    return ((costs - antithetic_costs) / 2)[..., None] * (bits - antithetic) * sigmoid(jnp.abs(logits))
 
 
 def relax(
@@ -191,12 +191,12 @@ def relax(
     """RELAX's gradient (Grathwohl et al. 2018), whose mean does not depend on the control c.
 
     (f(b) − c(z̃))·(b − p) + ∂c(z) − ∂c(z̃), z = α + logit u, b = 1 where z > 0, and z̃ a sample of z given b, by noise v
-    (Tucker et al. 2017). With several samples each one's f − c is taken from the others' mean.
+    (Tucker et al. 2017). With several samples the mean of the other samples' f − c is subtracted from a sample's.
 
     Args:
         costs: f(b).
         u: uniform noise that the bits are made of, (samples, *any, latent).
-        v: more of it.
+        v: further uniform noise.
         logits: α, shaped as u.
         control: z -> c(z), for every row by itself.
     """
@@ -213,7 +213,7 @@ def relax(
 
 
 def relaxed_given(bits: Bits, v: Bits, logits: Logits) -> Logits:
-    """z = α + logit u given which bits z > 0 are, u being uniform, of other uniform noise v.
+    """A sample of z = α + logit u, u uniform, given the bits z > 0, by other uniform noise v.
 
     With u = 1 − p + v·p where b = 1, and v·(1 − p) where b = 0 (Tucker et al. 2017), written so that nothing overflows.
     """
@@ -228,17 +228,17 @@ def logit(u: Float[Array, "*any"]) -> Float[Array, "*any"]:
 
 
 def vimco_weights(log_w: Float[Array, "samples *any"]) -> Float[Array, "samples *any"]:
-    """L − L⁻ᵏ for each sample k: the bound, from the one in which the others' geometric mean stands for w_k.
+    """L − L⁻ᵏ for each sample k: the bound, less the bound with the other samples' geometric mean for w_k.
 
     (Mnih & Rezende 2016, section 2.)
     """
     samples = len(log_w)
-    log_w = log_w - log_w.max(0, keepdims=True)  # which the differences do not see, and the sums stay precise
-    others = (log_w.sum(0, keepdims=True) - log_w) / (samples - 1)
-    own = jnp.eye(samples, dtype=bool).reshape(samples, samples, *(1,) * (log_w.ndim - 1))
+    log_w = log_w - log_w.max(0, keepdims=True)  # cancels in the differences, and keeps the sums precise
+    means_of_rest = (log_w.sum(0, keepdims=True) - log_w) / (samples - 1)
+    is_own = jnp.eye(samples, dtype=bool).reshape(samples, samples, *(1,) * (log_w.ndim - 1))
     shape = (samples, *log_w.shape)
     replaced = jnp.where(
-        jnp.broadcast_to(own, shape), jnp.broadcast_to(others, shape), jnp.broadcast_to(log_w[:, None], shape)
+        jnp.broadcast_to(is_own, shape), jnp.broadcast_to(means_of_rest, shape), jnp.broadcast_to(log_w[:, None], shape)
     )
     return logsumexp(log_w, 0, keepdims=True) - logsumexp(replaced, 0)
 
@@ -249,17 +249,17 @@ def _are_bits(around: Around) -> bool:
 
 
 def _draw_of(model: BoundModel, images: Images, heads: Heads, noise: PyTree) -> Draw:
-    """What `BoundModel.draw` gives, of this noise, (samples, batch, …)."""
+    """A Draw like that of `BoundModel.draw`, from this noise, (samples, batch, …)."""
     assert model.transform
-    several = len(jax.tree.leaves(noise)[0])
-    sample = model.transform(noise, jax.tree.map(lambda head: jnp.broadcast_to(head, (several, *head.shape)), heads))
+    samples = len(jax.tree.leaves(noise)[0])
+    sample = model.transform(noise, jax.tree.map(lambda head: jnp.broadcast_to(head, (samples, *head.shape)), heads))
     outputs, kl = model.decode(sample.z), model.kl and model.kl(heads)
     log_px, log_pz = model.log_likelihood(images, outputs), model.log_prior(sample.z)
     return Draw(sample.z, sample.log_q, log_pz, log_px, kl, None, sample.cost, heads, outputs, sample.figures)
 
 
 def _terms(draw: Draw, how: str) -> tuple[Terms, Costs]:
-    """−ELBO and its parts, (batch,), and what its expectation over z is of, (*samples, batch)."""
+    """−ELBO and its parts, (batch,), and the samples' costs, whose mean it is, (*samples, batch)."""
     costs = -draw.log_px if draw.cost is None else draw.cost - draw.log_px
     parts = {"reconstruction": -_mean(draw.log_px), **_figures(draw)}
     if how != "sampled" and draw.kl is not None:
@@ -274,16 +274,16 @@ def _figures(draw: Draw) -> Terms:
 
 
 def _mean(array: Float[Array, "*samples batch"]) -> Float[Array, " batch"]:
-    """Over the samples, where there is an axis of them."""
+    """The mean over the samples, if there is an axis of them."""
     return array.mean(0) if array.ndim == 2 else array
 
 
 def _relaxed(key: Any, model: BoundModel, images: Images, options: RelaxOptions) -> tuple[Terms, Logits, Logits]:
-    """The terms but for what estimates the gradient, RELAX's gradient for the logits, (batch, latent), and these."""
+    """The terms without the gradient's estimate, RELAX's gradient for the logits, (batch, latent), and the logits."""
     assert model.noise
-    key, other_key = jax.random.split(key)
+    key, v_key = jax.random.split(key)
     lead = options.samples, len(images)
-    heads, u, v = model.encode(images), model.noise(key, lead), model.noise(other_key, lead)
+    heads, u, v = model.encode(images), model.noise(key, lead), model.noise(v_key, lead)
     terms, costs = _terms(_draw_of(model, images, heads, u), options.kl)
     logits = lax.stop_gradient(jnp.broadcast_to(heads["mu"], u.shape))
 

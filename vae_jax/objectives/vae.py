@@ -1,4 +1,4 @@
-"""The VAE's objective, and its variants that weigh the KL otherwise."""
+"""The VAE's objective, and its variants with other weights of the KL."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -15,7 +15,7 @@ class KLOptions:
     """Of an objective with a KL term.
 
     Attributes:
-        kl: analytic, sampled (one sample of log q(z|x) − log p(z)) or auto: analytic where there is a closed form.
+        kl: analytic, sampled (one sample of log q(z|x) − log p(z)) or auto: analytic if there is a closed form.
     """
 
     kl: Annotated[str, one_of("auto", "analytic", "sampled")] = "auto"
@@ -32,7 +32,7 @@ class VAEOptions(KLOptions):
         warmup_epochs: of schedule warmup.
         cycle_epochs: of schedule cyclical, the length of a cycle …
         cycle_ratio: … and the part of it in which beta rises.
-        free_bits: nats of KL that cost nothing in each dimension, on the average of a batch.
+        free_bits: nats of KL per dimension, averaged over a batch, that cost nothing.
     """
 
     beta: Annotated[float, "[0, inf)", TRACED] = 1.0
@@ -62,14 +62,14 @@ class CapacityOptions(KLOptions):
 def vae(key, model, images, options: VAEOptions) -> Terms:
     """−log p(x|z) + β·KL(q(z|x) ‖ p(z)), in nats per image.
 
-    β = 1 gives −ELBO (Kingma & Welling 2013, equation 10, one sample of z; with `kl: sampled` equation 6); others the
-    β-VAE (Higgins et al. 2017, equation 4). β may follow a schedule. With free bits the KL costs
+    β = 1 gives −ELBO (Kingma & Welling 2013, equation 10, one sample of z; with `kl: sampled` equation 6); other values
+    the β-VAE (Higgins et al. 2017, equation 4). β may follow a schedule. With free bits the KL costs
     Σ_j max(λ, mean over the batch of KL_j) in training (Kingma et al. 2016, equation 15). With gradient stl the sampled
     KL's gradient has no score of q (Roeder et al. 2017, equation 8).
     """
     draw, reconstruction, kl = _parts(key, model, images, options.kl, options.gradient)
     cost = kl
-    if options.free_bits:  # in training; evaluation gives every image its own KL
+    if options.free_bits:  # in training; in evaluation the cost is every image's KL
         bits = jnp.maximum(options.free_bits, draw.kl_by_dimension.mean(0)).sum()
         cost = jnp.where(jnp.isinf(model.epoch), kl, bits)
     beta = options.beta * SCHEDULES[options.schedule](options, model.epoch)
@@ -86,7 +86,7 @@ def capacity_vae(key, model, images, options: CapacityOptions) -> Terms:
 
 
 def _parts(key, model, images, kl, gradient="standard"):
-    """A draw, −log p(x|z) of its sample and the KL, in its closed form or from the sample."""
+    """A draw, its −log p(x|z), and its KL in closed form or from the sample."""
     draw = model.draw(key, images)
     if gradient == "stl":
         return draw, -draw.log_px, model.log_posterior(draw.z, draw.heads) - draw.log_pz
@@ -96,7 +96,7 @@ def _parts(key, model, images, kl, gradient="standard"):
 
 
 def _with_own(draw, loss):
-    """The loss with what the posterior adds to it."""
+    """The loss plus the posterior's term."""
     return loss if draw.cost is None else loss + draw.cost
 
 
@@ -105,7 +105,7 @@ def _cyclical(options, epoch):
     return jnp.minimum(1.0, within / (options.cycle_ratio * options.cycle_epochs))
 
 
-# What β is multiplied with, by epoch; 1 in the end.
+# Factors of β by epoch; 1 in the end.
 SCHEDULES = {
     "constant": lambda options, epoch: 1.0,
     # Bowman et al. 2016, section 3.1; Sønderby et al. 2016, equation 8: linear from 0.
@@ -116,7 +116,7 @@ SCHEDULES = {
 
 
 def check_kl(options: KLOptions, around: Around) -> None:
-    """Refuses a KL in a closed form that there is not.
+    """Refuses an analytic KL if there is no closed form.
 
     Raises:
         UserError: naming the option and the parts.
@@ -142,9 +142,9 @@ def check_vae(options: VAEOptions, around: Around) -> None:
         )
     by_dimension = around.closed and around.closed.by_dimension
     if options.free_bits and not (by_dimension and options.kl != "sampled" and not stl):
-        known = f"{around.q}, {around.p}, objective.kl {options.kl} and objective.gradient {options.gradient}"
+        combination = f"{around.q}, {around.p}, objective.kl {options.kl} and objective.gradient {options.gradient}"
         raise UserError(
-            f"objective.free_bits: expected 0 with {known}: it needs each dimension's KL in closed form; found "
+            f"objective.free_bits: expected 0 with {combination}: it needs each dimension's KL in closed form; found "
             f"{options.free_bits}"
         )
     check_gradient(options.gradient, around)

@@ -1,4 +1,4 @@
-"""The optimiser with its schedule and what goes around it, from the configuration."""
+"""The configured optimiser with its schedule, clipping, averages and accumulation."""
 
 from collections.abc import Callable, Mapping
 from functools import wraps
@@ -16,8 +16,8 @@ from vae_jax.options import NO_NUMBERS, of_unknown_value, traced_of
 
 __all__ = ["ENDING", "OPTIMIZERS", "SCHEDULES", "STAGES", "Optimizer", "Rule", "build", "decay_kernels", "schedule"]
 
-# Each: (options, learning rate by the update) -> Optimizer, or an optax transformation; the annotation of `options`
-# names its options.
+# (options, learning rate by the update) -> Optimizer, or an optax transformation; the annotation of `options` names
+# the dataclass of its options.
 OPTIMIZERS = {
     "adam": adam,
     "adamw": adamw,
@@ -36,10 +36,10 @@ def build(config: Config, epoch: int, numbers: Mapping[str, Any] = NO_NUMBERS) -
     Args:
         config: of the run.
         epoch: batches in an epoch.
-        numbers: in place of the configuration's, by dotted name: arguments of a compiled program.
+        numbers: by dotted name, arguments of a compiled program in place of the configuration's numbers.
 
     Raises:
-        UserError: if there is no such optimiser, or a user's gives no optax transformation.
+        UserError: if there is no such optimiser, or a user's factory gives no optax transformation.
     """
     name, train = config.optimizer.name, config.train
     rate = numbers.get("train.learning_rate", train.learning_rate)

@@ -1,4 +1,4 @@
-"""Adam and what is made of it."""
+"""Adam and its variants."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -89,15 +89,15 @@ class ScheduleFreeOptions:
 def schedule_free(options: ScheduleFreeOptions, learning_rate: optax.Schedule) -> Optimizer:
     """AdamW with averages in place of a falling learning rate (Defazio et al. 2024).
 
-    Evaluated is the average of the points so far, weighted by the square of the largest learning rate until then.
+    The average of the points so far is evaluated, weighted by the square of the largest learning rate until then.
     """
-    # Adam without a first moment, whose place the averages take.
+    # Adam without a first moment: the averages take its place.
     direction = optax.scale_by_rms(options.b2, options.eps, eps_in_sqrt=False, bias_correction=True)
     steps = descend(direction, learning_rate, options.weight_decay)
     averaging = optax.contrib.schedule_free(steps, learning_rate, options.b1)
 
     def evaluated(opt_state: PyTree, params: PyTree) -> PyTree:
-        # (y − (1 − b1)·z) / b1, written so that it is y where z is, as before the first step.
+        # (y − (1 − b1)·z) / b1, written so that it is exactly y if z is, as before the first step.
         ahead = (1 - options.b1) / options.b1
         return jax.tree.map(lambda y, z: y + ahead * (y - z), params, opt_state.z)
 

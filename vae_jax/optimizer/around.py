@@ -1,4 +1,4 @@
-"""What goes around any optimiser: clipping, an average of the weights, several batches for one update."""
+"""Wrappers of any optimiser: clipping, an average of the weights, several batches for one update."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -13,7 +13,7 @@ from vae_jax.optimizer.base import Optimizer
 
 
 def clipped(rule: Optimizer, norm: float) -> Optimizer:
-    """With gradients of this global norm at most."""
+    """The optimiser with gradients clipped to this global norm."""
     chain = optax.chain(optax.clip_by_global_norm(norm), cast(Any, rule))
 
     return _within(rule, cast(Any, chain.init), chain.update, lambda state: state[1])
@@ -34,14 +34,14 @@ class Averaged(NamedTuple):
 
 
 def averaged(rule: Optimizer, decay: float) -> Optimizer:
-    """With an exponential moving average of the parameters, which is what is evaluated.
+    """The optimiser with an exponential moving average of the parameters, which is evaluated.
 
-    After update t the average is d times what it was and 1 − d times the new parameters, with d the smaller one of
+    After update t the average is d times the old one plus 1 − d times the new parameters, with d the smaller one of
     `decay` and (1 + t)/(10 + t): a long memory would hold on to the initialisation.
     """
 
     def init(params: PyTree) -> Averaged:
-        # A copy, since training takes the buffers of both over.
+        # A copy, since training donates the buffers of both.
         return Averaged(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params), rule.init(params))
 
     def update(gradient: PyTree, state: Averaged, params: PyTree) -> tuple[PyTree, Averaged]:
@@ -72,7 +72,7 @@ class Accumulated(NamedTuple):
 
 
 def accumulated(rule: Optimizer, batches: int, mean: bool) -> Optimizer:
-    """With one update for so many batches, by the sum or the mean of their gradients; between them nothing changes."""
+    """The optimiser with one update every `batches` batches, by the sum or the mean of their gradients."""
 
     def init(params: PyTree) -> Accumulated:
         return Accumulated(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params), rule.init(params))
@@ -94,7 +94,7 @@ def accumulated(rule: Optimizer, batches: int, mean: bool) -> Optimizer:
 
 
 def _within(rule: Optimizer, init: Any, update: Any, inner: Callable[[PyTree], PyTree]) -> Optimizer:
-    """The optimiser with another init and update, in whose state `inner` finds its own."""
-    own = rule.evaluated
-    evaluated = None if own is None else lambda state, params: own(inner(state), params)
+    """The optimiser with another init and update; `inner` takes its own state out of theirs."""
+    inner_evaluated = rule.evaluated
+    evaluated = None if inner_evaluated is None else lambda state, params: inner_evaluated(inner(state), params)
     return rule._replace(init=init, update=update, evaluated=evaluated)

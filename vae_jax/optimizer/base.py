@@ -1,4 +1,4 @@
-"""What an optimiser is, and weight decay: of kernels only."""
+"""Optimisers, and weight decay of kernels only."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -19,11 +19,10 @@ class Optimizer(NamedTuple):
     Attributes:
         init: params -> state.
         update: (gradient, state, params) -> (change, state).
-        evaluated: (state, params) -> params: what is evaluated, sampled from and saved as weights; None where that is
-            what is trained.
-        elementwise: whether all parameters may as well be one vector (see `vae_jax.programs.packing`): what is done to
-            a number depends on that number, on whether it is in a kernel, and on sums over all of them, as a global
-            norm, but on no array's shape.
+        evaluated: (state, params) -> params to evaluate, sample from and save as weights; None for the trained ones.
+        elementwise: whether all parameters may be one vector (see `vae_jax.programs.packing`): the change of a number
+            depends on that number, on whether it is in a kernel, and on sums over all numbers, as a global norm, but on
+            no array's shape.
     """
 
     init: Callable[[PyTree], PyTree]
@@ -32,11 +31,11 @@ class Optimizer(NamedTuple):
     elementwise: bool = False
 
 
-Rule = optax.GradientTransformation | Optimizer  # either can be used as the other where only init and update matter
+Rule = optax.GradientTransformation | Optimizer  # interchangeable if only init and update matter
 
 
 def of_optax(rule: optax.GradientTransformation, elementwise: bool = False) -> Optimizer:
-    """A transformation of optax's; elementwise, see `Optimizer`."""
+    """The Optimizer of an optax transformation; `elementwise`, see `Optimizer`."""
     return Optimizer(cast(Any, rule.init), rule.update, elementwise=elementwise)
 
 
@@ -46,17 +45,17 @@ def is_kernel(path: tuple[Any, ...]) -> bool:
 
 
 def decay_kernels(rate: float | Array) -> optax.GradientTransformation:
-    """Adds the kernels times `rate` to what comes in, and nothing to other parameters, packed or not."""
+    """Adds the kernels times `rate` to the updates, packed or not, and nothing for other parameters."""
 
     def kernels_of(params: PyTree) -> PyTree:
-        """The parameters with zeros for what is no kernel."""
+        """The parameters with zeros in place of all but kernels."""
         kernels = jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf if is_kernel(path) else jnp.zeros_like(leaf), unpack(params)
         )
         return pack_like(params, kernels)
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, PyTree]:
-        return jax.tree.map(lambda own, kernel: own + rate * kernel, updates, kernels_of(params)), state
+        return jax.tree.map(lambda change, kernel: change + rate * kernel, updates, kernels_of(params)), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -64,7 +63,7 @@ def decay_kernels(rate: float | Array) -> optax.GradientTransformation:
 def descend(
     direction: optax.GradientTransformation, learning_rate: optax.Schedule, weight_decay: float | Array = 0.0
 ) -> optax.GradientTransformation:
-    """Steps against a direction, of the learning rate's length, that also take a part of each kernel away.
+    """Steps of minus the learning rate times a direction, with weight decay of kernels.
 
     The decay is decoupled (Loshchilov & Hutter 2019): a step takes the learning rate times `weight_decay` of a kernel.
     """

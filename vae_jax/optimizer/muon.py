@@ -12,7 +12,7 @@ from optax.contrib import muon as optax_muon
 from vae_jax.optimizer.base import Optimizer, descend, is_kernel, of_optax
 from vae_jax.options import TRACED
 
-# Which axes of a kernel, by how many it has, are a matrix's rows and columns: a dense layer's, and a convolution's.
+# Number of a kernel's axes -> those that are a matrix's rows and columns: of a dense layer, of a convolution.
 MATRICES = {2: MuonDimensionNumbers(0, 1), 4: MuonDimensionNumbers((0, 1, 2), 3)}
 
 
@@ -42,7 +42,7 @@ class MuonOptions:
 def muon(options: MuonOptions, learning_rate: optax.Schedule) -> Optimizer:
     """Muon (Jordan et al. 2024) for the kernels of dense layers and of two-dimensional convolutions, Adam for the rest.
 
-    Several kernels in one array, as a flow's networks have them, are of the rest.
+    Several kernels in one array, as a flow's networks have them, count as the rest.
     """
 
     def matrices(params: PyTree) -> PyTree:
@@ -51,7 +51,7 @@ def muon(options: MuonOptions, learning_rate: optax.Schedule) -> Optimizer:
         )
 
     direction = optax_muon(
-        -1.0,  # optax's steps go against what they are made of; these are the way that `descend` takes
+        -1.0,  # optax's steps go down; `descend` takes a direction that goes up
         ns_steps=options.ns_steps,
         beta=options.beta,
         eps=options.eps,

@@ -28,7 +28,7 @@ SCHEDULES: dict[str, Callable[[TrainConfig, Array | float, int], optax.Schedule]
         [epoch * (3 ** (stage + 1) - 1) // 2 for stage in range(STAGES - 1)],
     ),
 }
-ENDING = ("cosine", "linear")  # these depend on how many epochs there will be
+ENDING = ("cosine", "linear")  # these depend on the number of epochs
 
 
 def schedule(config: TrainConfig, rate: Array | float, epoch: int) -> optax.Schedule:
@@ -37,5 +37,5 @@ def schedule(config: TrainConfig, rate: Array | float, epoch: int) -> optax.Sche
     if config.warmup_steps:
         warmup = optax.linear_schedule(0.0, rate, config.warmup_steps)
         by_step = optax.join_schedules([warmup, by_step], [config.warmup_steps])
-    # In the precision that is set: optax would divide whole numbers in single precision.
+    # In the precision of jax's setting: optax would divide whole numbers in single precision.
     return lambda count: by_step(jnp.asarray(count, float))

@@ -12,7 +12,7 @@ from vae_jax.shapes import Shapes
 
 __all__ = ["KL", "POSTERIORS", "Codes", "Heads", "Latents", "Posterior", "Sample", "get", "point"]
 
-# Each: (options, Shapes) -> Posterior; the annotation of `options` names the dataclass of its options.
+# (options, Shapes) -> Posterior; the annotation of `options` names the dataclass of its options.
 POSTERIORS = {
     "diagonal_gaussian": diagonal_gaussian,
     "full_gaussian": full_gaussian,

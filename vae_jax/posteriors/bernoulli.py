@@ -22,18 +22,18 @@ def bernoulli(options: None, shapes: Shapes) -> Posterior:
     def noise(key: Key[Array, ""], lead: tuple[int, ...]) -> Float[Array, "*lead latent"]:
         return uniform_noise(key, (*lead, latent))
 
-    def transform(own: PyTree, u: Float[Array, "*batch latent"], heads: Heads) -> Sample:
+    def transform(variables: PyTree, u: Float[Array, "*batch latent"], heads: Heads) -> Sample:
         logits = _single(heads["mu"])
         return of_bits(u > sigmoid(-logits), heads)
 
-    def center(own: PyTree, heads: Heads) -> Sample:
+    def center(variables: PyTree, heads: Heads) -> Sample:
         return of_bits(heads["mu"] > 0, heads)
 
     def of_bits(bits: Array, heads: Heads) -> Sample:
         z = bits.astype(heads["mu"].dtype)
         return Sample(z, log_prob({}, z, heads))
 
-    def log_prob(own: PyTree, z: Latents, heads: Heads) -> Float[Array, "*batch"]:
+    def log_prob(variables: PyTree, z: Latents, heads: Heads) -> Float[Array, "*batch"]:
         return log_prob_of_bits(z, _single(heads["mu"]))
 
     def by_dimension(heads: Heads, prior: PyTree) -> Float[Array, "*batch latent"]:
@@ -41,10 +41,10 @@ def bernoulli(options: None, shapes: Shapes) -> Posterior:
         negative_entropy = sigmoid(logits) * log_sigmoid(logits) + sigmoid(-logits) * log_sigmoid(-logits)
         return negative_entropy + math.log(2)
 
-    def codes_of(own: PyTree, z: Latents) -> Int[Array, "*batch latent"]:
+    def codes_of(variables: PyTree, z: Latents) -> Int[Array, "*batch latent"]:
         return (z > 0.5).astype(jnp.int32)
 
-    def vectors_of(own: PyTree, codes: Int[Array, "*batch latent"]) -> Latents:
+    def vectors_of(variables: PyTree, codes: Int[Array, "*batch latent"]) -> Latents:
         return codes.astype(jnp.result_type(float))
 
     return Posterior(
@@ -73,5 +73,5 @@ def log_prob_of_bits(bits: Float[Array, "*batch latent"], logits: Float[Array, "
 
 
 def _single(x: Array) -> Array:
-    """In single precision, or the double it has."""
+    """x in single precision, or in double if it is."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,4 +1,4 @@
-"""Quantisation without a codebook: each dimension is rounded to levels of its own (FSQ), or to its sign (LFQ)."""
+"""Quantisation without a codebook: a dimension is rounded to one of its levels (FSQ), or to its sign (LFQ)."""
 
 import math
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from vae_jax.shapes import Shapes
 
 EPSILON = 1e-3  # by which the bound goes beyond the outermost levels, so that they are reached; of up to 1000 levels
 MOST_CODES = 2**31 - 1  # numbered in 32 bits
-MOST_SIGNS = 30  # of which the codes' number and that of the last one fit 32 bits
+MOST_SIGNS = 30  # with which the number of codes fits 32 bits
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class LFQOptions:
     Attributes:
         places: the shape of the codes of an image, as [7, 7]; null takes the network's own map.
         commitment: weight of the encoder's squared distance from its code.
-        entropy: weight of the entropy terms in nats: that of a place's signs, less …
-        diversity: … so many times that of their mean over a batch.
+        entropy: weight of the entropy term in nats: the entropy of a place's signs less that of their batch mean.
+        diversity: factor of the batch mean's entropy in this term.
         temperature: of the signs' probabilities in the entropy terms.
     """
 
@@ -63,12 +63,12 @@ class LFQOptions:
 
 
 def fsq(options: FSQOptions, shapes: Shapes) -> Posterior:
-    """All of q(z|x) on the encoder's vector with each dimension bounded and rounded to one of its levels (FSQ).
+    """All of q(z|x) on the encoder's vector with its dimensions bounded and rounded to levels (FSQ).
 
     (Mentzer et al. 2024, arXiv 2309.15505, section 3.) A dimension with L levels is rounded from
     (L − 1)(1 + ε)/2 · tanh(u + a) − o, where o is ½ for even L and 0 for odd and a = artanh(2o/((L − 1)(1 + ε))), so
-    that u = 0 is bounded to 0, and divided by ⌊L/2⌋: its levels lie between −1 and 1. The authors' code has tan in
-    place of artanh, by mistake. Nothing is learned and nothing costs; the gradient is the bound's.
+    that u = 0 is bounded to 0, and divided by ⌊L/2⌋: its levels lie between −1 and 1. The authors' code has tan instead
+    of artanh, by mistake. Nothing is learned and the loss gets no term; the gradient is the bound's.
     """
     places, latent, levels = places_of(options.places, shapes), shapes.latent, np.asarray(options.levels)
     if latent != len(levels):
@@ -83,31 +83,31 @@ def fsq(options: FSQOptions, shapes: Shapes) -> Posterior:
     basis = np.cumprod([1, *options.levels[:-1]])
 
     def along(numbers: Any, like: Array) -> Array:
-        """Numbers of the dimensions, beside an array whose last axis they are."""
+        """One number a dimension, in the shape and type of an array whose last axis is the dimensions."""
         return jnp.broadcast_to(jnp.asarray(numbers, like.dtype), like.shape)
 
     def bounded(u: Float[Array, "*any latent"]) -> Float[Array, "*any latent"]:
         return along(reach, u) * jnp.tanh(u + along(shift, u)) - along(offset, u)
 
-    def center(own: PyTree, heads: Heads) -> Sample:
+    def center(variables: PyTree, heads: Heads) -> Sample:
         inside = bounded(precise(heads["mu"]))
         rounded = lax.stop_gradient(jnp.round(inside)) + (inside - lax.stop_gradient(inside))
         lead = inside.shape[: -len(shape)]
         z = rounded / along(half, inside)
-        return Sample(z, jnp.zeros(lead), codes=codes_of(own, lax.stop_gradient(z)))
+        return Sample(z, jnp.zeros(lead), codes=codes_of(variables, lax.stop_gradient(z)))
 
-    def transform(own: PyTree, noise: PyTree, heads: Heads) -> Sample:
-        return center(own, heads)
+    def transform(variables: PyTree, noise: PyTree, heads: Heads) -> Sample:
+        return center(variables, heads)
 
-    def codes_of(own: PyTree, z: Latents) -> Int[Array, "..."]:
+    def codes_of(variables: PyTree, z: Latents) -> Int[Array, "..."]:
         wide = precise(z)
         levels_from_0 = jnp.round(wide * along(half, wide)).astype(jnp.int32) + along(half, wide.astype(jnp.int32))
         return (levels_from_0 * along(basis, levels_from_0)).sum(-1, dtype=jnp.int32)
 
-    def vectors_of(own: PyTree, codes: Int[Array, "..."]) -> Latents:
-        every = jnp.broadcast_to(codes[..., None], (*codes.shape, latent)).astype(jnp.int32)
-        levels_from_0 = every // along(basis, every) % along(levels, every)
-        middle = along(half, every)
+    def vectors_of(variables: PyTree, codes: Int[Array, "..."]) -> Latents:
+        numbers_by_dimension = jnp.broadcast_to(codes[..., None], (*codes.shape, latent)).astype(jnp.int32)
+        levels_from_0 = numbers_by_dimension // along(basis, numbers_by_dimension) % along(levels, numbers_by_dimension)
+        middle = along(half, numbers_by_dimension)
         return (levels_from_0 - middle) / middle
 
     return over_codes(Codes(values, places, codes_of, vectors_of), shape, transform, center, noise=lambda key, lead: ())
@@ -116,12 +116,12 @@ def fsq(options: FSQOptions, shapes: Shapes) -> Posterior:
 def lfq(options: LFQOptions, shapes: Shapes) -> Posterior:
     """All of q(z|x) on the signs of the encoder's vectors, z ∈ {−1, 1}^D, which are 2^D codes (LFQ).
 
-    (Lookup-free quantisation; Yu et al. 2024, arXiv 2310.05737, section 3.1.) Beside a commitment Σ‖E − sg(z)‖² it
-    costs the entropy of a place's code less that of the batch's mean code, times the number of places, where a code's
-    probability is a softmax of −‖E − z‖²/τ. That is a product over dimensions, with P(z_j = 1) = σ(4E_j/τ), so that the
-    entropy of a place is exactly a sum over dimensions. That of the mean is taken over dimensions too, which ignores
-    their dependence: it is an upper bound of the entropy of the mean over 2^D codes. It is a number of the batch and is
-    added to the cost of every image.
+    (Lookup-free quantisation; Yu et al. 2024, arXiv 2310.05737, section 3.1.) The cost is a commitment Σ‖E − sg(z)‖²,
+    plus the entropy of the places' codes, less that of the batch's mean code times the number of places. A code's
+    probability is a softmax of −‖E − z‖²/τ: a product over dimensions, with P(z_j = 1) = σ(4E_j/τ), so that a place's
+    entropy is exactly a sum over dimensions. The mean's entropy is summed over dimensions too, which ignores their
+    dependence: it is an upper bound of the entropy of the mean over 2^D codes. It is a number of the batch and is added
+    to the cost of every image.
     """
     places, latent = places_of(options.places, shapes), shapes.latent
     if latent > MOST_SIGNS:
@@ -132,7 +132,7 @@ def lfq(options: LFQOptions, shapes: Shapes) -> Posterior:
     shape = (*places, latent)
     basis = 2 ** np.arange(latent)
 
-    def center(own: PyTree, heads: Heads) -> Sample:
+    def center(variables: PyTree, heads: Heads) -> Sample:
         vectors = precise(heads["mu"])
         lead = vectors.shape[: -len(shape)]
         signs = lax.stop_gradient(jnp.where(vectors >= 0, 1.0, -1.0).astype(vectors.dtype))
@@ -141,24 +141,24 @@ def lfq(options: LFQOptions, shapes: Shapes) -> Posterior:
         commitment = options.commitment * jnp.square(vectors - signs).sum(inside)
         logits = 4 * vectors / options.temperature
         entropy = binary_entropy(logits).sum(inside)
-        # In logits again, so that its entropy is as exact where the signs are all but certain.
+        # As logits, so that the entropy is exact also if the signs are nearly certain.
         axes = tuple(range(vectors.ndim - 1))
-        up, down = (jax.nn.logsumexp(jax.nn.log_sigmoid(each), axes) for each in (logits, -logits))
+        up, down = (jax.nn.logsumexp(jax.nn.log_sigmoid(signed_logits), axes) for signed_logits in (logits, -logits))
         diversity = math.prod(places) * binary_entropy(up - down).sum()
         cost = commitment + options.entropy * (entropy - options.diversity * diversity)
         figures = {"commitment": commitment, "entropy": entropy, "entropy_of_mean": diversity}
-        return Sample(z, jnp.zeros(lead), cost, figures=figures, codes=codes_of(own, signs))
+        return Sample(z, jnp.zeros(lead), cost, figures=figures, codes=codes_of(variables, signs))
 
-    def transform(own: PyTree, noise: PyTree, heads: Heads) -> Sample:
-        return center(own, heads)
+    def transform(variables: PyTree, noise: PyTree, heads: Heads) -> Sample:
+        return center(variables, heads)
 
-    def codes_of(own: PyTree, z: Latents) -> Int[Array, "..."]:
+    def codes_of(variables: PyTree, z: Latents) -> Int[Array, "..."]:
         bits = (z > 0).astype(jnp.int32)
         return (bits * jnp.broadcast_to(jnp.asarray(basis, jnp.int32), bits.shape)).sum(-1, dtype=jnp.int32)
 
-    def vectors_of(own: PyTree, codes: Int[Array, "..."]) -> Latents:
-        every = jnp.broadcast_to(codes[..., None], (*codes.shape, latent)).astype(jnp.int32)
-        bits = every // jnp.broadcast_to(jnp.asarray(basis, jnp.int32), every.shape) % 2
+    def vectors_of(variables: PyTree, codes: Int[Array, "..."]) -> Latents:
+        numbers_by_dimension = jnp.broadcast_to(codes[..., None], (*codes.shape, latent)).astype(jnp.int32)
+        bits = numbers_by_dimension // jnp.broadcast_to(jnp.asarray(basis, jnp.int32), numbers_by_dimension.shape) % 2
         return (2 * bits - 1).astype(jnp.result_type(float))
 
     nats = "nats per image"
@@ -173,6 +173,6 @@ def lfq(options: LFQOptions, shapes: Shapes) -> Posterior:
 
 
 def binary_entropy(logits: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """Of a choice of two with these log-odds, in nats: −p log p − (1 − p) log(1 − p), with p = σ(logit)."""
+    """The entropy of a bit with these logits, in nats: −p log p − (1 − p) log(1 − p), with p = σ(logit)."""
     p = jax.nn.sigmoid(logits)
     return -p * jax.nn.log_sigmoid(logits) - (1 - p) * jax.nn.log_sigmoid(-logits)

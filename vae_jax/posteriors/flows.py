@@ -14,15 +14,16 @@ from vae_jax.posteriors.base import Heads, Latents, Posterior
 from vae_jax.posteriors.gaussian import diagonal_log_prob, diagonal_transform
 from vae_jax.shapes import Shapes
 
-# A flow shrinks nothing by more than this: float32 could not undo it.
+# The least factor by which a flow shrinks: float32 could not undo a smaller one.
 SMALLEST_SLOPE = 1e-3
-# What the encoder says of u counts so much, for planar flows to start near the identity.
+# Factor of the encoder's u, so that planar flows start near the identity.
 PLANAR_START = 0.1
 # Added to s, so that an inverse autoregressive flow starts by keeping most of z (Kingma et al. 2016, section 4).
 GATE_START = 2.0
-SMALLEST = 1e-6  # of w's largest entry, up to which a planar flow bends nothing: its direction says nothing then
+# Up to this largest entry of w a planar flow bends nothing, since w's direction means nothing.
+SMALLEST = 1e-6
 
-# In `_constrained`, e^x weighs as much as makes its limit −1 + SMALLEST_SLOPE.
+# The weight of e^x in `_constrained`, whose limit is then −1 + SMALLEST_SLOPE.
 _WEIGHT = -math.expm1(SMALLEST_SLOPE - 1)
 
 
@@ -79,10 +80,10 @@ def planar_flow(
 ) -> tuple[Latents, Float[Array, "*batch"]]:
     """f(z) = z + û·tanh(wᵀz + b) and log |det ∂f/∂z| (Rezende & Mohamed 2015, equations 10 to 12).
 
-    û is u with its part along w replaced so that wᵀû > −1, which makes f invertible (appendix A.1). There
-    wᵀû = −1 + log(1 + e^wᵀu); here it is log(1 − c + c·e^wᵀu), the same function moved along so that u = 0 gives the
-    identity, and bounded a little above −1. Where w has all but no length it is taken for 0, which leaves
-    z + u·tanh(b); its gradient goes on, so that a w that starts at 0 leaves it.
+    û is u with its part along w replaced so that wᵀû > −1, which makes f invertible (appendix A.1). The paper has
+    wᵀû = −1 + log(1 + e^wᵀu). Here it is log(1 − c + c·e^wᵀu): the same function, shifted so that u = 0 gives the
+    identity, and bounded a little above −1. A w of nearly no length counts as 0, which leaves z + u·tanh(b); it keeps
+    its gradient, so that a w that starts at 0 can leave it.
     """
     largest = lax.stop_gradient(jnp.abs(w).max(-1, keepdims=True))
     bends = largest > SMALLEST
@@ -100,7 +101,7 @@ def planar_flow(
 
 
 def _constrained(x: Float[Array, "*batch"]) -> tuple[Float[Array, "*batch"], Float[Array, "*batch"]]:
-    """m(x) = log(1 − c + c·eˣ) and m(x) − x, each to its own full precision at any x."""
+    """m(x) = log(1 − c + c·eˣ) and m(x) − x, both to full precision at any x."""
     negative, positive = jnp.minimum(x, 0), jnp.maximum(x, 0)
     below = jnp.log1p(_WEIGHT * jnp.expm1(negative))  # 0 for positive x
     above = jnp.log1p((1 - _WEIGHT) * jnp.expm1(-positive))  # 0 for negative x
@@ -110,8 +111,8 @@ def _constrained(x: Float[Array, "*batch"]) -> tuple[Float[Array, "*batch"], Flo
 def iaf(options: IAFOptions, shapes: Shapes) -> Posterior:
     """N(μ, diag σ²) through K inverse autoregressive flows (Kingma et al. 2016, algorithm 1).
 
-    Their networks are the model's own, not the encoder's, which gives them a context h beside μ and log σ². A sample
-    takes one pass through each; log q(z|x) at another z takes as many passes as z has dimensions, one after the other.
+    The flows' networks are apart from the encoder, which gives them a context h beside μ and log σ². A sample takes one
+    pass through a flow; log q(z|x) at another z takes as many passes as z has dimensions, one after the other.
     """
     latent = shapes.latent
     made = MADE(latent, options.context, options.hidden)
@@ -155,7 +156,7 @@ def iaf(options: IAFOptions, shapes: Shapes) -> Posterior:
         return log_q + diagonal_log_prob({}, first, heads)
 
     def _restored(z: Latents) -> Latents:
-        """From the order after the last flow to that of μ, and back."""
+        """z in the order of μ, from the order after the last flow, or the reverse."""
         return z[..., ::-1] if options.flows % 2 else z
 
     return Posterior(heads, transform, init, log_prob)

@@ -1,4 +1,4 @@
-"""Gaussian posteriors, and the point that an autoencoder has in place of one."""
+"""Gaussian posteriors, and an autoencoder's point, which stands in for a posterior."""
 
 import math
 
@@ -56,7 +56,7 @@ def full_gaussian(options: None, shapes: Shapes) -> Posterior:
 
 
 def cholesky(heads: Heads) -> Float[Array, "*batch latent latent"]:
-    """L: exp(½ log σ²) on the diagonal, below it the rows of `lower`, if there are any, one after the other."""
+    """L: exp(½ log σ²) on the diagonal, and below it the rows of `lower`, if any, one after the other."""
     diagonal = jnp.exp(heads["log_var"] / 2)
     if "lower" not in heads:
         return diagonal[..., None]

@@ -1,4 +1,4 @@
-"""What posteriors of codes share: where the codes of an image are, and the bound that a uniform prior gives."""
+"""Shared by posteriors of codes: the places of an image's codes, and the KL from a uniform prior."""
 
 import math
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from vae_jax.shapes import Shapes
 
 
 def precise(heads: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """In single precision, or the double it has: what is nearest must not depend on a network's rounding."""
+    """Heads in single precision, or in double if they are: the nearest code must not depend on a network's rounding."""
     return heads.astype(jnp.promote_types(heads.dtype, jnp.float32))
 
 
 def places_of(places: tuple[int, ...] | None, shapes: Shapes) -> tuple[int, ...]:
-    """The shape of an image's codes: as `posterior.places` says, or the network's own map.
+    """The shape of an image's codes: `posterior.places`, or that of the network's own map.
 
     Raises:
         UserError: if neither is known.
     """
-    found = shapes.places() if places is None else places
-    if found is None:
+    shape = shapes.places() if places is None else places
+    if shape is None:
         raise UserError(
             "posterior.places: expected the shape of the codes, as [16], with a network that has no map; found null"
         )
-    return found
+    return shape
 
 
 def over_codes(
@@ -38,7 +38,7 @@ def over_codes(
     center: Callable[..., Any],
     **more: Any,
 ) -> Posterior:
-    """A posterior with all of q(z|x) on one row of codes: its KL from uniform codes is log values at every place."""
+    """A posterior with all of q(z|x) on one row of codes, whose KL from uniform codes is log(values) a place."""
     nats = math.prod(codes.shape) * math.log(codes.values)
 
     def uniform(heads: Heads, prior: PyTree) -> Float[Array, "*batch"]:

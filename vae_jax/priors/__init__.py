@@ -13,7 +13,7 @@ from vae_jax.shapes import Shapes
 
 __all__ = ["PRIORS", "Aggregate", "Prior", "get", "standard_normal_log_prob"]
 
-# Each: (options, Shapes) -> Prior; the annotation of `options` names the dataclass of its options.
+# (options, Shapes) -> Prior; the annotation of `options` names the dataclass of its options.
 PRIORS = {
     "standard_normal": standard_normal,
     "mixture": mixture,

@@ -1,6 +1,6 @@
-"""What priors over codes share: a code after another, each with probabilities that depend on those before it.
+"""Autoregressive priors over codes: the probabilities of a code depend on the codes before it.
 
-Arrays have the axes of places first, then the batch, then channels: places are what is shifted and looped over.
+Arrays have the axes of places first, then the batch, then channels: places are shifted and looped over.
 """
 
 from collections.abc import Callable
@@ -31,10 +31,10 @@ class Network(NamedTuple):
     Attributes:
         init: key -> params.
         embed: (params, codes (*places, batch)) -> (*places, batch, channels).
-        logits: (params, embedded codes, labels) -> (*places, batch, values); those of a place depend on the codes
-            before it alone.
-        draw: (params, count, labels, pick) -> codes, (*places, count), and the sum of the log-probabilities that `pick`
-            gives beside the codes of a place, (count,).
+        logits: (params, embedded codes, labels) -> (*places, batch, values); a place's logits depend on the codes
+            before it only.
+        draw: (params, count, labels, pick) -> codes, (*places, count), and the sum over places of the log-probabilities
+            that `pick` gives, (count,).
     """
 
     init: Callable[[Key[Array, ""]], PyTree]
@@ -47,7 +47,7 @@ def prior_of(network: Network, codes: Codes, classes: int) -> Prior:
     """p(k) = Π p(k_i | k_<i) over the codes that z are made of; with classes, p(k | label).
 
     Raises:
-        UserError: if there are more codes than logits are computed for.
+        UserError: if there are more codes than MOST_VALUES.
     """
     axes = len(codes.shape)
     if codes.values > MOST_VALUES:
@@ -58,9 +58,9 @@ def prior_of(network: Network, codes: Codes, classes: int) -> Prior:
 
     def log_prob(params: PyTree, z: Float[Array, "..."], aggregate: Aggregate) -> Float[Array, "*batch"]:
         assert aggregate.codes
-        found = lax.stop_gradient(aggregate.codes(lax.stop_gradient(z)))
-        lead = found.shape[: found.ndim - axes]
-        maps = jnp.moveaxis(found.reshape(-1, *codes.shape), 0, -1)
+        codes_of_z = lax.stop_gradient(aggregate.codes(lax.stop_gradient(z)))
+        lead = codes_of_z.shape[: codes_of_z.ndim - axes]
+        maps = jnp.moveaxis(codes_of_z.reshape(-1, *codes.shape), 0, -1)
         return log_prob_of(network, params, maps, _labels(aggregate, classes, lead)).reshape(lead)
 
     def sample(
@@ -83,16 +83,16 @@ def prior_of(network: Network, codes: Codes, classes: int) -> Prior:
 def log_prob_of(network: Network, params: PyTree, maps: Maps, labels: Labels = None) -> Float[Array, " batch"]:
     """log p of maps of codes, in nats."""
     logits = network.logits(params, network.embed(params, maps), labels)
-    each = log_prob_at(logits, maps)
-    return each.sum(range(each.ndim - 1))
+    log_prob = log_prob_at(logits, maps)
+    return log_prob.sum(range(log_prob.ndim - 1))
 
 
 def log_prob_at(logits: Float[Array, "*any values"], codes: Int[Array, "*any"]) -> Float[Array, "*any"]:
     """The log-probability of a code at every place."""
-    # A sum over all values is one loop with the logsumexp's, and so are the gradients; a gather has a loop of its own.
-    values = lax.broadcasted_iota(codes.dtype, logits.shape, codes.ndim)
-    own = values == jnp.broadcast_to(codes[..., None], logits.shape)
-    return jnp.where(own, logits, 0).sum(-1) - logsumexp(logits, -1)
+    # A sum over all values, and its gradient, share the loop of logsumexp; a gather would need another loop.
+    numbers = lax.broadcasted_iota(codes.dtype, logits.shape, codes.ndim)
+    is_code = numbers == jnp.broadcast_to(codes[..., None], logits.shape)
+    return jnp.where(is_code, logits, 0).sum(-1) - logsumexp(logits, -1)
 
 
 def draw(
@@ -111,10 +111,10 @@ def draw(
         params: of the network.
         key: of all places.
         count: how many maps.
-        labels: of the maps, where the network is told them.
-        temperature: that the logits are divided by; 0 takes the most probable code.
-        top_p: of the probability, which the codes that are drawn from must reach, the most probable ones first
-            (nucleus sampling; Holtzman et al. 2020, section 3.1).
+        labels: of the maps, if the network gets them.
+        temperature: divides the logits; 0 takes the most probable code.
+        top_p: codes are drawn from the most probable ones, as many as reach this probability together (nucleus
+            sampling; Holtzman et al. 2020, section 3.1).
     """
 
     def pick(place: int | Int[Array, ""], logits: Float[Array, "batch values"]) -> Drawn:
@@ -127,7 +127,7 @@ def draw(
 def choose(
     key: Key[Array, ""], logits: Float[Array, "batch values"], temperature: Number, top_p: Number
 ) -> Int[Array, " batch"]:
-    """A code of each row, see `draw`."""
+    """One code a row, see `draw`."""
     logits = logits - logits.max(-1, keepdims=True)  # so that the largest stays 0 at the temperature 0
     logits = logits / jnp.maximum(temperature, jnp.finfo(logits.dtype).tiny)
     noise = jax.random.gumbel(key, logits.shape, logits.dtype)
@@ -144,7 +144,7 @@ def choose(
         best = jnp.argmax(jnp.where(kept, noise - falling, -jnp.inf), -1)
         return jnp.take_along_axis(numbers, best[:, None], -1)[:, 0]
 
-    # With 1 nothing is left out, whatever the rounding of the sums.
+    # At 1 no code is left out, whatever the rounding of the sums.
     return lax.cond(jnp.asarray(top_p) < 1, among_the_most_probable, among_all)
 
 
@@ -158,10 +158,12 @@ def _labels(aggregate: Aggregate, classes: int, lead: tuple[int, ...]) -> Labels
     """The label of every z.
 
     Raises:
-        UserError: if there are none where the prior is told them.
+        UserError: if the prior needs labels and there are none.
     """
     if not classes:
         return None
     if aggregate.labels is None:
-        raise UserError(f"model.classes: the prior is told one of {classes} labels for each image; found none")
+        raise UserError(
+            f"model.classes: expected one of {classes} labels for each image, which the prior needs; found none"
+        )
     return jnp.broadcast_to(aggregate.labels, lead).reshape(-1)

@@ -1,4 +1,4 @@
-"""What a prior is: a density over z and a way to draw from it."""
+"""Priors: densities over z that can be drawn from."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,12 +15,12 @@ class Aggregate(NamedTuple):
     """The run's q(z|u) for images u (count, height, width, channels) in [0, 1].
 
     Attributes:
-        log_prob: (z, u) -> log q(z|u) of each z (*batch, latent) under each u: (*batch, count).
+        log_prob: (z, u) -> log q(z|u) of every z (*batch, latent) under every u: (*batch, count).
         sample: (key, u) -> one z for each u, (count, latent).
-        own: what the posterior's `init` gives, as training has made it.
+        own: the posterior's variables: what its `init` gives, after training.
         codes: z -> its codes, of a posterior whose z are made of codes; see `vae_jax.posteriors.Codes`.
-        vectors: codes -> z, likewise.
-        labels: of the images, (batch,), the last axis before z's own; None where the model is told none.
+        vectors: codes -> z, its inverse.
+        labels: of the images, (batch,), the last axis before z's; None if the model gets none.
     """
 
     log_prob: Callable[[Latents, Float[Array, "count *shape"]], Float[Array, "*batch count"]]
@@ -31,14 +31,14 @@ class Aggregate(NamedTuple):
     labels: Int[Array, " batch"] | None = None
 
 
-def codes_in(shapes: Shapes, name: str) -> Codes:
+def codes_in(shapes: Shapes, prior_name: str) -> Codes:
     """The codes that a posterior's z are made of.
 
     Raises:
-        UserError: if they are made of none.
+        UserError: if they are made of no codes.
     """
     if shapes.codes is None:
-        raise UserError(f"prior.name: expected a prior over real vectors, as the posterior's z are; found {name}")
+        raise UserError(f"prior.name: expected a prior over real vectors, as the posterior's z are; found {prior_name}")
     return shapes.codes
 
 
@@ -48,12 +48,12 @@ class Prior(NamedTuple):
     Attributes:
         log_prob: (params, z, aggregate) -> log p(z), (*batch,), for z (*batch, latent), in nats.
         sample: (params, key, count, aggregate, **how) -> z, (count, latent).
-        init: key -> what is trained; nothing for the standard normal.
-        kind: by which posteriors know it, to give their KL from it in closed form; empty where none does.
+        init: key -> params; none for the standard normal.
+        kind: under which posteriors have their KL from it in closed form; empty if none has.
         posterior: whether it is made of the run's posterior, as the VampPrior is.
-        support: what z are in.
-        of_codes: whether its density is of the codes alone, through which no gradient reaches z.
-        how: names of what `sample` may be given beside, as temperature.
+        support: the set of z, in words, as of `vae_jax.posteriors.Posterior`.
+        of_codes: whether its density depends on the codes alone, so that no gradient reaches z.
+        how: names of further arguments of `sample`, as temperature.
     """
 
     log_prob: Callable[[PyTree, Latents, Aggregate], Float[Array, "*batch"]]

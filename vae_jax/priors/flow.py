@@ -34,8 +34,8 @@ class FlowOptions:
 def flow(options: FlowOptions, shapes: Shapes) -> Prior:
     """N(0, I) through affine coupling layers (RealNVP; Dinh et al. 2017, section 3); it starts as the identity.
 
-    Every second dimension passes a layer as it is and says how the others are scaled and moved; the next layer has it
-    the other way round. One dimension alone is scaled and moved by constants.
+    Every second dimension passes a layer unchanged and determines how the rest are scaled and moved; the next layer has
+    it the other way round. A single dimension is scaled and moved by constants.
     """
     latent = shapes.latent
     passes = np.add.outer(np.arange(options.flows), np.arange(latent)) % 2 == 0
@@ -66,7 +66,7 @@ def flow(options: FlowOptions, shapes: Shapes) -> Prior:
 
 
 def _coupling(layer: tuple[PyTree, Array], z: Latents) -> tuple[Latents, Latents]:
-    """s and t of z·eˢ + t (Dinh et al. 2017, equation 9); both 0 where z passes, which alone they depend on.
+    """s and t of z·eˢ + t (Dinh et al. 2017, equation 9); they depend on dimensions that pass only, and are 0 there.
 
     s is a tanh with a learned scale (section 4.1).
     """

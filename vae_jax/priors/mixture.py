@@ -38,11 +38,11 @@ def mixture(options: ComponentsOptions, shapes: Shapes) -> Prior:
 
     def log_prob(params: PyTree, z: Latents, aggregate: Aggregate) -> Float[Array, "*batch"]:
         gaussians = {name: params[name] for name in ("mu", "log_var")}
-        # What depends on a component alone is computed once for it, not for every z.
-        each = jax.vmap(jax.vmap(partial(diagonal_log_prob, {}), (None, 0)), (0, None))(
+        # Terms of a component alone are computed once for it, not for every z.
+        log_probs = jax.vmap(jax.vmap(partial(diagonal_log_prob, {}), (None, 0)), (0, None))(
             z.reshape(-1, latent), gaussians
         )
-        weighted = each + jnp.broadcast_to(log_softmax(params["logits"]), each.shape)
+        weighted = log_probs + jnp.broadcast_to(log_softmax(params["logits"]), log_probs.shape)
         return logsumexp(weighted, -1).reshape(z.shape[:-1])
 
     def sample(params: PyTree, key: Key[Array, ""], samples: int, aggregate: Aggregate) -> Float[Array, "count latent"]:

@@ -15,7 +15,7 @@ from vae_jax.priors.autoregressive import Drawn, Labels, Maps, Network, Pick, af
 from vae_jax.priors.base import Prior, codes_in
 from vae_jax.shapes import Shapes
 
-LOGITS_DEVIATION = 0.02  # of the last weights at the start, with which all codes are about as likely
+LOGITS_DEVIATION = 0.02  # of the last weights at the start, so that all codes are about as likely
 VERTICAL, HORIZONTAL = range(2)  # the stacks
 
 Features = Float[Array, "_rows _columns batch _channels"]
@@ -26,8 +26,8 @@ class PixelCNNOptions:
     """Of pixelcnn.
 
     Attributes:
-        layers: gated ones; null for as many as it takes for every place to see all before it, which on a map of s
-            places a side is (s − 1)/((kernel − 1)/2), rounded up.
+        layers: gated layers; null for as many as let every place see all places before it: on a map of s places a
+            side (s − 1)/((kernel − 1)/2), rounded up.
         channels: of each of the two stacks.
         kernel: places along a side of a convolution's kernel, an odd number.
     """
@@ -53,23 +53,23 @@ def pixelcnn(options: PixelCNNOptions, shapes: Shapes) -> Prior:
     """
     codes = codes_in(shapes, "pixelcnn")
     if len(codes.shape) != 2 or codes.apart:
-        found = f"codes of shape {codes.shape}{', of stages' if codes.apart else ''}"
-        raise UserError(f"prior.name: expected transformer with {found}, no map (height, width); found pixelcnn")
+        description = f"codes of shape {codes.shape}{', of stages' if codes.apart else ''}"
+        raise UserError(f"prior.name: expected transformer with {description}, no map (height, width); found pixelcnn")
     return prior_of(pixelcnn_of(options, codes, shapes.classes), codes, shapes.classes)
 
 
 def pixelcnn_of(options: PixelCNNOptions, codes: Codes, classes: int = 0) -> Network:
-    """The network: of maps (height, width)."""
+    """The network of maps (height, width)."""
     channels, kernel, half = options.channels, options.kernel, options.kernel // 2
     height, width = codes.shape
     depth = options.layers or max(1, -(-(max(codes.shape) - 1) // half))
 
     def init(key: Key[Array, ""]) -> PyTree:
-        table, first, others, hidden, last = jax.random.split(key, 5)
+        table, first, further, hidden, last = jax.random.split(key, 5)
         return {
             "embedding": jax.random.normal(table, (codes.values, channels)),
             "first": init_layer(first, half),
-            "layers": jax.vmap(lambda key: init_layer(key, half + 1))(jax.random.split(others, depth - 1)),
+            "layers": jax.vmap(lambda key: init_layer(key, half + 1))(jax.random.split(further, depth - 1)),
             "hidden": {"kernel": _normal(hidden, (channels, 2 * channels)), "bias": jnp.zeros(2 * channels)},
             "logits": {
                 "kernel": LOGITS_DEVIATION * jax.random.normal(last, (2 * channels, codes.values)),
@@ -78,7 +78,7 @@ def pixelcnn_of(options: PixelCNNOptions, codes: Codes, classes: int = 0) -> Net
         }
 
     def init_layer(key: Key[Array, ""], reach: int) -> PyTree:
-        """A layer whose kernels see so many rows, and columns: in the first the place's own is not among them."""
+        """A layer whose kernels see `reach` rows and columns, which in the first layer exclude the place's own."""
         rows, columns, between, out = jax.random.split(key, 4)
         made = {
             "vertical": _normal(rows, (reach, kernel * channels, 2 * channels), reach * kernel * channels),
@@ -92,11 +92,11 @@ def pixelcnn_of(options: PixelCNNOptions, codes: Codes, classes: int = 0) -> Net
     def embed(params: PyTree, maps: Maps) -> Float[Array, "*places batch channels"]:
         return params["embedding"][maps]
 
-    # XLA's own convolution is several times slower inside a compiled loop on a CPU, and a mask would have half of its
-    # products be of zeros. So the maps are shifted, and only what is seen is multiplied.
+    # XLA's own convolution is several times slower inside a compiled loop on a CPU, and a mask would make half of its
+    # products zeros. So the maps are shifted, and only visible places are multiplied.
 
     def vertical(layer: PyTree, rows: Features, labels: Labels) -> Features:
-        """Before the gate: one row for every window of as many as the kernel sees."""
+        """The vertical stack before its gate: one row for every window of the kernel's rows."""
         reach = len(layer["vertical"])
         wide = jnp.pad(rows, ((0, 0), (half, half), (0, 0), (0, 0)))
         wide = jnp.concatenate([wide[:, i : i + width] for i in range(kernel)], -1)
@@ -105,7 +105,7 @@ def pixelcnn_of(options: PixelCNNOptions, codes: Codes, classes: int = 0) -> Net
         return _with_label(sum(parts[1:], parts[0]), layer, VERTICAL, labels)
 
     def horizontal(layer: PyTree, columns: Features, above: Features, labels: Labels) -> Features:
-        """Likewise one column for every window of columns; `above` is the vertical stack, before its gate."""
+        """The horizontal stack before its gate: one column a window of columns; `above` is `vertical`'s result."""
         made = above.shape[1]
         seen = [columns[:, i : i + made] for i in range(columns.shape[1] - made + 1)]
         x = jnp.concatenate(seen, -1) @ layer["horizontal"] + above @ layer["between"]
@@ -125,12 +125,12 @@ def pixelcnn_of(options: PixelCNNOptions, codes: Codes, classes: int = 0) -> Net
             here = horizontal(layer, _after_zeros(h, half, 1), above, labels)
             return (_gated(above), h + _gated(here) @ layer["out"]), None
 
-        # No residual around the first layer: it would be of the very code that is asked for.
+        # No residual around the first layer: it would carry the very code that is to be predicted.
         start = _gated(above), _gated(here) @ first["out"]
         return head(params, lax.scan(further, start, params["layers"])[0][1])
 
     def draw(params: PyTree, count: int, labels: Labels, pick: Pick) -> Drawn:
-        """Row by row, whose vertical stack is known before it; of both stacks what later places see is kept."""
+        """Draws row by row, since a row's vertical stack depends on rows above only; keeps what later places see."""
         first, layers = params["first"], params["layers"]
         dtype = params["embedding"].dtype
 
@@ -148,8 +148,8 @@ def pixelcnn_of(options: PixelCNNOptions, codes: Codes, classes: int = 0) -> Net
             none = jnp.zeros((1, half, count, channels), dtype)
             start = none, jnp.zeros((len(further_above), *none.shape), dtype), total
             by_column = jnp.moveaxis(above, 1, 0)[:, :, None], jnp.moveaxis(further_above, 2, 0)[:, :, :, None]
-            (_, _, total), found = lax.scan(column, start, (numbers, *by_column))
-            return (jnp.concatenate([codes_above[1:], embed(params, found)[None]]), kept, total), found
+            (_, _, total), drawn = lax.scan(column, start, (numbers, *by_column))
+            return (jnp.concatenate([codes_above[1:], embed(params, drawn)[None]]), kept, total), drawn
 
         def column(carry: PyTree, at: PyTree) -> tuple[PyTree, Int[Array, " batch"]]:
             codes_left, kept, total = carry
@@ -163,14 +163,14 @@ def pixelcnn_of(options: PixelCNNOptions, codes: Codes, classes: int = 0) -> Net
 
             h = _gated(horizontal(first, codes_left, above, labels)) @ first["out"]
             h, kept = lax.scan(further, h, (layers, kept, further_above))
-            found, log_p = pick(number, head(params, h)[0, 0])
-            left = jnp.concatenate([codes_left[:, 1:], embed(params, found)[None, None]], 1)
-            return (left, kept, total + log_p), found
+            drawn, log_p = pick(number, head(params, h)[0, 0])
+            left = jnp.concatenate([codes_left[:, 1:], embed(params, drawn)[None, None]], 1)
+            return (left, kept, total + log_p), drawn
 
         none = jnp.zeros((half, width, count, channels), dtype)
         start = none, jnp.zeros((depth - 1, *none.shape), dtype), jnp.zeros(count, dtype)
-        (_, _, total), found = lax.scan(row, start, jnp.arange(height * width).reshape(height, width))
-        return found, total
+        (_, _, total), maps = lax.scan(row, start, jnp.arange(height * width).reshape(height, width))
+        return maps, total
 
     return Network(init, embed, logits, draw)
 
@@ -181,7 +181,7 @@ def _normal(key: Key[Array, ""], shape: tuple[int, ...], inputs: int | None = No
 
 
 def _after_zeros(x: Features, count: int, axis: int) -> Features:
-    """The maps with so many zeros before an axis."""
+    """The maps with `count` zeros before an axis."""
     return jnp.pad(x, [(count if i == axis else 0, 0) for i in range(x.ndim)])
 
 
@@ -191,6 +191,6 @@ def _gated(x: Features) -> Features:
 
 
 def _with_label(x: Features, layer: PyTree, stack: int, labels: Labels) -> Features:
-    """With the bias of a stack's gate, and what a label adds to it."""
+    """x plus the bias of a stack's gate and the label's vector."""
     x = x + jnp.broadcast_to(layer["bias"][stack], x.shape)
     return x if labels is None else x + jnp.broadcast_to(layer["label"][labels, stack], x.shape)

@@ -15,8 +15,8 @@ from vae_jax.priors.autoregressive import Drawn, Labels, Maps, Network, Pick, af
 from vae_jax.priors.base import Prior, codes_in
 from vae_jax.shapes import Shapes
 
-DEVIATION = 0.02  # of all weights at the start (GPT-2; Radford et al. 2019), with which codes are about as likely
-LEAST_VARIANCE = 1e-5  # added to the one that a layer norm divides by
+DEVIATION = 0.02  # of all weights at the start (GPT-2; Radford et al. 2019): codes are then about equally likely
+LEAST_VARIANCE = 1e-5  # added to the variance that a layer norm divides by
 
 Rows = Float[Array, "places batch width"]
 Heads = Float[Array, "places batch heads _size"]
@@ -46,10 +46,10 @@ class TransformerOptions:
 def transformer(options: TransformerOptions, shapes: Shapes) -> Prior:
     """p(k) = Π p(k_i | k_<i) in raster order, by a transformer with causal attention (Vaswani et al. 2017).
 
-    Layer norms stand before attention and perceptron (pre-norm) and before the logits. A place has the vector of the
-    code before it, or a learned beginning, and for every axis of the codes' shape a learned vector of its position, of
-    a map that of the row and that of the column. A label adds a learned vector to all of them. Codes that are apart,
-    as those of stages, share vectors: what tells them apart is the position.
+    Layer norms stand before attention and perceptron (pre-norm) and before the logits. A place's vector is that of the
+    code before it, or a learned beginning, plus a learned vector of its position along every axis of the codes' shape
+    (of a map, its row and its column). A label adds a learned vector to all of them. Codes that are apart, as those of
+    stages, share vectors: only their positions differ.
     """
     codes = codes_in(shapes, "transformer")
     return prior_of(transformer_of(options, codes, shapes.classes), codes, shapes.classes)
@@ -70,17 +70,17 @@ def transformer_of(options: TransformerOptions, codes: Codes, classes: int = 0) 
             "out": (hidden, width),
         }
         made = {}
-        for (name, size), own in zip(of_layers.items(), jax.random.split(weights, 4), strict=True):
-            # What is added to the vectors grows with the number of layers.
+        for (name, size), layer_key in zip(of_layers.items(), jax.random.split(weights, 4), strict=True):
+            # The sum that layers add to the vectors grows with their number.
             scale = DEVIATION / math.sqrt(2 * layers) if name in ("attended", "out") else DEVIATION
             made[name] = {
-                "kernel": scale * jax.random.normal(own, (layers, *size)),
+                "kernel": scale * jax.random.normal(layer_key, (layers, *size)),
                 "bias": jnp.zeros((layers, size[1])),
             }
         made |= {name: _norm((layers, width)) for name in ("before_attention", "before_perceptron")}
-        *own, last = jax.random.split(tables, len(sizes) + 1)
+        *table_keys, last = jax.random.split(tables, len(sizes) + 1)
         return {
-            **{name: _normal(key, (*size, width)) for key, (name, size) in zip(own, sizes.items(), strict=True)},
+            **{name: _normal(key, (*size, width)) for key, (name, size) in zip(table_keys, sizes.items(), strict=True)},
             "positions": [
                 _normal(key, (size, width))
                 for key, size in zip(jax.random.split(positions, len(shape)), shape, strict=True)
@@ -94,7 +94,7 @@ def transformer_of(options: TransformerOptions, codes: Codes, classes: int = 0) 
         return params["embedding"][maps]
 
     def context(params: PyTree, labels: Labels, count: int) -> Rows:
-        """What is at every place beside a code."""
+        """The vectors of positions and labels, which are added to those of codes."""
         added = jnp.zeros((*shape, width))
         for axis, table in enumerate(params["positions"]):
             added = added + table.reshape(*(1,) * axis, len(table), *(1,) * (len(shape) - axis - 1), width)
@@ -130,7 +130,7 @@ def transformer_of(options: TransformerOptions, codes: Codes, classes: int = 0) 
         return head(params, lax.scan(further, x, params["layers"])[0]).reshape(*shape, count, codes.values)
 
     def draw(params: PyTree, count: int, labels: Labels, pick: Pick) -> Drawn:
-        """With the keys and values of the places so far kept."""
+        """Draws place by place and keeps the keys and values of those so far."""
 
         def place(carry: PyTree, at: PyTree) -> tuple[PyTree, Int[Array, " batch"]]:
             kept, before, total = carry
@@ -144,14 +144,14 @@ def transformer_of(options: TransformerOptions, codes: Codes, classes: int = 0) 
                 return after(layer, x, _attention(q, ks, vs, seen)), (ks, vs)
 
             x, kept = lax.scan(further, (before + added)[None], (params["layers"], kept))
-            found, log_p = pick(number, head(params, x)[0])
-            return (kept, embed(params, found), total + log_p), found
+            drawn, log_p = pick(number, head(params, x)[0])
+            return (kept, embed(params, drawn), total + log_p), drawn
 
         none = jnp.zeros((layers, places, count, heads, width // heads), params["embedding"].dtype)
         start = (none, none), first(params, count), jnp.zeros(count, none.dtype)
         along = jnp.arange(places), context(params, labels, count)
-        (_, _, total), found = lax.scan(place, start, along)
-        return found.reshape(*shape, count), total
+        (_, _, total), maps = lax.scan(place, start, along)
+        return maps.reshape(*shape, count), total
 
     return Network(init, embed, logits, draw)
 
@@ -162,7 +162,7 @@ def _attention(
     v: Float[Array, "kept batch heads _size"],
     seen: Bool[Array, "places kept"],
 ) -> Heads:
-    """Scaled dot-product attention (Vaswani et al. 2017, equation 1) to the places that are seen."""
+    """Scaled dot-product attention (Vaswani et al. 2017, equation 1) to visible places."""
     scores = jnp.einsum("qnhd,knhd->nhqk", q, k) / math.sqrt(q.shape[-1])
     weights = jax.nn.softmax(jnp.where(jnp.broadcast_to(seen, scores.shape), scores, -jnp.inf), -1)
     return jnp.einsum("nhqk,knhd->qnhd", weights, v)

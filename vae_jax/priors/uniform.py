@@ -1,4 +1,4 @@
-"""The prior that has every code as likely as any other."""
+"""The prior with equally likely codes."""
 
 import math
 

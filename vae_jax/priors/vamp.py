@@ -17,9 +17,9 @@ from vae_jax.shapes import Shapes
 def vamp(options: ComponentsOptions, shapes: Shapes) -> Prior:
     """1/K Σ q(z|uₖ) (Tomczak & Welling 2018, equation 9), the uₖ learned with the rest.
 
-    A pseudo-input is the sigmoid of what is trained, so that it is an image in [0, 1] and no pixel ever loses its
-    gradient; it starts as noise around grey. Of categories it is the softmax, of real numbers what is trained itself,
-    which starts as standard normal noise.
+    A pseudo-input is the sigmoid of trained numbers, so that it is an image in [0, 1] and no pixel ever loses its
+    gradient; it starts as noise around grey. It is the softmax for categories, and for real numbers the trained numbers
+    themselves, which start as standard normal noise.
     """
     link = LINKS[shapes.support]
 

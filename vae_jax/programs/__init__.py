@@ -1,1 +1,1 @@
-"""What is read off traced programs, and how the state of a compiled loop is carried."""
+"""Reads traced programs, and packs the state that a compiled loop carries."""

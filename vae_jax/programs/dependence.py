@@ -1,4 +1,4 @@
-"""Which results of a function depend on an argument, read off the traced program: nothing is computed."""
+"""Which results of a function depend on an argument, read off the traced program without computing anything."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,16 +23,16 @@ def depends(function: Callable[..., PyTree], *arguments: Any) -> bool:
 
 
 def _reached(jaxpr: Any, inputs: list[bool]) -> list[bool]:
-    """Of each result of a traced program, whether an input that is marked may reach it."""
-    marked = {variable for variable, mark in zip(jaxpr.invars, inputs, strict=True) if mark}
+    """Whether a marked input may reach a result, for all results of a traced program."""
+    marked = {variable for variable, is_marked in zip(jaxpr.invars, inputs, strict=True) if is_marked}
 
     def marks(variables: Any) -> list[bool]:
         return [not isinstance(variable, Literal) and variable in marked for variable in variables]
 
     for equation in jaxpr.eqns:
-        own = marks(equation.invars)
-        if any(own):
+        input_marks = marks(equation.invars)
+        if any(input_marks):
             call = equation.primitive.name in CALLS
-            results = _reached(equation.params["jaxpr"].jaxpr, own) if call else [True] * len(equation.outvars)
-            marked |= {variable for variable, mark in zip(equation.outvars, results, strict=True) if mark}
+            results = _reached(equation.params["jaxpr"].jaxpr, input_marks) if call else [True] * len(equation.outvars)
+            marked |= {variable for variable, is_marked in zip(equation.outvars, results, strict=True) if is_marked}
     return marks(jaxpr.outvars)

@@ -1,9 +1,9 @@
-"""Trees of arrays as one vector for each type of number, which a compiled loop carries instead of many small arrays.
+"""Trees of arrays as one vector a type of number, which a compiled loop carries instead of many small arrays.
 
-Every leaf begins where a GPU's libraries can take it as it lies, so that it need not be cut out.
+Every leaf begins where a GPU's libraries can read it in place, so that it need not be copied out.
 
-A GPU runs one kernel for each small array that a step updates, and of a small model these kernels are most of a step.
-Trees are what everything but a loop sees: networks, objectives, checkpoints.
+A GPU runs one kernel for each small array that a step updates; in a small model these kernels are most of a step.
+Everything but a loop sees trees: networks, objectives, checkpoints.
 """
 
 import math
@@ -15,16 +15,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-ALIGNMENT = 32  # numbers; XLA takes a product's operand out of a vector where it lies at whole 128 bytes
+ALIGNMENT = 32  # numbers; XLA reads a product's operand in place if it begins at whole 128 bytes
 
 
 class Layout(NamedTuple):
-    """Where a tree's leaves are.
+    """The places of a tree's leaves in vectors.
 
     Attributes:
         structure: of the tree.
         shapes: of its leaves.
-        vectors: of each vector, which leaves it holds, in this order.
+        vectors: the leaves that a vector holds, in order, one entry a vector.
     """
 
     structure: Any
@@ -34,32 +34,32 @@ class Layout(NamedTuple):
 
 @jax.tree_util.register_pytree_node_class
 class Packed:
-    """A tree as vectors; itself a tree, whose leaves they are.
+    """A tree as vectors; itself a tree with these vectors as leaves.
 
     Attributes:
-        vectors: one for each type of number.
+        vectors: one a type of number.
         layout: see `Layout`.
     """
 
     def __init__(self, vectors: Sequence[Any], layout: Layout):
-        """Takes both."""
+        """Takes vectors and their layout."""
         self.vectors, self.layout = tuple(vectors), layout
 
     def tree_flatten(self) -> tuple[tuple[Any, ...], Layout]:
-        """For jax: the vectors, and what is known before they are."""
+        """The vectors, and the layout, which is static; for jax."""
         return self.vectors, self.layout
 
     @classmethod
     def tree_unflatten(cls, layout: Layout, vectors: Sequence[Any]) -> "Packed":
-        """For jax: the inverse."""
+        """The inverse of `tree_flatten`; for jax."""
         return cls(vectors, layout)
 
     def tree(self) -> PyTree:
-        """What was packed."""
+        """The tree that was packed."""
         structure, shapes, vectors = self.layout
         leaves: list[Any] = [None] * len(shapes)
         for vector, chosen in zip(self.vectors, vectors, strict=True):
-            # The gradient of a split is one joining; of slices it would be a sum of padded vectors.
+            # The gradient of a split is one concatenation; that of slices would be a sum of padded vectors.
             if _is_key(vector.dtype):
                 leaves[chosen[0]] = vector
                 continue
@@ -83,30 +83,30 @@ def pack(tree: PyTree) -> Packed:
 
 def _join(leaves: list[Array]) -> Array:
     if _is_key(leaves[0].dtype):
-        return leaves[0]  # alone
+        return leaves[0]  # a key has a vector to itself
     return jnp.concatenate([jnp.pad(leaf.reshape(-1), (0, _whole(leaf.size) - leaf.size)) for leaf in leaves])
 
 
 def _whole(size: int) -> int:
-    """Numbers that a leaf of `size` takes up."""
+    """Numbers that a leaf of `size` takes up, with padding."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def _is_key(dtype: Any) -> bool:
-    """Whether these are random keys, which are not joined."""
+    """Whether this is the type of random keys, which are not joined."""
     return jnp.issubdtype(dtype, jax.dtypes.extended)
 
 
 def is_packed(tree: PyTree) -> bool:
-    """Whether it is one `Packed`."""
+    """Whether the tree is one `Packed`."""
     return isinstance(tree, Packed)
 
 
 def unpack(tree: PyTree) -> PyTree:
-    """The tree with every `Packed` in it as what was packed."""
+    """The tree with every `Packed` in it unpacked."""
     return jax.tree.map(lambda part: part.tree() if is_packed(part) else part, tree, is_leaf=is_packed)
 
 
 def pack_like(example: PyTree, tree: PyTree) -> PyTree:
-    """The tree with those of its parts packed that are so in the example."""
+    """The tree with those of its parts packed that are packed in the example."""
     return jax.tree.map(lambda shown, part: pack(part) if is_packed(shown) else part, example, tree, is_leaf=is_packed)

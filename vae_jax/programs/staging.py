@@ -1,11 +1,10 @@
-"""A loop's body as a traced program, out of which is taken what need not run in every turn.
+"""A compiled loop whose body, a traced program, does less in every turn.
 
-A GPU takes about as long for a small array as for none, so a small model's step is as long as it has kernels. What
-depends on the number of a turn only (the step's keys and all that is drawn with them, the batch's places and images) is
-computed for all turns at once, before the loop; so is what depends on carried single numbers that only depend on
-themselves, as an optimiser's count of its steps. And whatever only moves numbers of a vector that is carried (a kernel
-in the order in which a product takes it) is one gathering a turn. The body that a user writes, or a layer, need not
-know of it.
+A small model's step on a GPU takes as long as it has kernels, since a small array takes about as long as none. Values
+that depend only on the number of a turn (the step's keys and all that is drawn with them, the batch's places and
+images) are computed for all turns at once, before the loop. So are values of carried single numbers that depend only on
+themselves, as an optimiser's count of its steps. Operations that only move numbers of a carried vector (a kernel in the
+order in which a product takes it) are one gather a turn. The body of a loop, or a layer, need not know of it.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,9 +23,9 @@ from vae_jax.blocks.convolution import COMPUTED_BY
 from vae_jax.programs.packing import ALIGNMENT
 from vae_jax.programs.sizes import equations_in
 
-# Of an array that is computed before the loop, for a turn: larger ones take their time wherever they are computed.
+# The largest array, for a turn, that is computed before the loop. Larger ones take as long inside it.
 MOST_BYTES = 2**18
-# Primitives that only call a program, with the name of the parameter that it is.
+# Primitives that only call a program, and the name of the parameter that holds it.
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
 
 # Primitives that move numbers, or round them, and compute nothing.
@@ -35,11 +34,12 @@ MOST_MOVED = 2**20  # numbers of a vector whose places are worth keeping as a co
 
 THREEFRY = "key<fry>"  # the type of its keys
 
-FREE, EARLY, LATE = range(3)  # depends on nothing that changes, on the number of the turn, on what is carried
+# What a value depends on: nothing that changes, the number of the turn, carried variables.
+FREE, EARLY, LATE = range(3)
 
 
 def loop(length: int, function: Callable[[Int[Array, ""], PyTree], PyTree], carried: PyTree) -> PyTree:
-    """`lax.fori_loop(0, length, function, carried)`, with less in every turn."""
+    """`lax.fori_loop(0, length, function, carried)`, with less work in every turn."""
     leaves, structure = jax.tree.flatten(carried)
 
     def on_leaves(number: Int[Array, ""], *leaves: Array) -> list[Array]:
@@ -50,9 +50,9 @@ def loop(length: int, function: Callable[[Int[Array, ""], PyTree], PyTree], carr
     consts = dict(zip(jaxpr.constvars, program.consts, strict=True))
     number, *state = jaxpr.invars
     after = dict(zip(state, jaxpr.outvars, strict=True))
-    own = _foreseen(jaxpr.eqns, after)
-    changing = [variable for variable in state if variable not in own]
-    when = {number: EARLY, **dict.fromkeys(own, EARLY), **dict.fromkeys(changing, LATE)}
+    foreseen_variables = _foreseen(jaxpr.eqns, after)
+    changing = [variable for variable in state if variable not in foreseen_variables]
+    when = {number: EARLY, **dict.fromkeys(foreseen_variables, EARLY), **dict.fromkeys(changing, LATE)}
     equations: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
     for equation in jaxpr.eqns:
         kind = max((when.get(variable, FREE) for variable in _variables(equation.invars)), default=FREE)
@@ -65,18 +65,18 @@ def loop(length: int, function: Callable[[Int[Array, ""], PyTree], PyTree], carr
     used = [variable for equation in equations[LATE] for variable in _variables(equation.invars)]
     wanted = [variable for variable in dict.fromkeys([*used, *results]) if when.get(variable) == EARLY]
 
-    ahead = _needed(jaxpr.eqns, _variables([after[variable] for variable in own]))
+    ahead = _needed(jaxpr.eqns, _variables([after[variable] for variable in foreseen_variables]))
     before = _needed(equations[FREE] + equations[EARLY], wanted)
     moves = _moves(equations[FREE] + equations[LATE], changing)
     inside = _needed(equations[FREE] + equations[LATE], results, moves, effects=True)
 
     def advance(values: list[Array], i: Int[Array, ""]) -> tuple[list[Array], list[Array]]:
-        known = _run(ahead, {**consts, number: i, **dict(zip(own, values, strict=True))})
-        return [_value(known, after[variable]) for variable in own], values
+        known = _run(ahead, {**consts, number: i, **dict(zip(foreseen_variables, values, strict=True))})
+        return [_value(known, after[variable]) for variable in foreseen_variables], values
 
     def prepare(now: tuple[Int[Array, ""], list[Array]]) -> list[Array]:
         i, values = now
-        known = _run(before, {**consts, number: i, **dict(zip(own, values, strict=True))})
+        known = _run(before, {**consts, number: i, **dict(zip(foreseen_variables, values, strict=True))})
         return [known[variable] for variable in wanted]
 
     def turn(state_now: list[Array], values: list[Array]) -> tuple[list[Array], None]:
@@ -86,46 +86,53 @@ def loop(length: int, function: Callable[[Int[Array, ""], PyTree], PyTree], carr
         return [_value(known, after[variable]) for variable in changing], None
 
     numbers = jnp.arange(length, dtype=jnp.int32)
-    given = dict(zip(state, leaves, strict=True))
-    last, foreseen = [], []
-    if own:  # unrolled: a few numbers, whose turns are one kernel then
-        last, foreseen = lax.scan(advance, [given[variable] for variable in own], numbers, unroll=True)
-    prepared = _for_all(prepare, (numbers, foreseen))
-    rest, _ = lax.scan(turn, [given[variable] for variable in changing], prepared, length)
-    final = {**dict(zip(own, last, strict=True)), **dict(zip(changing, rest, strict=True))}
+    initial = dict(zip(state, leaves, strict=True))
+    last, foreseen_values = [], []
+    if foreseen_variables:  # few numbers: unrolled, their turns are one kernel
+        last, foreseen_values = lax.scan(
+            advance, [initial[variable] for variable in foreseen_variables], numbers, unroll=True
+        )
+    prepared = _for_all(prepare, (numbers, foreseen_values))
+    rest, _ = lax.scan(turn, [initial[variable] for variable in changing], prepared, length)
+    final = {**dict(zip(foreseen_variables, last, strict=True)), **dict(zip(changing, rest, strict=True))}
     return jax.tree.unflatten(structure, [final[variable] for variable in state])
 
 
 def _foreseen(equations: Sequence[Any], after: Mapping[Any, Any]) -> list[Any]:
-    """Of the carried single numbers those that depend on nothing but themselves and the turn, as an optimiser's count
-    of its steps: they are known before the loop, and so is what is computed of them.
+    """The carried single numbers that depend on nothing but themselves and the turn, as an optimiser's count of steps.
+
+    They are known before the loop, and so are values computed from them.
 
     Args:
         equations: of the body.
-        after: of each carried variable, what a turn makes of it.
+        after: carried variable -> its value after a turn.
     """
     seen: dict[Any, set[Any]] = {variable: {variable} for variable in after}
     for equation in equations:
         inputs = [seen.get(variable, set()) for variable in _variables(equation.invars)]
-        # What draws is left where it is, and what has an effect must not have it twice.
+        # Draws stay where they are, and an effect must not happen twice.
         looks = set(after) if equation.effects or _draws_otherwise(equation) else set().union(*inputs)
         seen |= dict.fromkeys(equation.outvars, looks)
-    own = [variable for variable in after if not variable.aval.shape and not _is_key(variable)]
+    foreseen = [variable for variable in after if not variable.aval.shape and not _is_key(variable)]
+
+    def depends_on(variable: Any) -> set[Any]:
+        return set().union(*(seen.get(v, set()) for v in _variables([after[variable]])))
+
     while True:
-        kept = [each for each in own if set().union(*(seen.get(v, set()) for v in _variables([after[each]]))) <= {*own}]
-        if len(kept) == len(own):
-            return own
-        own = kept
+        kept = [variable for variable in foreseen if depends_on(variable) <= {*foreseen}]
+        if len(kept) == len(foreseen):
+            return foreseen
+        foreseen = kept
 
 
 def _flat(function: Callable[..., Any], *arguments: Array) -> core.ClosedJaxpr:
-    """The function traced, with no calls in it but loops and branches."""
+    """The function traced, with all calls in it inlined but loops and branches."""
     called = jax.make_jaxpr(function)(*arguments)
     return jax.make_jaxpr(partial(_call, called))(*arguments)
 
 
 def _call(program: core.ClosedJaxpr, *arguments: Any) -> list[Any]:
-    """The program of these arguments, its calls carried out in place."""
+    """The results of a program of these arguments, with its calls inlined."""
     jaxpr = program.jaxpr
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*program.consts, *arguments), strict=True))
     known = _run(jaxpr.eqns, known)
@@ -138,7 +145,7 @@ def _run(equations: Sequence[Any], known: Mapping[Any, Any]) -> dict[Any, Any]:
     for equation in equations:
         inputs = [_value(known, variable) for variable in equation.invars]
         name, primitive = equation.primitive.name, equation.primitive
-        where = str(equation.source_info.name_stack)  # so that a profile says which layer a kernel is of
+        where = str(equation.source_info.name_stack)  # so that a profile names a kernel's layer
         with equation.ctx.manager, jax.named_scope(where) if where else nullcontext():
             if name in CALLS:
                 results = _call(equation.params[CALLS[name]], *inputs)
@@ -152,16 +159,16 @@ def _run(equations: Sequence[Any], known: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _draws_otherwise(equation: Any) -> bool:
-    """Whether jax would draw other numbers for many turns at once than for one, as it does of keys but Threefry's."""
+    """Whether jax would draw other numbers for many turns at once than for one, as with all keys but Threefry's."""
     return any(
-        each.primitive.name == "rng_bit_generator"
-        or any(_is_key(variable) and str(variable.aval.dtype) != THREEFRY for variable in _variables(each.invars))
-        for each in equations_in(equation)
+        inner.primitive.name == "rng_bit_generator"
+        or any(_is_key(variable) and str(variable.aval.dtype) != THREEFRY for variable in _variables(inner.invars))
+        for inner in equations_in(equation)
     )
 
 
 def _for_all(function: Callable[[Any], Any], numbers: PyTree) -> Any:
-    """`vmap`, or one number after the other where something in the function has no rule for many, as a callback."""
+    """`vmap`, or one number after the other if a part of the function has no rule for many, as a callback."""
     try:
         return jax.vmap(function)(numbers)
     except NotImplementedError:
@@ -173,11 +180,11 @@ def _is_key(variable: Any) -> bool:
 
 
 class Move(NamedTuple):
-    """What is a carried vector's numbers in another order.
+    """A variable that has a carried vector's numbers in another order.
 
     Attributes:
-        vector: whose.
-        places: of its numbers in the vector, or −1 for a zero.
+        vector: the carried one.
+        places: where its numbers are in the vector, or −1 for a zero.
     """
 
     vector: Any
@@ -185,7 +192,7 @@ class Move(NamedTuple):
 
 
 def _moves(equations: Sequence[Any], state: Sequence[Any]) -> dict[Any, Move]:
-    """Of the variables that are moved numbers, those that a computation looks at; not those that lie as they are."""
+    """The variables of moved numbers that a computation reads, but for those in the vector's own order."""
     moves = {
         variable: Move(variable, np.arange(variable.aval.size, dtype=np.int32))
         for variable in state
@@ -209,7 +216,7 @@ def _moves(equations: Sequence[Any], state: Sequence[Any]) -> dict[Any, Move]:
             none = all(value in zeros if value in inputs else value.val == 0 for value in filling)
             if none and (name == "pad" or (not filling and sizes <= places.size)):
                 results = zip(equation.outvars, _moved(equation, places), strict=True)
-                moves |= {out: Move(vector, each) for out, each in results}
+                moves |= {out: Move(vector, places_of_out) for out, places_of_out in results}
                 continue
         looked_at |= {variable: moves[variable] for variable in inputs if variable in moves}
     return {
@@ -222,13 +229,13 @@ def _moves(equations: Sequence[Any], state: Sequence[Any]) -> dict[Any, Move]:
 
 
 def _keeps_numbers(equation: Any, move: Move) -> bool:
-    """Whether only the last type of the numbers says how they are rounded."""
+    """Whether the numbers are rounded once at most: by their last type."""
     before, after = equation.invars[0].aval.dtype, equation.outvars[0].aval.dtype
     return before == after or (before == move.vector.aval.dtype and jnp.issubdtype(after, jnp.floating))
 
 
 def _moved(equation: Any, places: np.ndarray) -> Sequence[np.ndarray]:
-    """What a primitive of MOVING makes of places; in numpy, since jax would compile a program for each."""
+    """The places after a primitive of MOVING; in numpy, since jax would compile a program for each."""
     params = equation.params
     match equation.primitive.name:
         case "slice":
@@ -245,11 +252,11 @@ def _moved(equation: Any, places: np.ndarray) -> Sequence[np.ndarray]:
             return [np.flip(places, params["dimensions"])]
         case "pad":
             return [_padded(places, params["padding_config"])]
-    return [places.reshape(equation.outvars[0].aval.shape)]  # the others leave the order as it is
+    return [places.reshape(equation.outvars[0].aval.shape)]  # the rest keep the order
 
 
 def _padded(places: np.ndarray, config: Any) -> np.ndarray:
-    """With so many zeros before, after and between on each axis; fewer than none cut off what is there."""
+    """Places with zeros put before, after and between them on every axis; negative numbers of zeros cut off."""
     for axis, (low, high, inner) in enumerate(config):
         along = np.moveaxis(places, axis, 0)
         spread = np.full((max(0, len(along) + (len(along) - 1) * inner), *along.shape[1:]), -1, places.dtype)
@@ -262,19 +269,19 @@ def _padded(places: np.ndarray, config: Any) -> np.ndarray:
 
 
 def _gathered(moves: Mapping[Any, Move], known: Mapping[Any, Any]) -> dict[Any, Any]:
-    """The values of these variables: of each vector, and type of number, in one go."""
+    """The values of moved variables, by one gather for every vector and type of number."""
     results = {}
     groups: dict[Any, list[Any]] = {}
     for variable, move in moves.items():
         groups.setdefault((move.vector, variable.aval.dtype), []).append(variable)
     for (vector, dtype), variables in groups.items():
-        # Each begins at a whole number of lines, as in a packed vector.
+        # A variable begins at a whole number of lines, as in a packed vector.
         parts = [moves[variable].places.reshape(-1) for variable in variables]
         parts = [np.pad(part, (0, -len(part) % ALIGNMENT), constant_values=-1) for part in parts]
         places = np.concatenate(parts)
         values = known[vector].at[places].get(mode="clip", wrap_negative_indices=False)
         values = jnp.where(places >= 0, values, 0).astype(dtype)
-        values = lax.optimization_barrier(values)  # one kernel; else each part would become one
+        values = lax.optimization_barrier(values)  # one kernel, not one a part
         ends = np.cumsum([len(part) for part in parts])
         for variable, part, end in zip(variables, parts, ends.tolist(), strict=True):
             first = end - len(part)
@@ -285,7 +292,7 @@ def _gathered(moves: Mapping[Any, Move], known: Mapping[Any, Any]) -> dict[Any, 
 def _needed(
     equations: Sequence[Any], outputs: Sequence[Any], given: Collection[Any] = (), effects: bool = False
 ) -> list[Any]:
-    """Those equations that these outputs need, where some variables are given; with those that print, if asked to."""
+    """The equations that these outputs need, if some variables are given; with `effects` also those that print."""
     wanted, needed = set(outputs).difference(given), []
     for equation in reversed(equations):
         if (effects and equation.effects) or wanted.intersection(equation.outvars):

@@ -1,4 +1,4 @@
-"""A run folder of weights from elsewhere."""
+"""Makes a run folder of weights from elsewhere."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def adopt(
         config: of the run.
         variables: of its network.
         folder: of the run; created.
-        origin: what RUN/imported.json tells of them.
+        origin: of the weights, for RUN/imported.json.
         overwrite: delete the run in the folder first.
         report: called with a line of text now and then.
 
@@ -51,7 +51,9 @@ def adopt(
 
     folder, config = Path(folder), own_parts.absolute(config)
     if config.train.start is not None:
-        raise UserError(f"train.start: expected null, since these weights are begun with; found {config.train.start}")
+        raise UserError(
+            f"train.start: expected null, since the run starts with these weights; found {config.train.start}"
+        )
     check_folder(folder, False, overwrite)
     shape = config.data.image_shape
     network, objective = build(config, shape)
@@ -66,7 +68,7 @@ def adopt(
                 f"{strange[0]}: expected nothing but copies of users' files in {folder / own_parts.CODE}, which "
                 f"{argument('overwrite', True)} replaces; found a file that is none of them; move it elsewhere"
             )
-        # Made in a folder of its own and moved when it is whole: half a run is none, and an old one is not lost for it.
+        # Made in a scratch folder and moved when it is whole: so half a run is no run, and an old one is not lost.
         with scratch(folder / "import") as making:
             (making / "figures").mkdir()
             write_text(making / ORIGIN, json.dumps(origin, indent=2) + "\n")

@@ -1,9 +1,9 @@
 """Checkpoints: a training state with its history, saved whole, verified, ranked and restored.
 
-A checkpoint is a folder named by its step: `state/`, the arrays as orbax writes them, and `checkpoint.json`, which
-tells what it is, with the SHA-256 of every array, of every file and of itself. It is written beside its place and
-renamed when it is whole. Orbax's CheckpointManager is not used: it renames a checkpoint before anything could vouch
-for its files, and a checkpoint that it was deleting when the process died looks like a damaged one.
+A checkpoint is a folder named by its step: `state/`, the arrays as orbax writes them, and `checkpoint.json`, its
+description, with the SHA-256 of every array, of every file and of itself. It is written beside its place and renamed
+when it is whole. Orbax's CheckpointManager is not used: it renames a checkpoint before its files are verified, and a
+checkpoint that it was deleting when the process died looks like a damaged one.
 """
 
 import json
@@ -43,24 +43,24 @@ from vae_jax.runs.orbax import checkpointer, plain_path, silenced
 from vae_jax.training.state import TrainState
 from vae_jax.variables import Variables
 
-DAMAGED = "damaged"  # where what cannot be used is moved to; it is never deleted
-UNFINISHED, DELETED = ".tmp", ".deleted"  # how the names of folders end that a dead process may leave
-SPACE = 1.2  # times the arrays' size is free before they are written
+DAMAGED = "damaged"  # unusable checkpoints are moved here and never deleted
+UNFINISHED, DELETED = ".tmp", ".deleted"  # ends of the names of folders that a dead process may leave
+SPACE = 1.2  # times the arrays' size must be free before they are written
 FILES = 16  # files and folders that a checkpoint has at least
 Report = Callable[[str], None]
 
 
 class Saved(NamedTuple):
-    """What a checkpoint holds.
+    """The content of a checkpoint.
 
     Attributes:
         state: the training state.
         history: figures of the epochs finished before it.
-        images: training images of the run; 0 for weights that have seen none of a run's yet.
+        images: training images of the run; 0 for weights that have not been trained in a run yet.
         digest: of these images.
-        made_with: versions, device and cores, see `vae_jax.runs.identity.environment`; empty where that is not known.
-        options: it was trained with, each by its dotted name; empty where that is not known.
-        run: the digest of the run that it is of, see `vae_jax.runs.folder.Data`; empty where that is not known.
+        made_with: versions, device and cores, see `vae_jax.runs.identity.environment`; empty if unknown.
+        options: that it was trained with, by their dotted names; empty if unknown.
+        run: the digest of its run, see `vae_jax.runs.folder.Data`; empty if unknown.
     """
 
     state: TrainState
@@ -73,7 +73,7 @@ class Saved(NamedTuple):
 
 
 class _DeletedError(Exception):
-    """A checkpoint is not there any more."""
+    """A checkpoint has been deleted meanwhile."""
 
 
 def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bool = False) -> None:
@@ -81,25 +81,25 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
 
     Args:
         folder: of the checkpoints.
-        saved: what it is to hold.
+        saved: its content.
         loss: ranks it; None (inside an epoch) leaves it unranked.
-        read_back: reads it once it is written, and compares.
+        read_back: read it after writing, and compare.
 
     Raises:
-        UserError: if it cannot be written, or what was written cannot be read.
+        UserError: if it cannot be written, or cannot be read back.
     """
     state = jax.tree.map(np.asarray, saved.state)  # numpy's arrays save in half the time, and belong to no device
     arrays = _named(state)
     place = folder / str(int(state.step))
     try:
         with uninterrupted(), replacing_folder(place) as making:  # orbax, interrupted, leaves threads that complain
-            # Asked first: of a disk that is full orbax's threads would print tracebacks of their own.
+            # Checked first: on a full disk orbax's threads would print tracebacks.
             needed, free = SPACE * sum(array.nbytes for array in arrays.values()), shutil.disk_usage(making).free
             if free < needed:
                 raise OSError(f"no space left on the disk: {free / 1e6:,.1f} MB, of {needed / 1e6:,.1f} MB needed")
             if (left := _files_left(making)) < FILES:
                 raise OSError(f"no room for files left on the disk: {left:,.0f} (inodes), of {FILES} needed")
-            # By its number: orbax would make the folder again, if it was removed meanwhile.
+            # By its number: orbax would make the folder again if it had been removed meanwhile.
             with plain_path(making, by_number=True) as plain, silenced():
                 checkpointer().save(plain / "state", args=ocp.args.StandardSave(_as_dicts(state)))
             description = {
@@ -118,25 +118,25 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
                 try:
                     _arrays(making, typed(description, Description), state)
                 except Exception as error:
-                    raise OSError(f"what was written cannot be read: {_reason(error)}") from error
-    except UserError:  # it says all by itself
+                    raise OSError(f"it cannot be read back: {_reason(error)}") from error
+    except UserError:  # it needs no further words
         raise
     except Exception as error:
-        check_held(place)  # where the folder is gone, that is the reason
+        check_held(place)  # if the folder is gone, that is the reason
         raise UserError(f"{place}: the checkpoint cannot be saved; {_reason(error)}") from error
 
 
 class Keeper:
-    """Writes a run's checkpoints and keeps the newest few of them, and the one with the lowest loss."""
+    """Writes a run's checkpoints, and keeps the newest few and the one with the lowest loss."""
 
     def __init__(self, folder: Path, keep: int, report: Report, newest: int | None = None):
-        """Opens, and creates if need be, a folder of checkpoints; what is damaged there is moved out of the way.
+        """Opens a folder of checkpoints, which is made if need be, and moves damaged ones out of the way.
 
         Args:
             folder: of the checkpoints.
             keep: how many of the newest are kept.
-            report: is told of what is moved.
-            newest: the step that the run goes on from, if any: checkpoints of later ones were passed over.
+            report: called with a line for everything that is moved.
+            newest: the step that the run goes on from, if any: checkpoints of later steps were passed over.
         """
         make_inside(folder)
         self._folder, self._keep, self._read_back = folder, keep, True
@@ -160,13 +160,13 @@ class Keeper:
         damaged = make_inside(self._folder / DAMAGED)
         taken = {path.name for path in damaged.iterdir()}
         place = damaged / next(
-            each for i in range(len(taken) + 1) if (each := f"{name}.{i}" if i else name) not in taken
+            free for i in range(len(taken) + 1) if (free := f"{name}.{i}" if i else name) not in taken
         )
         path.rename(place)
         report(f"{path}: {reason}; moved to {place}")
 
     def save(self, saved: Saved, loss: float | None = None) -> None:
-        """See `save`; afterwards older checkpoints are deleted. The first is read back before the run goes on."""
+        """Writes a checkpoint, see `save`, and deletes older ones. The first is read back before the run goes on."""
         save(self._folder, saved, loss, read_back=self._read_back)
         self._read_back = False
         self._losses[int(saved.state.step)] = loss
@@ -186,17 +186,17 @@ def restore(
     report: Report,
     check: Callable[[Description], None] = lambda description: None,
 ) -> Saved | None:
-    """Reads the newest or the best of the checkpoints that are sound, or None if there has been none yet.
+    """Reads the newest or the best undamaged checkpoint; None if there are no checkpoints yet.
 
     Args:
         folder: of the checkpoints.
         which: "latest" or "best".
         template: training images -> a state of the same structure, shapes and types; only its shapes are used.
-        report: is told of each damaged checkpoint that is passed over.
-        check: is given what a checkpoint tells of itself before its arrays are looked at; may refuse it.
+        report: called with a line for every damaged checkpoint, which is passed over.
+        check: called with a checkpoint's description before its arrays are read; may refuse it.
 
     Raises:
-        UserError: if all are damaged, or a sound one is another model's, another mode's or a newer version's.
+        UserError: if all are damaged, or an undamaged one is another model's, another mode's or a newer version's.
     """
     steps = sorted((int(path.name) for path in folder.iterdir() if _is_step(path)), reverse=True)
     if not steps:
@@ -215,18 +215,18 @@ def restore(
 
     try:
         if which == "best":
-            found = {step: description for step in steps if (description := undamaged(step, read_description))}
-            steps = sorted(found, key=lambda step: (_rank(found[step].loss), step), reverse=True)
+            descriptions = {step: description for step in steps if (description := undamaged(step, read_description))}
+            steps = sorted(descriptions, key=lambda step: (_rank(descriptions[step].loss), step), reverse=True)
         for step in steps:
             if saved := undamaged(step, lambda path: _read(path, template, check)):
                 return saved
-    except _DeletedError:  # by a training that goes on: there is a newer one
+    except _DeletedError:  # by a training that is running: there is a newer one
         return restore(folder, which, template, report, check)
-    raise UserError(f"{passed_over[0]}; expected a sound checkpoint, found none: begin the run anew")
+    raise UserError(f"{passed_over[0]}; expected an undamaged checkpoint, found none: start the run again")
 
 
 def _read(folder: Path, template: Callable[[int], TrainState], check: Callable[[Description], None]) -> Saved:
-    """One checkpoint, verified.
+    """Reads one checkpoint and verifies it.
 
     Raises:
         DamageError: if it is not as it was saved.
@@ -234,7 +234,7 @@ def _read(folder: Path, template: Callable[[int], TrainState], check: Callable[[
     """
     description = read_description(folder)
     check(description)
-    # Whatever fails here, as a user's own code may, says nothing about the checkpoint.
+    # A failure here, as of a user's code, says nothing about the checkpoint.
     expected = jax.eval_shape(lambda: template(description.images))
     check_types(folder, _named(expected), description.arrays)
     try:
@@ -253,10 +253,10 @@ def _read(folder: Path, template: Callable[[int], TrainState], check: Callable[[
 
 
 def _arrays(folder: Path, description: Description, like: TrainState) -> TrainState:
-    """The state in a checkpoint's folder, of the structure, shapes and types of `like`, compared with what was saved.
+    """The state in a checkpoint's folder, in the structure, shapes and types of `like`, verified by its hashes.
 
     Raises:
-        DamageError: naming the first array that is not as it was saved; or another error of orbax.
+        DamageError: naming the first array that is not as it was saved. Orbax raises other errors.
     """
     like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
     with plain_path(folder) as plain, silenced():
@@ -270,12 +270,12 @@ def _arrays(folder: Path, description: Description, like: TrainState) -> TrainSt
 
 
 def _as_dicts(state: TrainState) -> TrainState:
-    """The state as orbax gets it, which would take the fields of nested tuples by their places."""
+    """The state for orbax, which would name the fields of nested tuples by their places."""
     return state._replace(variables=state.variables._asdict())  # type: ignore[arg-type]
 
 
 def _rank(loss: float | None) -> float:
-    """Higher is better; what has no finite loss comes last."""
+    """A rank, the higher the better; a loss that is not finite comes last."""
     return -loss if loss is not None and math.isfinite(loss) else -math.inf
 
 
@@ -284,15 +284,15 @@ def _is_step(path: Path) -> bool:
 
 
 def _files_left(folder: Path) -> float:
-    """How many files a file system has room for, whatever their size."""
+    """How many more files a file system can hold, whatever their size."""
     if not hasattr(os, "statvfs"):  # Windows
         return math.inf
-    found = os.statvfs(folder)
-    return float(found.f_favail) if found.f_files else math.inf  # some do not count
+    status = os.statvfs(folder)
+    return float(status.f_favail) if status.f_files else math.inf  # some file systems do not count
 
 
 def _named(tree: Any) -> dict[str, Any]:
-    """Every array by its name."""
+    """The arrays of a tree by their names."""
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 

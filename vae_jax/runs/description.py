@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, and whether its files are what it says."""
+"""A checkpoint's description of itself, and whether its files agree with it."""
 
 import hashlib
 import json
@@ -12,12 +12,12 @@ from vae_jax.errors import PATH, UserError, cut
 from vae_jax.files.checked import HISTORY_LIMIT, UnfitError, parse, read_bytes, typed
 from vae_jax.training.figures import Epoch
 
-FORMAT = 3  # counted up when older versions could not read what is written; the first that is promised to be read
+FORMAT = 3  # raised when older versions cannot read what is written; 3 is the first that stays readable
 DESCRIPTION = "checkpoint.json"
 
 
 class Array(NamedTuple):
-    """What a checkpoint tells of an array.
+    """A checkpoint's description of an array.
 
     Attributes:
         type: of its numbers, with its shape, see `type_of`.
@@ -29,13 +29,13 @@ class Array(NamedTuple):
 
 
 class Description(NamedTuple):
-    """What a checkpoint tells of itself: what it holds but the state, see `Saved`, and how that is stored.
+    """A checkpoint's description: its content without the state, see `Saved`, and how the state is stored.
 
     Attributes:
         format: see `FORMAT`.
         loss: ranks it; None leaves it unranked.
         arrays: by their names.
-        files: the SHA-256 of each, by its path in the checkpoint's folder.
+        files: their SHA-256, by the path in the checkpoint's folder.
     """
 
     format: int
@@ -51,13 +51,13 @@ class Description(NamedTuple):
 
 
 class _Format(NamedTuple):
-    """What every version tells in the same way."""
+    """The part of a description that every version has."""
 
     format: Annotated[int, "[1, inf)"]
 
 
 class _Sealed(NamedTuple):
-    """What the file of a description holds."""
+    """A description in its file, with its hash."""
 
     sha256: str
     checkpoint: dict[str, Any]
@@ -68,7 +68,7 @@ class DamageError(Exception):
 
 
 def check_step(name: int, step: int, description: Description) -> None:
-    """Refuses a state of another step than the checkpoint's name says, or with the figures of more or fewer epochs.
+    """Refuses a state of another step than the checkpoint's name, or with figures of more or fewer epochs.
 
     Raises:
         DamageError: naming both.
@@ -82,30 +82,30 @@ def check_step(name: int, step: int, description: Description) -> None:
             raise DamageError(f"damaged, {DESCRIPTION}: expected figures of {finished} epochs; found {epochs}")
 
 
-def check_types(folder: Path, expected: dict[str, Any], found: dict[str, Array]) -> None:
+def check_types(folder: Path, expected: dict[str, Any], arrays: dict[str, Array]) -> None:
     """Refuses another model's checkpoint, or one of jax's other mode, naming the first array that differs."""
-    for name in [*expected, *found]:
-        wanted = type_of(expected[name]) if name in expected else None
-        is_there = cut(found[name].type) if name in found else None
-        if wanted == is_there:
+    for name in [*expected, *arrays]:
+        expected_type = type_of(expected[name]) if name in expected else None
+        found_type = cut(arrays[name].type) if name in arrays else None
+        if expected_type == found_type:
             continue
-        if wanted and is_there and wanted.replace("64[", "32[") == is_there.replace("64[", "32["):
-            now, was = ("on", "without") if "64[" in wanted else ("off", "with")
+        if expected_type and found_type and expected_type.replace("64[", "32[") == found_type.replace("64[", "32["):
+            now, was = ("on", "without") if "64[" in expected_type else ("off", "with")
             raise UserError(
                 f"{folder}: expected jax's 64-bit mode to be as the run was trained, {was} it, found it {now}; set "
-                f"JAX_ENABLE_X64={int(was == 'with')} ({name} is {is_there}, not {wanted})"
+                f"JAX_ENABLE_X64={int(was == 'with')} ({name} is {found_type}, not {expected_type})"
             )
         raise UserError(
-            f"{folder}: expected a checkpoint of the model in config.yaml, with {cut(name, PATH)} {wanted}; found "
-            f"{is_there}"
+            f"{folder}: expected a checkpoint of the model in config.yaml, with {cut(name, PATH)} {expected_type}; "
+            f"found {found_type}"
         )
 
 
 def read_description(folder: Path) -> Description:
-    """What a checkpoint tells of itself, once it is verified that all its files are as they were saved.
+    """A checkpoint's description, after all its files are verified.
 
     Raises:
-        DamageError: naming the first file that is not.
+        DamageError: naming the first file that is not as it was saved.
         UserError: if a newer version has written it.
     """
     try:
@@ -117,22 +117,22 @@ def read_description(folder: Path) -> Description:
             raise DamageError(f"damaged, {DESCRIPTION} is not as it was saved")
         if (made := typed(content, _Format).format) != FORMAT:
             raise _other_format(folder, made)
-        # What it says is looked at after its hash: whoever can write it can hash it too.
+        # Checked even with the right hash: whoever can write the file can hash it too.
         description = typed(content, Description)
         for number, epoch in enumerate(description.history):
             if typed(epoch, Epoch, f"history[{number}]").epoch != number + 1:
                 raise UnfitError(f"history[{number}].epoch: expected {number + 1}; found {epoch['epoch']}")
-        found = _paths(folder)
-        for name in sorted({*description.files, *found}):
-            if name not in found or name not in description.files:
-                what = "missing" if name not in found else "none of its files"
+        paths = _paths(folder)
+        for name in sorted({*description.files, *paths}):
+            if name not in paths or name not in description.files:
+                what = "missing" if name not in paths else "none of its files"
                 raise DamageError(f"damaged, {cut(name, PATH)} is {what}")
-        for name, path in sorted(found.items()):
+        for name, path in sorted(paths.items()):
             if _file_sha256(path) != description.files[name]:
                 raise DamageError(f"damaged, {cut(name, PATH)} is not as it was saved")
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise DamageError(f"damaged, {Path(error.filename).name} is missing") from error
-    except OSError as error:  # too many open files, no permission, …: nothing that is wrong with the checkpoint
+    except OSError as error:  # too many open files, no permission, …: the checkpoint may be undamaged
         raise UserError(f"{error.filename or folder}: cannot be read; {error.strerror or error}") from error
     except UnfitError as error:
         raise DamageError(f"damaged, {DESCRIPTION}: {error}") from error
@@ -144,7 +144,7 @@ def _other_format(folder: Path, made: int) -> UserError:
         return UserError(f"{folder}: expected a checkpoint of format {FORMAT}, found {made}; update vae_jax")
     return UserError(
         f"{folder}: expected a checkpoint of format {FORMAT}, found {made}, of a version before the first release; "
-        f"train the run anew"
+        f"train the run again"
     )
 
 
@@ -161,15 +161,15 @@ def canonical(description: dict[str, Any]) -> bytes:
 
 
 def files_of(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file below a checkpoint's folder, but of those that hold it; see `_paths`."""
+    """The SHA-256 of every file below a checkpoint's folder but its description."""
     return {name: _file_sha256(path) for name, path in _paths(folder).items()}
 
 
 def _paths(folder: Path) -> dict[str, Path]:
-    """These files, by their paths in the folder.
+    """Every file below a checkpoint's folder but its description, by its path in the folder.
 
     Raises:
-        OSError: if one, or a folder, cannot be read; Python's own ways through folders pass over what is denied.
+        OSError: if a file or a folder cannot be read; by default Python skips unreadable folders.
     """
 
     def refuse(error: OSError) -> None:

@@ -1,4 +1,4 @@
-"""The pictures of a run's end."""
+"""The pictures at a run's end."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from vae_jax.pictures.sheet import Picture, grid
 
 
 def draw_samples(folder: Path, config: Config, model: Model) -> None:
-    """The picture of samples from the prior in a run folder."""
+    """Draws the picture of samples from the prior in a run folder."""
     assert model.sample is not None
     count = config.output.figure_images
     labels = jnp.arange(count) % config.model.classes if config.model.classes else None
@@ -25,9 +25,9 @@ def draw_samples(folder: Path, config: Config, model: Model) -> None:
 
 
 def draw_latent_plane(path: Path, use: Model, data: Dataset, side: int = 20) -> Picture:
-    """The picture of a two-dimensional latent space: where test images lie and what each point decodes to."""
+    """Draws the picture of a two-dimensional latent space: the test images' places and the points' decoded pictures."""
     means = np.asarray(use.encode(data.test.images)["mu"])
-    # Most of the prior's mass, and the images wherever they lie; the test images' panel shows the same square.
+    # The square holds most of the prior's mass and all images; the test images' panel shows the same square.
     extent = float(np.ceil(max(3.0, np.abs(means).max(initial=0.0))))
     line = np.linspace(-extent, extent, side)
     points = np.stack(np.meshgrid(line, line[::-1]), -1).reshape(-1, 2)  # the first row is the plane's top

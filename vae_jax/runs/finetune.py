@@ -1,4 +1,4 @@
-"""Beginning with another run's weights, see `TrainConfig.start`."""
+"""Starts a run with another run's weights, see `TrainConfig.start`."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -20,57 +20,59 @@ from vae_jax.variables import Variables
 Leaves = dict[tuple[str, ...], Any]  # by their path, which begins with the field, params or state
 
 
-def begun_from(
+def start_from_run(
     config: Config,
     image_shape: tuple[int, ...],
     images: int,
     report: Callable[[str], None] | None = None,
     trust_code: bool = False,
 ) -> TrainState:
-    """The state before the first step, with the weights and the statistics that the run in `train.start` has.
+    """The state before the first step, with the weights and the statistics of the run in `train.start`.
 
     Args:
         config: of the run to begin.
         image_shape: (height, width, channels), or of examples of another kind.
         images: to train on.
-        report: called with a line that says what is taken from the other run, what starts anew and what is left out;
-            by default that is not said, and what `vae_jax.runs.reading.load` reports is a warning.
-        trust_code: see `vae_jax.runs.reading.load`, of the other run.
+        report: called with a line of the parameters that are taken from that run, are new, and are left out; by default
+            there is no such line, and reports of `vae_jax.runs.reading.load` are warnings.
+        trust_code: see `vae_jax.runs.reading.load`, for the run in `train.start`.
 
     Raises:
-        UserError: if there is no such run, it has nothing of this model's, or an array of another shape.
+        UserError: if there is no such run, it shares no parameters with this model, or an array has another shape.
     """
     assert config.train.start is not None
     folder = Path(config.train.start)
     network, objective = build(config, image_shape)
     fresh = network.init(make_keys(config.seed).init)
-    own = _leaves(fresh)
+    initial = _leaves(fresh)
     given = _leaves(load(folder, report=report or warnings.warn, trust_code=trust_code).variables)
-    for path, leaf in own.items():
+    for path, leaf in initial.items():
         if path in given and jnp.shape(given[path]) != jnp.shape(leaf):
             raise UserError(
                 f"train.start {folder}: expected {'.'.join(path[1:])} of shape {list(jnp.shape(leaf))}; found "
                 f"{list(jnp.shape(given[path]))}"
             )
-    taken = [path for path in own if path in given]
+    taken = [path for path in initial if path in given]
     if not taken:
         raise UserError(f"train.start {folder}: expected a run with parameters of this model; found none of them")
-    every = [*own, *given]
+    every = [*initial, *given]
     parts = [f"{_named(taken, every)} from {folder}"]
-    anew = [path for path in own if path not in given]
-    if objective.still and (strange := [path for path in anew if path[1] not in (objective.trains or ())]):
+    missing = [path for path in initial if path not in given]
+    if objective.still and (strange := [path for path in missing if path[1] not in (objective.trains or ())]):
         trained = " and ".join(objective.trains or ())
         raise UserError(
             f"train.start {folder}: expected a run with all of this model but its {trained}, since objective "
             f"{config.objective.name} trains nothing else; found none of {_named(strange, every)} in it"
         )
-    if anew:
-        parts.append(f"{_named(anew, every)} anew")
-    if left := [path for path in given if path not in own]:
+    if missing:
+        parts.append(f"new: {_named(missing, every)}")
+    if left := [path for path in given if path not in initial]:
         parts.append(f"left out: {_named(left, every)}")
     if report:
         report(f"beginning with {'; '.join(parts)}")
-    leaves = [jnp.asarray(given[path], jnp.result_type(leaf)) if path in given else leaf for path, leaf in own.items()]
+    leaves = [
+        jnp.asarray(given[path], jnp.result_type(leaf)) if path in given else leaf for path, leaf in initial.items()
+    ]
     return start_from(config, objective, jax.tree.unflatten(jax.tree.structure(fresh), leaves), images)
 
 
@@ -81,10 +83,10 @@ def _leaves(variables: Variables) -> Leaves:
 
 
 def _named(chosen: Iterable[tuple[str, ...]], every: Iterable[tuple[str, ...]]) -> str:
-    """Those of the paths in words: a part's name where all of it is chosen, else the names of what is in it."""
+    """The chosen paths in words: a part's name if all of it is chosen, else the names inside it."""
     chosen = set(chosen)
     names: dict[str, None] = {}
-    for _, part, *inside in sorted(chosen, key=lambda path: path[1:]):  # by what is shown, without the field
-        whole = all(other in chosen for other in every if other[1] == part)
+    for _, part, *inside in sorted(chosen, key=lambda path: path[1:]):  # by the names that are shown
+        whole = all(path in chosen for path in every if path[1] == part)
         names[part if whole else ".".join([part, *inside[:1]])] = None
     return listed(names)

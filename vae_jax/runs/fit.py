@@ -1,4 +1,4 @@
-"""A run in memory: no files, no printing; what happens is handed to callbacks."""
+"""A run in memory: no files, no printing; callbacks get the events."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,24 +31,24 @@ def fit(
         config: of the run.
         data: the images.
         devices: to train on, together; by default one. The result is that of one device, up to rounding.
-        resume: a state and its history to go on from, instead of starting anew.
-        on_start: called before the first step, when all that may be refused has been looked at.
-        on_progress: called about once a second with where the run stands.
+        resume: a state and its history to go on from; by default the run starts fresh.
+        on_start: called before the first step, after all checks.
+        on_progress: called about once a second with the run's progress.
         on_chunk: called as often inside an epoch, with the state and the history so far: the place to save.
-        on_epoch: called after each epoch with its figures and the state: the place for W&B or TensorBoard. The
-            state's buffers are used again after a callback returns; copy what you keep.
+        on_epoch: called after every epoch with its figures and the state: the place for W&B or TensorBoard. The state's
+            buffers are used again after a callback returns; copy what you keep.
 
     Returns:
-        The trained model. Its history has one dict per epoch: "epoch"; "train_loss", "train_reconstruction",
-        "train_kl" and so on for each of the objective's figures (means over the epoch's images as it trained); the
-        same of "test_" and, with a validation split, "validation_" (z sampled); "article_train_loss" and
+        The trained model. Its history has one dict an epoch: "epoch"; "train_loss", "train_reconstruction", "train_kl"
+        and so on for all of the objective's figures (means over the epoch's images as it trained); the same with
+        "test_" and, with a validation split, "validation_" (z sampled); "article_train_loss" and
         "article_test_loss" (the figure the article prints: the mean over batches of the batch's sum);
         "images_per_second" and "train_seconds" (compilation and evaluation excluded), "compile_seconds" and
         "chunk_steps"; with `train.skip_nonfinite`, "skipped_steps", which the means leave out. Figures are per image,
         in the objective's units.
 
     Raises:
-        UserError: if the configuration does not fit the data, or nothing trains as jax is set.
+        UserError: if the configuration does not fit the data, or nothing trains with jax's settings.
         Diverged: if the loss or the gradient becomes infinite or NaN; with `train.skip_nonfinite`, in all steps of an
             epoch.
 
@@ -63,9 +63,9 @@ def fit(
     check_jax()
     config, devices = settled(config, data), devices or Devices()
     if resume is None and config.train.start is not None:
-        from vae_jax.runs.finetune import begun_from
+        from vae_jax.runs.finetune import start_from_run
 
-        resume = begun_from(config, data.image_shape, len(data.train)), []
+        resume = start_from_run(config, data.image_shape, len(data.train)), []
     program = Single(config, data, devices, resume)
     if on_start:
         on_start()

@@ -1,4 +1,4 @@
-"""A run's folder: whether it is one, whether a run may begin in it, and what it is a run of."""
+"""A run's folder: checks that it is one or may become one, and reads its notes of the run."""
 
 import os
 from dataclasses import replace
@@ -13,11 +13,12 @@ from vae_jax.files.folders import check_writable, contents
 from vae_jax.files.replace import remove
 from vae_jax.runs import own_parts
 
-DATA = "data.json"  # in a run folder: what it was trained on
+DATA = "data.json"  # in a run folder: the data that it was trained on
 PRIOR = "prior"  # in a run folder: the run that has trained a prior for it
 ORIGIN, DIVERGED = "imported.json", "diverged.txt"
-REASON_LIMIT = 1 << 16  # bytes of why a run diverged
-# Of a run, in the order in which it is deleted; its configuration, which makes the folder a run's, is written over.
+REASON_LIMIT = 1 << 16  # bytes of the reason why a run diverged
+# The contents of a run, in the order of deletion, but its configuration, which makes the folder a run's and is
+# overwritten.
 CONTENTS = ("figures", "latents_*.npz", "summary.json", "metrics.jsonl", "checkpoints", PRIOR, DATA, ORIGIN, DIVERGED)
 
 
@@ -31,18 +32,18 @@ def read_config(folder: Path) -> Config:
         raise UserError(f"{folder}: expected a run folder, found {'a file' if folder.exists() else 'no such folder'}")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: expected a run folder with a config.yaml in it, found none")
-    # What an older version ignored without a word was nothing: what such a run is does not depend on it.
+    # Older versions ignored unknown options without a word, so a run does not depend on them.
     return read_file(folder / "config.yaml", strict=False)
 
 
 class Data(NamedTuple):
-    """What a run tells of the data it was trained on.
+    """A run's note of the data that it was trained on.
 
     Attributes:
         name: of the data set.
         digest: of its images, see `vae_jax.runs.identity.digest_of_all`.
-        class_names: of its labels, by number; None where they have none.
-        run: the digest of the run's options and files, which its checkpoints have too; empty of an older version's.
+        class_names: of its labels, by number; None if they have none.
+        run: the digest of the run's options and files, which its checkpoints have too; empty in older versions.
     """
 
     name: str
@@ -52,7 +53,7 @@ class Data(NamedTuple):
 
 
 def read_data(folder: Path) -> Data | None:
-    """What a run tells of its data; None where it has not been trained on any yet, but imported.
+    """A run's note of its data; None if it was imported and has not been trained yet.
 
     Raises:
         UserError: if the file is damaged.
@@ -64,10 +65,10 @@ def read_data(folder: Path) -> Data | None:
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Refuses to write where something is already or nothing can be, before any long work.
+    """Refuses a folder that is in the way or cannot be written, before any long work.
 
     Raises:
-        UserError: if the folder is in use and neither option says what to do, it is not a run's, or it cannot be
+        UserError: if the folder has a run and not exactly one option is set, it is not a run's, or it cannot be
             written.
     """
     try:
@@ -82,20 +83,20 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: expected a new or empty folder or a run's; found other files, which are left alone")
     if resume == overwrite:
-        going_on, anew = argument("resume", True), argument("overwrite", True)
-        raise UserError(f"{folder}: there is a run already; {going_on} continues it, {anew} deletes it first")
-    read_config(folder)  # other programs have a config.yaml too
+        going_on, overwriting = argument("resume", True), argument("overwrite", True)
+        raise UserError(f"{folder}: there is a run already; {going_on} continues it, {overwriting} deletes it first")
+    read_config(folder)  # another program's config.yaml is refused here
 
 
 def absolute_start(config: Config) -> Config:
-    """The configuration with `train.start` absolute, since it must be found from anywhere."""
+    """The configuration with an absolute `train.start`, which works from any folder."""
     if config.train.start is None:
         return config
     return replace(config, train=replace(config.train, start=str(expand(config.train.start).absolute())))
 
 
 def check_start(start: str | None, folder: Path) -> None:
-    """Refuses to overwrite a folder that has the run in it to begin with.
+    """Refuses to overwrite a folder that holds the run to start with.
 
     Raises:
         UserError: naming both.
@@ -107,12 +108,12 @@ def check_start(start: str | None, folder: Path) -> None:
 
 
 class Origin(NamedTuple):
-    """What RUN/imported.json tells of the weights that a run began with.
+    """The origin of the weights that a run started with, as in RUN/imported.json.
 
     Attributes:
-        counters: training batches that each BatchNorm had seen, by PyTorch's names.
-        file: that they were in.
-        sha256: of it.
+        counters: training batches that BatchNorm layers had seen, by PyTorch's names.
+        file: that held the weights.
+        sha256: of the file.
     """
 
     counters: dict[str, Annotated[int, "[0, 9007199254740992]"]]
@@ -121,7 +122,7 @@ class Origin(NamedTuple):
 
 
 def origin(folder: str | Path) -> Origin | None:
-    """What a run folder tells of the weights it began with; None if they were not imported.
+    """The origin of the weights that a run started with; None if they were not imported.
 
     Raises:
         UserError: if the file is damaged.
@@ -133,10 +134,10 @@ def origin(folder: str | Path) -> Origin | None:
 
 
 def read_reason(folder: Path) -> str:
-    """Why a run diverged that has.
+    """The reason why a run diverged.
 
     Raises:
-        UserError: if what tells is damaged.
+        UserError: if its file is damaged.
     """
     with checked.named(folder / DIVERGED):
         if not (reason := printable(checked.read_text(folder / DIVERGED, REASON_LIMIT).strip())):
@@ -145,7 +146,7 @@ def read_reason(folder: Path) -> str:
 
 
 def delete(folder: Path) -> None:
-    """Deletes a run, and nothing else that lies in its folder."""
+    """Deletes a run, and nothing else in its folder."""
     for path in [path for pattern in CONTENTS for path in folder.glob(pattern)]:
         remove(path)
     own_parts.delete(folder)

@@ -1,4 +1,4 @@
-"""What makes a run the same run: its options, its images, its files; and what may change when it goes on."""
+"""A run's identity: its options, images and files; and the options that may change when it goes on."""
 
 import hashlib
 import json
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from vae_jax.runs.description import Description
 
 
-DEVICE = ("device", "devices", "cores", "XLA_FLAGS")  # of `environment`; the others are versions
-# What may differ between the processes that train a run together: where the data lie and what is kept.
+DEVICE = ("device", "devices", "cores", "XLA_FLAGS")  # of `environment`; the rest are versions
+# Options that may differ between the processes that train a run together: where the data are and what is kept.
 LOCAL = ("data.manual_dir", "data.cache_dir", "data.path", "output.")
-# What may differ when a run is continued: how far it goes, where its data lie and what it keeps.
+# Options that may differ when a run is continued: how far it goes, where its data are and what it keeps.
 CHANGEABLE = (
     "train.epochs",
     "train.chunk_steps",
@@ -51,20 +51,20 @@ CHANGEABLE = (
 
 
 def check_shape(config: Config, data: Dataset) -> None:
-    """Refuses images of another shape than the configuration says, by which a run is read again.
+    """Refuses images of another shape than the configuration's, by which a run is read again.
 
     Raises:
         UserError: naming both.
     """
-    if not data.spec.is_picture:  # whose shape `settled` has looked at
+    if not data.spec.is_picture:  # `settled` has checked the shape of other examples
         return
     size, channels = config.data.image_size, config.data.channels
     if data.image_shape != (size, size, channels):
-        height, width, found = data.image_shape
-        hint = f"; set data.image_size {height} and data.channels {found}" if height == width else ""
+        height, width, found_channels = data.image_shape
+        hint = f"; set data.image_size {height} and data.channels {found_channels}" if height == width else ""
         raise UserError(
             f"data.image_size, data.channels: expected images of {size}x{size}x{channels} to make a run of, as "
-            f"configured; found {height}x{width}x{found} in {data.name}{hint}"
+            f"configured; found {height}x{width}x{found_channels} in {data.name}{hint}"
         )
 
 
@@ -74,15 +74,17 @@ def check_alike(config: Config, digest: str, earlier: "Saved | None", devices: D
     Raises:
         UserError: if they differ, in every process.
     """
-    own = {
+    values = {
         option: value
         for option, value in options_of(own_parts.by_content(config)).items()
         if not option.startswith(LOCAL)
     }
-    own |= {"training images": digest, "the run folder's last step": int(earlier.state.step) if earlier else 0}
-    marks = [hashlib.sha256(repr(value).encode()).digest()[:3] for value in own.values()]  # as much as fits 32 bits
-    every = np.atleast_2d(devices.agree(np.array([int.from_bytes(mark) for mark in marks], np.int32), np.asarray))
-    if differ := [name for name, column in zip(own, every.T, strict=True) if len(set(column.tolist())) > 1]:
+    values |= {"training images": digest, "the run folder's last step": int(earlier.state.step) if earlier else 0}
+    marks = [hashlib.sha256(repr(value).encode()).digest()[:3] for value in values.values()]  # as much as fits 32 bits
+    marks_of_all = np.atleast_2d(
+        devices.agree(np.array([int.from_bytes(mark) for mark in marks], np.int32), np.asarray)
+    )
+    if differ := [name for name, column in zip(values, marks_of_all.T, strict=True) if len(set(column.tolist())) > 1]:
         raise UserError(
             f"{argument('distributed')}: expected every process to have the same options, the same images and the same "
             f"run folder; found some that differ in {listed(differ)}"
@@ -90,7 +92,7 @@ def check_alike(config: Config, digest: str, earlier: "Saved | None", devices: D
 
 
 def environment(devices: Devices | None = None) -> dict[str, str]:
-    """What a run's last bits depend on: versions, device and cores."""
+    """The versions, device and cores, on which a run's last bits depend."""
     device = jax.devices()[0]
     many = devices and devices.count > 1
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -106,7 +108,7 @@ def environment(devices: Devices | None = None) -> dict[str, str]:
 
 
 def changed_environment(then: dict[str, str], now: dict[str, str]) -> str:
-    """Where two environments differ, in words; empty where they do not."""
+    """The differences between two environments in words; empty if there are none."""
     if not then:
         return "an older vae_jax, which did not note on what"
     both = {name: (then.get(name, "none"), now.get(name, "none")) for name in {**then, **now}}
@@ -116,7 +118,7 @@ def changed_environment(then: dict[str, str], now: dict[str, str]) -> str:
 
 
 def digest_of(config: Config, data: Dataset) -> str:
-    """Tells one set of training images from another, with their labels and classes where the model is told them."""
+    """The digest of the training images, and of their labels and classes if the model gets them."""
     digest = hashlib.sha256(np.ascontiguousarray(data.train.images).data)
     if (labels := labels_for(config, data.train)) is not None:
         digest.update(np.ascontiguousarray(labels).data)
@@ -125,7 +127,7 @@ def digest_of(config: Config, data: Dataset) -> str:
 
 
 def digest_of_all(config: Config, data: Dataset, training: str | None = None) -> str:
-    """The same for all splits' images; `training` is `digest_of` config and data, if it is known already."""
+    """The digest of all splits' images and labels; `training` is `digest_of` config and data, if known already."""
     digest = hashlib.sha256((training or digest_of(config, data)).encode())
     for split in data.splits[1:]:
         for part in (split.images, labels_for(config, split)):
@@ -135,12 +137,12 @@ def digest_of_all(config: Config, data: Dataset, training: str | None = None) ->
 
 
 def plain_options(config: Config) -> dict[str, Any]:
-    """Every option's value by its dotted name, as JSON gives it back."""
+    """The options' values by their dotted names, as JSON gives them back."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in options_of(config).items()}
 
 
 def digest_of_run(config: Config, folder: Path) -> str:
-    """Tells one run from another by its seed and all other options that stay as they are, and by its users' files."""
+    """The digest of a run: of its seed and all other options that cannot change, and of its users' files."""
     fixed = {
         option: list(value) if isinstance(value, tuple) else value
         for option, value in changed_options(config).items()
@@ -150,31 +152,31 @@ def digest_of_run(config: Config, folder: Path) -> str:
     return hashlib.sha256(json.dumps([fixed, code], sort_keys=True).encode()).hexdigest()
 
 
-def check_own(folder: Path, found: "Description") -> None:
+def check_same_run(folder: Path, description: "Description") -> None:
     """Refuses a checkpoint that another run has written into this one's folder.
 
     Args:
         folder: of the run.
-        found: what the checkpoint tells of itself.
+        description: of the checkpoint.
 
     Raises:
         UserError: naming both.
     """
     noted = read_data(folder)
-    if noted and noted.run and found.run and found.run != noted.run:
+    if noted and noted.run and description.run and description.run != noted.run:
         seed = read_config(folder).seed
+        writer = f"{description.run[:12]} with seed {description.options.get('seed')!s:.20}"
         raise UserError(
             f"{folder}: expected a checkpoint of this run, {noted.run[:12]} with seed {seed}; found one that another "
-            f"run, {found.run[:12]} with seed {found.options.get('seed')!s:.20}, has written into its folder; move it "
-            f"out of {folder / 'checkpoints'}"
+            f"run, {writer}, has written into its folder; move it out of {folder / 'checkpoints'}"
         )
 
 
-def as_now(options: dict[str, Any], config: Config, folder: Path) -> dict[str, Any]:
-    """Options as a checkpoint tells them, by their names of now and of the chosen parts only.
+def present_options(options: dict[str, Any], config: Config, folder: Path) -> dict[str, Any]:
+    """A checkpoint's options by their present names, of the chosen parts only.
 
     Args:
-        options: as an older version may have named them, or left them out.
+        options: of the checkpoint; an older version may have named them differently or left them out.
         config: of the run, whose users' files are loaded.
         folder: of the run.
     """
@@ -189,25 +191,27 @@ def as_now(options: dict[str, Any], config: Config, folder: Path) -> dict[str, A
 
 
 def changed_run_options(now: dict[str, Any], then: dict[str, Any], configured: dict[str, Any]) -> str:
-    """The options that must stay as they were in a run and did not, in words.
+    """The options that must not change in a run and have changed, in words.
 
     Args:
-        now: what they are to be.
-        then: what the run was trained with, by `as_now`. Empty where that is not known.
-        configured: what its config.yaml says.
+        now: the options to go on with.
+        then: the options that the run was trained with, by `present_options`; empty if unknown.
+        configured: the options in its config.yaml.
     """
     if not then:
         return ""
     ending = now["train.schedule"] in optimizer.ENDING
     changeable = tuple(option for option in CHANGEABLE if option != "train.epochs" or not ending)
-    others = {section for section, name in zip(PARTS, EXTENSIBLE, strict=True) if now[name] != then[name]}
+    sections_of_other_parts = {
+        section for section, name in zip(PARTS, EXTENSIBLE, strict=True) if now[name] != then[name]
+    }
     return listed(
         f"{option} (the run has {_shown(option, then)}, found {_shown(option, now)}"
         f"{' in its config.yaml' * (configured.get(option) == now.get(option))})"
         for option in now | then
         if now.get(option) != then.get(option)
         and not option.startswith(changeable)
-        and (option in EXTENSIBLE or option.partition(".")[0] not in others)
+        and (option in EXTENSIBLE or option.partition(".")[0] not in sections_of_other_parts)
     )
 
 

@@ -1,4 +1,4 @@
-"""Orbax behind a thin adapter: paths that it takes as they stand, and no word of its own."""
+"""Orbax behind a thin adapter: it gets paths that it takes literally, and prints nothing."""
 
 import asyncio
 import gc
@@ -19,14 +19,14 @@ import orbax.checkpoint as ocp
 
 from vae_jax.errors import UserError
 
-PLAIN = "/.,=+-_ ()~@'&!^;$"  # with letters and digits, what a path is made of that orbax takes as it stands
-OPEN_FOLDERS = Path("/proc/self/fd")  # where on Linux each has a path by its number
-PATIENCE = 10.0  # seconds in which what orbax has begun must end, where something else has failed
+PLAIN = "/.,=+-_ ()~@'&!^;$"  # with letters and digits, the characters of paths that orbax takes literally
+OPEN_FOLDERS = Path("/proc/self/fd")  # on Linux an open folder has a path by its number here
+PATIENCE = 10.0  # seconds in which orbax's tasks must end after a failure
 
 
 def checkpointer() -> ocp.Checkpointer:
     # In the foreground: an asynchronous save reports its failure only at the next call, with little to wait for.
-    # And in this process alone: of several, orbax would wait for the others.
+    # And in this process alone: orbax would wait for other processes.
     here = jax.process_index()
     options = ocp.options.MultiprocessingOptions(
         primary_host=here, active_processes={here}, barrier_sync_key_prefix=str(here)
@@ -39,25 +39,25 @@ def checkpointer() -> ocp.Checkpointer:
 class _Loop(asyncio.SelectorEventLoop):
     """An event loop that lets its tasks end before it is closed.
 
-    Orbax closes its own under what still writes where something else has failed, and each of that tells a traceback.
+    After a failure orbax closes its loop while tasks are still writing, and every one of them prints a traceback.
     """
 
     def close(self) -> None:
         if not self.is_closed() and (tasks := asyncio.all_tasks(self)):
             ended, _ = self.run_until_complete(asyncio.wait(tasks, timeout=PATIENCE))
-            for each in ended:
-                if not each.cancelled():
-                    each.exception()  # otherwise asyncio tells it
+            for task in ended:
+                if not task.cancelled():
+                    task.exception()  # otherwise asyncio prints it
         super().close()
 
     def __del__(self) -> None:
-        with suppress(AttributeError):  # of one that could not be made, since too many files are open
+        with suppress(AttributeError):  # a loop that could not be made, since too many files are open
             self.close()
 
 
 @contextmanager
 def silenced() -> Iterator[None]:
-    """Within it errors are raised only: what orbax does at the same time tells whole tracebacks of its own as well."""
+    """A context in which orbax only raises errors; its tasks and threads would also print tracebacks."""
     logger, hook, new_loop = logging.getLogger("absl"), sys.excepthook, asyncio.new_event_loop
     level, threads = logger.level, set(threading.enumerate())
     logger.setLevel(logging.CRITICAL + 1)
@@ -68,14 +68,14 @@ def silenced() -> Iterator[None]:
             warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
             try:
                 yield
-            except BaseException:  # what orbax has begun ends here, not later
+            except BaseException:  # orbax's threads and tasks end here, not later
                 for thread in set(threading.enumerate()) - threads:
                     thread.join(PATIENCE)
                 # By `type`: to ask an object of another package for its `__class__` may run code, and raise.
-                for each in [each for each in gc.get_objects() if type(each) is CoroutineType]:
-                    waits = inspect.getcoroutinestate(each) == inspect.CORO_CREATED
-                    if waits and "orbax" in each.cr_code.co_filename:
-                        each.close()
+                for coroutine in [thing for thing in gc.get_objects() if type(thing) is CoroutineType]:
+                    waits = inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
+                    if waits and "orbax" in coroutine.cr_code.co_filename:
+                        coroutine.close()
                 raise
     finally:
         logger.setLevel(level)
@@ -85,13 +85,13 @@ def silenced() -> Iterator[None]:
 
 @contextmanager
 def plain_path(folder: Path, by_number: bool = False) -> Iterator[Path]:
-    """Within it another path of the same folder where orbax may read something else from its own, or if asked to.
+    """A path of the folder that orbax takes literally, within the context: by the folder's number if need be.
 
-    Orbax globs below the path that it is given, and takes others for addresses: of [1], * or gs: it writes half of a
+    Orbax globs below the path that it gets, and takes some paths for addresses: with [1], * or gs: it writes half of a
     checkpoint without a word.
 
     Raises:
-        UserError: if there is no other path.
+        UserError: if there is no such path.
     """
     folder = folder.absolute()
     path = folder.as_posix().removeprefix(folder.drive)
@@ -109,7 +109,7 @@ def plain_path(folder: Path, by_number: bool = False) -> Iterator[Path]:
             link = Path(place) / "checkpoint"
             try:
                 link.symlink_to(folder, target_is_directory=True)
-            except OSError as error:  # on Windows it is a right that few have
+            except OSError as error:  # on Windows few users have this right
                 raise UserError(
                     f"{folder}: expected a path of letters, digits and {PLAIN} for checkpoints, where the system makes "
                     f"no symbolic link ({error.strerror or error}); found {strange}"

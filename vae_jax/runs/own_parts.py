@@ -1,12 +1,12 @@
 """A run's copies of the files that its configuration names as FILE.py:ENTRY, so that it can be used anywhere.
 
 RUN/code/                  the files as they were when the run began
-RUN/code/sources.json      where each came from and its SHA-256; of a module named as PACKAGE.MODULE:ENTRY that alone
-RUN/code/signature.json    the import paths that this user's own training ran, signed with the above
+RUN/code/sources.json      their origins and SHA-256; no copy of a module named as PACKAGE.MODULE:ENTRY
+RUN/code/signature.json    the import paths that this user's training ran, signed with the above
 
-A file is loaded from where it came from while it is still the same, and its copy where it has changed or is gone.
-`kept` alone decides that code is run because a run's folder or configuration names it: that takes the signature of this
-user's own training (see `vae_jax.signature`) or the user's word. Before it has decided nothing is run or imported.
+A file is loaded from its origin while it is the same, and from its copy if it has changed or is gone. Only `kept`
+allows code to run because a run's folder or configuration names it: that needs the signature of this user's training
+(see `vae_jax.runs.signature`) or the user's word. Nothing runs or is imported before.
 """
 
 import json
@@ -29,15 +29,15 @@ from vae_jax.runs.signature import NoSecretError, is_own, sign
 
 CODE, INDEX, SIGNATURE = "code", "sources.json", "signature.json"
 COPY = re.compile(r"([^/\\\0]{1,255}\.py)?")  # the name of a copy: a file beside the index and nowhere else
-SIZE_LIMIT = 1 << 20  # bytes of what a run tells of its code
+SIZE_LIMIT = 1 << 20  # bytes of a run's index or signature
 
 
 class Kept(NamedTuple):
-    """What a run knows of a user's file.
+    """A user's file in a run's index.
 
     Attributes:
         sha256: of its content when the run began.
-        copy: the name of its copy beside the index; empty of a module, which may need others.
+        copy: the name of its copy beside the index; empty for a module, which may need other modules.
     """
 
     sha256: str
@@ -50,13 +50,13 @@ def names_in(config: Config) -> list[str]:
 
 
 def _options(config: Config) -> dict[tuple[str, str], str]:
-    """What may be an import path, by section and option."""
+    """The options that may be an import path, by section and option."""
     sections = [tuple(option.split(".")) for option in EXTENSIBLE]
     return {(section, option): getattr(getattr(config, section), option) for section, option in sections}
 
 
 def renamed(config: Config, names: Mapping[str, str]) -> Config:
-    """The configuration with import paths replaced by others."""
+    """The configuration with import paths replaced as `names` says."""
     for (section, _), name in _options(config).items():
         if names.get(name, name) != name:
             config = replace(config, **{section: renamed_part(getattr(config, section), names[name])})
@@ -64,12 +64,12 @@ def renamed(config: Config, names: Mapping[str, str]) -> Config:
 
 
 def absolute(config: Config) -> Config:
-    """The configuration with its users' files by absolute paths, since a run must find them from anywhere."""
+    """The configuration with absolute paths of users' files, which work from any folder."""
     return renamed(config, {name: absolute_name(name) for name in names_in(config)})
 
 
 def absolute_name(name: str) -> str:
-    """An import path with its file's path absolute, if it names a file."""
+    """An import path with an absolute path of its file, if it names one."""
     file, colon, entry = name.rpartition(":")
     return f"{expand(file).absolute()}{colon}{entry}" if file.endswith(".py") else name
 
@@ -81,7 +81,7 @@ def by_content(config: Config) -> Config:
 
 
 def sources(names: Iterable[str]) -> dict[str, Source]:
-    """The files that import paths name, by what stands before the colon.
+    """The files of import paths, by the part before the colon.
 
     Raises:
         OSError: if one cannot be read.
@@ -91,20 +91,20 @@ def sources(names: Iterable[str]) -> dict[str, Source]:
 
 
 def keep(files: Mapping[str, Source], names: Iterable[str], folder: Path) -> str:
-    """Copies `sources` into a run folder, unless it has copies already, and signs what the run runs.
+    """Copies `sources` into a run folder, unless it has copies already, and signs the import paths that the run uses.
 
     Args:
-        files: by what stands before the colon.
-        names: the import paths that the run begins, or goes on, with.
+        files: see `sources`.
+        names: the import paths with which the run begins, or goes on.
         folder: of the run.
 
     Returns:
-        A line where no later command of this user will know that this was written by the user's own training; or
+        A line if later commands of this user will not know that this user's training has written the copies; else
         nothing.
 
     Raises:
-        OSError: if one cannot be written.
-        UserError: if the copies there are not what was loaded.
+        OSError: if a file cannot be written.
+        UserError: if the copies there are not the files that were loaded.
     """
     if not (names := list(names)):
         return ""
@@ -115,14 +115,14 @@ def keep(files: Mapping[str, Source], names: Iterable[str], folder: Path) -> str
             if origin.endswith(".py") and source.sha256 not in copies:
                 copies[source.sha256] = _write_copy(code, source)
             index[origin] = Kept(source.sha256, copies[source.sha256] if origin.endswith(".py") else "")._asdict()
-        write_text(code / INDEX, json.dumps(index, indent=2) + "\n")  # last: where it is, the copies are whole
+        write_text(code / INDEX, json.dumps(index, indent=2) + "\n")  # last: if it is there, the copies are whole
     index = read_index(folder)
-    known = _known(names, index)
-    for name, (origin, _) in known.items():  # what is signed is what was loaded, not what lies there by now
+    origins = _known(names, index)
+    for name, (origin, _) in origins.items():  # the loaded content is signed, not a later one
         loaded = files.get(_parts(name)[0])
         if loaded and loaded.sha256 != index[origin].sha256:
             raise UserError(f"{code}: expected {origin} there as it was loaded; it was changed while this run began")
-    run = [f"{origin}:{entry}" for origin, entry in (known.get(name, _parts(name)) for name in names)]
+    run = [f"{origin}:{entry}" for origin, entry in (origins.get(name, _parts(name)) for name in names)]
     signed = _signed(folder, index)
     if isinstance(signed, Signed) and set(run).issubset(signed.names):
         return ""
@@ -131,7 +131,7 @@ def keep(files: Mapping[str, Source], names: Iterable[str], folder: Path) -> str
     names = sorted(set(run))
     signature, why = sign(_canonical(index, names, places))
     write_text(code / SIGNATURE, json.dumps(Signed(names, places, signature)._asdict(), indent=2) + "\n")
-    return why and f"whoever uses what is trained here will need {argument('trust_code', True)} to run its code: {why}"
+    return why and f"using what is trained here will need {argument('trust_code', True)} to run its code: {why}"
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -140,7 +140,7 @@ def _parts(name: str) -> tuple[str, str]:
 
 
 def _write_copy(folder: Path, source: Source) -> str:
-    """Writes a file under a name that is free, also where a file system takes A and a for the same."""
+    """Writes a file under a free name, also on file systems that ignore case."""
     taken, number = {path.name.casefold() for path in folder.iterdir()}, 0
     while (name := f"{source.path.stem}{f'_{number}' * bool(number)}.py").casefold() in taken:
         number += 1
@@ -150,10 +150,10 @@ def _write_copy(folder: Path, source: Source) -> str:
 
 
 def delete(folder: Path) -> None:
-    """Deletes what `keep` has written, and nothing else that lies there; of a link the link."""
+    """Deletes the files that `keep` has written, and nothing else; of a link the link."""
     if (folder / CODE).is_symlink():
         (folder / CODE).unlink()
-    with suppress(UserError):  # of a damaged index, by which nobody knows what is whose
+    with suppress(UserError):  # of a damaged index, without which the copies are unknown
         for known in read_index(folder).values():
             if known.copy:
                 (folder / CODE / known.copy).unlink(missing_ok=True)
@@ -165,22 +165,22 @@ def delete(folder: Path) -> None:
 
 
 def strangers(folder: Path) -> list[Path]:
-    """What lies where a run's copies are, or would be, and is none of them.
+    """Files in the place of a run's copies that are none of them.
 
     Raises:
-        UserError: if what the run tells of its copies is damaged.
+        UserError: if the run's index is damaged.
     """
     if not (folder / CODE).is_dir():
         return [folder / CODE] if (folder / CODE).exists() else []
-    own = {INDEX, SIGNATURE, *(known.copy for known in read_index(folder).values())}
-    return [path for path in contents(folder / CODE) if path.name not in own]
+    known_names = {INDEX, SIGNATURE, *(known.copy for known in read_index(folder).values())}
+    return [path for path in contents(folder / CODE) if path.name not in known_names]
 
 
 def read_index(folder: Path) -> dict[str, Kept]:
-    """What a run knows of users' files, by where they came from.
+    """A run's index of users' files, by their origins.
 
     Raises:
-        UserError: if the file that tells is damaged.
+        UserError: if it is damaged.
     """
     path = folder / CODE / INDEX
     try:
@@ -194,11 +194,11 @@ def read_index(folder: Path) -> dict[str, Kept]:
 
 
 class Signed(NamedTuple):
-    """What this user's own training has signed.
+    """The import paths that this user's training has signed.
 
     Attributes:
-        names: import paths, by where their files came from.
-        places: of modules by their names, where their files were; empty of one in no file.
+        names: import paths, with their files' origins.
+        places: a module's name -> where its file was; empty for one without a file.
         signature: of these and of the index.
     """
 
@@ -213,7 +213,7 @@ def _canonical(index: dict[str, Kept], names: list[str], places: dict[str, str])
 
 
 def _signed(folder: Path, index: dict[str, Kept]) -> Signed | str:
-    """What this user's own training has signed in a run folder; or why nothing is known of any."""
+    """The import paths that this user's training has signed in a run folder, or the reason why there are none."""
     path = folder / CODE / SIGNATURE
     try:
         signed = read_json(path, Signed, SIZE_LIMIT)
@@ -230,25 +230,25 @@ def kept(names: Iterable[str], folder: Path, trust_code: bool = False, users: Co
     """Import paths -> those that a run uses instead, for the files that it has copies of.
 
     Args:
-        names: import paths, of the run's own configuration or of what it is to go on with.
+        names: import paths, of the run's configuration or of the one to go on with.
         folder: of the run.
         trust_code: the user's word for all code that the run's folder or configuration names.
-        users: those of the names by which the user has named a file or a module here and now, which is the word for
-            them, but not for a copy in the run's folder.
+        users: those of the names that the user has given in this call, which is the user's word for these files and
+            modules, but not for a copy in the run's folder.
 
     Raises:
-        UserError: if code would be run for which there is neither the user's word nor the signature of this user's own
-            training. If what the run tells of its copies is damaged.
+        UserError: if code would run for which there is neither the user's word nor the signature of this user's
+            training, or the run's index is damaged.
     """
     index = read_index(folder)
     names = list(dict.fromkeys(names))
-    known = _known(names, index)
+    origins = _known(names, index)
     signed = "" if trust_code or not names else _signed(folder, index)
-    found = {}
+    used_names = {}
     for name in names:
         where, _ = _parts(name)
-        origin, entry = known.get(name, _parts(name))
-        place = _place(origin, index, folder) if name in known else where
+        origin, entry = origins.get(name, _parts(name))
+        place = _place(origin, index, folder) if name in origins else where
         own_file = place == where or (place.endswith(".py") and _sha256(place) == _sha256(where) is not None)
         if not (trust_code or (name in users and own_file)):
             named = name in users
@@ -258,36 +258,36 @@ def kept(names: Iterable[str], folder: Path, trust_code: bool = False, users: Co
                     f"known to be that ({why}); read {_shown(place)}, and if you trust it use "
                     f"{argument('trust_code', True)}"
                 )
-        if name in known:
-            found[name] = f"{place}:{entry}"
-            if place != where:  # it is loaded later on, and may be changed until then
+        if name in origins:
+            used_names[name] = f"{place}:{entry}"
+            if place != where:  # it is loaded later and may change until then
                 pin(Path(place), (trust_code and _sha256(place)) or index[origin].sha256)
-    return found
+    return used_names
 
 
 def _doubt(signed: Signed, origin: str, entry: str, place: str, index: dict[str, Kept], named: bool) -> str:
-    """Why what is to be run is not what this user's own training has run; nothing where it is.
+    """Why code is not the code that this user's training has run; empty if it is.
 
     Args:
         signed: by that training.
-        origin: where the file came from, or the module.
+        origin: of the file, or the module.
         entry: in it.
-        place: of the file, or the module, that is to be run.
+        place: of the file, or the module, that is to run.
         index: of the run's copies.
-        named: whether the user has named this entry here and now.
+        named: whether the user has named this entry in this call.
 
     Raises:
-        UserError: if it is a module that is not found here.
+        UserError: if it is a module that cannot be imported here.
     """
     if not named and f"{origin}:{entry}" not in signed.names:
         return "that training did not run it"
     if place.endswith(".py"):
         known = index.get(origin)
         return "" if known and _sha256(place) in (known.sha256, None) else f"{place} has been edited since"
-    if (found := locate(origin)) is None:
+    if (module := locate(origin)) is None:
         raise UserError(f"expected a module to import, as this run names {origin}:{entry}; found none called {origin}")
-    # What the user's own Python finds is the user's; what only lies in the working folder may be anybody's.
-    if found.here and str(found.file or "") != signed.places.get(origin):
+    # Modules of the user's Python are the user's; those in the working folder may be anybody's.
+    if module.here and str(module.file or "") != signed.places.get(origin):
         return f"it was found in the working folder, not in {signed.places.get(origin) or 'a file'} as then"
     return ""
 
@@ -296,12 +296,12 @@ def _shown(place: str) -> str:
     """A file's absolute path, or a module's."""
     if place.endswith(".py"):
         return str(Path(os.path.expanduser(place)).absolute())
-    found = locate(place)
-    return f"the module {place:.200}" + (f" in {found.file}" if found and found.file else "")
+    module = locate(place)
+    return f"the module {place:.200}" + (f" in {module.file}" if module and module.file else "")
 
 
 def _place(origin: str, index: dict[str, Kept], folder: Path) -> str:
-    """The file that a run uses: where it came from, or its copy where that is another one by now."""
+    """The file that a run uses: its origin, or its copy if the origin has changed."""
     sha256, copy = index[origin].sha256, _copy(origin, index, folder)
     return origin if _sha256(origin) == sha256 and _sha256(copy) in (sha256, None) else str(copy)
 
@@ -312,33 +312,33 @@ def as_kept(config: Config, folder: Path, trust_code: bool = False, users: Conta
 
 
 def named(config: Config, folder: Path) -> Config:
-    """The configuration with a run's files by where they came from, which undoes `as_kept`."""
-    known = _known(names_in(config), read_index(folder))
-    return renamed(config, {name: f"{origin}:{entry}" for name, (origin, entry) in known.items()})
+    """The configuration with a run's files by their origins, which undoes `as_kept`."""
+    origins = _known(names_in(config), read_index(folder))
+    return renamed(config, {name: f"{origin}:{entry}" for name, (origin, entry) in origins.items()})
 
 
 def by_copy(config: Config, folder: Path) -> Config:
-    """The configuration with a run's files by the names of its copies, which stay wherever the files go."""
+    """The configuration with a run's files by the names of its copies, which never change."""
     index = read_index(folder)
-    known = _known(names_in(config), index)
-    return renamed(config, {name: f"{CODE}/{index[origin].copy}:{entry}" for name, (origin, entry) in known.items()})
+    origins = _known(names_in(config), index)
+    return renamed(config, {name: f"{CODE}/{index[origin].copy}:{entry}" for name, (origin, entry) in origins.items()})
 
 
 def _known(names: Iterable[str], index: dict[str, Kept]) -> dict[str, tuple[str, str]]:
-    """Where the files came from that import paths name by their place or by their content, and the entries in them."""
-    known = {}
+    """Import path -> (origin, entry), of paths that name a run's file by its origin or by its content."""
+    origins = {}
     for name in names:
         origin, _, entry = name.rpartition(":")
         if origin not in index and origin.endswith(".py"):
             sha256 = _sha256(origin)
-            origin = next((other for other, same in index.items() if same.copy and same.sha256 == sha256), origin)
+            origin = next((place for place, file in index.items() if file.copy and file.sha256 == sha256), origin)
         if origin in index and index[origin].copy:
-            known[name] = origin, entry
-    return known
+            origins[name] = origin, entry
+    return origins
 
 
 def changes(folder: Path) -> list[str]:
-    """A line for each file that is not what it was when a run began, and what is used."""
+    """A line for each file that has changed since a run began, with the file that is used instead."""
     index = read_index(folder)
 
     def used(origin: str) -> str:
@@ -356,7 +356,7 @@ def changes(folder: Path) -> list[str]:
 
 
 def edited(folder: Path) -> list[str]:
-    """A line for each of a run's copies that is not what it was when the run began."""
+    """A line for each of a run's copies that has changed since the run began."""
     index = read_index(folder)
     copies = {_copy(origin, index, folder): known.sha256 for origin, known in index.items() if known.copy}
     return [
@@ -371,7 +371,7 @@ def _copy(origin: str, index: dict[str, Kept], folder: Path) -> Path:
 
 
 def _sha256(origin: str | Path) -> str | None:
-    """Of a file or of a module's; None where there is none that can be read."""
+    """The SHA-256 of a file, or of a module's file; None if there is none that can be read."""
     try:
         return source_of(str(origin)).sha256
     except (OSError, ImportError, ValueError):

@@ -1,4 +1,4 @@
-"""A run read back from its folder, to be used or to go on."""
+"""Reads a run back from its folder, to use it or to go on."""
 
 import warnings
 from collections.abc import Callable
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from vae_jax.runs.checkpoint import Saved
     from vae_jax.runs.description import Description
 from vae_jax.runs.folder import DIVERGED
-from vae_jax.runs.identity import as_now, changed_run_options, check_own, digest_of, plain_options
+from vae_jax.runs.identity import changed_run_options, check_same_run, digest_of, plain_options, present_options
 
 
 class _Line(NamedTuple):
-    """What counts of a line of RUN/metrics.jsonl."""
+    """The part of a line of RUN/metrics.jsonl that is read."""
 
     epoch: int
 
@@ -45,13 +45,13 @@ def load(
     Args:
         folder: of the run; nothing is written there.
         checkpoint: "latest" or "best".
-        report: is told of each damaged checkpoint, which is passed over, and of a configuration or a user's file that
-            has changed since.
-        trust_code: run the code that the run's folder or configuration names though no training of this user's has put
+        report: called with a line for every damaged checkpoint, which is passed over, and if the configuration or a
+            user's file has changed since.
+        trust_code: run the code that the run's folder or configuration names, even if this user's training has not put
             it there.
 
     Raises:
-        UserError: if it is no run folder or has no sound checkpoint, or it names code that is not trusted.
+        UserError: if it is no run folder or has no undamaged checkpoint, or it names code that is not trusted.
 
     Examples:
         >>> import vae_jax
@@ -68,14 +68,14 @@ def load(
     config = replace(config, data=resolve(config.data))
     configured = plain_options(own_parts.by_copy(config, folder))
     config = resolve_parts(replace(used, data=config.data))
-    configured = as_now(configured, config, folder)
+    configured = present_options(configured, config, folder)
     for line in own_parts.changes(folder):
         report(line)
     shape = config.data.image_shape
 
-    def check(found: "Description") -> None:
-        check_own(folder, found)
-        then = as_now({**found.options}, config, folder) if found.options else {}
+    def check(description: "Description") -> None:
+        check_same_run(folder, description)
+        then = present_options({**description.options}, config, folder) if description.options else {}
         if changed := changed_run_options(configured, then, configured):
             report(f"warning: {folder}/config.yaml is not what the run was trained with; changed: {changed}")
 
@@ -103,7 +103,7 @@ def _restore(
 
 
 def use(trained: Trained) -> Model:
-    """The trained model ready for use: encode, decode, reconstruct and sample, compiled.
+    """The trained model in use: encode, decode, reconstruct and sample, compiled.
 
     Examples:
         >>> import vae_jax
@@ -117,7 +117,7 @@ def use(trained: Trained) -> Model:
     return make_model(network, objective, trained.variables)
 
 
-def standing(
+def checkpoint_to_resume(
     config: Config,
     data: Dataset,
     folder: Path,
@@ -125,13 +125,13 @@ def standing(
     digest: str | None = None,
     trust_code: bool = False,
 ) -> "Saved | None":
-    """Where the run in a folder stands, or None if it has no checkpoint yet.
+    """The newest checkpoint of the run in a folder, to go on from; None if there is none yet.
 
     Args:
-        config: it is to go on with.
-        data: likewise.
+        config: to go on with.
+        data: to go on with.
         folder: of the run.
-        report: is told of each damaged checkpoint, which is passed over.
+        report: called with a line for every damaged checkpoint, which is passed over.
         digest: `digest_of` config and data, if it is known already.
         trust_code: see `train`.
 
@@ -142,26 +142,26 @@ def standing(
     if edited := own_parts.edited(folder):
         raise UserError(f"{edited[0]}; {argument('resume', True)} continues a run as it began")
     now = plain_options(own_parts.by_copy(config, folder))
-    configured = as_now(plain_options(own_parts.by_copy(read_config(folder), folder)), config, folder)
+    configured = present_options(plain_options(own_parts.by_copy(read_config(folder), folder)), config, folder)
 
     def check(then: dict[str, Any]) -> None:
-        """Refuses to continue a run as something else; its configuration tells where an older checkpoint does not."""
+        """Refuses to continue a run with other options; `configured` stands in for an older checkpoint's options."""
         if changed := changed_run_options(now, then or configured, configured):
             raise UserError(f"{folder}: {argument('resume', True)} continues a run as it began; changed: {changed}")
         if changed := changed_run_options(configured, then, configured):
-            report(f"warning: {folder}/config.yaml was changed, and is written anew as the run began: {changed}")
+            report(f"warning: {folder}/config.yaml was changed, and is rewritten as the run began: {changed}")
 
-    def check_found(found: "Description") -> None:
-        check_own(folder, found)
-        check(as_now({**found.options}, config, folder) if found.options else {})
+    def check_description(description: "Description") -> None:
+        check_same_run(folder, description)
+        check(present_options({**description.options}, config, folder) if description.options else {})
 
-    earlier = _restore(folder, "latest", config, data.image_shape, report, check_found)
+    earlier = _restore(folder, "latest", config, data.image_shape, report, check_description)
     if earlier is None:
         check({})
         if epochs := _epochs(folder):
             raise UserError(
                 f"{folder}/checkpoints: expected a checkpoint, since metrics.jsonl has {epochs} epochs; found none; "
-                f"put one back there, or begin the run anew in another folder"
+                f"put one back there, or start the run again in another folder"
             )
         return None
     if not earlier.images:
@@ -173,8 +173,8 @@ def standing(
             f"on the same data only"
         )
     if earlier.digest != (digest or digest_of(config, data)):
-        others = "images, labels or classes" if config.model.classes else "images"
-        raise UserError(f"{folder}: the run was trained on other {others}; a run continues on the same data only")
+        what = "images, labels or classes" if config.model.classes else "images"
+        raise UserError(f"{folder}: the run was trained on other {what}; a run continues on the same data only")
     if data.validation is not None and any("validation_loss" not in epoch for epoch in earlier.history):
         raise UserError(
             f"{folder}: the run was trained without validation images, found {len(data.validation):,}; a run continues "
@@ -187,10 +187,10 @@ def standing(
 
 
 def _epochs(folder: Path) -> int:
-    """How many epochs a run's metrics tell of; they are written after an epoch's checkpoint.
+    """The number of epochs in a run's metrics, which are written after an epoch's checkpoint.
 
     Raises:
-        UserError: if they are damaged: whether there has been an epoch is not known then.
+        UserError: if they are damaged, so that the number is unknown.
     """
     try:
         return sum(1 for _ in checked.read_lines(folder / "metrics.jsonl", _Line))

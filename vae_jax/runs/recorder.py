@@ -1,4 +1,4 @@
-"""What a run's callbacks bring, kept in its folder."""
+"""Keeps a run's state, figures and pictures in its folder."""
 
 import json
 import math
@@ -31,7 +31,7 @@ from vae_jax.runs.folder import DATA, Data
 from vae_jax.training.checks import labels_for
 from vae_jax.training.figures import has_stopped
 from vae_jax.training.loop import compiling
-from vae_jax.training.state import Trained, TrainState, names_of, used
+from vae_jax.training.state import Trained, TrainState, evaluated_variables, names_of
 
 if TYPE_CHECKING:
     from vae_jax.runs.checkpoint import Saved
@@ -51,7 +51,7 @@ SUMMARY_SPLITS = ("train", "validation", "test")
 
 
 class Recorder:
-    """Keeps what a run's callbacks bring."""
+    """Writes a run's folder; its methods are the callbacks of training."""
 
     def __init__(
         self,
@@ -62,34 +62,34 @@ class Recorder:
         devices: Devices | None = None,
         like: "Recorder | None" = None,
     ):
-        """Begins.
+        """Prepares the recorder; writes nothing.
 
         Args:
             config: of the run.
             data: the images.
             folder: of the run.
-            should_stop: asked about once a second whether to save and stop.
+            should_stop: called about once a second; whether to save and stop.
             devices: that it trains on.
-            like: the recorder of a run of the same model on the same data, whose compiled functions serve this one too.
+            like: the recorder of a run of the same model on the same data; its compiled functions are shared.
         """
         self.config, self.data, self.folder, self.should_stop = config, data, folder, should_stop
         self.devices = devices or Devices()
         self.made_with, self.saved_step = environment(devices), 0
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
-        self.drawing: list[Future] | None = None  # programs that the pictures need, once they are being compiled
+        self.drawing: list[Future] | None = None  # programs for the pictures, once they are being compiled
         if like:
             self.objective, self.models, self.digest, self.noted = like.objective, like.models, like.digest, like.noted
             self.sources = like.sources
         else:
             network, self.objective = build(config, data.image_shape)
-            self.sources = own_parts.sources(own_parts.names_in(config))  # as they have been loaded by now
+            self.sources = own_parts.sources(own_parts.names_in(config))  # as they are loaded now
             self.models, self.digest = model_maker(network, self.objective), digest_of(config, data)
             self.noted = Data(data.name, digest_of_all(config, data, self.digest), data.class_names)
         self.best_by = "test_loss" if data.validation is None else "validation_loss"
 
     def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
-        """Writes what a run begins with, and tells what it goes on from.
+        """Writes the files that a run starts with, and reports the checkpoint that it goes on from.
 
         Raises:
             UserError: if the folder cannot be written.
@@ -108,12 +108,12 @@ class Recorder:
             write_text(folder / DATA, json.dumps(self.noted._asdict(), indent=2) + "\n")
             make_inside(folder / "figures")
             self.checkpoints = Keeper(folder / "checkpoints", self.config.output.keep_checkpoints, report, newest)
-            for ended in ("summary.json", DIVERGED):  # of a run that is over
+            for ended in ("summary.json", DIVERGED):  # these mark a run that is over
                 remove(folder / ended)
         except OSError as error:
             raise UserError(f"{folder}: expected a folder that can be written; {in_words(error)}") from error
         if not self.data.spec.is_picture:
-            report(f"no pictures but of the loss: examples of {self.data.spec} are none")
+            report(f"examples of {self.data.spec} are no pictures: only the loss is drawn")
         if earlier is None:
             return
         self.saved_step = newest
@@ -133,13 +133,13 @@ class Recorder:
         if stop or time.monotonic() - self.saved_at > 60 * self.config.output.checkpoint_minutes:
             self.save(state, history)
         if stop:
-            self.devices.wait()  # until the first process has saved, or the others would be lost to it
+            self.devices.wait()  # until the first process has saved, which the other processes must outlive
             raise Stopped(f"stopped in epoch {len(history) + 1} and saved after step {int(state.step)}")
         if self.drawing is None:
             self.prepare(state)
 
     def prepare(self, state: TrainState) -> None:
-        """Begins to load and to compile what the pictures need, beside the training."""
+        """Begins to load and to compile the programs for the pictures, beside the training."""
         with compiling() as pool:
             pool.submit(load)
             if not self.data.spec.is_picture:
@@ -157,7 +157,7 @@ class Recorder:
             for program in self.drawing or []:
                 program.result()
             shown = self.data.test.spread(output.figure_images)
-            use = self.models.make(used(self.config, state))
+            use = self.models.make(evaluated_variables(self.config, state))
             below = np.asarray(use.reconstruct(shown.images, labels_for(self.config, shown)))
             path = self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png"
             pairs(path, shown.images / 255, below)
@@ -181,7 +181,7 @@ class Recorder:
         write_text(self.folder / "metrics.jsonl", "".join(json.dumps(epoch) + "\n" for epoch in history))
 
     def diverged(self, error: Diverged) -> None:
-        with suppress(OSError, UserError):  # a full disk, say; the error itself is told
+        with suppress(OSError, UserError):  # a full disk, say; the error is reported anyway
             write_text(self.folder / DIVERGED, f"{error}\n")
 
     def finish(self, trained: Trained, seconds: float) -> None:
@@ -198,10 +198,10 @@ class Recorder:
 
     def _summary(self, trained: Trained, seconds: float) -> dict[str, Any]:
         history = trained.history
-        # Ranked as the checkpoints are: what is not finite comes last, and of equals the newest is best.
+        # Ranked as checkpoints are: a loss that is not finite comes last, and of equal ones the newest is best.
         best = min(reversed(history), key=lambda epoch: (not math.isfinite(epoch[self.best_by]), epoch[self.best_by]))
-        timed = history[1:] or history  # the first epoch's first calls are still warming up
-        # A resumed epoch counts only what it trained itself.
+        timed = history[1:] or history  # the first epoch includes warming up
+        # A resumed epoch counts only the images after resuming.
         trained_images = sum(epoch["images_per_second"] * epoch["train_seconds"] for epoch in timed)
         last = {name: value for name, value in history[-1].items() if name.split("_")[0] in SUMMARY_SPLITS}
         last.pop("train_seconds")
@@ -229,12 +229,12 @@ class Recorder:
             **({"skipped_images": list(self.data.skipped)} if self.data.skipped else {}),
             **{name: self.made_with[name] for name in ("device", "devices") if name in self.made_with},
             "cores": int(self.made_with["cores"]),
-            "versions": {name: each for name, each in self.made_with.items() if name not in DEVICE},
+            "versions": {name: text for name, text in self.made_with.items() if name not in DEVICE},
         }
 
 
 class Follower(Recorder):
-    """Of several processes all but the first: they stop together with it, and write nothing."""
+    """The recorder of all processes but the first: they stop together with it, and write nothing."""
 
     def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
         self.saved_step = int(earlier.state.step) if earlier else 0

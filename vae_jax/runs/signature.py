@@ -1,7 +1,7 @@
-"""This user's signature, which tells what this user's own commands have written from what came from elsewhere.
+"""This user's signature, which distinguishes files that this user's commands have written from files from elsewhere.
 
-It is an HMAC-SHA256 with a random secret in the user's state folder, which the user alone can read. Whose a file is
-proves nothing: whatever a user unpacks or copies belongs to that user.
+It is an HMAC-SHA256 with a random secret in the user's state folder, which only the user can read. A file's owner
+proves nothing: files that a user unpacks or copies belong to that user.
 """
 
 import hmac
@@ -13,15 +13,15 @@ from pathlib import Path
 from vae_jax.files.user import user_state
 
 SECRET, BYTES = "secret", 32
-_OF_THIS_PROCESS = os.urandom(BYTES)  # signs where no secret can be kept, for as long as the process lives
+_OF_THIS_PROCESS = os.urandom(BYTES)  # signs if no secret can be kept, while the process lives
 
 
 class NoSecretError(Exception):
-    """There is no secret of this user's here; the message says why."""
+    """This user has no secret here; the message says why."""
 
 
 def sign(content: bytes) -> tuple[str, str]:
-    """The signature of a content; and, where only this process will know it, why."""
+    """The signature of a content, and the reason if only this process can verify it, else nothing."""
     try:
         return _sign(_secret(make=True), content), ""
     except NoSecretError as error:
@@ -32,7 +32,7 @@ def is_own(content: bytes, signature: str) -> bool:
     """Whether `sign` gave a content this signature, called by this user.
 
     Raises:
-        NoSecretError: if it did not in this process, and there is no secret to tell by.
+        NoSecretError: if this process has not signed it, and there is no secret to verify it with.
     """
     given = signature.encode(errors="replace")
     if hmac.compare_digest(_sign(_OF_THIS_PROCESS, content).encode(), given):
@@ -65,8 +65,8 @@ def _secret(make: bool) -> bytes:
 
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
-        found, content = os.fstat(file.fileno()), file.read(BYTES + 1)
-    if os.name == "posix" and (found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077):
+        status, content = os.fstat(file.fileno()), file.read(BYTES + 1)
+    if os.name == "posix" and (status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077):
         raise ValueError("expected a file of this user's that nobody else can read (mode 0600)")
     if len(content) != BYTES:
         raise ValueError(f"expected {BYTES} bytes")
@@ -84,7 +84,7 @@ def _make(path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(temporary, path)  # which replaces nothing: of two processes the first one's secret stays
+            os.link(temporary, path)  # replaces nothing: of two processes' secrets the first one stays
         except FileExistsError:
             return
         except OSError:  # some file systems have no links

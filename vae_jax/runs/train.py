@@ -1,4 +1,4 @@
-"""TODO vae_jax.runs.train"""
+"""Trains a run into its folder: starts, resumes or overwrites it."""
 
 import time
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from vae_jax.runs import own_parts
 from vae_jax.runs.fit import fit
 from vae_jax.runs.folder import absolute_start, check_folder, check_start, delete
 from vae_jax.runs.identity import check_alike, check_shape
-from vae_jax.runs.reading import standing
+from vae_jax.runs.reading import checkpoint_to_resume
 from vae_jax.runs.recorder import Follower, Recorder
 from vae_jax.training.figures import has_stopped
 from vae_jax.training.loop import compiling
@@ -43,26 +43,26 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     trust_code: bool = False,
 ) -> Trained:
-    """Trains into a run folder.
+    """Trains the configured model into a run folder.
 
     Args:
         config: of the run.
         data: the images.
         folder: of the run; created.
-        resume: continue the run in it, or start one where there is none.
+        resume: continue the run in it, or start one if there is none.
         overwrite: delete the run in it first.
         devices: to train on, together; by default one. Of several processes the first writes the folder, which all see.
         report: called with a line of text now and then.
         on_progress: see `vae_jax.runs.fit.fit`.
         on_epoch: see `vae_jax.runs.fit.fit`.
-        should_stop: asked about once a second whether to save and stop.
-        trust_code: with `resume`, run copies of users' files in the folder though no training of this user's has put
-            them there. What `config` names is run anyway.
+        should_stop: called about once a second; whether to save and stop.
+        trust_code: with `resume`, run copies of users' files in the folder even if this user's training has not put
+            them there. Files that `config` names run anyway.
 
     Raises:
-        UserError: if the folder is in the way, in use or cannot be written, the images are not of the size and channels
-            that are configured, a checkpoint cannot be saved, or anything of `fit`.
-        Stopped: once it has stopped because it should.
+        UserError: if the folder is in the way, in use or cannot be written, the images do not have the configured size
+            and channels, a checkpoint cannot be saved, or for the reasons of `fit`.
+        Stopped: after it has stopped by `should_stop`.
 
     Examples:
         >>> import vae_jax
@@ -72,7 +72,7 @@ def train(
         >>> vae_jax.load_run("runs/example").history == trained.history
         True
     """
-    from vae_jax.runs.finetune import begun_from
+    from vae_jax.runs.finetune import start_from_run
 
     folder, devices = Path(folder), devices or Devices()
     config = own_parts.absolute(absolute_start(settled(config, data)))
@@ -87,7 +87,7 @@ def train(
         earlier = None
         if resume and (folder / "config.yaml").exists():
             config = own_parts.as_kept(config, folder, trust_code, own_parts.names_in(config))
-            earlier = standing(config, data, folder, report, trust_code=trust_code)
+            earlier = checkpoint_to_resume(config, data, folder, report, trust_code=trust_code)
             for line in own_parts.changes(folder):
                 report(f"warning: {line}")
         elif resume:
@@ -95,9 +95,9 @@ def train(
         config = resolve_parts(config)
         make_recorder = Recorder if devices.writes else Follower
         recorder = make_recorder(config, data, folder, lambda: bool(devices.agree(should_stop(), np.any)), devices)
-        check_alike(config, recorder.digest, earlier, devices)  # all have read by then what the first will write over
+        check_alike(config, recorder.digest, earlier, devices)  # now all have read what the first will overwrite
 
-        def on_start() -> None:  # whatever does not fit together has been refused by now
+        def on_start() -> None:  # all checks are done
             if overwrite and devices.writes:
                 delete(folder)
             recorder.open(earlier, report)
@@ -115,7 +115,7 @@ def train(
         began = time.perf_counter()
         begun = (earlier.state, earlier.history) if earlier else None
         if begun is None and config.train.start is not None:
-            begun = begun_from(config, data.image_shape, len(data.train), report, trust_code), []
+            begun = start_from_run(config, data.image_shape, len(data.train), report, trust_code), []
         try:
             trained = fit(
                 config,
@@ -130,9 +130,9 @@ def train(
         except Diverged as error:
             on = f" or go on from step {recorder.saved_step} with {argument('resume', True)}, train.skip_nonfinite true"
             how = f"{argument('overwrite', True)} or another {argument('folder')}"
-            anew = f"begin anew ({how}){on if recorder.saved_step else ''}"
+            hint = f"start again ({how}){on if recorder.saved_step else ''}"
             recorder.diverged(error)
-            raise Diverged(f"{error}; {anew}") from error
+            raise Diverged(f"{error}; {hint}") from error
         if has_stopped(config, trained.history):
             report(stopped_line(config, trained.history))
         recorder.finish(trained, time.perf_counter() - began)
@@ -140,6 +140,6 @@ def train(
 
 
 def stopped_line(config: Config, history: list[dict[str, Any]]) -> str:
-    """What is said of a run that has stopped early."""
+    """The line about a run that has stopped early."""
     count = config.train.patience
     return f"stopped after epoch {len(history)}: validation loss has not fallen for {count} epoch{'s' * (count != 1)}"

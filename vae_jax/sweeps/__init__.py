@@ -1,1 +1,1 @@
-"""Sweeps: the same model with many seeds and settings, as one program and a folder for every run."""
+"""Sweeps: one model with many seeds and settings, compiled as one program, with a folder for every run."""

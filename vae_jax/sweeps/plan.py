@@ -1,4 +1,4 @@
-"""What a sweep trains: a grid of settings and seeds, and the folder that holds it."""
+"""Plans of sweeps: a grid of settings and seeds, and its folder."""
 
 import json
 import math
@@ -33,10 +33,10 @@ SWEPT = ("data.treatment", "model.", "posterior.", "prior.", "likelihood.", "obj
 
 
 class Sweep(NamedTuple):
-    """What is swept.
+    """A grid of settings and seeds.
 
     Attributes:
-        config: what the members have in common.
+        config: that the members share.
         seeds: how many seeds, counted from the configuration's.
         settings: values by option; every combination is trained with every seed.
     """
@@ -47,7 +47,7 @@ class Sweep(NamedTuple):
 
 
 class _Specification(NamedTuple):
-    """What SWEEP/sweep.json holds; its fields are those of `Sweep`."""
+    """The content of SWEEP/sweep.json; its fields are those of `Sweep`."""
 
     config: dict[str, Json]
     seeds: int
@@ -59,8 +59,8 @@ class Member(NamedTuple):
 
     Attributes:
         name: of its folder.
-        setting: its value of each option that is swept.
-        config: its configuration.
+        setting: values of the swept options.
+        config: of the run.
     """
 
     name: str
@@ -72,9 +72,9 @@ def make_sweep(config: Config, seeds: int, settings: Sequence[str]) -> Sweep:
     """A sweep from settings written as "objective.beta=0.5,1,2".
 
     Raises:
-        UserError: if they are not written so, or `_checked` refuses them.
+        UserError: if they are written otherwise, or `_checked` refuses them.
     """
-    found: dict[str, list[str]] = {}
+    values_of: dict[str, list[str]] = {}
     for text in settings:
         option, equals, values = text.partition("=")
         option = option.strip()
@@ -83,19 +83,19 @@ def make_sweep(config: Config, seeds: int, settings: Sequence[str]) -> Sweep:
                 f"{argument('settings')}: expected OPTION=VALUE,VALUE,… as in objective.beta=0.5,1,2; found {cut(text)}"
             )
         _check_swept(option)
-        if option in found:
+        if option in values_of:
             raise UserError(f"{argument('settings')}: expected each option once; found {cut(option)} again")
         try:
-            found[option] = values_in(option, values)
+            values_of[option] = values_in(option, values)
         except UserError as error:
             raise UserError(f"{argument('settings')} {error}") from error
         if option in EXTENSIBLE:
-            found[option] = [own_parts.absolute_name(value) for value in found[option]]
-    return _checked(absolute(Sweep(own_parts.absolute(config), seeds, found)))
+            values_of[option] = [own_parts.absolute_name(value) for value in values_of[option]]
+    return _checked(absolute(Sweep(own_parts.absolute(config), seeds, values_of)))
 
 
 def absolute(sweep: Sweep) -> Sweep:
-    """The sweep with the runs that its members begin with by absolute paths."""
+    """The sweep with absolute paths of the runs with which its members begin."""
     settings = dict(sweep.settings)
     if "train.start" in settings:
         settings["train.start"] = [str(expand(value).absolute()) for value in settings["train.start"]]
@@ -103,10 +103,10 @@ def absolute(sweep: Sweep) -> Sweep:
 
 
 def _checked(sweep: Sweep) -> Sweep:
-    """The sweep, if it may be one, wherever it comes from: the command line or a folder's description.
+    """The sweep, from the command line or a folder's description, once it is checked.
 
     Raises:
-        UserError: naming what it has that none may have.
+        UserError: naming the option that is wrong.
     """
     for option, values in sweep.settings.items():
         _check_swept(option)
@@ -116,8 +116,8 @@ def _checked(sweep: Sweep) -> Sweep:
             raise UserError(f"{argument('settings')} {option}: expected each value once; found {cut(','.join(values))}")
     seeds, counts = sweep.seeds, [len(values) for values in sweep.settings.values()]
     if not 1 <= seeds <= MOST or seeds * math.prod(counts) > MOST:
-        found = listed([f"{seeds:,} seeds", *(f"{count:,} values" for count in counts)], between=" × ")
-        raise UserError(f"{argument('seeds')}, {argument('settings')}: expected 1 to {MOST:,} members; found {found}")
+        grid = listed([f"{seeds:,} seeds", *(f"{count:,} values" for count in counts)], between=" × ")
+        raise UserError(f"{argument('seeds')}, {argument('settings')}: expected 1 to {MOST:,} members; found {grid}")
     if sweep.config.seed + seeds > 1 << 32:
         raise UserError(
             f"{argument('seeds')}: expected seeds below {1 << 32:,}; found {seeds} from {sweep.config.seed} on"
@@ -132,7 +132,7 @@ def _check_swept(option: str) -> None:
 
 
 def members_of(sweep: Sweep) -> list[Member]:
-    """The members, those of a setting one after another.
+    """The members, setting by setting.
 
     Raises:
         UserError: if a setting is refused.
@@ -140,7 +140,7 @@ def members_of(sweep: Sweep) -> list[Member]:
     short = [option.rpartition(".")[2] for option in sweep.settings]
     names = [name if short.count(name) == 1 else option for name, option in zip(short, sweep.settings, strict=True)]
     labels = {option: dict(zip(values, _labels(values), strict=True)) for option, values in sweep.settings.items()}
-    found = []
+    members = []
     for values in product(*sweep.settings.values()):
         setting = dict(zip(sweep.settings, values, strict=True))
         try:
@@ -150,18 +150,20 @@ def members_of(sweep: Sweep) -> list[Member]:
             raise UserError(f"{argument('settings')}: {error}") from error
         label = [f"{name}={labels[option][setting[option]]}" for name, option in zip(names, setting, strict=True)]
         for seed in range(config.seed, config.seed + sweep.seeds):
-            own = with_options(config, seed=str(seed)) if seed == config.seed else with_values(config, {"seed": seed})
-            found.append(Member(",".join([*label, f"seed={seed}"]), setting, own))
-    if len({member.name.casefold() for member in found}) < len(found):  # as some file systems compare them
+            config_of_seed = (
+                with_options(config, seed=str(seed)) if seed == config.seed else with_values(config, {"seed": seed})
+            )
+            members.append(Member(",".join([*label, f"seed={seed}"]), setting, config_of_seed))
+    if len({member.name.casefold() for member in members}) < len(members):  # as some file systems compare them
         raise UserError(
             f"{argument('settings')}: expected values that name different folders; found some that differ only in "
             "characters that a folder's name does not keep, or in capitals"
         )
-    return found
+    return members
 
 
 def _labels(values: list[str]) -> list[str]:
-    """An option's values as parts of folders' names; of files' paths so much that they differ, if they can."""
+    """An option's values as parts of folders' names; of files' paths as little as makes them differ, if possible."""
     labels: list[str] = []
     for parts in range(1, 2 + max(value.count("/") for value in values)):
         labels = [_label(value, parts) for value in values]
@@ -178,10 +180,10 @@ def _label(value: str, parts: int) -> str:
 
 
 def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool) -> None:
-    """Refuses to write where something else is, before any long work.
+    """Refuses a folder that is in the way, before any long work.
 
     Raises:
-        UserError: if the folder is in use and neither option says what to do, or it is no sweep's or another's.
+        UserError: if the folder has a sweep and not exactly one option is set, or it is no sweep's or another sweep's.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: expected a folder for the sweep, found a file")
@@ -193,8 +195,8 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
             f"{folder}: expected a new or empty folder or a sweep's; found other files, which are left alone"
         )
     if resume == overwrite:
-        going_on, anew = argument("resume", True), argument("overwrite", True)
-        raise UserError(f"{folder}: there is a sweep already; {going_on} continues it, {anew} deletes it first")
+        going_on, overwriting = argument("resume", True), argument("overwrite", True)
+        raise UserError(f"{folder}: there is a sweep already; {going_on} continues it, {overwriting} deletes it first")
     for start in {member.config.train.start for member in members_of(sweep)} if overwrite else ():
         check_start(start, folder)
     earlier = read_sweep(folder)
@@ -214,28 +216,28 @@ def check_sweep_folder(folder: Path, sweep: Sweep, resume: bool, overwrite: bool
 
 
 def _as_options(settings: dict[str, list[str]]) -> str:
-    """Settings as the command line takes them, in the order that the members' names have."""
+    """Settings as the command line takes them, in the order of the members' names."""
     return " ".join(f"{option}={','.join(values)}" for option, values in settings.items()) or "none"
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """What a folder's sweep is of.
+    """The sweep of a folder.
 
     Raises:
         UserError: if it is no sweep's folder or its description is damaged.
     """
     path = folder / SPECIFICATION
     try:
-        found = read_json(path, _Specification)
+        description = read_json(path, _Specification)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: expected a sweep's folder with a {SPECIFICATION} in it; found none") from error
     try:
-        if strange := [option for option in found.config if option != "seed" and "." not in option]:
+        if strange := [option for option in description.config if option != "seed" and "." not in option]:
             raise UserError(f"config: expected options of a configuration; found {listed(strange)}")
-        options: dict[str, Any] = found.config
+        options: dict[str, Any] = description.config
         config = as_listed(Config(), **options)
         check_used(config)
-        sweep = _checked(Sweep(config, found.seeds, found.set))
+        sweep = _checked(Sweep(config, description.seeds, description.set))
         for option, values in sweep.settings.items():
             for value in values:
                 with_options(sweep.config, **{option: value})

@@ -1,4 +1,4 @@
-"""What became of the members, and which of them may be ranked against each other."""
+"""The members' outcomes, and which of them may be ranked together."""
 
 import math
 from typing import Any, NamedTuple
@@ -13,12 +13,12 @@ from vae_jax.sweeps.plan import Member, Sweep
 
 
 class Outcome(NamedTuple):
-    """What became of a member.
+    """The outcome of a member.
 
     Attributes:
         member: which one.
         history: figures of its epochs, see `vae_jax.runs.fit.fit`.
-        failure: why it has diverged; empty where it has not.
+        failure: why it has diverged; empty if it has not.
     """
 
     member: Member
@@ -27,14 +27,14 @@ class Outcome(NamedTuple):
 
 
 class Ranking(NamedTuple):
-    """What members are ranked by, lower is better; only those of the same ranking are ranked against each other.
+    """The figure by which members are ranked, lower is better; only members of the same ranking compare.
 
     Attributes:
-        split: whose figures.
-        parts: the figures whose sum it is.
+        split: that the figure is of.
+        parts: the figures that it is the sum of.
         unit: of the loss.
-        measure: what the likelihood's values are, see `vae_jax.likelihoods.measured`; without a likelihood the data.
-        generative: whether there is a likelihood, and −ELBO (reconstruction + KL) with it.
+        measure: the kind of the likelihood's values, see `vae_jax.likelihoods.measured`; without a likelihood the data.
+        generative: whether there is a likelihood, and with it −ELBO (reconstruction + KL).
     """
 
     split: str
@@ -45,12 +45,12 @@ class Ranking(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In words."""
+        """The figure in words."""
         return f"{self.split} {'−ELBO' if 'kl' in self.parts else self.parts[0]}"
 
     @property
     def kind(self) -> str:
-        """What it is a number of."""
+        """The figure's unit and measure, in words."""
         return f"{self.unit}, {self.measure}"
 
     def of(self, epoch: dict[str, Any]) -> float:
@@ -59,10 +59,10 @@ class Ranking(NamedTuple):
 
 
 def ranking(sweep: Sweep, config: Config, data: Dataset) -> Ranking:
-    """What a member is ranked by, and against whom.
+    """A member's ranking.
 
-    That is the loss; where the objective is swept, and losses are of different kinds, −ELBO (reconstruction + KL), or
-    the reconstruction alone where there is no ELBO.
+    It is the loss. If the objective is swept, losses are of different kinds: then it is −ELBO (reconstruction + KL), or
+    the reconstruction alone if there is no ELBO.
     """
     split = "test" if data.validation is None else "validation"
     objective, treatment = objectives.get(config.objective), config.data.treatment

@@ -16,7 +16,7 @@ from vae_jax.sweeps.plan import Sweep
 from vae_jax.sweeps.ranking import Outcome, Ranking, ranking
 
 MOST_CURVES = 100  # in a picture
-OF_BOUNDS = ("kl", "negative_elbo")  # figures that there are with a likelihood only
+OF_BOUNDS = ("kl", "negative_elbo")  # figures that exist with a likelihood only
 
 
 def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dataset) -> None:
@@ -24,13 +24,13 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
     settings = _by_setting(outcomes)
     ranks = {setting: ranking(sweep, group[0].member.config, data) for setting, group in settings.items()}
     rows = []
-    for each in outcomes:
-        last, rank = each.history[-1] if each.history else {}, ranks[tuple(each.member.setting.items())]
+    for outcome in outcomes:
+        last, rank = outcome.history[-1] if outcome.history else {}, ranks[tuple(outcome.member.setting.items())]
         rows.append(
             {
-                **each.member.setting,
-                "seed": each.member.config.seed,
-                "epochs": len(each.history),
+                **outcome.member.setting,
+                "seed": outcome.member.config.seed,
+                "epochs": len(outcome.history),
                 **{
                     name: value
                     for name, value in last.items()
@@ -39,8 +39,8 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
                 **({"ranked_by": rank.of(last)} if last else {}),
                 "unit": rank.unit,
                 "measure": rank.measure,
-                "diverged": each.failure,
-                "folder": each.member.name,
+                "diverged": outcome.failure,
+                "folder": outcome.member.name,
             }
         )
     ends = ("unit", "measure", "diverged", "folder")
@@ -54,12 +54,12 @@ def write_results(folder: Path, sweep: Sweep, outcomes: list[Outcome], data: Dat
     kinds: dict[Ranking, dict[Any, list[Outcome]]] = {}
     for setting, group in settings.items():
         kinds.setdefault(ranks[setting], {})[setting] = group
-    for number, (rank, some) in enumerate(kinds.items(), 1):  # what does not compare has no axis in common
-        _draw(folder / "figures", sweep, rank, some, f"_{number}" if len(kinds) > 1 else "")
+    for number, (rank, settings_of_rank) in enumerate(kinds.items(), 1):  # figures that do not compare share no axis
+        _draw(folder / "figures", sweep, rank, settings_of_rank, f"_{number}" if len(kinds) > 1 else "")
 
 
 def _draw(folder: Path, sweep: Sweep, rank: Ranking, settings: dict[Any, list[Outcome]], suffix: str) -> None:
-    """The pictures of settings of one ranking."""
+    """Draws the pictures of the settings of one ranking."""
     shown = {rank.name: rank.of}
     for part, title in (("reconstruction", "reconstruction"), ("kl", "KL")) if rank.generative else ():
         shown[f"{rank.split} {title}"] = rank._replace(parts=(part,)).of
@@ -91,46 +91,46 @@ def _draw(folder: Path, sweep: Sweep, rank: Ranking, settings: dict[Any, list[Ou
 
 def _by_setting(outcomes: list[Outcome]) -> dict[tuple[tuple[str, str], ...], list[Outcome]]:
     groups: dict[tuple[tuple[str, str], ...], list[Outcome]] = {}
-    for each in outcomes:
-        groups.setdefault(tuple(each.member.setting.items()), []).append(each)
+    for outcome in outcomes:
+        groups.setdefault(tuple(outcome.member.setting.items()), []).append(outcome)
     return groups
 
 
 def summarize(settings: dict[Any, list[Outcome]], ranks: dict[Any, Ranking]) -> list[dict[str, Any]]:
-    """A row for each setting: of the members that have not diverged the mean and the standard deviation over seeds."""
-    rows, own = [], own_figures(settings)
+    """A row for each setting: mean and standard deviation over the seeds that have not diverged."""
+    rows, own_names = [], own_figures(settings)
     for setting, group in settings.items():
         rank = ranks[setting]
         last = [outcome.history[-1] for outcome in group if not outcome.failure]
         row: dict[str, Any] = {**dict(setting), "seeds": len(group), "diverged": len(group) - len(last)}
         values = {part: [epoch.get(f"{rank.split}_{part}", math.nan) for epoch in last] for part in FIGURES}
         values["negative_elbo"] = [a + b for a, b in zip(values["reconstruction"], values["kl"], strict=True)]
-        for part in own:
+        for part in own_names:
             values[part] = [epoch[f"{rank.split}_{part}"] for epoch in last if f"{rank.split}_{part}" in epoch]
-        for part, found in values.items():
+        for part, numbers in values.items():
             if part in OF_BOUNDS and not rank.generative:  # there is none
-                found = []
-            row[f"{rank.split}_{part}"] = float(np.mean(found)) if found else math.nan
-            row[f"{rank.split}_{part}_std"] = float(np.std(found, ddof=1)) if len(found) > 1 else math.nan
+                numbers = []
+            row[f"{rank.split}_{part}"] = float(np.mean(numbers)) if numbers else math.nan
+            row[f"{rank.split}_{part}_std"] = float(np.std(numbers, ddof=1)) if len(numbers) > 1 else math.nan
         row["ranked_by"] = float(np.mean([rank.of(epoch) for epoch in last])) if last else math.nan
         rows.append(row | {"unit": rank.unit, "measure": rank.measure})
     return rows
 
 
 def own_figures(settings: dict[Any, list[Outcome]]) -> list[str]:
-    """The figures that objectives have beside FIGURES, by name."""
+    """The names of the objectives' figures beside FIGURES, sorted."""
     last = [outcome.history[-1] for group in settings.values() for outcome in group if outcome.history]
     names = {name.removeprefix("test_") for epoch in last for name in epoch if name.startswith("test_")}
     return sorted(names.difference(FIGURES))
 
 
-def markdown(sweep: Sweep, table: list[dict[str, Any]], ranks: list[Ranking], own: list[str]) -> str:
-    """The table to read, with these own figures; the best of several settings with the same ranking is bold."""
+def markdown(sweep: Sweep, table: list[dict[str, Any]], ranks: list[Ranking], own_names: list[str]) -> str:
+    """The table in Markdown; `own_names` are further figures. The best of settings with the same ranking is bold."""
     split, several = ranks[0].split, len(set(ranks)) > 1
     titles = {"loss": "loss", "reconstruction": "reconstruction", "kl": "KL", "negative_elbo": "−ELBO"}
     if not any(rank.generative for rank in ranks):
         titles = {part: title for part, title in titles.items() if part not in OF_BOUNDS}
-    titles |= {name: name for name in own}
+    titles |= {name: name for name in own_names}
     best = []
     for kind in set(ranks):
         rivals = [row for row, rank in zip(table, ranks, strict=True) if rank == kind]
@@ -152,7 +152,7 @@ def markdown(sweep: Sweep, table: list[dict[str, Any]], ranks: list[Ranking], ow
                 "–" if math.isnan(mean) else f"{mean:.2f}" + ("" if math.isnan(spread) else f" ± {spread:.2f}")
             )
         cells += [escaped(rank.kind)] * several + [str(row["diverged"] or "–")]
-        bold = any(row is each for each in best)
+        bold = any(row is best_row for best_row in best)
         lines.append("| " + " | ".join(f"**{cell}**" if bold else cell for cell in cells) + " |")
     if several:
         kinds = [escaped(kind) for kind in sorted({rank.kind for rank in ranks})]

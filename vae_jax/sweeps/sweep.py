@@ -1,4 +1,4 @@
-"""TODO vae_jax.sweeps.sweep"""
+"""Trains a sweep: its members in groups, every member into a run folder."""
 
 import math
 import time
@@ -20,10 +20,10 @@ from vae_jax.files.held import LOCK, check_no_link
 from vae_jax.files.lock import writing
 from vae_jax.files.replace import remove, write_text
 from vae_jax.runs import own_parts
-from vae_jax.runs.finetune import begun_from
+from vae_jax.runs.finetune import start_from_run
 from vae_jax.runs.folder import DIVERGED, delete, read_config, read_reason
 from vae_jax.runs.identity import check_shape, digest_of
-from vae_jax.runs.reading import standing
+from vae_jax.runs.reading import checkpoint_to_resume
 from vae_jax.runs.recorder import Recorder
 from vae_jax.runs.train import stopped_line
 from vae_jax.sweeps.plan import (
@@ -45,18 +45,18 @@ from vae_jax.training.state import Progress, Trained, TrainState
 
 
 class Group(NamedTuple):
-    """Members that are compiled as one program, as a table shows them while they train.
+    """The progress of members that are compiled as one program.
 
     Attributes:
         members: how many.
         epoch: the current one; 0 before the first.
-        epochs: how many there will be.
+        epochs: in all.
         done: the part of the steps that is done, 0 to 1.
-        diverged: how many members have.
-        best: the name of the best member after its last epoch so far; empty before the first.
-        figure: that member's; NaN before the first.
-        ranked_by: what it is.
-        unit: of it.
+        diverged: how many members have diverged.
+        best: the name of the best member by its last epoch so far; empty before the first epoch.
+        figure: of that member; NaN before the first epoch.
+        ranked_by: the figure's name.
+        unit: of the figure.
         images_per_second: of all members together.
     """
 
@@ -84,63 +84,63 @@ def run(
     should_stop: Callable[[], bool] = lambda: False,
     trust_code: bool = False,
 ) -> list[Outcome]:
-    """Trains every member of a sweep into a run folder of its own; what ends alike is compiled as one program.
+    """Trains every member of a sweep into a run folder; members that differ in numbers only are one program.
 
     Args:
-        sweep: what is swept.
+        sweep: the plan.
         data: the images, which all members share.
         folder: of the sweep; created.
-        resume: continue the sweep in it, or start one where there is none.
+        resume: continue the sweep in it, or start one if there is none.
         overwrite: delete the sweep in it first.
         report: called with a line of text now and then.
-        on_progress: called about once a second with where each group stands.
-        should_stop: asked about once a second whether to save and stop.
-        trust_code: with `resume`, run copies of users' files in the folders though no training of this user's has put
-            them there. What `sweep` names is run anyway.
+        on_progress: called about once a second with the groups' progress.
+        should_stop: called about once a second; whether to save and stop.
+        trust_code: with `resume`, run copies of users' files in the folders even if this user's training has not put
+            them there. Files that `sweep` names run anyway.
 
     Returns:
-        What became of each member, those of a setting one after another.
+        The members' outcomes, setting by setting.
 
     Raises:
         UserError: if a folder is in the way, in use or cannot be written, or a configuration does not fit the data.
-        Stopped: once it has stopped because it should.
+        Stopped: after it has stopped by `should_stop`.
     """
     folder, sweep = Path(folder), absolute(sweep)
     config = settled(sweep.config, data)
-    found = members_of(sweep._replace(config=config))
+    members = members_of(sweep._replace(config=config))
     check_sweep_folder(folder, sweep, resume, overwrite)
     check_shape(config, data)
-    said: set[str] = set()
+    reported: set[str] = set()
 
-    def tell_once(line: str) -> None:
-        if line not in said:
+    def report_once(line: str) -> None:
+        if line not in reported:
             report(line)
-        said.add(line)
+        reported.add(line)
 
     def check_files() -> None:
-        """Tells of users' files that have changed since the sweep began; refuses copies of them that have."""
+        """Reports users' files that have changed since the sweep began; refuses changed copies of them."""
         if edited := own_parts.edited(folder):
             raise UserError(f"{edited[0]}; a sweep goes on as it began")
         for line in own_parts.changes(folder):
-            tell_once(f"warning: {line}")
+            report_once(f"warning: {line}")
 
     if resume:
         check_files()
-        found = _as_kept(found, folder, trust_code)
-    found = [member._replace(config=resolve_parts(member.config)) for member in found]
+        members = _as_kept(members, folder, trust_code)
+    members = [member._replace(config=resolve_parts(member.config)) for member in members]
     groups: dict[Config, list[Member]] = {}
-    for member in found:
-        groups.setdefault(several.alike(member.config), []).append(member)
+    for member in members:
+        groups.setdefault(several.shared_config(member.config), []).append(member)
     for group in groups.values():
         several.check(group[0].config, data)
-    sources = own_parts.sources(names_in(found))
+    sources = own_parts.sources(names_in(members))
     data.warn_of_darkness()
     with writing(folder):
         if overwrite and (folder / SPECIFICATION).exists():
             _delete_sweep(folder)
         write_text(folder / SPECIFICATION, specification(sweep))
-        if unsigned := own_parts.keep(sources, names_in(found), folder):
-            tell_once(unsigned)
+        if unsigned := own_parts.keep(sources, names_in(members), folder):
+            report_once(unsigned)
         ranks = [ranking(sweep, group[0].config, data) for group in groups.values()]
         status = [
             Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, "", math.nan, rank.name, rank.unit, 0.0)
@@ -153,12 +153,14 @@ def run(
 
             def show(epoch: int, done: float, speed: float, number: int = number, group: list[Member] = group) -> None:
                 rank = ranks[number]
-                found = [outcomes[member.name] for member in group if member.name in outcomes]
+                outcomes_of_group = [outcomes[member.name] for member in group if member.name in outcomes]
                 ranked = [
-                    (rank.of(each.history[-1]), each.member.name) for each in found if each.history and not each.failure
+                    (rank.of(outcome.history[-1]), outcome.member.name)
+                    for outcome in outcomes_of_group
+                    if outcome.history and not outcome.failure
                 ]
                 figure, name = min(ranked, default=(math.nan, ""))
-                diverged = sum(bool(each.failure) for each in found)
+                diverged = sum(bool(outcome.failure) for outcome in outcomes_of_group)
                 epochs = group[0].config.train.epochs
                 status[number] = Group(
                     len(group), epoch, epochs, done, diverged, name, figure, rank.name, rank.unit, speed
@@ -166,18 +168,28 @@ def run(
                 if on_progress:
                     on_progress(list(status))
 
-            def tell(line: str, number: int = number) -> None:
+            def report_group(line: str, number: int = number) -> None:
                 report(f"group {number + 1}/{len(groups)}: {line}")
 
             most, goes_on = several.most(), resume
             while most:
-                check_files()  # a user may have gone on working on one while others trained
+                check_files()  # a user may have changed a file while other groups trained
                 kept = _as_kept(group, folder, trust_code)
                 most = _train_group(
-                    kept, most, images, folder, goes_on, trust_code, tell_once, tell, show, should_stop, outcomes
+                    kept,
+                    most,
+                    images,
+                    folder,
+                    goes_on,
+                    trust_code,
+                    report_once,
+                    report_group,
+                    show,
+                    should_stop,
+                    outcomes,
                 )
                 goes_on = True
-        ended = [outcomes[member.name]._replace(member=member) for member in _as_kept(found, folder, trust_code)]
+        ended = [outcomes[member.name]._replace(member=member) for member in _as_kept(members, folder, trust_code)]
         write_results(folder, sweep, ended, data)
     return ended
 
@@ -185,8 +197,8 @@ def run(
 def _as_kept(group: list[Member], folder: Path, trust_code: bool) -> list[Member]:
     """Members with the sweep's copies of users' files in place of those that have changed since it began."""
     names = names_in(group)
-    own = own_parts.kept(names, folder, trust_code, names)
-    return [member._replace(config=own_parts.renamed(member.config, own)) for member in group]
+    names_to_use = own_parts.kept(names, folder, trust_code, names)
+    return [member._replace(config=own_parts.renamed(member.config, names_to_use)) for member in group]
 
 
 def _train_group(
@@ -197,26 +209,26 @@ def _train_group(
     resume: bool,
     trust_code: bool,
     report: Callable[[str], None],
-    tell: Callable[[str], None],
+    report_group: Callable[[str], None],
     show: Callable[[int, float, float], None],
     should_stop: Callable[[], bool],
     outcomes: dict[str, Outcome],
 ) -> int:
-    """Trains what is not finished of members that are alike, at most so many at once; fills in `outcomes`.
+    """Trains the unfinished members of a group, at most `most` at once; fills in `outcomes`.
 
     Returns:
-        0, or how many at once are worth another try, since while they trained the memory did not hold them.
+        0, or how many at once to try next, since these did not fit into memory while they trained.
     """
     data = images.data
     epochs, steps = group[0].config.train.epochs, -(-len(data.train) // group[0].config.train.batch_size)
     digest = digest_of(group[0].config, data) if resume else ""
-    waiting: dict[int, list[tuple[Member, Any]]] = {}  # by the step where they stand: a killed sweep leaves several
+    waiting: dict[int, list[tuple[Member, Any]]] = {}  # by their steps, which differ after a killed sweep
     for member in group:
         path, earlier, step = folder / member.name, None, 0
         if resume and (path / "config.yaml").exists():
-            # A member may have been trained on by itself.
+            # A member may have been trained further by itself.
             further = max(epochs, read_config(path).train.epochs)
-            earlier = standing(
+            earlier = checkpoint_to_resume(
                 with_values(member.config, {"train.epochs": further}), data, path, report, digest, trust_code
             )
         if earlier:
@@ -224,31 +236,33 @@ def _train_group(
             earlier = earlier._replace(state=jax.device_get(earlier.state))  # one copy on the device is enough
         outcomes[member.name] = Outcome(member, earlier.history[:epochs] if earlier else [])
         ended = step == epochs * steps or has_stopped(member.config, outcomes[member.name].history)
-        if resume and (path / DIVERGED).is_file():  # it would again
+        if resume and (path / DIVERGED).is_file():  # it would diverge again
             failure = read_reason(path)
             outcomes[member.name] = outcomes[member.name]._replace(failure=failure)
         elif step <= epochs * steps and not (ended and (path / "summary.json").is_file()):
             waiting.setdefault(step, []).append((member, earlier))
-    # Before it is compiled, so that what the members keep of a user's file is what is compiled.
+    # Before compiling, so that members keep the very content of users' files that is compiled.
     like = Recorder(group[0].config, data, folder / group[0].name) if waiting else None
     for step, pending in sorted(waiting.items(), key=lambda item: item[0]):
         show(step // steps, step / (epochs * steps), 0.0)
-        tell(f"compiling {_counted(len(pending), 'member')} as one program")
+        report_group(f"compiling {_counted(len(pending), 'member')} as one program")
         program = several.program_that_fits([member.config for member, _ in pending], images, most)
         turns = -(-len(pending) // program.size)
         some = f", for {program.size} at once, in {turns} turns" if turns > 1 else ""
-        tell(f"compiled in {program.compile_seconds:.1f} s{some}")
+        report_group(f"compiled in {program.compile_seconds:.1f} s{some}")
         if program.slow:
-            tell(
+            report_group(
                 f"the convolutions of {program.config.model.network} are XLA's own, several times slower in a sweep's "
                 f"compiled loop on a CPU than those of vae_jax.layers"
             )
         for turn in range(turns):
             part = pending[turn * program.size : (turn + 1) * program.size]
 
-            def progress(found: Progress, turn: int = turn, turns: int = turns) -> None:
-                done = ((found.epoch - 1) * found.steps + found.step) / (epochs * steps)
-                show(found.epoch, (turn + done) / turns, found.images_per_second)
+            def progress(progress_of_members: Progress, turn: int = turn, turns: int = turns) -> None:
+                done = ((progress_of_members.epoch - 1) * progress_of_members.steps + progress_of_members.step) / (
+                    epochs * steps
+                )
+                show(progress_of_members.epoch, (turn + done) / turns, progress_of_members.images_per_second)
 
             try:
                 _train_together(program, part, data, folder, report, progress, should_stop, outcomes, like, trust_code)
@@ -256,7 +270,7 @@ def _train_group(
                 if "RESOURCE_EXHAUSTED" not in str(error) or program.size == 1:
                     raise
                 fewer = program.size // 2
-                tell(f"the memory does not hold {program.size} members while they train; going on with {fewer} at once")
+                report_group(f"training {program.size} members does not fit into memory; going on with {fewer} at once")
                 return fewer
     show(epochs, 1.0, 0.0)
     return 0
@@ -278,7 +292,7 @@ def _train_together(
     like: Recorder | None,
     trust_code: bool,
 ) -> None:
-    """Trains members that stand at the same step, each into its folder."""
+    """Trains members that are at the same step, each into its folder."""
     with ExitStack() as stack:
         recorders: list[Recorder] = []
         for member, earlier in part:
@@ -315,16 +329,16 @@ def _train_together(
             recorders[number].diverged(error)
             outcomes[name] = Outcome(part[number][0], list(recorders[number].history), str(error))
 
-        def on_epoch_end(found: Progress) -> None:
-            progress(found)
-            if found.epoch < program.config.train.epochs:  # all of them are saved
+        def on_epoch_end(progress_of_members: Progress) -> None:
+            progress(progress_of_members)
+            if progress_of_members.epoch < program.config.train.epochs:  # all members are saved
                 stop_where("stopped, and every member saved")
 
         began = time.perf_counter()
         trained = several.fit(
             program,
             [
-                several.Run(member.config, _begun(member.config, earlier, data, report, trust_code))
+                several.Run(member.config, _resume_of(member.config, earlier, data, report, trust_code))
                 for member, earlier in part
             ],
             on_start=lambda: stop_where("stopped before the first step"),
@@ -344,24 +358,24 @@ def _train_together(
                 outcomes[member.name] = Outcome(member, history)
 
 
-def _begun(
+def _resume_of(
     config: Config, earlier: Any, data: Dataset, report: Callable[[str], None], trust_code: bool
 ) -> tuple[TrainState, History] | None:
-    """What a member goes on from; None to begin anew."""
+    """The state and the history that a member goes on from; None to start fresh."""
     if earlier:
         return earlier.state, earlier.history
     if config.train.start is None:
         return None
-    return jax.device_get(begun_from(config, data.image_shape, len(data.train), report, trust_code)), []
+    return jax.device_get(start_from_run(config, data.image_shape, len(data.train), report, trust_code)), []
 
 
 def _delete_sweep(folder: Path) -> None:
-    """Deletes a sweep's runs and tables, and nothing else that lies in its folder."""
+    """Deletes a sweep's runs and tables, and nothing else in its folder."""
     for member in members_of(read_sweep(folder)):
         if (folder / member.name).is_symlink():
             remove(folder / member.name)
         elif (folder / member.name / "config.yaml").is_file():
-            with writing(folder / member.name):  # it may be going on by itself
+            with writing(folder / member.name):  # it may be running by itself
                 delete(folder / member.name)
                 remove(folder / member.name / "config.yaml")
             if all(path.name == LOCK for path in (folder / member.name).iterdir()):  # nothing of the user's is there

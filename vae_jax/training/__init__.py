@@ -1,1 +1,1 @@
-"""Training: one step, compiled loops of steps, one run or many side by side, and the one driver."""
+"""Training: one step, compiled loops of steps, one run or many side by side, and the driver of both."""

@@ -1,4 +1,4 @@
-"""What cannot be trained is refused before anything is compiled."""
+"""Refuses what cannot be trained, before anything is compiled."""
 
 import jax
 import numpy as np
@@ -13,27 +13,26 @@ from vae_jax.model.build import build
 from vae_jax.model.composition import Composition
 from vae_jax.programs.sizes import check_memory
 
-STEPS = 2**31 - 1  # of a run, counted in 32 bits
+STEPS = 2**31 - 1  # most steps of a run, which are counted in 32 bits
 
 
 def check_jax() -> None:
-    """Refuses settings of jax's with which no model trains.
+    """Refuses settings of jax with which no model trains.
 
     Raises:
         UserError: naming the setting and why.
     """
     if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
         raise UserError("jax_disable_jit: expected it off, since an epoch is one compiled loop; found it on")
-    if (found := jax.config.jax_numpy_dtype_promotion) == "strict":  # type: ignore[attr-defined]
+    if (setting := jax.config.jax_numpy_dtype_promotion) == "strict":  # type: ignore[attr-defined]
         raise UserError(
             f"jax_numpy_dtype_promotion: expected standard, since optax's Adam mixes floats with whole numbers; "
-            f"found {found}"
+            f"found {setting}"
         )
 
 
 def check_batches(config: Config, images: int, network: Composition) -> None:
-    """Refuses more steps than are counted, and a batch of one image for a network in which a batch's depend on one
-    another.
+    """Refuses too many steps, and batches of one image if a network's images depend on one another.
 
     Raises:
         UserError: if a step's number would not fit 32 bits, or a batch of the epoch would hold one image only, which
@@ -48,11 +47,13 @@ def check_batches(config: Config, images: int, network: Composition) -> None:
         )
     if (size > 1 and images % size != 1) or not network.ties().couples:
         return
-    found = "a batch of one image" if size == 1 else f"a last batch of one image ({images} images in batches of {size})"
+    description = (
+        "a batch of one image" if size == 1 else f"a last batch of one image ({images} images in batches of {size})"
+    )
     raise UserError(
         f"train.batch_size: expected at least two images for {config.model.network}, in which the images of a batch "
-        f"depend on one another (BatchNorm), found {found}; change train.batch_size or data.validation, or take a "
-        f"network without it (of ours, model.batch_norm false)"
+        f"depend on one another (BatchNorm), found {description}; change train.batch_size or data.validation, or take "
+        f"a network without it (of ours, model.batch_norm false)"
     )
 
 
@@ -60,7 +61,7 @@ def check_parameters(config: Config, network: Composition) -> None:
     """Refuses a network whose parameters, with their gradient and the optimiser's state, do not fit into memory.
 
     Raises:
-        UserError: naming how many there are.
+        UserError: naming the number of parameters.
     """
     shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
     opt_state = jax.eval_shape(optimizer.build(config, 1).init, shapes.params)
@@ -69,19 +70,19 @@ def check_parameters(config: Config, network: Composition) -> None:
     check_memory(size, f"model: training its {networks.count_parameters(shapes.params):,} parameters")
 
 
-def blamed(config: Config, size: int) -> str:
-    """The options that make a step of so many images take as much memory as it does, for messages."""
+def memory_options(config: Config, size: int) -> str:
+    """The options that determine the memory of a step of `size` images, for messages."""
     samples = as_used(config, "objective.samples", "objective.groups")
     return f"train.batch_size {size}" + f", {samples}" * bool(samples)
 
 
 def labels_for(config: Config, split: Split) -> np.ndarray | None:
-    """The labels of a split's images, where the model is labels_for them."""
+    """The labels of a split's images if the model gets them, else None."""
     return split.labels if config.model.classes else None
 
 
 def check_labels(config: Config, data: Dataset) -> None:
-    """Refuses images without the labels that the model is to be labels_for.
+    """Refuses images without the labels that the model needs.
 
     Raises:
         UserError: naming what was expected and found.
@@ -101,12 +102,12 @@ def check_labels(config: Config, data: Dataset) -> None:
 
 
 def check_numbers(config: Config, data: Dataset) -> None:
-    """Refuses numbers that the likelihood is none of.
+    """Refuses data with numbers outside the likelihood's interval.
 
     Raises:
         UserError: naming what was expected and found.
     """
-    if data.spec.support != "reals":  # others are in [0, 1]
+    if data.spec.support != "reals":  # all other numbers are in [0, 1]
         return
     if (interval := build(config, data.image_shape).network.likelihood.interval) is None:
         return
@@ -119,7 +120,7 @@ def check_numbers(config: Config, data: Dataset) -> None:
 
 
 def check_patience(config: Config, data: Dataset) -> None:
-    """Refuses early stopping where there is nothing to stop by.
+    """Refuses early stopping without validation images.
 
     Raises:
         UserError: if there are no validation images, or only one of the two options is set.

@@ -1,4 +1,4 @@
-"""Training that is no numbers any more is stopped, with what helps most often."""
+"""Stops training that is not finite, with the remedies that help most often."""
 
 from typing import Any
 
@@ -17,8 +17,7 @@ def check_finite(
     steps: int,
     history: list[dict[str, Any]],
 ) -> None:
-    """Stops a run whose losses, or what the last step left (parameters, running statistics, the optimiser's
-    state), are no numbers any more.
+    """Stops a run whose losses are not finite, or what its last step left: parameters, statistics, optimiser's state.
 
     Raises:
         Diverged: naming the first such step of the epoch.
@@ -28,25 +27,25 @@ def check_finite(
     if left_finite and may_go_on:
         return
     if may_go_on:
-        bad, found = len(sums), f"parameters or the optimiser's state are not finite after step {len(sums)} of {steps}"
+        bad, reason = len(sums), f"parameters or the optimiser's state are not finite after step {len(sums)} of {steps}"
     else:
         bad = int(np.flatnonzero(~finite)[0])
-        found = f"the loss of step {bad + 1} of {steps} is {sums[bad, 0]}"
-    last = []
+        reason = f"the loss of step {bad + 1} of {steps} is {sums[bad, 0]}"
+    last_finite = []
     if before := np.flatnonzero(finite[:bad]).tolist():
         per_image = sums[before[-1], 0] / config.train.batch_size  # only an epoch's last step has fewer images
-        last.append(f"loss {per_image:.6g} per {config.data.noun} in step {before[-1] + 1}")
+        last_finite.append(f"loss {per_image:.6g} per {config.data.noun} in step {before[-1] + 1}")
     if history:
-        last.append(f"test loss {history[-1]['test_loss']:.6g} after epoch {history[-1]['epoch']}")
-    raise diverged(config, epoch, found, ", ".join(last) or "none")
+        last_finite.append(f"test loss {history[-1]['test_loss']:.6g} after epoch {history[-1]['epoch']}")
+    raise diverged(config, epoch, reason, ", ".join(last_finite) or "none")
 
 
-def diverged(config: Config, epoch: int, found: str, last: str) -> Diverged:
-    return Diverged(f"training diverged in epoch {epoch + 1}: {found}; last finite: {last}; {remedies(config)}")
+def diverged(config: Config, epoch: int, reason: str, last_finite: str) -> Diverged:
+    return Diverged(f"training diverged in epoch {epoch + 1}: {reason}; last finite: {last_finite}; {remedies(config)}")
 
 
 def remedies(config: Config) -> str:
-    """What most likely helps where a training diverges."""
+    """The options that most likely help if training diverges."""
     train = config.train
     steps = [
         f"a lower train.learning_rate (now {train.learning_rate:g})",

@@ -1,6 +1,6 @@
 """The only loop over epochs and calls, for one run or many side by side.
 
-No files, no printing: what happens is handed to callbacks.
+It writes no files and prints nothing; callbacks get the events.
 """
 
 import math
@@ -26,18 +26,18 @@ FIRST_CHUNK = 8  # steps of a run's first call; from then on a call takes about 
 
 
 class Program(ABC):
-    """Compiled training and evaluation of some runs, the members, side by side: what `drive` needs of it.
+    """Compiled training and evaluation of some runs, the members, side by side, for `drive`.
 
-    Its states, as it carries them, are nobody else's to look into.
+    Only the program itself looks into the states that it carries.
 
     Attributes:
         size: how many members.
         count: training images.
         steps: of an epoch.
-        batch_size: images of a step but the epoch's last one.
+        batch_size: images of a step, but for the epoch's last one.
         names: of the objective's figures.
         parts: the epoch's full batches, then its last, smaller one: (end of the part, images in a batch, compiled).
-        splits: of which there are images to evaluate on.
+        splits: names of the splits to evaluate.
         call_seconds: how long a call should take.
         compile_seconds: how long compiling took.
     """
@@ -54,35 +54,35 @@ class Program(ABC):
 
     @abstractmethod
     def start(self) -> tuple[Any, int]:
-        """The states, which `train` takes over, and how many steps they have taken."""
+        """The states, whose buffers `train` takes over, and how many steps they have taken."""
 
     @abstractmethod
     def shards(self, epoch: int, first: int) -> Iterator[tuple[int, Any]]:
-        """An epoch's images from this place on: the place after the last of a part, and the part."""
+        """An epoch's images from place `first` on, in parts: (place after the part's last image, part)."""
 
     @abstractmethod
     def train(self, loop: Loop, states: Any, alive: Bool[np.ndarray, " n"], shard: Any, first: int, last: int) -> Any:
-        """The states after steps first … last−1 of an epoch, of the members that are alive."""
+        """The states after steps first … last−1 of an epoch; only members that are alive train."""
 
     @abstractmethod
     def sums(self, states: Any) -> Float[np.ndarray, "n steps figures"]:
-        """Each member's `TrainState.sums`."""
+        """The members' `TrainState.sums`."""
 
     @abstractmethod
     def finite(self, states: Any) -> Bool[np.ndarray, " n"]:
-        """Whether what each member's last step left is finite."""
+        """Whether the state after a member's last step is finite, for all members."""
 
     @abstractmethod
     def whole(self, states: Any) -> Any:
-        """The states as trees, which are good until the next call of `train`."""
+        """The states as trees, valid until the next call of `train`."""
 
     @abstractmethod
     def member(self, whole: Any, number: int) -> TrainState:
-        """One member's state, of what `whole` gives."""
+        """One member's state, from the result of `whole`."""
 
     @abstractmethod
     def evaluate(self, split: str, whole: Any) -> list[Terms]:
-        """Each member's terms of a split's images."""
+        """The members' terms of a split's images."""
 
     @abstractmethod
     def agree(self, value: Any) -> Any:
@@ -104,24 +104,24 @@ def drive(
 
     Args:
         program: compiled for as many members, or for more.
-        configs: of the members; they have as many epochs.
+        configs: of the members; all have the same number of epochs.
         histories: of the members so far; they grow.
-        on_progress: called after each call inside an epoch with where the members stand.
+        on_progress: called after every call inside an epoch with the members' progress.
         on_chunk: called after that with the numbers of the members that train and a function that gives such a member's
             state and history.
-        on_epoch: called after each epoch, once for each member, with its number, figures and state.
-        on_epoch_end: called after that with where the members stand.
-        on_diverged: called where a member diverges, with its number and why.
+        on_epoch: called after every epoch, once for each member, with its number, figures and state.
+        on_epoch_end: called after that with the members' progress.
+        on_diverged: called when a member diverges, with its number and the error.
 
     Returns:
-        Of each member its final state and its history; or why it diverged. A member that diverges, or stops early, is
-        left as it is, and the others go on.
+        For every member its final state and history, or the error with which it diverged. A member that diverges, or
+        stops early, is left as it is, and the rest go on.
     """
     train, steps, size = configs[0].train, program.steps, program.batch_size
     failures: list[Diverged | None] = [None] * len(configs)
     states, taken = program.start()
     alive = np.zeros(program.size, bool)
-    # An epoch that has begun is ended first, though by a patience that is lower now the run would have stopped.
+    # An epoch that has begun is finished first, even if the run would have stopped by a patience that is lower now.
     alive[: len(configs)] = [taken % steps or not has_stopped(*run) for run in zip(configs, histories, strict=True)]
 
     def fail(member: int, error: Diverged) -> None:
@@ -148,14 +148,12 @@ def drive(
                         chunk = int(program.agree(rounded(program.call_seconds * length / elapsed, loop)))
                     images += count * min(length * size, program.count - done * size)
                     done, seconds, shares = done + length, seconds + elapsed, shares + elapsed / count
-                    # A gradient that is not finite shows in the next step's loss, or in what it left behind.
+                    # A gradient that is not finite shows in the next step's loss, or in the state after it.
                     sums, left_finite = program.sums(states), program.finite(states)
                     for member in np.flatnonzero(alive).tolist():
-                        own = sums[member, :done]
+                        so_far, is_finite = sums[member, :done], bool(left_finite[member])
                         try:
-                            check_finite(
-                                configs[member], own, bool(left_finite[member]), epoch, steps, histories[member]
-                            )
+                            check_finite(configs[member], so_far, is_finite, epoch, steps, histories[member])
                         except Diverged as error:
                             fail(member, error)
                     training = np.flatnonzero(alive).tolist()
@@ -179,8 +177,8 @@ def drive(
             config = configs[member]
             figures = {"epoch": epoch + 1, **train_figures(config, program.names, sums[member], program.count)}
             try:
-                for split, found in terms.items():
-                    figures |= split_figures(split, found[member], size)
+                for split, of_members in terms.items():
+                    figures |= split_figures(split, of_members[member], size)
                     if not np.isfinite(figures[f"{split}_loss"]):
                         what = f"the {split} loss is {figures[f'{split}_loss']}"
                         raise diverged(config, epoch, what, f"train loss {figures['train_loss']:.6g} in this epoch")
@@ -198,7 +196,7 @@ def drive(
             if on_epoch:
                 on_epoch(member, figures, program.member(whole, member))
         done = 0
-        del whole, terms  # where nothing is packed it is the states themselves, whose memory the next epoch takes over
+        del whole, terms  # without packing these are the states themselves, whose memory the next epoch takes over
         if on_epoch_end:
             on_epoch_end(Progress(epoch + 1, steps, steps, loss, images / seconds))
     whole = program.whole(states)

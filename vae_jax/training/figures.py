@@ -15,7 +15,7 @@ History = list[dict[str, Any]]  # figures of every epoch, see `fit`
 
 
 class Epoch(NamedTuple):
-    """An epoch's figures, see `fit`; those with a value here are not there in every run."""
+    """An epoch's figures, see `fit`; runs need not have those with a default."""
 
     epoch: Annotated[int, "[1, 1000000]"]
     train_loss: float
@@ -53,8 +53,10 @@ def has_stopped(config: Config, history: History) -> bool:
 def means_of_steps(
     sums: Float[np.ndarray, "steps figures"], images: int, batch_size: int
 ) -> tuple[Float[np.ndarray, " figures"], Float[np.ndarray, " figures"], int]:
-    """Of these steps' sums over `images` images, skipped steps left out: means per image, means per step and how many
-    are skipped."""
+    """Means per image, means per step, and the number of skipped steps, from steps' sums over `images` images.
+
+    The means leave skipped steps out.
+    """
     finite = np.isfinite(sums).all(1)
     skipped = np.flatnonzero(~finite)
     # Only an epoch's last step may have fewer images than a full batch.
@@ -68,7 +70,7 @@ def means_of_steps(
 def train_figures(
     config: Config, names: Sequence[str], sums: Float[np.ndarray, "steps figures"], count: int
 ) -> dict[str, float]:
-    """Means per image over the epoch's steps of the figures of these names, and the article's figure."""
+    """An epoch's training figures: means per image of the named figures, and the article's figure."""
     per_image, per_step, skipped = means_of_steps(sums, count, config.train.batch_size)
     return {
         **{f"train_{name}": value for name, value in zip(names, per_image.tolist(), strict=True)},
@@ -78,7 +80,7 @@ def train_figures(
 
 
 def split_figures(split: str, terms: Terms, batch_size: int) -> dict[str, float]:
-    """Means per image of a split's terms, and the article's figure for it."""
+    """A split's figures: means per image of its terms, and the article's figure."""
     figures, count = means(terms), len(terms["loss"])
     return {
         **{f"{split}_{name}": value for name, value in figures.items()},

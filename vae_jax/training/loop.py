@@ -1,8 +1,7 @@
 """Steps of an epoch as compiled programs.
 
-A call runs as many steps as asked, so progress can be shown and the run can be saved between calls; which step belongs
-to which call changes nothing, since every step's loss has its own place in the state and every step's key is folded
-from the step's number.
+A call runs any number of steps, so that progress can be shown and the run saved between calls. The division into calls
+changes nothing: a step's loss has its own place in the state, and its key is folded from the step's number.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +28,10 @@ from vae_jax.variables import Variables
 
 
 class Packing(NamedTuple):
-    """How a loop's state is carried, see `vae_jax.programs.packing`.
+    """How a loop carries its state, see `vae_jax.programs.packing`.
 
     Attributes:
-        pack: state -> state, as the loop takes it.
+        pack: state -> state, packed for the loop.
         unpack: its inverse.
     """
 
@@ -41,17 +40,20 @@ class Packing(NamedTuple):
 
 
 def make_packing(platform: Platform, transformation: Optimizer, objective: Objective | None = None) -> Packing:
-    """As suits the platform; parameters and the optimiser's state stay trees if their shapes matter to it, or the
-    objective has several phases."""
-    whole = transformation.elementwise and (objective is None or one_phase(objective))
+    """The platform's packing.
+
+    Parameters and the optimiser's state stay trees if their shapes matter to the optimiser, or the objective has
+    several phases.
+    """
+    packs_all = transformation.elementwise and (objective is None or one_phase(objective))
 
     def pack_state(state: TrainState) -> TrainState:
-        params, own = state.variables
+        params, parts = state.variables
         opt_state = state.opt_state
-        if whole:
+        if packs_all:
             params = pack(params)
             opt_state = pack_like(jax.eval_shape(transformation.init, params), opt_state)
-        packed = {name: pack(part) for name, part in own.items()}
+        packed = {name: pack(part) for name, part in parts.items()}
         return state._replace(variables=Variables(params, packed), opt_state=opt_state)
 
     return Packing(pack_state, unpack) if platform.packed else Packing(lambda state: state, lambda state: state)
@@ -65,7 +67,7 @@ class Loop(NamedTuple):
             buffers over.
         memory: bytes of the arrays of a step.
         needs: bytes that a call needs beside its arguments.
-        length: of how many steps a call should be a multiple.
+        length: the number of steps of which a call's steps should be a multiple.
     """
 
     run: Callable[..., TrainState]
@@ -76,8 +78,8 @@ class Loop(NamedTuple):
 
 def needs_of(program: Any) -> int:
     """Bytes that a compiled program needs beside its arguments."""
-    found = program.memory_analysis()
-    return found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    analysis = program.memory_analysis()
+    return analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
 
 
 def make_loop(step: StepOf, stride: int, size: int, devices: Devices | None = None) -> Any:
@@ -98,9 +100,9 @@ def lower_loop(
     platform: Platform,
     steps: int,
 ) -> dict[int | None, jax.stages.Lowered]:
-    """What a part of an epoch, of so many steps, is to be compiled of, for arguments of these shapes.
+    """The lowered programs of a part of an epoch, of `steps` steps, for arguments of these shapes.
 
-    Of each program, by the steps of a call: `make_steps`, or with None one that runs any number of them.
+    They are keyed by the steps of a call; the key None is one program that runs any number of steps, `make_steps`.
     """
     *place, first, _ = arguments
     programs: dict[int | None, jax.stages.Lowered] = {}
@@ -133,10 +135,10 @@ def compile_loop(
 
 @contextmanager
 def compiling() -> Iterator[Executor]:
-    """Within it programs begin to be compiled, by `pool.submit(lowered.compile)`, with two cores for each at a time.
+    """A pool that compiles programs by `pool.submit(lowered.compile)`, with two cores for a program at a time.
 
-    They begin in the order in which they were submitted, and may end after it; where an error leaves it, those that
-    wait are given up. Who needs a program waits for it: to call it meanwhile would compile it twice.
+    Programs begin in the order in which they are submitted, and may end after the context. After an error in the
+    context, waiting programs are dropped. Wait for a program before you call it: a call would compile it twice.
     """
     pool = ThreadPoolExecutor(max(1, cores() // 2))  # XLA keeps two busy with one program
     try:
@@ -148,19 +150,18 @@ def compiling() -> Iterator[Executor]:
 
 
 def begin_loop(lowered: dict[int | None, jax.stages.Lowered], pool: Executor) -> Callable[[], Loop]:
-    """Begins to compile the programs of `lower_loop`; what it gives waits for them."""
+    """Begins to compile the programs of `lower_loop`; the function that it gives waits for them."""
     begun = {length: pool.submit(program.compile) for length, program in lowered.items()}
     return lambda: loop_of({length: program.result() for length, program in begun.items()})
 
 
 def lengths(platform: Platform, steps: int) -> Sequence[int | None]:
-    """Of how many steps a part of an epoch, of `steps`, needs a program each; None is one for any number."""
+    """The steps of the calls for which a part of an epoch, of `steps`, needs programs; None is any number."""
     return [None] if platform.length is None else sorted({min(steps, platform.length), 1})
 
 
 def loop_of(programs: dict[int | None, Any]) -> Loop:
-    """A loop out of compiled programs, which are known by the steps of a call: one of a single step is among them, or
-    one, None, of any number."""
+    """The loop of compiled programs, keyed by the steps of a call: with one of 1 step, or one, None, of any number."""
     memory = max(program.memory_analysis().temp_size_in_bytes for program in programs.values())
     needs = max(map(needs_of, programs.values()))
     if None in programs:
@@ -179,7 +180,7 @@ def loop_of(programs: dict[int | None, Any]) -> Loop:
 
 
 def rounded(steps: float, loop: Loop) -> int:
-    """About so many steps, as suits the loop; one at least."""
+    """About `steps` steps, a multiple of the loop's length; at least one."""
     whole = max(1, round(steps))
     return whole - whole % loop.length if whole > loop.length else whole
 
@@ -187,11 +188,11 @@ def rounded(steps: float, loop: Loop) -> int:
 def make_steps(step: StepOf, stride: int, size: int, devices: Devices | None = None) -> Callable[..., TrainState]:
     """Steps first … last−1 of an epoch.
 
-    (state, images, labels, order, start, fixed, first, last) -> state; labels are None where the model is told none.
+    (state, images, labels, order, start, fixed, first, last) -> state; labels are None if the model gets none.
 
-    Step i takes the `size` images from place i·stride on of the epoch's permutation, of which `order` holds the
-    places from `start` on. The bounds are arguments, so one compilation serves calls of any length (a program
-    of `make_calls` serves one length; the steps are the same). Batches are split over the devices, if some are given.
+    Step i takes the `size` images from place i·stride on of the epoch's permutation, whose places from `start` on are
+    in `order`. The bounds are arguments, so that one compilation serves calls of any length (a program of `make_calls`
+    serves one length; the steps are the same). Batches are split over the devices, if there are any.
     """
     one = make_one(step, stride, size, devices)
 
@@ -216,8 +217,10 @@ def make_steps(step: StepOf, stride: int, size: int, devices: Devices | None = N
 def make_calls(
     step: StepOf, stride: int, size: int, length: int, devices: Devices | None = None
 ) -> Callable[..., TrainState]:
-    """Steps first … first+length−1 of an epoch: (state, images, labels, order, start, fixed, first) -> state, as in
-    `make_steps`."""
+    """Steps first … first+length−1 of an epoch, as in `make_steps`.
+
+    (state, images, labels, order, start, fixed, first) -> state.
+    """
     one = make_one(step, stride, size, devices)
 
     def calls(state: TrainState, *arguments: Any) -> TrainState:
@@ -247,10 +250,10 @@ def make_one(step: StepOf, stride: int, size: int, devices: Devices | None = Non
         i: Int[Array, ""],
     ) -> TrainState:
         chosen = lax.dynamic_slice_in_dim(order, i * stride - start, size)
-        batch, own_key = split(images[chosen]), step_key(fixed.key, state.step)
+        batch, key = split(images[chosen]), step_key(fixed.key, state.step)
         epoch = state.step.astype(float) / len(state.sums)
         batch_labels = None if labels is None else labels[chosen]
-        parts = state.variables, state.opt_state, batch, own_key, batch_labels, epoch
+        parts = state.variables, state.opt_state, batch, key, batch_labels, epoch
         variables, opt_state, sums = step(fixed.numbers)(*parts)
         return TrainState(state.step + 1, variables, opt_state, lax.dynamic_update_index_in_dim(state.sums, sums, i, 0))
 

@@ -1,8 +1,7 @@
-"""Many runs that differ in numbers only, as one compiled program: training as in `vae_jax.training.state`, of all at
-once.
+"""One compiled program that trains many runs that differ in numbers only.
 
 On an accelerator the members train side by side (`vmap`). On a CPU, whose cores one member fills, they train in turn
-inside the program (`lax.map`), which saves what lies between calls and leaves each member's arithmetic as it is alone.
+inside the program (`lax.map`), which saves the time between calls and keeps a member's arithmetic that of a single run.
 """
 
 import time
@@ -51,47 +50,47 @@ from vae_jax.training.loop import (
 )
 from vae_jax.training.single import epoch_order
 from vae_jax.training.start import first_images, start_from
-from vae_jax.training.state import Fixed, TrainState, names_of, used
+from vae_jax.training.state import Fixed, TrainState, evaluated_variables, names_of
 from vae_jax.training.step import all_finite, step_of, watched
 
-SHARE = 0.8  # of the memory that is free, which a program may take
-MOST = 500  # members of a program, or as many as half of the files that a process may open: each has its folder's lock
+SHARE = 0.8  # of the free memory, which a program may take
+MOST = 500  # members of a program; also half of the files that a process may open: a member's folder has a lock
 Numbers = dict[str, Array]  # of all members, by option, see `vae_jax.training.state.Fixed`
 
 
 class Run(NamedTuple):
-    """One run among others.
+    """One run of several.
 
     Attributes:
-        config: its own.
-        resume: the state and the history that it goes on from, or None to begin anew.
+        config: of the run.
+        resume: the state and the history that it goes on from, or None to start fresh.
     """
 
     config: Config
     resume: tuple[TrainState, History] | None = None
 
 
-def alike(config: Config) -> Config:
-    """The configuration without what members may differ in: members of which it is the same make one program."""
+def shared_config(config: Config) -> Config:
+    """The configuration without the options in which members of one program may differ."""
     return at_default(config, ["seed", *traced_in(config)])
 
 
 def _over_members(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function of one member's arguments as one of all members'."""
+    """The function of one member's arguments as a function of all members'."""
     if jax.default_backend() != "cpu":
         return jax.vmap(function)
-    return lambda *arguments: lax.map(lambda each: function(*each), arguments)
+    return lambda *arguments: lax.map(lambda member: function(*member), arguments)
 
 
 class Images:
-    """A data set on the device, there once for all programs.
+    """A data set on the device, once for all programs.
 
     Attributes:
         data: the data set.
     """
 
     def __init__(self, data: Dataset):
-        """Brings it there."""
+        """Copies the data set to the device."""
         self.data = data
         splits = {"train": data.train, "test": data.test, "validation": data.validation}
         self._splits = {
@@ -101,7 +100,7 @@ class Images:
         }
 
     def of(self, name: str, config: Config) -> tuple[Array, Array | None]:
-        """A split's images, and their labels where the model is told them."""
+        """A split's images, and their labels if the model gets them."""
         images, labels = self._splits[name]
         return images, labels if config.model.classes else None
 
@@ -111,22 +110,22 @@ class Several(Program):
 
     Attributes:
         size: how many members.
-        pack: states -> states, as `train` takes them, see `vae_jax.training.loop.Packing`; `unpack` is the inverse.
-        splits: of which there are images to evaluate on.
+        pack: states -> states, packed for `train`, see `vae_jax.training.loop.Packing`; `unpack` is the inverse.
+        splits: names of the splits to evaluate.
         names: of the objective's figures.
         compile_seconds: how long compiling took.
-        needs: bytes that it takes to run, the images left out.
-        initial: (seeds, numbers) -> states of members that begin anew.
+        needs: bytes that it takes to run, without the images.
+        initial: (seeds, numbers) -> states of members that start fresh.
         slow: whether it has XLA's own convolution in a loop on a CPU, see `is_slow_in_loops`.
     """
 
-    call_seconds = 5.0  # of a call after the first; between calls every member's state is looked at
+    call_seconds = 5.0  # of a call after the first; every member's state is checked between calls
 
     def __init__(self, configs: Sequence[Config], images: Images, size: int):
-        """Compiles.
+        """Compiles the program.
 
         Args:
-            configs: of the members, which are `alike`.
+            configs: of the members, with one `shared_config`.
             images: which all members share.
             size: how many members train at once.
         """
@@ -173,16 +172,16 @@ class Several(Program):
             self._evaluators = {split: (program.result(), shown) for split, (program, shown) in looks.items()}
         self.compile_seconds = time.perf_counter() - began
         held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((states, orders)))
-        programs = [self.shuffle, *(each for each, _ in self._evaluators.values())]
+        programs = [self.shuffle, *(program for program, _ in self._evaluators.values())]
         self.needs = held + max(*map(needs_of, programs), *(loop.needs for _, _, loop in self.parts))
 
     def arguments(self, configs: Sequence[Config]) -> tuple[Array, Numbers]:
-        """In what members may differ: their seeds, and the options that only change numbers."""
-        numbers = jax.tree.map(lambda *own: jnp.stack(own), *map(numbers_of, configs))
+        """The seeds and the numbers of options, in which members may differ."""
+        numbers = jax.tree.map(lambda *values: jnp.stack(values), *map(numbers_of, configs))
         return jnp.asarray([config.seed for config in configs], jnp.uint32), numbers
 
     def take(self, members: Sequence[Run]) -> None:
-        """Takes the members that are to be trained, as many as there is room for or fewer.
+        """Takes the members to train, at most `size`.
 
         Raises:
             UserError: if one begins with another run's weights and does not bring them.
@@ -193,11 +192,11 @@ class Several(Program):
                 f"{strange[0].config.train.start}"
             )
         surplus = [members[-1]] * (self.size - len(members))  # never trained; the program needs its size
-        everyone = [*members, *surplus]
-        self._seeds, self._numbers = self.arguments([member.config for member in everyone])
-        resumed = [member.resume[0] for member in everyone if member.resume]
+        filled_up = [*members, *surplus]
+        self._seeds, self._numbers = self.arguments([member.config for member in filled_up])
+        resumed = [member.resume[0] for member in filled_up if member.resume]
         if resumed:
-            states = jax.tree.map(lambda *each: jnp.asarray(np.stack(each)), *resumed)
+            states = jax.tree.map(lambda *leaves: jnp.asarray(np.stack(leaves)), *resumed)
         else:
             states = self.initial(self._seeds, self._numbers)
         self._states = self.pack(states)
@@ -208,7 +207,7 @@ class Several(Program):
         return states, int(states.step[0])
 
     def shards(self, epoch: int, first: int) -> Iterator[tuple[int, Array]]:
-        """The members' orders of the images, all of which are there."""
+        """The members' orders of the images, as one part: the device holds all images."""
         yield self.count, self.shuffle(self._seeds, jnp.int32(epoch))
 
     def train(
@@ -219,11 +218,11 @@ class Several(Program):
         return loop.run(states, alive, shard, self._seeds, self._numbers, *self._images, *bounds)
 
     def sums(self, states: TrainState) -> Float[np.ndarray, "n steps figures"]:
-        """Of each member."""
+        """The members' sums."""
         return np.asarray(states.sums, np.float64)
 
     def finite(self, states: TrainState) -> Bool[np.ndarray, " n"]:
-        """Of each member."""
+        """Whether the members' states are finite."""
         return np.asarray(self._finite(watched(*states[1:3])))
 
     def whole(self, states: TrainState) -> "_Whole":
@@ -235,13 +234,13 @@ class Several(Program):
         return _at(whole.host, number)
 
     def evaluate(self, split: str, whole: "_Whole") -> list[Terms]:
-        """Each member's terms, (images,) each."""
+        """The members' terms, (images,) each."""
         evaluate, shown = self._evaluators[split]
         terms = jax.device_get(evaluate(whole.states, self._seeds, self._numbers, *shown))
         return [_at(terms, number) for number in range(self.size)]
 
     def agree(self, value: Any) -> Any:
-        """There is one process."""
+        """The value, since there is one process."""
         return value
 
     def _start(self, seed: Array, numbers: Numbers) -> TrainState:
@@ -273,7 +272,7 @@ class Several(Program):
         terms = make_terms(self.config, self._network, self._objective, size)
 
         def member(state, seed, numbers):
-            variables = used(self.config, state, numbers)
+            variables = evaluated_variables(self.config, state, numbers)
             key = make_keys(seed).evaluate
             return terms(variables, images, labels, jnp.int32(0), key, numbers=numbers)
 
@@ -281,11 +280,11 @@ class Several(Program):
 
 
 def check(config: Config, data: Dataset) -> None:
-    """Refuses what members cannot train on.
+    """Refuses a configuration or data that members cannot train on.
 
     Raises:
         UserError: if the configuration does not fit the data, the data do not fit into the device's memory, or nothing
-            trains as jax is set.
+            trains with jax's settings.
     """
     check_jax()
     splits = [split.images for split in (data.train, data.test, data.validation) if split is not None]
@@ -305,10 +304,10 @@ def check(config: Config, data: Dataset) -> None:
 
 
 def program_that_fits(configs: Sequence[Config], images: Images, at_most: int | None = None) -> Several:
-    """A program for all members, or for as many at a time as the memory holds.
+    """A program for all members, or for as many at a time as fit into memory.
 
     Args:
-        configs: of the members, which are `alike`.
+        configs: of the members, with one `shared_config`.
         images: which all members share.
         at_most: how many at a time; by default `most`.
 
@@ -325,14 +324,14 @@ def program_that_fits(configs: Sequence[Config], images: Images, at_most: int | 
             if part >= 1:
                 return program
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):  # some compilers know that it does not fit
+            if "RESOURCE_EXHAUSTED" not in str(error):  # some compilers see that it does not fit
                 raise
         if size == 1:
             raise UserError(
                 f"train.batch_size {configs[0].train.batch_size}: training one member needs {needs}; "
                 f"{_free() / 1e6:,.0f} MB are free"
             )
-        # What grows with the members is at most all of it.
+        # The memory that grows with the members is at most all of it.
         size = _even(len(configs), max(1, min(size - 1, int(size * part))))
 
 
@@ -347,29 +346,29 @@ def most() -> int:
 
 
 def _even(count: int, most: int) -> int:
-    """How many members train at once, so that each of the turns has about as many."""
+    """How many members train at once, so that all turns have about the same number."""
     return -(-count // -(-count // most))
 
 
 def _free() -> int:
-    """Bytes of the device's memory that can be had."""
-    found = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
-    return found["bytes_limit"] - found["bytes_in_use"] if found and "bytes_limit" in found else memory.available()
+    """Free bytes of the device's memory."""
+    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    return stats["bytes_limit"] - stats["bytes_in_use"] if stats and "bytes_limit" in stats else memory.available()
 
 
 def fit(
     program: Several, members: Sequence[Run], *, on_start: Callable[[], None] | None = None, **callbacks: Any
 ) -> list[tuple[TrainState, History] | Diverged]:
-    """Trains members side by side; each becomes what `vae_jax.runs.fit.fit` makes of it alone, up to rounding.
+    """Trains members side by side; the results are those of `vae_jax.runs.fit.fit`, up to rounding.
 
     Args:
         program: compiled for as many members, or for more.
-        members: what to train; all stand at the same step.
+        members: to train; all are at the same step.
         on_start: called before the first step.
         **callbacks: those of `vae_jax.training.driver.drive`.
 
     Returns:
-        See `vae_jax.training.driver.drive`; the speeds in a history are a member's share of all.
+        As `vae_jax.training.driver.drive`; the speeds in a history are a member's share of the total.
     """
     program.take(members)
     if on_start:
@@ -379,7 +378,7 @@ def fit(
 
 
 class _Whole:
-    """All members' states, and the same on the host once they are asked for."""
+    """All members' states, and on demand a copy on the host."""
 
     def __init__(self, states: TrainState):
         self.states = states

@@ -21,19 +21,19 @@ from vae_jax.model.build import build
 from vae_jax.objectives import Terms
 from vae_jax.programs.sizes import check_memory
 from vae_jax.training.checks import (
-    blamed,
     check_batches,
     check_labels,
     check_numbers,
     check_parameters,
     check_patience,
     labels_for,
+    memory_options,
 )
 from vae_jax.training.driver import Program
 from vae_jax.training.figures import History
 from vae_jax.training.loop import Loop, begin_loop, compiling, epoch_parts, lower_loop, make_packing
 from vae_jax.training.start import first_images, start
-from vae_jax.training.state import TrainState, fixed_of, names_of, used
+from vae_jax.training.state import TrainState, evaluated_variables, fixed_of, names_of
 from vae_jax.training.step import all_finite, step_of, watched
 
 
@@ -50,7 +50,7 @@ class Single(Program):
     def __init__(
         self, config: Config, data: Dataset, devices: Devices, resume: tuple[TrainState, History] | None = None
     ):
-        """Compiles.
+        """Compiles the program.
 
         Args:
             config: of the run, settled.
@@ -72,11 +72,11 @@ class Single(Program):
 
         some = first_images(config, data.train) if network.posterior.begin and not resume else None
         state = resume[0] if resume else start(config, data.image_shape, self.count, some)
-        # Copied, since the loop takes its argument's buffers over: the caller's state survives.
+        # A copy, since the loop takes its argument's buffers over and the caller's state must survive.
         state = devices.whole(jax.jit(partial(jax.tree.map, jnp.copy))(state))
         pack_state, self._unpack = make_packing(network.platform, transformation, objective)
         if network.platform.packed:
-            pack_state, self._unpack = (jax.jit(each, **devices.outputs) for each in (pack_state, self._unpack))
+            pack_state, self._unpack = (jax.jit(function, **devices.outputs) for function in (pack_state, self._unpack))
         variables, state = state.variables, pack_state(state)
         check_labels(config, data)
         check_numbers(config, data)
@@ -119,10 +119,10 @@ class Single(Program):
             self.parts = [(end, size, loop()) for end, size, loop in loops]
             for program in small:
                 program.result()
-        del variables  # where the state is packed, a copy of it
+        del variables  # if the state is packed, a copy of it
         self.compile_seconds = time.perf_counter() - began
         for _, size, loop in self.parts:
-            check_memory(loop.memory, f"{blamed(config, size)}: the arrays of a step")
+            check_memory(loop.memory, f"{memory_options(config, size)}: the arrays of a step")
         for evaluate in self._evaluators.values():
             evaluate.check()
         self._state: TrainState | None = state
@@ -153,7 +153,7 @@ class Single(Program):
         return self._devices.local(whole)
 
     def evaluate(self, split: str, whole: TrainState) -> list[Terms]:
-        return [self._evaluators[split](used(self._config, whole), self._evaluation_key)]
+        return [self._evaluators[split](evaluated_variables(self._config, whole), self._evaluation_key)]
 
     def agree(self, value: Any) -> Any:
         return self._devices.agree(value)

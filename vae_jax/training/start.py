@@ -24,13 +24,13 @@ BEGIN_IMAGES = 256  # of which a codebook is made
 def start(
     config: Config, image_shape: tuple[int, ...], images: int, data: tuple[Array, Array | None] | None = None
 ) -> TrainState:
-    """The state before the first step of a run on this many training images; 0 where they are not known yet.
+    """The state before the first step of a run on `images` training images; 0 if they are not known yet.
 
     Args:
         config: of the run.
         image_shape: of an example.
         images: to train on.
-        data: some of them and their labels, see `first_images`, of which parts are made that are made of data.
+        data: some images and their labels, see `first_images`, for parts that are made of data.
 
     Raises:
         UserError: if the configuration does not fit together.
@@ -44,7 +44,7 @@ def start(
 
 
 def first_images(config: Config, split: Split) -> tuple[Array, Array | None]:
-    """Images, spread over all of them, of which parts that are made of data begin, and the labels they are told."""
+    """Images spread over the split, for parts that are made of data, and their labels if the model gets them."""
     chosen = split.spread(min(len(split), BEGIN_IMAGES))
     labels = labels_for(config, chosen)
     return jnp.asarray(chosen.images), None if labels is None else jnp.asarray(labels)
@@ -57,10 +57,10 @@ def start_from(
     images: int,
     numbers: Mapping[str, Any] = NO_NUMBERS,
 ) -> TrainState:
-    """The same with these variables, with the optimiser's state fresh."""
+    """The state before the first step with these variables and a fresh optimiser's state."""
     steps = max(1, -(-images // config.train.batch_size))
 
-    # As one program: one by one, jax would compile a program for each shape of array.
+    # As one program: otherwise jax would compile a program for every shape of array.
     def fresh(params: PyTree) -> tuple[Array, PyTree, Array]:
         opt_state = init_optimizer(optimizer.build(config, steps, numbers), objective, params)
         return jnp.zeros((), jnp.int32), opt_state, jnp.zeros((steps, len(names_of(objective))))

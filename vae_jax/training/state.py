@@ -1,4 +1,4 @@
-"""What changes in a run, what stays the same in it, and what it ends as."""
+"""A run's changing state, its fixed values, and its result."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -16,14 +16,14 @@ from vae_jax.variables import Variables
 
 
 class TrainState(NamedTuple):
-    """All that changes in a run, and all that a checkpoint needs.
+    """All that changes in a run, which is all that a checkpoint needs.
 
     Attributes:
         step: steps taken.
         variables: parameters and running statistics.
         opt_state: the optimiser's.
-        sums: of each step of the current epoch, the batch's sum of each of the objective's figures, the loss first,
-            (steps, figures); NaN where the step was skipped.
+        sums: over the batch, of the objective's figures, the loss first, for the steps of the current epoch,
+            (steps, figures); NaN for a skipped step.
 
     Examples:
         >>> import vae_jax
@@ -41,15 +41,15 @@ class TrainState(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where a run stands, between two calls of the compiled loop.
+    """A run's progress, between two calls of the compiled loop.
 
     Attributes:
         epoch: the current one, from 1.
         step: steps taken in it.
         steps: steps an epoch has.
-        loss: mean loss per image over the epoch so far, skipped steps left out; of several members the mean.
-        images_per_second: of training in this epoch, of all members together, compilation and evaluation excluded (in
-            the first epoch it shares the cores with what is compiled for the evaluation).
+        loss: mean loss per image over the epoch so far, without skipped steps; of several members the mean.
+        images_per_second: of training in this epoch, of all members together, without compilation and evaluation (in
+            the first epoch the cores also compile the evaluation).
     """
 
     epoch: int
@@ -60,14 +60,14 @@ class Progress(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """A trained model with everything needed to use it.
+    """A trained model with all that its use needs.
 
     Attributes:
         config: of the run.
         image_shape: (height, width, channels), or of an example of another kind as the networks take it.
         state: the final state.
         history: figures of every epoch, see `fit`.
-        class_names: of the labels it was trained with, by number; None where they have none.
+        class_names: of the labels it was trained with, by number; None if they have none.
 
     Examples:
         >>> import vae_jax
@@ -86,8 +86,8 @@ class Trained(NamedTuple):
 
     @property
     def variables(self) -> Variables:
-        """What the model is used with: the optimiser may evaluate other parameters than it trains, as their average."""
-        return used(self.config, self.state)
+        """The variables to use: the optimiser may evaluate other parameters than it trains, as their average."""
+        return evaluated_variables(self.config, self.state)
 
     def __repr__(self) -> str:
         from vae_jax.model.notebook import line
@@ -101,7 +101,7 @@ class Trained(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """What stays the same in all steps of a run, beside its images: arguments of the compiled loop.
+    """Values that all steps of a run share beside its images, as arguments of the compiled loop.
 
     Attributes:
         key: of the run's steps.
@@ -113,7 +113,7 @@ class Fixed(NamedTuple):
 
 
 def fixed_of(config: Config) -> Fixed:
-    """What a run of this configuration has."""
+    """The fixed values of a run of this configuration."""
     return Fixed(make_keys(config.seed).steps, numbers_of(config))
 
 
@@ -123,10 +123,10 @@ def one_phase(objective: Objective) -> bool:
 
 
 def init_optimizer(transformation: Rule, objective: Objective, params: PyTree) -> PyTree:
-    """The optimiser's state before the first step; of several phases one each.
+    """The optimiser's state before the first step; one for every phase, if there are several.
 
     Raises:
-        UserError: if a phase trains what the model does not have.
+        UserError: if a phase trains parts that the model does not have.
     """
     if one_phase(objective):
         return transformation.init(params)
@@ -141,23 +141,25 @@ def init_optimizer(transformation: Rule, objective: Objective, params: PyTree) -
                 f"the trained weights (train.ema_decay, schedule_free); found one without `evaluated`"
             )
     phases = [(phase.optimizer(transformation), objective.trained(phase, params)) for phase in objective.phases]
-    return tuple(own.init(trained) for own, trained in phases)
+    return tuple(rule.init(trained) for rule, trained in phases)
 
 
-def used(config: Config, state: TrainState, numbers: Mapping[str, Any] = NO_NUMBERS) -> Variables:
-    """The variables that are evaluated, sampled from and saved as weights, with the optimiser's own parameters where it
-    has them; training goes on from `state.variables`."""
-    rule, (params, own) = optimizer.build(config, 1, numbers), state.variables
+def evaluated_variables(config: Config, state: TrainState, numbers: Mapping[str, Any] = NO_NUMBERS) -> Variables:
+    """The variables to evaluate, to sample from and to save as weights; training goes on from `state.variables`.
+
+    The optimiser's parameters replace the trained ones, if it has any.
+    """
+    rule, (params, parts) = optimizer.build(config, 1, numbers), state.variables
     objective = objectives.get(config.objective)
     if one_phase(objective):
-        return Variables(rule.evaluated(state.opt_state, params), own) if rule.evaluated else state.variables
+        return Variables(rule.evaluated(state.opt_state, params), parts) if rule.evaluated else state.variables
     for phase, opt_state in zip(objective.phases, state.opt_state, strict=True):
         if (evaluated := getattr(phase.optimizer(rule), "evaluated", None)) is not None:
             params = {**params, **evaluated(opt_state, objective.trained(phase, params))}
-    return Variables(params, own)
+    return Variables(params, parts)
 
 
 def names_of(objective: Objective) -> tuple[str, ...]:
-    """The names of an objective's figures, as `build` gives it."""
+    """The names of the figures of an objective from `build`."""
     assert objective.figures
     return objective.figures.names

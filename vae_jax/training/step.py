@@ -28,10 +28,10 @@ StepOf = Callable[[Mapping[str, Any]], Callable[..., Any]]  # the step by the nu
 
 
 def step_of(config: Config, network: Composition, objective: Objective, epoch: int) -> StepOf:
-    """The configured step, of an epoch of so many, by the numbers in place of the configuration's; see `make_step`.
+    """The configured step as a function of numbers that replace the configuration's; see `make_step`.
 
-    They are arguments of the program, not constants in it: so a member of a sweep is bit for bit its single run, and a
-    program serves all their values.
+    `epoch` is the steps of an epoch. The numbers are arguments of the program, not constants in it: so a member of a
+    sweep is bit for bit its single run, and one program serves all values.
     """
 
     def of(numbers: Mapping[str, Any]) -> Callable[..., Any]:
@@ -50,11 +50,11 @@ def make_step(
 ) -> Callable[..., tuple[Variables, PyTree, Float[Array, " figures"]]]:
     """One pure update: (variables, opt_state, images, key, labels=None, epoch=inf) -> (variables, opt_state, sums).
 
-    `images` is as a split holds them, uint8, (batch, height, width, channels), `labels` (batch,) where the model is
-    told them, and `epoch` how many the run has trained, with the fraction; the step's sums, of the loss and its parts,
-    are over the batch. What is packed (see `make_packing`) comes back packed. `options` are the objective's, by default
-    the configuration's. With `train.skip_nonfinite` an update whose loss or gradient is not finite changes nothing, and
-    its sums are NaN.
+    `images` are as a split holds them, uint8, (batch, height, width, channels), `labels` (batch,) if the model gets
+    them, and `epoch` is how many epochs the run has trained, with the fraction. The step's sums, of the loss and its
+    parts, are over the batch. Packed arguments (see `make_packing`) come back packed. `options` are the objective's, by
+    default the configuration's. With `train.skip_nonfinite` an update whose loss or gradient is not finite changes
+    nothing, and its sums are NaN.
     """
     reduce = REDUCTIONS[config.train.reduction]
     single = one_phase(objective)
@@ -68,12 +68,12 @@ def make_step(
         labels: Int[Array, " batch"] | None = None,
         epoch: Float[Array, ""] | float = jnp.inf,
     ) -> tuple[Variables, PyTree, Float[Array, " figures"]]:
-        own = step_keys(key)
-        targets = network.treat(own.treatment, images)
+        first_keys = step_keys(key)
+        targets = network.treat(first_keys.treatment, images)
         now, figures, gradients = variables if single else unpack(variables), {}, []
         states = [opt_state] if single else list(opt_state)
         for number, phase in enumerate(objective.phases):
-            keys = own if number == 0 else step_keys(phase_key(key, number))
+            keys = first_keys if number == 0 else step_keys(phase_key(key, number))
 
             def loss(
                 trained: PyTree, now: Variables = now, phase: Phase = phase, keys: StepKeys = keys
@@ -110,16 +110,16 @@ def make_step(
 
 
 def batch_sums(terms: Sequence[Array], platform: Platform) -> Float[Array, " figures"]:
-    """The sums over a batch of each image's figures."""
+    """The sums over a batch of the images' figures."""
     if not platform.packed:
         return jnp.stack([part.sum() for part in terms])
-    # Where a kernel costs more than what it computes, the three are one; the barrier keeps XLA from adding up all
-    # pixels once for each image and once more for all.
+    # A kernel costs more here than what it computes, so all sums are one kernel; the barrier keeps XLA from adding up
+    # all pixels once for each image and once more for all.
     return lax.optimization_barrier(jnp.stack(terms)).sum(1)
 
 
 def watched(variables: Variables, opt_state: PyTree) -> PyTree:
-    """What must stay finite in training; a user's own collections may hold what they like, as a mask of −∞."""
+    """The variables and the state that must stay finite; users' collections need not, as a mask of −∞."""
     state = {name: part for name, part in variables.state.items() if name in (BATCH_STATS, *PARTS)}
     return variables._replace(state=state), opt_state
 
