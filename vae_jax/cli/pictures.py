@@ -15,7 +15,7 @@ from vae_jax.config import expand
 from vae_jax.errors import UserError, listed
 from vae_jax.files.replace import replacing
 from vae_jax.runs.folder import read_config, read_data
-from vae_jax.spec import OTHERS
+from vae_jax.spec import NOT_IMAGE
 
 if TYPE_CHECKING:
     from vae_jax.model.use import Model
@@ -119,8 +119,8 @@ def picture_target(options: Any, stem: str) -> Path:
         UserError: as `target`; if examples that are no pictures are to be one.
     """
     config = read_config(expand(options.run)).data
-    path = target(options, f"{stem}.npz" if config.kind in OTHERS else f"{stem}.png")
-    if config.kind in OTHERS and path.suffix != ".npz":
+    path = target(options, f"{stem}.npz" if config.kind in NOT_IMAGE else f"{stem}.png")
+    if config.kind in NOT_IMAGE and path.suffix != ".npz":
         raise UserError(
             f"--out: expected a name ending in .npz, since data of kind {config.kind} are no pictures; found {path}"
         )

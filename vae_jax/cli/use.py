@@ -16,7 +16,7 @@ from vae_jax.cli.common import (
     target,
 )
 from vae_jax.errors import UserError, listed
-from vae_jax.spec import OTHERS
+from vae_jax.spec import NOT_IMAGE
 
 if TYPE_CHECKING:
     pass
@@ -59,7 +59,7 @@ def _reconstruct(options: Any) -> None:
         test = load_data(options, trained).test.spread(count)
         images, labels = test.images, labels_for(trained.config, test)
     if path.suffix == ".npz":
-        originals = images if trained.config.data.kind in OTHERS else np.float32(images / 255)
+        originals = images if trained.config.data.kind in NOT_IMAGE else np.float32(images / 255)
         save_arrays(path, originals=originals, reconstructions=np.asarray(model.reconstruct(images, labels)))
         answer(str(path))
         return

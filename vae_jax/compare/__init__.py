@@ -18,7 +18,7 @@ from vae_jax.data.shape import settled
 from vae_jax.errors import UserError, argument
 from vae_jax.files.lock import writing
 from vae_jax.files.replace import remove
-from vae_jax.spec import OTHERS
+from vae_jax.spec import NOT_IMAGE
 
 LEVELS = ("function", "gradient", "trajectory", "result")
 QUICK_TRAIN, QUICK_TEST = 12_800, 2_000  # images of a quick look
@@ -43,7 +43,7 @@ def check(config: Config, image_shape: tuple[int, ...], levels: Sequence[str], a
         UserError: if PyTorch is needed and missing, or has no layer or objective for the configuration; or the data are
             no images.
     """
-    if config.data.kind in OTHERS:
+    if config.data.kind in NOT_IMAGE:
         raise UserError(f"data.kind: expected image to compare with PyTorch; found {config.data.kind}")
     if not find_spec("torch"):
         if tuple(levels) == ("result",) and added:

@@ -12,7 +12,7 @@ from vae_jax.data.split import Split
 from vae_jax.data.stored import check_levels, kind_of, to_labels, to_levels, to_stored
 from vae_jax.device import memory
 from vae_jax.errors import UserError, cut, listed
-from vae_jax.spec import others
+from vae_jax.spec import kinds_hint
 
 PARTS = {  # a word in any case that names images or labels; before or after it may stand a split's, as in x_train
     **dict.fromkeys(("x", "image", "images", "data"), "images"),
@@ -99,7 +99,7 @@ def _check_header(header: Header) -> None:
     """Refuses an array of anything but images."""
     shape, dtype = header.shape, header.dtype
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
-        hint = f"; data.{others(len(shape))}" if others(len(shape)) else ""
+        hint = f"; data.{kinds_hint(len(shape))}" if kinds_hint(len(shape)) else ""
         raise UserError(
             f"{header.where}: expected images (n, h, w) or (n, h, w, 1, 3 or 4), found shape {shape} of {dtype}{hint}"
         )

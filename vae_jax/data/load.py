@@ -22,7 +22,7 @@ from vae_jax.data.split import Split
 from vae_jax.data.tfds import tfds
 from vae_jax.errors import UserError, first
 from vae_jax.registry import lookup
-from vae_jax.spec import OTHERS
+from vae_jax.spec import NOT_IMAGE
 
 SOURCES: dict[str, Source] = {
     "digits": digits,
@@ -60,7 +60,7 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     report = report or (lambda line: None)
     lookup(dict.fromkeys(TREATMENTS), config.treatment, "data.treatment")
     opened, config = _open(config, report)
-    resizer = None if config.kind in OTHERS else _resizer(config, report)
+    resizer = None if config.kind in NOT_IMAGE else _resizer(config, report)
     if resizer is None:
         splits = opened.read(None)
     elif opened.fingerprint is None:
@@ -151,7 +151,7 @@ def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.nda
     Raises:
         UserError: one of them cannot be read; names it. If the data are no images.
     """
-    if config.kind in OTHERS:
+    if config.kind in NOT_IMAGE:
         raise UserError(f"data.kind: expected image for image files to be read; found {config.kind}")
     files = [expand(path) for path in paths]
     for path in files:

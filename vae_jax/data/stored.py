@@ -9,7 +9,7 @@ from jaxtyping import Int64, Shaped, UInt8
 
 from vae_jax.device import memory
 from vae_jax.errors import UserError, listed
-from vae_jax.spec import MOST_VALUES, others, stored_axes
+from vae_jax.spec import MOST_VALUES, kinds_hint, stored_axes
 
 WHOLE = 1 << 24  # float32 holds all whole numbers up to it
 
@@ -32,7 +32,7 @@ def to_levels(images: np.ndarray, where: str) -> UInt8[np.ndarray, "..."]:
         if not (low >= 0 and high <= 1):
             scale = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
             scale = "; take (images + 1) / 2" if -1 <= low < 0 and high <= 1 else scale
-            scale += f"; {others(3)}" if others(images.ndim) else ""
+            scale += f"; {kinds_hint(3)}" if kinds_hint(images.ndim) else ""
             raise UserError(f"{where}: expected floats in [0, 1], found levels from {low} to {high}{scale}")
         np.rint(part * 255.0, out=out[start : start + step], casting="unsafe")
     return out
@@ -101,7 +101,7 @@ def _pictures(images: np.ndarray, what: str) -> UInt8[np.ndarray, "n h w c"]:
     """Images as uint8 with their axis of channels."""
     shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
     if not shaped or 0 in images.shape or images.dtype.kind not in "ufb":
-        hint = f"; {others(images.ndim)}" if others(images.ndim) else ""
+        hint = f"; {kinds_hint(images.ndim)}" if kinds_hint(images.ndim) else ""
         raise UserError(
             f"{what}: expected images (n, height, width) or (n, height, width, 1 or 3), uint8 or floats in [0, 1]; "
             f"found {described(images)}{hint}"

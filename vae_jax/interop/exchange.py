@@ -19,7 +19,7 @@ from vae_jax.runs.adopt import adopt
 from vae_jax.runs.folder import ORIGIN, Origin, check_folder
 from vae_jax.runs.folder import origin as origin_of
 from vae_jax.runs.reading import load
-from vae_jax.spec import OTHERS
+from vae_jax.spec import NOT_IMAGE
 from vae_jax.training.state import Trained
 from vae_jax.variables import Variables
 
@@ -101,7 +101,7 @@ def import_run(
     path = Path(path)
     check_folder(Path(folder), False, overwrite)
     config = replace(config, data=resolve(config.data, report=report))
-    if config.data.kind in OTHERS:
+    if config.data.kind in NOT_IMAGE:
         raise UserError(f"data.kind: expected image to import weights of PyTorch's; found {config.data.kind}")
     shape = config.data.image_shape
     network, _ = build(config, shape)
