@@ -1,4 +1,4 @@
-"""Image files in a folder; the folders in it are the classes."""
+"""Image files in a folder, whose own folders are the classes."""
 
 import os
 import re
@@ -18,36 +18,36 @@ from vae_jax.data.split import Split
 from vae_jax.errors import UserError, listed
 
 FORMAT_OF = {ending: kind for kind, endings in FORMATS.items() for ending in endings}
-SAMPLE = 1000  # images, evenly spread, whose colours are looked at to choose their channels
-WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of a folder's name: train2017, images_train, TrainSet
+SAMPLE = 1000  # images, evenly spread, whose colours are examined to choose the channels
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # in a folder's name: train2017, images_train, TrainSet
 Classes = dict[str, list[Path]]  # images by class, in order; the class "" holds images without a label
 
 
 def folder(config: DataConfig, report: Report) -> Opened:
-    """Images labelled by the folder in data.path that they are in; those directly in data.path have no label.
+    """Images labelled by their folder in data.path; those directly in data.path have no label.
 
-    Where data.path holds a folder train, and test, validation or both beside it, these are the splits; so are
-    folders whose names mean the same by a word in `SPLIT_OF`. Which splits and classes are read is reported. What is
-    hidden is left out, files that are no images and folders without any, which are reported; with data.skip_bad also
-    images that cannot be used.
+    If data.path holds a folder train, and test, validation or both beside it, these are the splits; so are folders
+    whose names mean the same by a word in `SPLIT_OF`. Reports which splits and classes are read. Leaves out hidden
+    files, and, with a report, files that are no images and folders without images; with data.skip_bad also images that
+    cannot be used.
 
     Raises:
-        UserError: there is no such folder, no image in it, there are images both with and without label, or splits
-            that cannot be understood.
+        UserError: if there is no such folder, it has no image, only some images have a label, or its splits are
+            ambiguous.
     """
     root = expand(required(config.path, "data.path", "folder"))
     if not root.is_dir():
         raise UserError(f"data.path {root}: expected a folder, found {'a file' if root.exists() else 'nothing'}")
-    root = root.resolve()  # the same data set by whatever way it is named
+    root = root.resolve()  # the same data set by any of its paths
     left: list[Path] = []
     try:
         folders = _splits(root, left, report)
-        found = {name: _classes(folder, left, report, folder != root) for name, folder in folders.items()}
+        classes_of = {name: _classes(folder, left, report, folder != root) for name, folder in folders.items()}
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    paths = [path for classes in found.values() for images in classes.values() for path in images]
+    paths = [path for classes in classes_of.values() for images in classes.values() for path in images]
     _report_files(root, paths, left, report)
-    _report_splits(root, folders, found, config, report)
+    _report_splits(root, folders, classes_of, config, report)
     faults: dict[Path, str] = {}
     fingerprint = []
     for path in paths:
@@ -61,14 +61,14 @@ def folder(config: DataConfig, report: Report) -> Opened:
 
     def read(resizer: Resizer) -> Splits:
         bad = dict(faults)
-        arrays = {name: _stack(name, classes, resizer, bad, config.skip_bad) for name, classes in found.items()}
+        arrays = {name: _stack(name, classes, resizer, bad, config.skip_bad) for name, classes in classes_of.items()}
         kept = {
             split: {name: good for name, images in classes.items() if (good := [i for i in images if i not in bad])}
-            for split, classes in found.items()
+            for split, classes in classes_of.items()
         }
         for split, classes in kept.items():
             if not classes:
-                some = [bad[path] for images in found[split].values() for path in images]
+                some = [bad[path] for images in classes_of[split].values() for path in images]
                 raise UserError(
                     f"{folders[split]}: expected images that can be used, found none among {len(some):,}; {some[0]}"
                 )
@@ -97,18 +97,18 @@ def folder(config: DataConfig, report: Report) -> Opened:
 
 
 def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
-    """The folder of each split: those in `root` that are called so, or `root` itself for the training images.
+    """The splits' folders: those in `root` with such names, or `root` itself for the training images.
 
-    Names that only have a split's word in them count where they mean training images and others, unless another
-    folder's name is that word and there are folders of neither kind: then that one decides.
+    Names that only contain a split's word count if they mean training images and others, unless some folder's name is
+    such a word and others are no split's: then only exact names count.
 
     Args:
-        root: where they lie.
+        root: the folder that holds them.
         left: gets the files beside them.
-        report: is told where a folder called train is taken for a class.
+        report: gets a line if a folder called train is taken for a class.
 
     Raises:
-        UserError: they are not one of each, or there are other images beside them.
+        UserError: if a split has two folders or train is missing, or there are other images beside them.
     """
     beside: list[Path] = []
     entries = _visible(root, beside)
@@ -128,9 +128,9 @@ def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
     if not called or ("train" not in known and not any(folder.name in holding for folder in called)):
         return {"train": root}
     others = [entry for entry in entries if entry not in called and _images(entry, set(seen), beside)]
-    classes = others and all(entry.is_dir() for entry in others)
+    only_folders = others and all(entry.is_dir() for entry in others)
     if (
-        classes
+        only_folders
         and list(known) == ["train"]
         and len(called) == 1
         and any(_is_image(entry) for entry in known["train"][0].iterdir())
@@ -169,16 +169,16 @@ def _classes(folder: Path, left: list[Path], report: Report, is_split: bool) -> 
 
 
 def _split_in(name: str) -> str | None:
-    """The split that one of a folder's name's words means; None where there is none, or several differ."""
+    """The split meant by a word of a folder's name; None without such a word, or if several words differ."""
     splits = {SPLIT_OF[word.lower()] for word in WORD.findall(name) if word.lower() in SPLIT_OF}
     return splits.pop() if len(splits) == 1 else None
 
 
 def _check_no_splits(folder: Path, classes: Classes, is_split: bool) -> None:
-    """Refuses classes in which there are splits, which would be mixed: data.path is a level too high or too low.
+    """Refuses classes that contain splits, which would be mixed: data.path is a level too high or too low.
 
-    A folder train alone may be a kind of vehicle, beside bus and tram. In a folder that is a split itself no class is
-    called as a split and holds folders.
+    A single folder train may be a vehicle, beside bus and tram. In a split's folder a class with the name of a split
+    holds no folders.
 
     Raises:
         UserError: naming the folder that holds them.
@@ -201,7 +201,7 @@ def _check_no_splits(folder: Path, classes: Classes, is_split: bool) -> None:
 
 
 def _images(folder: Path, seen: set[tuple[int, int]], left: list[Path]) -> list[Path]:
-    """All images below a folder, by name; a folder already seen is not entered, so links cannot loop.
+    """All images below a folder, by name; enters no folder twice, so links cannot loop.
 
     `left` gets the other files.
     """
@@ -220,12 +220,12 @@ def _images(folder: Path, seen: set[tuple[int, int]], left: list[Path]) -> list[
 
 
 def _report_splits(
-    root: Path, folders: dict[str, Path], found: dict[str, Classes], config: DataConfig, report: Report
+    root: Path, folders: dict[str, Path], classes_of: dict[str, Classes], config: DataConfig, report: Report
 ) -> None:
-    """Says which folders are read as splits and which as classes, and how many images are in them."""
+    """Reports the folders read as splits and as classes, and their numbers of images."""
     counts: Counter[str] = Counter()
     parts = []
-    for split, classes in found.items():
+    for split, classes in classes_of.items():
         counts.update({name: len(images) for name, images in classes.items()})
         count = sum(map(len, classes.values()))
         place = "" if folders[split] == root else f"the {split} images are those in {folders[split].name}, "
@@ -239,7 +239,7 @@ def _report_splits(
 
 
 def _report_files(root: Path, paths: Sequence[Path], left: Sequence[Path], report: Report) -> None:
-    """Says of which formats the images are, if of several, and what is left out."""
+    """Reports the images' formats, if there are several, and the files left out."""
     formats = Counter(FORMAT_OF[path.suffix.lower()] for path in paths)
     if left or len(formats) > 1:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in formats.most_common())
@@ -247,7 +247,7 @@ def _report_files(root: Path, paths: Sequence[Path], left: Sequence[Path], repor
 
 
 def _but(left: Sequence[Path], root: Path) -> str:
-    """What is left out, by the names' endings, with the first of each; empty where nothing is."""
+    """The files left out, by ending, with the first of every kind; empty if there are none."""
     kinds: dict[str, list[Path]] = {}
     for path in left:
         hidden = "hidden" if path.name.startswith(".") else ""
@@ -261,15 +261,15 @@ def _places_above(folder: Path) -> set[tuple[int, int]]:
 
 
 def _place(folder: Path) -> tuple[int, int]:
-    """What is the same for a folder and links to it."""
+    """A folder's device and inode, which links to it share."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 
 
 def _visible(folder: Path, left: list[Path]) -> list[Path]:
-    """What lies in a folder, by name, but for what is hidden; `left` gets hidden images."""
+    """The visible entries of a folder, by name; `left` gets hidden images."""
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    # What macOS keeps beside a file on another system's disk is called ._ and the file's name.
+    # On other systems' disks macOS keeps a file named ._NAME beside NAME.
     left += [entry for entry in entries if entry.name.startswith(".") and entry.name[1:2] != "_" and _is_image(entry)]
     return [entry for entry in entries if not entry.name.startswith(".")]
 
@@ -279,7 +279,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _state(path: Path) -> tuple[str, ...]:
-    """What tells whether an image file has changed; reading a pipe or a device could wait forever."""
+    """The state by which a change of an image file shows. Refuses a pipe or a device, since reading it could block."""
     try:
         status = path.stat()
     except OSError as error:
@@ -290,7 +290,7 @@ def _state(path: Path) -> tuple[str, ...]:
 
 
 def _stack(split: str, classes: Classes, resizer: Resizer, bad: dict[Path, str], skip: bool) -> np.ndarray:
-    """Decodes the images of one split, class by class, but for bad ones; adds to those what turns out to be."""
+    """Decodes the good images of one split, class by class; adds the bad ones that it discovers to `bad`."""
     paths = [path for images in classes.values() for path in images]
 
     def images() -> Iterator[np.ndarray | None]:
