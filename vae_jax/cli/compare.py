@@ -80,10 +80,10 @@ def _compare(options: Any) -> int:
             seeds=seeds,
             epochs=options.epochs or None,
             added=added,
-            tell=tell,
+            on_progress=tell,
             on_level=lambda name, level: answer(f"{name}: {level.verdict}; {level.summary}"),
         )
-    for path in compare.report.own(folder):
+    for path in compare.report.files_in(folder):
         answer(f"  {'picture: ' if path.suffix == '.png' else ''}{path}")
     return DIFFERENT if any(level.verdict == DIFFERS for level in found.values()) else 0
 
@@ -97,7 +97,7 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         return
     from vae_jax.compare import report
 
-    others = sorted(set(contents(folder)) - set(report.own(folder)))
+    others = sorted(set(contents(folder)) - set(report.files_in(folder)))
     if others:
         found = f"found {others[0].name}, which is left alone"
         raise UserError(f"--out {folder}: expected a new or empty folder or a comparison's; {found}")
