@@ -214,7 +214,10 @@ def test_how_codes_are_used_is_drawn_with_their_nearest_images(folder, tmp_path)
         (["sample", "--temperature", "0.5"], "--temperature: expected none with this model's prior, which knows no"),
         (["train-prior", "--prior.name", "flow"], "prior.name: expected one over the posterior's codes"),
         (["train-prior", "--prior.name", "uniform"], "prior.name: expected one with parameters of its own"),
-        (["train-prior", "--model.latent", "5"], "model.latent: expected the run's own, since the prior is trained for its model"),
+        (
+            ["train-prior", "--model.latent", "5"],
+            "model.latent: expected the run's own, since the prior is trained for its model",
+        ),
     ],
 )
 def test_what_makes_no_sense_with_codes_is_refused_with_the_reason(folder, capsys, arguments, found):

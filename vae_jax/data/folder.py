@@ -127,21 +127,21 @@ def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
     called = [folder for folders in known.values() for folder in folders]
     if not called or ("train" not in known and not any(folder.name in holding for folder in called)):
         return {"train": root}
-    others = [entry for entry in entries if entry not in called and _images(entry, set(seen), beside)]
-    only_folders = others and all(entry.is_dir() for entry in others)
+    strange = [entry for entry in entries if entry not in called and _images(entry, set(seen), beside)]
+    only_folders = strange and all(entry.is_dir() for entry in strange)
     if (
         only_folders
         and list(known) == ["train"]
         and len(called) == 1
         and any(_is_image(entry) for entry in known["train"][0].iterdir())
     ):
-        report(f"{root}: the folder {called[0].name} is taken for a class, as {others[0].name} beside it is one")
+        report(f"{root}: the folder {called[0].name} is taken for a class, as {strange[0].name} beside it is one")
         return {"train": root}
-    if "train" not in known or len(called) > len(known) or others:
+    if "train" not in known or len(called) > len(known) or strange:
         meant = f"{called[0].name} is read as the {next(iter(known))} split; rename it if it is a class"
         raise UserError(
             f"{root}: expected a folder for each class, or a folder train with nothing but one test and one validation "
-            f"folder beside it ({meant}), found {listed([entry.name for entry in (*called, *others)])}"
+            f"folder beside it ({meant}), found {listed([entry.name for entry in (*called, *strange)])}"
         )
     left += beside
     return {split: folder for split, (folder,) in known.items()}
@@ -153,8 +153,8 @@ def _classes(folder: Path, left: list[Path], report: Report, is_split: bool) -> 
     direct = [entry for entry in entries if _is_image(entry)]
     left += [entry for entry in entries if not entry.is_dir() and not _is_image(entry)]
     seen = _places_above(folder)
-    found = {entry.name: _images(entry, set(seen), left) for entry in entries if entry.is_dir()}
-    classes = {name: images for name, images in found.items() if images}
+    by_class = {entry.name: _images(entry, set(seen), left) for entry in entries if entry.is_dir()}
+    classes = {name: images for name, images in by_class.items() if images}
     if direct and classes:
         raise UserError(
             f"{folder}: expected images in it or in its folders, found both ({direct[0].name} and the folder "
@@ -163,7 +163,7 @@ def _classes(folder: Path, left: list[Path], report: Report, is_split: bool) -> 
     if not direct and not classes:
         raise UserError(f"{folder}: expected images ({READ}) in it or in its folders, found none{_but(left, folder)}")
     _check_no_splits(folder, classes, is_split)
-    if classes and (empty := [name for name in found if name not in classes]):
+    if classes and (empty := [name for name in by_class if name not in classes]):
         report(f"{folder}: folders without images are no classes: {listed(empty)}")
     return classes or {"": direct}
 
