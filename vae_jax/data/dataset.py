@@ -41,7 +41,7 @@ class Dataset:
         >>> import numpy as np
         >>> import vae_jax
         >>> images = np.full((100, 8, 8), 255, np.uint8)
-    >>> data = vae_jax.Dataset.from_arrays(images, np.arange(100) % 10)
+        >>> data = vae_jax.Dataset.from_arrays(images, np.arange(100) % 10)
         >>> data.image_shape, len(data.train), len(data.test)
         ((8, 8, 1), 80, 20)
     """
