@@ -134,14 +134,14 @@ def _check_named(function: Any, expected: str, takes: tuple[str, ...]) -> None:
 def _module(where: str) -> ModuleType:
     if where.endswith(".py"):
         return _from_file(source_of(where))
-    if (here := _here()) and here not in sys.path:
+    if (here := _working_folder()) and here not in sys.path:
         sys.path.append(here)  # as `python -m` would find it
     if (package := where.partition(".")[0]) != __package__:
         _packages.add(package)
     return importlib.import_module(where)
 
 
-def _here() -> str:
+def _working_folder() -> str:
     """The working folder, unless modules are searched there anyway; empty if it does not exist."""
     with suppress(OSError):  # it was removed
         return "" if "" in sys.path else str(Path.cwd())
@@ -199,7 +199,7 @@ def locate(where: str) -> Place | None:
     if (module := sys.modules.get(where)) is not None:
         file = getattr(module, "__file__", None)
         return Place(Path(file).absolute() if file else None, False)
-    here = _here()
+    here = _working_folder()
     for path in (None, [here] if here and here not in sys.path else []):
         spec, name, search = None, "", path
         for part in where.split("."):

@@ -138,7 +138,7 @@ def _add_help(parser: Parser, config: Config, shown: set[str]) -> None:
         "configuration",
         None
         if shown >= SECTIONS.keys()
-        else "What matters first. Another part's options: `--objective.name iwae --help`; all options: --help-all.",
+        else "The main options. Another part's options: `--objective.name iwae --help`; all options: --help-all.",
     )
     _add_to(first, "", {"seed": options_in(Config)["seed"]}, {})
     for name, kind in SECTIONS.items():

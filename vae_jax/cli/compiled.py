@@ -43,7 +43,7 @@ def keep_compiled() -> None:
     os.environ.pop("JAX_COMPILATION_CACHE_MAX_SIZE", None)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
-    _mend(folder, known)
+    _delete_unreadable(folder, known)
 
 
 def _private_folder() -> Path | None:
@@ -113,7 +113,7 @@ def _delete(path: str) -> None:
             os.unlink(path)
 
 
-def _mend(folder: Path, known: set[str]) -> None:
+def _delete_unreadable(folder: Path, known: set[str]) -> None:
     """From now on deletes entries that jax cannot read; one line of ours, not jax's, says if programs cannot be kept.
 
     jax compiles a program that it cannot read, and writes it for the next command. jax names the program, but not the

@@ -139,8 +139,8 @@ def stop_signals() -> Iterator[list[int]]:
         if number == signal.SIGINT:
             pressed.append(time.monotonic())
             again = received and pressed[-1] - pressed[0] >= (SAME if len(pressed) > 1 else 0)
-            if again and callable(listening := before.get(number)):
-                listening(number, frame)
+            if again and callable(previous := before.get(number)):
+                previous(number, frame)
         if not received:
             received.append(number)  # without printing, which might fail or block here
 

@@ -39,14 +39,14 @@ def folder(config: DataConfig, report: Report) -> Opened:
     if not root.is_dir():
         raise UserError(f"data.path {root}: expected a folder, found {'a file' if root.exists() else 'nothing'}")
     root = root.resolve()  # the same data set by any of its paths
-    left: list[Path] = []
+    ignored: list[Path] = []
     try:
-        folders = _splits(root, left, report)
-        classes_of = {name: _classes(folder, left, report, folder != root) for name, folder in folders.items()}
+        folders = _splits(root, ignored, report)
+        classes_of = {name: _classes(folder, ignored, report, folder != root) for name, folder in folders.items()}
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
     paths = [path for classes in classes_of.values() for images in classes.values() for path in images]
-    _report_files(root, paths, left, report)
+    _report_files(root, paths, ignored, report)
     _report_splits(root, folders, classes_of, config, report)
     faults: dict[Path, str] = {}
     fingerprint = []
@@ -78,25 +78,25 @@ def folder(config: DataConfig, report: Report) -> Opened:
 
     def kinds() -> list[Kind]:
         good = [path for path in paths if path not in faults]
-        looked: list[Kind] = []
+        kinds_seen: list[Kind] = []
         step, colour = -(-len(good) // SAMPLE), False
         if step > 1:
             report(f"{root}: looking at the sizes of {len(good):,} images")
         for number, path in enumerate(good):
             try:
-                looked.append(inspect(path, str(path), look=not colour and number % step == 0))
-                colour = colour or looked[-1].colour
+                kinds_seen.append(inspect(path, str(path), look=not colour and number % step == 0))
+                colour = colour or kinds_seen[-1].colour
             except BadImage:
                 if not config.skip_bad:
                     raise
-        if not looked:
+        if not kinds_seen:
             raise UserError(f"{root}: expected images that can be used, found none among {len(paths):,}")
-        return looked
+        return kinds_seen
 
     return Opened(root.name, read, tuple(fingerprint), *choose(config, kinds, str(root), report))
 
 
-def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
+def _splits(root: Path, ignored: list[Path], report: Report) -> dict[str, Path]:
     """The splits' folders: those in `root` with such names, or `root` itself for the training images.
 
     Names that only contain a split's word count if they mean training images and others, unless some folder's name is
@@ -104,7 +104,7 @@ def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
 
     Args:
         root: the folder that holds them.
-        left: gets the files beside them.
+        ignored: gets the files beside them.
         report: gets a line if a folder called train is taken for a class.
 
     Raises:
@@ -115,7 +115,7 @@ def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
     names = [entry.name for entry in entries if entry.is_dir()]
     if not any(map(_split_in, names)):
         return {"train": root}
-    seen = _places_above(root)
+    seen = _identities_above(root)
     holding = {entry.name for entry in entries if _images(entry, set(seen), [])}
     exact = {name: split for name in names if (split := SPLIT_OF.get(name.lower()))}
     split_of = {name: split for name in names if (split := _split_in(name))}
@@ -124,36 +124,38 @@ def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
     known: dict[str, list[Path]] = {}
     for name, split in split_of.items():
         known.setdefault(split, []).append(root / name)
-    called = [folder for folders in known.values() for folder in folders]
-    if not called or ("train" not in known and not any(folder.name in holding for folder in called)):
+    split_folders = [folder for folders in known.values() for folder in folders]
+    if not split_folders or ("train" not in known and not any(folder.name in holding for folder in split_folders)):
         return {"train": root}
-    strange = [entry for entry in entries if entry not in called and _images(entry, set(seen), beside)]
+    strange = [entry for entry in entries if entry not in split_folders and _images(entry, set(seen), beside)]
     only_folders = strange and all(entry.is_dir() for entry in strange)
     if (
         only_folders
         and list(known) == ["train"]
-        and len(called) == 1
+        and len(split_folders) == 1
         and any(_is_image(entry) for entry in known["train"][0].iterdir())
     ):
-        report(f"{root}: the folder {called[0].name} is taken for a class, as {strange[0].name} beside it is one")
+        report(
+            f"{root}: the folder {split_folders[0].name} is taken for a class, as {strange[0].name} beside it is one"
+        )
         return {"train": root}
-    if "train" not in known or len(called) > len(known) or strange:
-        meant = f"{called[0].name} is read as the {next(iter(known))} split; rename it if it is a class"
+    if "train" not in known or len(split_folders) > len(known) or strange:
+        meant = f"{split_folders[0].name} is read as the {next(iter(known))} split; rename it if it is a class"
         raise UserError(
             f"{root}: expected a folder for each class, or a folder train with nothing but one test and one validation "
-            f"folder beside it ({meant}), found {listed([entry.name for entry in (*called, *strange)])}"
+            f"folder beside it ({meant}), found {listed([entry.name for entry in (*split_folders, *strange)])}"
         )
-    left += beside
+    ignored += beside
     return {split: folder for split, (folder,) in known.items()}
 
 
-def _classes(folder: Path, left: list[Path], report: Report, is_split: bool) -> Classes:
-    """The images of one split by class; `left` gets the other files."""
-    entries = _visible(folder, left)
+def _classes(folder: Path, ignored: list[Path], report: Report, is_split: bool) -> Classes:
+    """The images of one split by class; `ignored` gets the other files."""
+    entries = _visible(folder, ignored)
     direct = [entry for entry in entries if _is_image(entry)]
-    left += [entry for entry in entries if not entry.is_dir() and not _is_image(entry)]
-    seen = _places_above(folder)
-    by_class = {entry.name: _images(entry, set(seen), left) for entry in entries if entry.is_dir()}
+    ignored += [entry for entry in entries if not entry.is_dir() and not _is_image(entry)]
+    seen = _identities_above(folder)
+    by_class = {entry.name: _images(entry, set(seen), ignored) for entry in entries if entry.is_dir()}
     classes = {name: images for name, images in by_class.items() if images}
     if direct and classes:
         raise UserError(
@@ -161,7 +163,9 @@ def _classes(folder: Path, left: list[Path], report: Report, is_split: bool) -> 
             f"{next(iter(classes))})"
         )
     if not direct and not classes:
-        raise UserError(f"{folder}: expected images ({READ}) in it or in its folders, found none{_but(left, folder)}")
+        raise UserError(
+            f"{folder}: expected images ({READ}) in it or in its folders, found none{_ignored_text(ignored, folder)}"
+        )
     _check_no_splits(folder, classes, is_split)
     if classes and (empty := [name for name in by_class if name not in classes]):
         report(f"{folder}: folders without images are no classes: {listed(empty)}")
@@ -200,22 +204,22 @@ def _check_no_splits(folder: Path, classes: Classes, is_split: bool) -> None:
         )
 
 
-def _images(folder: Path, seen: set[tuple[int, int]], left: list[Path]) -> list[Path]:
+def _images(folder: Path, seen: set[tuple[int, int]], ignored: list[Path]) -> list[Path]:
     """All images below a folder, by name; enters no folder twice, so links cannot loop.
 
-    `left` gets the other files.
+    `ignored` gets the other files.
     """
     images, waiting = [], [folder]
     while waiting:
         entry = waiting.pop()
         if entry.is_dir():
-            if (place := _place(entry)) not in seen:
+            if (place := _identity(entry)) not in seen:
                 seen.add(place)
-                waiting += reversed(_visible(entry, left))
+                waiting += reversed(_visible(entry, ignored))
         elif _is_image(entry):
             images.append(entry)
         else:
-            left.append(entry)
+            ignored.append(entry)
     return images
 
 
@@ -238,39 +242,41 @@ def _report_splits(
     report(f"{root}: {'; '.join(parts)}")
 
 
-def _report_files(root: Path, paths: Sequence[Path], left: Sequence[Path], report: Report) -> None:
+def _report_files(root: Path, paths: Sequence[Path], ignored: Sequence[Path], report: Report) -> None:
     """Reports the images' formats, if there are several, and the files left out."""
     formats = Counter(FORMAT_OF[path.suffix.lower()] for path in paths)
-    if left or len(formats) > 1:
+    if ignored or len(formats) > 1:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in formats.most_common())
-        report(f"{root}: {len(paths):,} images ({kinds}){_but(left, root)}")
+        report(f"{root}: {len(paths):,} images ({kinds}){_ignored_text(ignored, root)}")
 
 
-def _but(left: Sequence[Path], root: Path) -> str:
+def _ignored_text(ignored: Sequence[Path], root: Path) -> str:
     """The files left out, by ending, with the first of every kind; empty if there are none."""
     kinds: dict[str, list[Path]] = {}
-    for path in left:
+    for path in ignored:
         hidden = "hidden" if path.name.startswith(".") else ""
         kinds.setdefault(hidden or path.suffix.lower() or "without an ending", []).append(path)
     some = [f"{len(paths):,} {kind} ({os.path.relpath(paths[0], root)})" for kind, paths in kinds.items()]
-    return f"; left out are {len(left):,} other files: {listed(some)}" if left else ""
+    return f"; left out are {len(ignored):,} other files: {listed(some)}" if ignored else ""
 
 
-def _places_above(folder: Path) -> set[tuple[int, int]]:
-    return {_place(place) for place in (folder, *folder.parents)}
+def _identities_above(folder: Path) -> set[tuple[int, int]]:
+    return {_identity(place) for place in (folder, *folder.parents)}
 
 
-def _place(folder: Path) -> tuple[int, int]:
+def _identity(folder: Path) -> tuple[int, int]:
     """A folder's device and inode, which links to it share."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 
 
-def _visible(folder: Path, left: list[Path]) -> list[Path]:
-    """The visible entries of a folder, by name; `left` gets hidden images."""
+def _visible(folder: Path, ignored: list[Path]) -> list[Path]:
+    """The visible entries of a folder, by name; `ignored` gets hidden images."""
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
     # On other systems' disks macOS keeps a file named ._NAME beside NAME.
-    left += [entry for entry in entries if entry.name.startswith(".") and entry.name[1:2] != "_" and _is_image(entry)]
+    ignored += [
+        entry for entry in entries if entry.name.startswith(".") and entry.name[1:2] != "_" and _is_image(entry)
+    ]
     return [entry for entry in entries if not entry.name.startswith(".")]
 
 

@@ -102,7 +102,7 @@ class Resizer:
 
     def read(self, file: Path | bytes, name: str) -> UInt8[np.ndarray, "size size channels"]:
         """The image in a file; takes and raises the same as `decode`."""
-        with _fault_named(name):  # some damage shows only now, as a missing palette
+        with _as_bad_image(name):  # some damage shows only now, as a missing palette
             return self.one(decode(file, name))
 
     def stack(
@@ -149,8 +149,8 @@ def decode(file: Path | bytes, name: str) -> Image.Image:
             limits of `check_size`.
         UserError: if it does not fit into memory.
     """
-    with _fault_named(name):
-        return _whatever_its_metadata(lambda file: _decode(file, name), file)
+    with _as_bad_image(name):
+        return _or_without_metadata(lambda file: _decode(file, name), file)
 
 
 def inspect(file: Path | bytes, name: str, look: bool = True) -> Kind:
@@ -164,8 +164,8 @@ def inspect(file: Path | bytes, name: str, look: bool = True) -> Kind:
     Raises:
         BadImage: if it cannot be read, or as `decode` does.
     """
-    with _fault_named(name):
-        width, height, mode = _whatever_its_metadata(_header, file)
+    with _as_bad_image(name):
+        width, height, mode = _or_without_metadata(_header, file)
         colour = False if mode in ("1", "L", "LA", "I", "F", *DEEP) else None
         if colour is None and look:
             sample = Resizer(min(width, height, INSPECTED), 3).one(decode(file, name)).astype(np.int16)
@@ -182,7 +182,7 @@ def _header(file: Path | bytes) -> tuple[int, int, str]:
         return image.width, image.height, image.mode
 
 
-def _whatever_its_metadata(use: Callable[[Path | bytes], Any], file: Path | bytes) -> Any:
+def _or_without_metadata(use: Callable[[Path | bytes], Any], file: Path | bytes) -> Any:
     """The result of `use` for a file, or for the file without its metadata if Pillow fails on them."""
     try:
         return use(file)
@@ -310,7 +310,7 @@ def _with_transparency(image: Image.Image, raw: str, file: Path | bytes) -> Imag
 
 
 @contextmanager
-def _fault_named(name: str) -> Iterator[None]:
+def _as_bad_image(name: str) -> Iterator[None]:
     """A context that turns any error of Pillow's decoders into a BadImage."""
     try:
         with warnings.catch_warnings():

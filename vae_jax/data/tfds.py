@@ -99,7 +99,7 @@ def tfds(config: DataConfig, report: Report) -> Opened:
             report(
                 f"{name}: looking at {len(looked):,} of {sizes['train']:,} training images for their size and colours"
             )
-        with _damage_named(builder):
+        with _as_user_error(builder):
             examples = _records(builder, "train").__getitems__(looked)
         return [
             inspect(example[image], f"{name}, train image {index}")
@@ -227,7 +227,7 @@ def _read(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Reads one split; Pillow decodes the images, so that they do not depend on other packages."""
     labels: list[int] = []
-    with _damage_named(builder):
+    with _as_user_error(builder):
         records = _records(builder, split)
 
         def images() -> Iterator[np.ndarray]:
@@ -242,7 +242,7 @@ def _read(
 
 
 @contextlib.contextmanager
-def _damage_named(builder: Any) -> Iterator[None]:
+def _as_user_error(builder: Any) -> Iterator[None]:
     """A context that turns errors of reading a damaged data set into a UserError."""
     try:
         yield
