@@ -189,7 +189,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 press = lambda: signal.raise_signal(signal.SIGINT)
 
 def run(options):
-    from vae_jax.files.user import replacing
+    from vae_jax.files.replace import replacing
     print("begun")
     with replacing(Path("whole")) as file:
         file.write(b"half")
