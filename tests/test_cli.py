@@ -821,12 +821,12 @@ def test_a_second_ctrl_c_stops_at_once_and_what_was_ignored_stays_so(capsys):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with train.stop_signals() as stop:
-            assert not train.tell_stopping(stop)
+            assert not train.stop_requested(stop)
             signal.raise_signal(signal.SIGTERM)
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
-            assert train.tell_stopping(stop)
-            assert train.tell_stopping(stop)
+            assert train.stop_requested(stop)
+            assert train.stop_requested(stop)
         assert capsys.readouterr().err == "vae-jax: SIGTERM: saving and stopping\n"
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -1294,8 +1294,8 @@ def test_a_conditional_model(command, refused, tmp_path):
         pairs.append(path.read_bytes())
     assert pairs[0] != pairs[1]
     before = snapshot(folder)
-    assert "--label: expected the label of the image files" in refused("reconstruct", folder, tmp_path / "a.png")
-    assert "test images have theirs" in refused("reconstruct", folder, "--label", 3)
+    assert "--label: expected the image files' label" in refused("reconstruct", folder, tmp_path / "a.png")
+    assert "since test images have labels" in refused("reconstruct", folder, "--label", 3)
     for verb, *more in (("sample",), ("reconstruct", tmp_path / "a.png")):
         for label in (-1, 10):
             expected = f"--label: expected a number from 0 to 9; found {label}"
@@ -1340,7 +1340,7 @@ def test_classes_are_matched_by_name(command, refused, tmp_path, capsys, monkeyp
     assert "other: expected no other classes than 'a', 'b', 'c', 'd'; found 'x', 'y'" in line
     shutil.rmtree(full / "train" / "d")
     line = refused("evaluate", folder)
-    assert "expected the data it was trained on, full; found others by its configuration" in line
+    assert "expected the data it was trained on, full; its configuration loads others" in line
     assert line.endswith(f"; --data.path {full} takes them as they are now")
 
 
@@ -1385,7 +1385,7 @@ def test_a_run_of_data_made_in_python_says_so(refused, tmp_path):
     vae_jax.train_run(load_config(**small), vae_jax.Dataset.from_arrays(levels, name="mine"), folder)
     for more in ((), ("--data.cache_dir", tmp_path)):  # where the data lie makes them no others
         line = refused("evaluate", folder, *more)
-        assert "expected the data it was trained on, mine; found others" in line
+        assert "expected the data it was trained on, mine; its configuration loads others" in line
         assert line.endswith("(data.source digits): they were made in Python, or have changed since")
     assert "class_names" not in summary(folder)
 

@@ -214,7 +214,10 @@ def test_how_codes_are_used_is_drawn_with_their_nearest_images(folder, tmp_path)
         (["sample", "--temperature", "0.5"], "--temperature: expected none with this model's prior, which takes none"),
         (["train-prior", "--prior.name", "flow"], "prior.name: expected one over the posterior's codes"),
         (["train-prior", "--prior.name", "uniform"], "prior.name: expected one with parameters of its own"),
-        (["train-prior", "--model.latent", "5"], "model.latent: expected the run's own, of which the prior is trained"),
+        (
+            ["train-prior", "--model.latent", "5"],
+            "model.latent: expected the run's own, since the prior is trained for its model",
+        ),
     ],
 )
 def test_what_makes_no_sense_with_codes_is_refused_with_the_reason(folder, capsys, arguments, found):
@@ -225,7 +228,7 @@ def test_what_makes_no_sense_with_codes_is_refused_with_the_reason(folder, capsy
 def test_what_lies_between_two_images_are_mixtures_of_vectors_and_it_is_said(folder, tmp_path, capsys):
     out = tmp_path / "between.npz"
     assert cli.main(["interpolate", str(folder), "-n", "2", "--steps", "3", "--out", str(out)]) == 0
-    assert "mixtures of their codes' vectors, which are decoded as they are" in capsys.readouterr().err
+    assert "mixtures of their codes' vectors, which are decoded without rounding" in capsys.readouterr().err
     assert np.load(out)["images"].shape == (6, 8, 8, 1)
 
 
@@ -305,7 +308,7 @@ def test_a_prior_for_a_run_whose_objective_has_networks_of_its_own_is_used(tmp_p
             "expected a run with all of this model but its prior, since objective prior",
         ),
         ({"train.start": "elsewhere"}, "train.start: expected"),
-        ({"posterior.codes": 8}, "posterior.codes: expected the run's own, of which the prior is trained"),
+        ({"posterior.codes": 8}, "posterior.codes: expected the run's own, since the prior is trained for its model"),
     ],
 )
 def test_a_prior_is_of_the_runs_model_alone(folder, tmp_path, capsys, changes, found):

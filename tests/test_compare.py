@@ -130,7 +130,7 @@ def test_no_such_results_file(tmp_path):
 
 def test_names_are_kept_apart():
     given = [made_up("vae_jax"), made_up("PyTorch"), made_up("PyTorch"), made_up("Keras")]
-    found = results.named_apart(given, ["vae_jax", "PyTorch"])
+    found = results.with_distinct_names(given, ["vae_jax", "PyTorch"])
     assert [each["framework"] for each in found] == ["vae_jax (2)", "PyTorch (2)", "PyTorch (3)", "Keras"]
     assert given[0]["framework"] == "vae_jax"
 

@@ -250,7 +250,7 @@ def test_the_cache_needs_no_tensorflow_datasets(config):
     [
         ("cifar1", "did you mean cifar10"),
         ("nothing like it", "expected a data set of tensorflow-datasets"),
-        ("someone:else", "expected a data set that tensorflow-datasets itself brings"),
+        ("someone:else", "expected a data set of tensorflow-datasets itself"),
         ("vae_tiny/missing", "cannot be opened"),
         ("vae_tiny/two", "found left (Image), right (Image)"),
         ("vae_tiny/none", "found text (Text)"),

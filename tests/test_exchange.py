@@ -155,7 +155,7 @@ def test_an_import_is_a_normal_run(made, exported, command, tmp_path, data):
     folder = tmp_path / "run"
     code, _, err = command("import", exported, folder, *flags(**TINY))
     assert code == 0
-    assert f"no --config says what the weights were trained on: {folder} takes them to be of data.source digits" in err
+    assert f"no --config says which data the weights were trained on: {folder} assumes data.source digits" in err
     figures = [json.loads(command("evaluate", each, "--json")[1]) for each in (made, folder)]
     assert figures[0] == figures[1]
     assert command("sample", folder, "-n", "4")[0] == 0
@@ -621,7 +621,7 @@ class TestPickles:
         assert lines[0] == f"{path}: the weights are those in 'run.model_state_dict' of a larger checkpoint"
         assert "_orig_mod" in lines[1]
         assert lines[2] == f"{path}: numbers are converted, bfloat16 to float32"
-        assert lines[3].startswith("no --config says what the weights were trained on")
+        assert lines[3].startswith("no --config says which data the weights were trained on")
         assert command("export", tmp_path / "run", tmp_path / "m.safetensors")[0] == 0
         np.testing.assert_allclose(
             load_file(tmp_path / "m.safetensors")["fc1.weight"], load_file(exported)["fc1.weight"], rtol=1e-2

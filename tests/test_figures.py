@@ -230,7 +230,7 @@ def test_names_in_pictures_are_text(tmp_path, drawn):
 
 
 def test_signs_that_the_font_does_not_have_are_told_in_one_line(tmp_path):
-    with pytest.warns(UserWarning, match="boxes stand for what the font does not have: 日, 本$") as told:
+    with pytest.warns(UserWarning, match="boxes stand for signs that the font lacks: 日, 本$") as told:
         sweep_curves(tmp_path / "a.png", {"日本": {"loss": np.ones((2, 3))}}, "日", "")
     assert len(told) == 1
     assert read(tmp_path / "a.png").ndim == 3

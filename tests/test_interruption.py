@@ -170,13 +170,13 @@ def test_while_training_two_signals_at_once_are_one(monkeypatch, capsys):
     with train.stop_signals() as stop:
         press()
         press()
-        assert train.tell_stopping(stop)
+        assert train.stop_requested(stop)
         monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + SAME)
         with pytest.raises(KeyboardInterrupt):
             press()
     assert capsys.readouterr().err == "vae-jax: SIGINT: saving and stopping\n"
     train.say_too_late(stop)
-    assert capsys.readouterr().err == "vae-jax: SIGINT came when all was trained, which is saved\n"
+    assert capsys.readouterr().err == "vae-jax: SIGINT came when all was trained and saved\n"
 
 
 # --- In a process of its own -----------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 press = lambda: signal.raise_signal(signal.SIGINT)
 
 def run(options):
-    from vae_jax.files.user import replacing
+    from vae_jax.files.replace import replacing
     print("begun")
     with replacing(Path("whole")) as file:
         file.write(b"half")

@@ -72,7 +72,7 @@ def test_who_shares_a_cache_reads_what_another_has_made(shared):
     assert shared.load(SECOND, 0o002, size=12) == [f"cached in {shared.file(12)}"]
     shared.file().write_bytes(b"damaged")
     damaged, cached = shared.load(SECOND, 0o002)
-    assert damaged.endswith("making it anew")
+    assert damaged.endswith("making it again")
     assert cached.startswith("cached in")
     assert shared.load(FIRST, 0o002) == []
     assert mode(shared.file()) == "664"

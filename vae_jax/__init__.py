@@ -1,11 +1,11 @@
 """vae_jax: variational autoencoders in JAX and Flax.
 
-The public names; each is imported when it is first used, so that importing vae_jax costs next to nothing.
+The public names are imported when first used, so that importing vae_jax costs almost nothing.
 """
 
 from vae_jax.version import __version__ as __version__
 
-TYPE_CHECKING = False  # typing's own would take longer to import than all that stands here
+TYPE_CHECKING = False  # importing typing would take longer than all of this file
 if TYPE_CHECKING:
     from vae_jax import layers
     from vae_jax.config import Config, load_config

@@ -1,4 +1,4 @@
-"""What is told a user: what they can put right, and that a training stopped as they asked."""
+"""Errors that a user can correct, the stop that they asked for, and how both are put into one line."""
 
 import errno
 import os
@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-LINE_LIMIT = 20_000  # characters of a line, whatever is quoted in it
-LISTED = 20  # of many things; the rest is counted
+LINE_LIMIT = 20_000  # characters of a line
+LISTED = 20  # items of a list; the rest is counted
 QUOTED = 60  # characters of a value
 PATH = 4096  # characters of a path, or of a name that may be one
-BRIEF = 500  # characters of what another package says
-# How libraries say that memory is full: jax and XLA, C++, the system, its loader of libraries, Python's threads, numpy.
+BRIEF = 500  # characters of another package's message
+# Words for full memory in jax and XLA, C++, the system, its loader of libraries, Python's threads and numpy.
 MEMORY_IS_FULL = (
     "resource_exhausted",
     "out of memory",
@@ -27,8 +27,8 @@ MEMORY_IS_FULL = (
 class UserError(ValueError):
     """Bad input: a configuration, a file, a folder or an option.
 
-    Its message is one line that names what, where, what was expected and what was found. The command line prints
-    it and exits with code 2; library code lets it pass.
+    Its message is one line: what is wrong and where, what was expected, what was found. The command line prints it and
+    exits with code 2; library code lets it pass.
 
     Examples:
         >>> import vae_jax
@@ -40,7 +40,7 @@ class UserError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(printable(message))  # names of files are a part of it, and they may hold anything
+        super().__init__(printable(message))  # it may name files, whose names may hold anything
 
 
 def _in_python(name: str, value: object) -> str:
@@ -51,16 +51,16 @@ _spell: Callable[[str, object], str] = _in_python
 
 
 def argument(name: str, value: object = None) -> str:
-    """An argument, with a value or without, in a message to whoever called: `resume=True`, or a command's `--resume`.
+    """An argument, with a value or without, as the caller writes it: `resume=True` in Python, `--resume` for a command.
 
-    Options of the configuration need no such thing: their names, as `train.epochs`, are the same everywhere.
+    Options of the configuration do not need it: their names, as `train.epochs`, are the same everywhere.
     """
     return _spell(name, value)
 
 
 @contextmanager
 def arguments_spelled(spell: Callable[[str, object], str]) -> Iterator[None]:
-    """Within it messages name arguments as this function of their name and their value (or None) does."""
+    """A context in which messages spell arguments with this function of their name and their value (or None)."""
     global _spell
     before, _spell = _spell, spell
     try:
@@ -70,15 +70,15 @@ def arguments_spelled(spell: Callable[[str, object], str]) -> Iterator[None]:
 
 
 class Diverged(UserError):
-    """A training whose loss, gradient or parameters are not finite any more."""
+    """The loss, the gradient or the parameters of a training are no longer finite."""
 
 
 class Stopped(Exception):
-    """A training that was asked to stop, and did once its state was saved; the message tells where it stands."""
+    """A training that stopped on request, once its state was saved; the message says where it stands."""
 
 
 def message_of(error: BaseException) -> str:
-    """What an exception says; nothing where saying it fails, as it may where its class is a user's."""
+    """An exception's message; empty if it cannot be formatted, as a user's class may fail to do."""
     try:
         return str(error)
     except (Exception, SystemExit):
@@ -86,7 +86,7 @@ def message_of(error: BaseException) -> str:
 
 
 def memory_is_full(error: BaseException) -> bool:
-    """Whether an error, or one that led to it, says that memory is full, in whose words ever."""
+    """Whether an error, or one that led to it, says that memory is full."""
     link: BaseException | None = error
     while link is not None:
         if isinstance(link, MemoryError) or getattr(link, "errno", None) == errno.ENOMEM:
@@ -98,27 +98,27 @@ def memory_is_full(error: BaseException) -> bool:
 
 
 def in_words(error: OSError) -> str:
-    """What the system says, with the limit that was met, where it is this process's own."""
-    said = error.strerror or message_of(error)
+    """The system's message, with the limit that was reached if it is this process's."""
+    reason = error.strerror or message_of(error)
     try:
         import resource
     except ImportError:  # Windows
-        return said
+        return reason
     names = {errno.EFBIG: ("RLIMIT_FSIZE", "-f", " bytes"), errno.EMFILE: ("RLIMIT_NOFILE", "-n", "")}
     if error.errno not in names:
-        return said
+        return reason
     name, option, unit = names[error.errno]
     limit = resource.getrlimit(getattr(resource, name))[0]
-    return said if limit == resource.RLIM_INFINITY else f"{said} (ulimit {option}: {limit:,}{unit})"
+    return reason if limit == resource.RLIM_INFINITY else f"{reason} (ulimit {option}: {limit:,}{unit})"
 
 
-_kept: list[object] = []  # what C code calls must not be collected
+_kept: list[object] = []  # functions that C code calls must not be collected
 
 
 def say_if_aborted(message: str, code: int, stream: int = 2) -> None:
-    """From now on this process, if code that is not Python's aborts it, ends with this message and this exit code.
+    """From now on, if C or C++ code aborts this process, it ends with this message and this exit code.
 
-    What that code itself prints stands above it.
+    Lines that the code itself prints come before it.
     """
     import ctypes  # here, since most commands do without it
 
@@ -136,48 +136,48 @@ def say_if_aborted(message: str, code: int, stream: int = 2) -> None:
 
 
 def printable(text: str) -> str:
-    """The text as one line of bounded length that does nothing to a terminal."""
-    if len(text) > LINE_LIMIT:  # the middle goes: what was expected stands first, and what helps stands last
+    """The text as one line of bounded length, without control characters."""
+    if len(text) > LINE_LIMIT:  # drop the middle: the expectation comes first, the hint last
         begin, end = LINE_LIMIT // 2, LINE_LIMIT // 4
         text = f"{text[:begin]} … {len(text) - begin - end:,} characters more … {text[-end:]}"
     if text.isprintable():
         return text
-    escaped = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    escaped = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     return escaped if len(escaped) <= LINE_LIMIT else f"{escaped[:LINE_LIMIT]} …"
 
 
 def cut(text: str, most: int = QUOTED) -> str:
-    """The text, or its beginning, on one line that does nothing to a terminal."""
+    """The text, or its beginning, on one line without control characters."""
     shown = printable(text[:most])
     return shown if len(shown) <= most and len(text) <= most else f"{shown[:most]} …"
 
 
 def quoted(value: object, most: int = QUOTED) -> str:
-    """A value's text, or its beginning, in quotation marks, on one line that does nothing to a terminal."""
+    """A value's text, or its beginning, in quotation marks, on one line without control characters."""
     text = str(value)
     return f"{text[:most]!r}{' …' * (len(text) > most)}"
 
 
 def brief(error: object, most: int = BRIEF) -> str:
-    """What another package says, on one line of bounded length."""
+    """Another package's message on one line of bounded length."""
     return cut(" ".join(str(error)[: 4 * most].split()), most)
 
 
 def first(things: Iterable[Any], most: int = LISTED) -> list[str]:
-    """The first of many things, and how many more there are."""
+    """The first of many things, and the number of the rest."""
     things = list(things)
     more = [f"and {len(things) - most:,} more"] if len(things) > most else []
     return [*map(str, things[:most]), *more]
 
 
 def listed(things: Iterable[Any], most: int = LISTED, between: str = ", ") -> str:
-    """The first of many things in a line, and how many more there are; empty where there are none.
+    """The first of many things in a line, and the number of the rest; empty if there are none.
 
-    What a thing is called is cut only where it is longer than a path may be, so that a name can be copied.
+    A name is cut only if it is longer than a path may be, so that it can be copied.
     """
-    return between.join(cut(each, PATH) for each in first(things, most))
+    return between.join(cut(thing, PATH) for thing in first(things, most))
 
 
 def on_terminal(stream: Any) -> bool:
-    """Whether a standard stream is a terminal; a process may have been started without one, and then it is None."""
+    """Whether a standard stream is a terminal; it is None in a process started without one."""
     return stream is not None and stream.isatty()

@@ -1,4 +1,4 @@
-"""What a part of a model gives is checked while it is traced: a wrong shape would be broadcast without a word."""
+"""Checks the outputs of a model's parts while they are traced: a wrong shape would be broadcast silently."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,11 +11,11 @@ Shape = tuple[int, ...]
 
 
 def expect(what: str, value: Any, shape: Shape) -> None:
-    """Refuses what is no array of floating-point numbers of this shape.
+    """Refuses a value that is no array of floating-point numbers of this shape.
 
     Args:
-        what: gives it, for the message; it begins with the option to blame.
-        value: that it gives.
+        what: the part that gives it, for the message; begins with the option to blame.
+        value: to check.
         shape: that it must have.
 
     Raises:
@@ -26,10 +26,10 @@ def expect(what: str, value: Any, shape: Shape) -> None:
 
 
 def expect_all(what: str, values: Any, shapes: Mapping[str, Shape]) -> None:
-    """The same of a dict of arrays: neither more nor fewer than named.
+    """Refuses a value that is no dict of arrays with exactly these names and shapes, see `expect`.
 
     Raises:
-        UserError: naming the first that is missing, not asked for or of another shape.
+        UserError: naming the first that is missing, not expected or of another shape.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"{what}: expected a dict with {', '.join(shapes)}; found {kind(values)}")
@@ -45,7 +45,7 @@ def _floats(shape: Shape) -> str:
 
 
 def kind(value: Any) -> str:
-    """What a value is, in words."""
+    """The type of a value, in words."""
     if not hasattr(value, "shape") or not hasattr(value, "dtype"):
         return f"a {type(value).__name__}"
     if jnp.issubdtype(value.dtype, jnp.floating):

@@ -1,15 +1,15 @@
-"""Options: the fields of a frozen dataclass, whose annotations say what each may be.
+"""Options: the fields of a frozen dataclass, whose annotations say which values they take.
 
     @dataclass(frozen=True)
     class Renyi:
         alpha: Annotated[float, "[0, 1)", TRACED] = 0.5
         kl: Annotated[str, one_of("analytic", "sampled")] = "analytic"
 
-An option is a whole number, a number, text, true or false, a list of whole numbers, or null, or several of these
-(`int | None`). In `Annotated` an interval bounds a number, or each number of a list; `one_of` (or a Literal) lists what
-text may be; `only` names what the option needs; `TRACED`, which counts for objectives, optimisers and `train` only,
-makes the number an argument of the compiled program, which all its values share. Help comes from "Attributes:".
-Nothing here imports jax.
+An option is a whole number, a number, text, true or false, a list of whole numbers, or null, or one of several of these
+(`int | None`). In `Annotated` an interval bounds a number, or all numbers of a list; `one_of` (or a Literal) lists the
+choices of text; `only` names the value of another option that the option needs; `TRACED` makes the number an argument
+of the compiled program, which all its values share (objectives, optimisers and `train` only). Help comes from
+"Attributes:". Nothing here imports jax.
 """
 
 import functools
@@ -43,11 +43,11 @@ NO_NUMBERS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Choices(NamedTuple):
-    """What text may be.
+    """The choices of an option that is text.
 
     Attributes:
         names: of the choices.
-        own: whether it may be something else too, which whoever looks at it knows.
+        own: whether it may be other text too, a user's own; whoever uses the option checks it.
     """
 
     names: tuple[str, ...]
@@ -60,11 +60,11 @@ def one_of(*names: str, own: bool = False) -> Choices:
 
 
 class Need(NamedTuple):
-    """What another option of the same dataclass must be for this one to be looked at.
+    """The values that another option of the same dataclass must have for this one to be used.
 
     Attributes:
-        option: the other one's name.
-        values: of which it must have one.
+        option: the other option's name.
+        values: it must have one of them.
     """
 
     option: str
@@ -72,7 +72,7 @@ class Need(NamedTuple):
 
 
 def only(**needs: Any) -> Need:
-    """In an annotation: the option is looked at only where another one has a value, or one of a tuple of them."""
+    """In an annotation: the option is used only if another option has this value, or one of a tuple of values."""
     ((option, values),) = needs.items()
     return Need(option, values if isinstance(values, tuple) else (values,))
 
@@ -83,22 +83,22 @@ class _Mark(NamedTuple):
 
 TRACED = _Mark(
     "traced"
-)  # in an annotation: the number may be traced; members of a sweep that differ in it share a program
+)  # in an annotation: the number may be traced, so that members of a sweep that differ in it share a program
 FILLED = _Mark("filled")  # in an annotation: the list is not empty
-FIRST = _Mark("first")  # in an annotation: the help of a command shows the option without being asked for all
+FIRST = _Mark("first")  # in an annotation: a short help shows the option too
 
 
 class Option(NamedTuple):
     """One option.
 
     Attributes:
-        kinds: what it may be, each one of KINDS.
-        default: its value where none is given.
-        interval: that its numbers lie in, or empty.
-        choices: what text may be, or None.
-        needs: what others must be for it to be looked at.
+        kinds: the types it may have, of KINDS.
+        default: its value if none is given.
+        interval: in which its numbers lie, or empty.
+        choices: of text, or None.
+        needs: other options' values that it needs to be used.
         marks: TRACED, FILLED, FIRST.
-        help: what it is, in words.
+        help: a description.
     """
 
     kinds: tuple[Any, ...]
@@ -112,11 +112,11 @@ class Option(NamedTuple):
 
 @functools.cache
 def options_in(kind: Any) -> dict[str, Option]:
-    """A dataclass's options by name; none where there is no dataclass.
+    """A dataclass's options by name; none for None.
 
     Raises:
-        UserError: if it is no frozen dataclass whose fields have defaults and are of KINDS, or if an
-            annotation is none or its own default is not what it says.
+        UserError: if it is no frozen dataclass whose fields have defaults and are of KINDS, or if an annotation is
+            wrong or does not fit the default.
     """
     if kind is None:
         return {}
@@ -124,13 +124,13 @@ def options_in(kind: Any) -> dict[str, Option]:
         raise UserError(f"options: expected a frozen dataclass; found {getattr(kind, '__name__', kind)!s:.60}")
     try:
         hints = get_type_hints(kind, include_extras=True)
-    except Exception as error:  # whatever an annotation that is text raises
+    except Exception as error:  # an annotation that is text may raise anything
         raise UserError(f"{kind.__name__}: expected annotations that can be read; {brief(error)}") from error
     words = help_in(kind)
-    own = [field for field in fields(kind) if not (field.metadata.get("of_part") or is_dataclass(field.type))]
+    own_fields = [field for field in fields(kind) if not (field.metadata.get("of_part") or is_dataclass(field.type))]
     options = {
         field.name: _option(f"{kind.__name__}.{field.name}", field, hints[field.name], words.get(field.name, ""))
-        for field in own
+        for field in own_fields
     }
     for name, option in options.items():
         for need in option.needs:
@@ -145,7 +145,7 @@ def _option(name: str, field: Field[Any], hint: Any, help: str) -> Option:
             raise UserError(f"{name}: expected a Literal of text; found {strange[0]!s:.60}")
         hint, more = str, [*more, one_of(*get_args(hint))]
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if any(kind not in list(KINDS) for kind in kinds):  # a list, since what is no type may have no hash
+    if any(kind not in list(KINDS) for kind in kinds):  # a list, since `kind` may have no hash
         raise UserError(f"{name}: expected an option of {', '.join(KINDS.values())}; found {hint!s:.60}")
     if not field.init:
         raise UserError(f"{name}: expected an option that can be given; found init=False")
@@ -175,7 +175,7 @@ def _is_interval(text: str) -> bool:
 
 
 def help_in(kind: type) -> dict[str, str]:
-    """What the docstrings of a class and of those it is made from say of their attributes."""
+    """The descriptions of attributes in the docstrings of a class and its bases, by name."""
     words: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         if (doc := vars(base).get("__doc__")) and (match := HELP.search(doc)):
@@ -185,7 +185,7 @@ def help_in(kind: type) -> dict[str, str]:
 
 
 def _dedented(text: str) -> str:
-    """The lines of a block of attributes, each entry indented by one and what goes on by more, until the block ends."""
+    """The lines of a block of attributes until its end: entries indented by one space, continued lines by none."""
     lines = text.splitlines()
     depth = len(lines[0]) - len(lines[0].lstrip())
     block = []
@@ -193,63 +193,63 @@ def _dedented(text: str) -> str:
         inside = len(line) - len(line.lstrip())
         if line.strip() and inside < depth:
             break
-        # What goes on is no entry, whatever stands before its first colon.
+        # A continued line is no entry, even if it has a colon.
         block.append(f" {line.strip()}" if inside == depth else line.strip())
     return "\n".join(block)
 
 
 def value(name: str, option: Option, given: Any) -> Any:
-    """An option's value as one of what it may be. Text is read as YAML, unless the option may be text.
+    """A given value converted to one of the option's kinds. Text is read as YAML, unless the option may be text.
 
     Args:
         name: of the option, with its section.
-        option: which one.
-        given: what is to be its value.
+        option: the option.
+        given: the value to convert.
 
     Raises:
         UserError: naming the option, what was expected and what was found.
     """
-    found = given
-    if type(given) not in option.kinds or isinstance(given, str):  # what is fine is left, since thousands are made
-        found = _converted(name, option.kinds, given)
-    for number in found if isinstance(found, tuple) else (found,):
+    result = given
+    if type(given) not in option.kinds or isinstance(given, str):  # nothing to convert: thousands of values are made
+        result = _converted(name, option.kinds, given)
+    for number in result if isinstance(result, tuple) else (result,):
         if option.interval and number is not None and type(number) is not str and not within(number, option.interval):
             raise UserError(f"{name}: expected a number in {option.interval}; found {number!s:.40}")
-    if TRACED in option.marks and type(found) is int and not -(1 << 31) <= found < 1 << 31:
-        raise UserError(f"{name}: expected a whole number of 32 bits, since it is TRACED; found {found!s:.40}")
-    if FILLED in option.marks and found == ():
+    if TRACED in option.marks and type(result) is int and not -(1 << 31) <= result < 1 << 31:
+        raise UserError(f"{name}: expected a whole number of 32 bits, since it is TRACED; found {result!s:.40}")
+    if FILLED in option.marks and result == ():
         raise UserError(f"{name}: expected at least one number; found none")
-    if option.choices and not option.choices.own and isinstance(found, str):
-        lookup(dict.fromkeys(option.choices.names), found, name)
-    return found
+    if option.choices and not option.choices.own and isinstance(result, str):
+        lookup(dict.fromkeys(option.choices.names), result, name)
+    return result
 
 
 def _converted(name: str, kinds: tuple[Any, ...], given: Any) -> Any:
     read = read_text(name, given) if isinstance(given, str) and str not in kinds else given
     if LIST in kinds and isinstance(read, list | tuple) and len(read) > COUNT_LIMIT:
         raise UserError(f"{name}: expected at most {COUNT_LIMIT} numbers; found {len(read):,}")
-    found = _as_one_of(kinds, read)
-    if found is ...:
+    result = _as_one_of(kinds, read)
+    if result is ...:
         values = read if isinstance(read, list | tuple) else [read]
-        strange = [part for part in values if isinstance(part, str) and NO_DECIMAL.fullmatch(part)]
+        strange = [item for item in values if isinstance(item, str) and NO_DECIMAL.fullmatch(item)]
         if strange and str not in kinds:
             raise UserError(f"{name}: expected a decimal number; found {strange[0]:.60}")
         wanted = "a value" if read is None else " or ".join(KINDS[kind] for kind in kinds)
         raise UserError(f"{name}: expected {wanted}; found {shown(given)}")
-    if isinstance(found, str):
-        if len(found) > TEXT_LIMIT:
-            raise UserError(f"{name}: expected at most {TEXT_LIMIT:,} characters; found {len(found):,}")
-        if "\0" in found:
+    if isinstance(result, str):
+        if len(result) > TEXT_LIMIT:
+            raise UserError(f"{name}: expected at most {TEXT_LIMIT:,} characters; found {len(result):,}")
+        if "\0" in result:
             raise UserError(f"{name}: expected at most {TEXT_LIMIT:,} characters; found a null character")
-        if not found.isascii() and found != found.encode(errors="replace").decode():
-            raise UserError(f"{name}: expected text in UTF-8; found {found!a:.60}")  # a path in another encoding, say
+        if not result.isascii() and result != result.encode(errors="replace").decode():
+            raise UserError(f"{name}: expected text in UTF-8; found {result!a:.60}")  # a path in another encoding, say
     if isinstance(read, int) and abs(read) > 1e308:
         raise UserError(f"{name}: expected a number below 1e308; found one too large")
-    return found
+    return result
 
 
 def read_text(name: str, text: str) -> Any:
-    """What a text is as YAML; the text itself where it is none."""
+    """The value of a text as YAML; the text itself if it is no YAML."""
     if len(text) > SIZE_LIMIT:
         raise UserError(f"{name}: expected at most {SIZE_LIMIT:,} characters; found {len(text):,}")
     try:
@@ -259,8 +259,8 @@ def read_text(name: str, text: str) -> Any:
 
 
 def _as_one_of(kinds: tuple[Any, ...], given: Any) -> Any:
-    """A value as one of these kinds; an ellipsis where it is none of them."""
-    if getattr(given, "shape", None) == ():  # NumPy's numbers are as good
+    """A value as one of these kinds; an ellipsis if it cannot be one."""
+    if getattr(given, "shape", None) == ():  # a NumPy number
         given = given.item()
     if type(given) in kinds:
         return given
@@ -275,18 +275,18 @@ def _as_one_of(kinds: tuple[Any, ...], given: Any) -> Any:
 
 
 def made(kind: type, section: str, changed: Mapping[str, Any], numbers: Mapping[str, Any] = NO_NUMBERS) -> Any:
-    """A dataclass with some of its options changed, all of them checked.
+    """An instance of an options dataclass with some options changed, all of them checked.
 
     Args:
         kind: the dataclass.
         section: of the part, for messages.
         changed: values by option.
-        numbers: by option, in place of the values: arguments of a compiled program. What the class derives from a
-            number, in its `__post_init__`, is derived from this one then.
+        numbers: arguments of a compiled program by option, in place of their values. The class's `__post_init__` then
+            derives other values from these.
 
     Raises:
-        UserError: naming an option that is none, or what is wrong with its value; or the class asks in Python for the
-            value of a number, which a compiled program does not know.
+        UserError: naming an option and what is wrong with its value; or if the class asks in Python for the value of a
+            number, which a compiled program does not know.
     """
     known = options_in(kind)
     values = {
@@ -303,20 +303,20 @@ def made(kind: type, section: str, changed: Mapping[str, Any], numbers: Mapping[
 
 
 def traced_of(options: Any) -> list[str]:
-    """The options of a part, its dataclass or None, that are arguments of compiled programs."""
+    """The names of a part's options (its dataclass or None) that are arguments of compiled programs."""
     return [name for name, known in options_in(type(options)).items() if TRACED in known.marks] if options else []
 
 
 @contextmanager
 def of_unknown_value(where: str, traced: Sequence[str]) -> Iterator[None]:
-    """Within it, that a traced value is not known is said in a line that names what is traced.
+    """A context that turns jax's error about an unknown traced value into one line that names the traced options.
 
     Args:
-        where: what is run, for the message.
-        traced: names of options; where there are none, the error is left as it is.
+        where: the code that runs, for the message.
+        traced: names of options; without any the error is left as it is.
 
     Raises:
-        UserError: if a traced value is asked for.
+        UserError: if the code asks for a traced value.
     """
     try:
         yield
@@ -326,7 +326,7 @@ def of_unknown_value(where: str, traced: Sequence[str]) -> Iterator[None]:
             error,
             errors.ConcretizationTypeError | errors.TracerArrayConversionError | errors.TracerIntegerConversionError,
         )
-        # What is hashed or formatted has no error of jax's own, only its class in Python's.
+        # For hashing and formatting jax has no error of its own: Python's names the class.
         if not asked and not (errors and type(error) is TypeError and "Tracer" in str(error)):
             raise
         raise UserError(
@@ -336,23 +336,23 @@ def of_unknown_value(where: str, traced: Sequence[str]) -> Iterator[None]:
 
 
 def unmet(kind: Any, values: Any) -> list[tuple[str, Need, Any]]:
-    """The options that are set and that nothing looks at: each with what it needs, and what is in its place.
+    """The options that are set but not used, with the value they need and the value that the other option has.
 
     Args:
         kind: a dataclass with options.
-        values: one of it.
+        values: an instance of it.
     """
     options = options_in(kind)
-    found = []
+    unused = []
     for name, option in options.items():
         if not option.needs or getattr(values, name) == option.default:
             continue
         for need in option.needs:
-            other, choices = getattr(values, need.option), options[need.option].choices
-            if other not in need.values and not (choices and choices.own and other not in choices.names):
-                found.append((name, need, other))
+            current, choices = getattr(values, need.option), options[need.option].choices
+            if current not in need.values and not (choices and choices.own and current not in choices.names):
+                unused.append((name, need, current))
                 break
-    return found
+    return unused
 
 
 def shown(given: Any) -> str:
@@ -366,7 +366,7 @@ def shown(given: Any) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint at the option that was probably meant."""
+    """A hint at the option that was probably meant; empty if none is near."""
     import difflib
 
     near = difflib.get_close_matches(name, list(known), n=1)
@@ -374,7 +374,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def as_text(given: Any) -> str:
-    """A value as a flag takes it."""
+    """A value as text for a flag."""
     if isinstance(given, float) and not math.isfinite(given):
         return ".nan" if math.isnan(given) else ".inf" if given > 0 else "-.inf"
     if isinstance(given, str | PurePath):

@@ -1,6 +1,6 @@
-"""Looking a variant up by its name, or by the import path of a user's own; and whose line an exception is of.
+"""Finds a part by its name or by the import path of a user's own, and the line of a user's code that raised.
 
-What a user's code raises passes through the library as it is; `users_line` says where in that code it arose.
+A user's exceptions pass through the library unchanged; `users_line` says where in their code they arose.
 """
 
 import difflib
@@ -26,10 +26,10 @@ from vae_jax.files.checked import UnfitError, read_bytes
 
 T = TypeVar("T")
 
-NAMED = ("options", "shapes", "learning_rate")  # arguments that users' functions have by these names
-PREFIX = "vae_jax_user_"  # of the names of modules that are files
+NAMED = ("options", "shapes", "learning_rate")  # arguments that must have these names in users' functions
+PREFIX = "vae_jax_user_"  # of the module names of users' files
 FILE_LIMIT = 1 << 24  # bytes of a user's file
-LINE_LIMIT, MESSAGE_LIMIT = 120, 500  # characters of a user's line, and of what was raised there
+LINE_LIMIT, MESSAGE_LIMIT = 120, 500  # characters of a user's line, and of its exception's message
 
 
 class Source(NamedTuple):
@@ -50,8 +50,8 @@ class Place(NamedTuple):
     """Where a module is.
 
     Attributes:
-        file: absolute; None of a module that is in no file.
-        here: whether it is there only because the working folder is looked at too.
+        file: absolute; None if the module is in no file.
+        here: whether only the search in the working folder gave it.
     """
 
     file: Path | None
@@ -59,21 +59,21 @@ class Place(NamedTuple):
 
 
 _sources: dict[str, Source] = {}  # by the name of the module
-_packages: set[str] = set()  # that users' import paths begin with
-_pinned: dict[Path, str] = {}  # the SHA-256 of files that are loaded with this content only
+_packages: set[str] = set()  # the first names of users' import paths
+_pinned: dict[Path, str] = {}  # the only SHA-256 with which a file may be loaded
 
 
 def lookup(registry: Mapping[str, T], name: str, option: str, takes: tuple[str, ...] = ()) -> T:
-    """The registry's entry called `name`; or what "FILE.py:ENTRY" or "PACKAGE.MODULE:ENTRY" names, a user's own.
+    """The registry's entry called `name`, or a user's own that "FILE.py:ENTRY" or "PACKAGE.MODULE:ENTRY" names.
 
     Args:
         registry: entries by name.
         name: of the entry.
-        option: which has this value.
-        takes: names of the arguments that a user's own takes; empty where there can be none.
+        option: that has this value.
+        takes: names of the arguments that a user's own must take; empty if it cannot be a user's own.
 
     Raises:
-        UserError: if there is none; names the option, the choices and the nearest one. If a user's own cannot be
+        UserError: if there is none, naming the option, the choices and the nearest one; or if a user's own cannot be
             imported, or does not take these arguments.
     """
     if name in registry:
@@ -82,46 +82,46 @@ def lookup(registry: Mapping[str, T], name: str, option: str, takes: tuple[str, 
         return _imported(registry, str(name), option, takes)
     near = difflib.get_close_matches(str(name)[:QUOTED], registry, n=1)
     hint = f" (did you mean {near[0]}?)" if near else ""
-    own = ", or FILE.py:ENTRY for your own" if takes else ""
-    raise UserError(f"{option}: expected one of {listed(registry)}{own}; found {quoted(name)}{hint}")
+    users_own = ", or FILE.py:ENTRY for your own" if takes else ""
+    raise UserError(f"{option}: expected one of {listed(registry)}{users_own}; found {quoted(name)}{hint}")
 
 
 def _imported(registry: Mapping[str, Any], name: str, option: str, takes: tuple[str, ...]) -> Any:
-    """What stands under a name in a user's module.
+    """The entry of a user's module.
 
     Raises:
-        UserError: if there is no such module or name, the module fails, or it is nothing that takes these arguments.
+        UserError: if there is no such module or entry, the module fails, or the entry does not take these arguments.
     """
     where, _, entry = name.rpartition(":")
     try:
         module = _module(where)
-    except (Exception, SystemExit) as error:  # whatever a user's module raises
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         if line := users_line(error):
-            raise UserError(f"{option}: {line}{_beside(where, error)}") from error
-        why = str(error) if isinstance(error, UnfitError) else _what(error)
+            raise UserError(f"{option}: {line}{_import_hint(where, error)}") from error
+        why = str(error) if isinstance(error, UnfitError) else _described(error)
         raise UserError(f"{option}: expected a module to import in {quoted(name, PATH)}; {why}") from error
     if not hasattr(module, entry):
-        near = difflib.get_close_matches(entry, [each for each in vars(module) if each[0] != "_"], n=1)
+        near = difflib.get_close_matches(entry, [name for name in vars(module) if name[0] != "_"], n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(f"{option}: expected {entry!r} in {where}; found none of that name{hint}")
-    found = getattr(module, entry)
-    if isinstance(found, tuple) and any(type(found) is type(own) for own in registry.values()):
-        return found  # it is what our own entries are
+    part = getattr(module, entry)
+    if isinstance(part, tuple) and any(type(part) is type(ours) for ours in registry.values()):
+        return part  # of the same type as our entries
     expected = f"{option}: expected {entry} in {where} to be a function or a class of ({', '.join(takes)})"
-    check_takes(found, expected, *takes)
-    _check_named(found, expected, takes)
-    return found
+    check_takes(part, expected, *takes)
+    _check_named(part, expected, takes)
+    return part
 
 
 def _check_named(function: Any, expected: str, takes: tuple[str, ...]) -> None:
-    """Refuses a function whose arguments mean something else: those that are NAMED must have their names.
+    """Refuses a function whose arguments are others: those in NAMED must have their names.
 
     Raises:
-        UserError: that begins with `expected`.
+        UserError: whose message begins with `expected`.
     """
     try:
         parameters = list(inspect.signature(function).parameters.values())
-    except (TypeError, ValueError):  # some of Python's own have none
+    except (TypeError, ValueError):  # some built-in functions have none
         return
     for name, parameter in zip(takes, parameters, strict=False):
         if parameter.kind is parameter.VAR_POSITIONAL:
@@ -134,22 +134,22 @@ def _check_named(function: Any, expected: str, takes: tuple[str, ...]) -> None:
 def _module(where: str) -> ModuleType:
     if where.endswith(".py"):
         return _from_file(source_of(where))
-    if (here := _here()) and here not in sys.path:
+    if (here := _working_folder()) and here not in sys.path:
         sys.path.append(here)  # as `python -m` would find it
     if (package := where.partition(".")[0]) != __package__:
         _packages.add(package)
     return importlib.import_module(where)
 
 
-def _here() -> str:
-    """The working folder, where it is not looked at for modules anyway; empty where there is none."""
+def _working_folder() -> str:
+    """The working folder, unless modules are searched there anyway; empty if it does not exist."""
     with suppress(OSError):  # it was removed
         return "" if "" in sys.path else str(Path.cwd())
     return ""
 
 
 def pin(file: Path, sha256: str) -> None:
-    """From now on this process loads a file (absolute) with this content only: whoever has looked at it means that."""
+    """From now on this process loads a file (absolute) only with this content, which has been checked."""
     _pinned[file] = sha256
 
 
@@ -157,7 +157,7 @@ def _from_file(source: Source) -> ModuleType:
     """The module in a file; a file that has changed is another module.
 
     Raises:
-        UserError: if it is not as it was pinned.
+        UserError: if it is pinned with another content.
     """
     if _pinned.get(source.path) not in (source.sha256, None):
         raise UserError(f"{source.path}: expected it as it was when its run was opened; it has changed since")
@@ -167,7 +167,7 @@ def _from_file(source: Source) -> ModuleType:
         module.__file__ = str(source.path)
         sys.modules[name], _sources[name] = module, source
         try:
-            # Not by an import of Python's: it takes compiled code for up to date by the file's size and its time.
+            # Not imported: Python trusts cached bytecode if the file's size and time are the same.
             exec(compile(source.content, str(source.path), "exec", dont_inherit=True), vars(module))
         except BaseException:
             sys.modules.pop(name, None)
@@ -176,7 +176,7 @@ def _from_file(source: Source) -> ModuleType:
 
 
 def source_of(where: str) -> Source:
-    """The file, or the module's file, that an import path names before its colon, as it is now; nothing of it is run.
+    """The current content of the file that an import path names before its colon; runs nothing.
 
     Raises:
         OSError: if it cannot be read.
@@ -195,18 +195,18 @@ def source_of(where: str) -> Source:
 
 
 def locate(where: str) -> Place | None:
-    """Where an import would find a module; None if nowhere. Nothing is imported, since packages are code too."""
+    """Where an import would find a module; None if nowhere. Imports nothing, since a package is code too."""
     if (module := sys.modules.get(where)) is not None:
         file = getattr(module, "__file__", None)
         return Place(Path(file).absolute() if file else None, False)
-    here = _here()
+    here = _working_folder()
     for path in (None, [here] if here and here not in sys.path else []):
-        spec, name, found = None, "", path
+        spec, name, search = None, "", path
         for part in where.split("."):
             name = f"{name}.{part}" if spec else part
-            if (spec := _spec(name, found) if part.isidentifier() else None) is None:
+            if (spec := _spec(name, search) if part.isidentifier() else None) is None:
                 break
-            found = list(spec.submodule_search_locations or ())
+            search = list(spec.submodule_search_locations or ())
         if spec:
             file = spec.origin if spec.has_location else None
             return Place(Path(file).absolute() if file else None, path is not None)
@@ -214,7 +214,7 @@ def locate(where: str) -> Place | None:
 
 
 def _spec(name: str, path: Iterable[str] | None) -> ModuleSpec | None:
-    """Of a module on a path, by default Python's own, found without its packages, which Python would import first."""
+    """The spec of a module on a path, by default Python's; does not import its packages, as Python would."""
     if path is None:
         if (module := sys.modules.get(name)) is not None and module.__spec__:
             return module.__spec__
@@ -231,59 +231,59 @@ def _spec(name: str, path: Iterable[str] | None) -> ModuleSpec | None:
 
 
 def check_takes(function: Any, expected: str, *arguments: Any, **named: Any) -> None:
-    """Refuses what cannot be called so.
+    """Refuses a value that cannot be called with these arguments.
 
     Raises:
-        UserError: that begins with `expected`.
+        UserError: whose message begins with `expected`.
     """
     if not callable(function):
         raise UserError(f"{expected}; found {_kind(function)}")
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some of Python's own have none
+    except (TypeError, ValueError):  # some built-in functions have none
         return
     try:
         signature.bind(*arguments, **named)
     except TypeError:
         empty = inspect.Parameter.empty
-        plain = [each.replace(annotation=empty, default=empty) for each in signature.parameters.values()]
+        plain = [parameter.replace(annotation=empty, default=empty) for parameter in signature.parameters.values()]
         name = getattr(function, "__name__", None) or _kind(function)
         shown = signature.replace(parameters=plain, return_annotation=empty)
         raise UserError(f"{expected}; found {name}{shown}") from None
 
 
-def _kind(found: Any) -> str:
-    return "None" if found is None else f"an instance of {type(found).__name__}"
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"an instance of {type(value).__name__}"
 
 
 def check_functions(part: Any, option: str) -> None:
-    """Refuses a NamedTuple some of whose functions do not take as many arguments as its class says.
+    """Refuses a NamedTuple with a function that does not take as many arguments as its class says.
 
     Raises:
-        UserError: naming the first of them.
+        UserError: naming the first such function.
     """
     for name, hint in get_type_hints(type(part)).items():
         choices = [hint, *get_args(hint)]
         value = getattr(part, name)
         if value is None and type(None) in choices:
             continue
-        for function in (each for each in choices if get_origin(each) is Callable):
+        for function in (choice for choice in choices if get_origin(choice) is Callable):
             taken = get_args(function)[0]
             expected = f"{option}: expected {name} of its {type(part).__name__} to be a function of {len(taken)}"
             check_takes(value, f"{expected} argument{'s' * (len(taken) > 1)}", *taken)
 
 
 def users_line(error: BaseException) -> str | None:
-    """Where in a user's own code an exception arose, and what it is; None if it arose elsewhere.
+    """Where in a user's code an exception arose, and its message; None if it arose elsewhere.
 
-    "FILE:LINE in FUNCTION: the line: ErrorType: message", of the innermost function that is the user's.
+    "FILE:LINE in FUNCTION: the line: ErrorType: message", of the user's innermost function.
     """
     place = None
     for frame, number in traceback.walk_tb(error.__traceback__):
         if _is_users(name := str(frame.f_globals.get("__name__"))):
             place = name, frame.f_code.co_filename, number, frame.f_code.co_name
-    what, text = _what(error), message_of(error)
-    if place is None:  # of a callback jax has but the text
+    what, text = _described(error), message_of(error)
+    if place is None:  # of an error in a callback jax keeps only the text
         files = {str(getattr(module, "__file__", "")): name for name, module in sys.modules.items() if _is_users(name)}
         for file, number, function in re.findall(r'^ *File "(.+)", line (\d+), in (.+)$', text, re.MULTILINE):
             if file in files:
@@ -292,7 +292,7 @@ def users_line(error: BaseException) -> str | None:
         name, file, number, function = place
         return f"{file}:{number} in {function}: {brief(_line(name, file, number), LINE_LIMIT)}: {what}"
     if isinstance(error, SyntaxError) and error.lineno:
-        return f"{error.filename}:{error.lineno}: {brief(error.text or '', LINE_LIMIT)}: {_what(error, error.msg)}"
+        return f"{error.filename}:{error.lineno}: {brief(error.text or '', LINE_LIMIT)}: {_described(error, error.msg)}"
     return None
 
 
@@ -307,16 +307,16 @@ def _line(module: str, file: str, number: int) -> str:
     return lines[number - 1] if number <= len(lines) else ""
 
 
-def _what(error: BaseException, message: str | None = None) -> str:
+def _described(error: BaseException, message: str | None = None) -> str:
     text = brief(message_of(error) if message is None else message, MESSAGE_LIMIT)
     return f"{type(error).__name__}{text and ': '}{text}"
 
 
-def _beside(where: str, error: BaseException) -> str:
-    """A hint where a user's file imports another one beside it."""
+def _import_hint(where: str, error: BaseException) -> str:
+    """A hint if a user's file imports another file beside it; else empty."""
     if not isinstance(error, ModuleNotFoundError) or not error.name or not where.endswith(".py"):
         return ""
     folder = Path(os.path.expanduser(where)).absolute().parent
-    if not any((folder / each).exists() for each in (error.name, f"{error.name}.py")):
+    if not any((folder / name).exists() for name in (error.name, f"{error.name}.py")):
         return ""
     return f" (a file is loaded alone: put {error.name} into it, install it, or add {folder} to PYTHONPATH)"

@@ -1,27 +1,27 @@
-"""The sizes that the parts of a model share, which every part's function is given."""
+"""The sizes that a model's parts share; every part's function gets them."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 
 class Shapes(NamedTuple):
-    """What is fixed before a part is made.
+    """The sizes that are fixed before a part is made.
 
     Attributes:
         image_shape: (height, width, channels) of an image; of other examples (features,), (length, channels) or, of
             categories, (length, values).
         latent: dimensions of z.
-        classes: how many labels there are; 0 where the model is not told them. An image then comes to the encoder with
-            as many further channels, and z to the decoder with as many further numbers.
-        heads: of the posterior, each with its size, or its shape: a network may give such a one flat. Known to networks
-            only, as is what follows.
-        outputs: numbers that the decoder gives for each channel of a pixel.
+        classes: number of labels; 0 if the model does not use them. Otherwise the encoder's images have as many further
+            channels, and the decoder's z as many further numbers.
+        heads: of the posterior, by name: sizes, or shapes, which a network may give flat. This field and those below
+            are set for networks only.
+        outputs: numbers that the decoder gives per channel of a pixel.
         latent_shape: of one z; None for a vector of `latent` numbers.
-        places: -> the shape of the network's own map of features, whose places are images of parts of the example; None
-            where it has none. A posterior that is made of maps takes it for theirs.
-        codes: that the posterior's z are made of, see `vae_jax.posteriors.Codes`; None where they are made of none.
-        support: what the numbers of an example are: "levels" in [0, 1], "reals", or "categories", of which the last
-            axis is one-hot.
+        places: -> the shape of the network's map of features, whose places stand for parts of the example; None if it
+            has none. A posterior over maps takes it as the shape of its own.
+        codes: that the posterior's z are made of, see `vae_jax.posteriors.Codes`; None if there are none.
+        support: the kind of an example's numbers: "levels" in [0, 1], "reals", or "categories", one-hot along the last
+            axis.
     """
 
     image_shape: tuple[int, ...]

@@ -9,9 +9,9 @@ class Variables(NamedTuple):
     """All numbers of a model.
 
     Attributes:
-        params: what is trained.
-        state: what training updates without a gradient, by name: "batch_stats" (BatchNorm's running statistics), other
-            Flax collections of a user's network, and the states of parts that have one.
+        params: the trained numbers.
+        state: numbers that training updates without a gradient, by name: "batch_stats" (BatchNorm's running
+            statistics), other Flax collections of a user's network, and the states of parts that have one.
     """
 
     params: PyTree

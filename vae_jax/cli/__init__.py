@@ -1,6 +1,6 @@
 """The command line: the only place that parses arguments, prints and exits.
 
-jax is imported only once a command has its arguments, so that help and refusals come at once.
+jax is imported only after a command's arguments are parsed, so that help and refusals come at once.
 """
 
 import argparse
@@ -47,9 +47,9 @@ VERBS = {
 
 @arguments_spelled(flag)
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for bad input, 130 where interrupted, or the command's own.
+    """Runs one command; returns the exit code: 0, 2 for bad input, 130 if interrupted, or the command's own.
 
-    The command line's own process ends here where it is interrupted: it waits for no thread that still computes.
+    An interrupted process of the command line ends here: it does not wait for threads that still compute.
     """
     own_process = arguments is None
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -65,9 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with warnings_in_lines():
                 code = ctrl_c.hear(lambda: _run(given, own_process))
         except KeyboardInterrupt:
-            ctrl_c.pressed = True  # also where somebody else listened
+            ctrl_c.pressed = True  # also if other code handles Ctrl-C
         except Exception as error:
-            if not ctrl_c.pressed:  # otherwise it is what became of that
+            if not ctrl_c.pressed:  # else Ctrl-C has caused it
                 code = _refused(error)
         if ctrl_c.pressed and own_process and _is_used_up():
             remove_unfinished()
@@ -91,10 +91,10 @@ def _run(arguments: list[str], own_process: bool) -> int:
         _overview(arguments)
         return 0
     verb = VERBS[arguments[0]]
-    if own_process:  # before jax is imported, which the options of a part come with
+    if own_process:  # before the options of a part import jax
         keep_compiled()
-        _leave_out()
-    options = _parse(arguments[0], verb, [each for each in arguments[1:] if each != PRINT_CONFIG])
+        _drop_jax_settings()
+    options = _parse(arguments[0], verb, [argument for argument in arguments[1:] if argument != PRINT_CONFIG])
     if PRINT_CONFIG in arguments:
         if not hasattr(options, "configuration"):
             raise UserError(f"unrecognized arguments: {PRINT_CONFIG}")
@@ -102,37 +102,37 @@ def _run(arguments: list[str], own_process: bool) -> int:
         return 0
     if own_process:
         _check_memory()
-    return _shown_by_line(verb, options)
+    return _run_with_users_line(verb, options)
 
 
 def _refused(error: Exception) -> int:
-    """Prints an error as one line; returns its exit code. One of which no line tells enough is raised again."""
+    """Prints an error as one line and returns its exit code; raises an unexpected error again."""
     processes = sys.modules.get("vae_jax.device.processes")
     code = 2
     match error:
         case UserError():
-            say(f"vae-jax: error: {error}")  # one line already, whose spaces may be a file's name's
+            say(f"vae-jax: error: {error}")  # one line already, with spaces that may belong to a file's name
             return 2
         case BrokenPipeError():  # as in `vae-jax … | head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         case RuntimeError() | ValueError() if processes and processes.is_lost(error):
-            said, code = processes.complaint(error), processes.LOST
+            text, code = processes.complaint(error), processes.LOST
         case _ if memory_is_full(error):
-            said = _about_memory(error)
-        case OSError():  # a full disk, a folder that may not be read, …
-            said = ": ".join(str(part) for part in (error.filename, in_words(error)) if part)
-        case _ if processes:  # they must be left
+            text = _about_memory(error)
+        case OSError():  # a full disk, a folder without permission, …
+            text = ": ".join(str(part) for part in (error.filename, in_words(error)) if part)
+        case _ if processes:  # this process must still leave the others
             traceback.print_exception(error)
             return 1
         case _:
             raise error
-    say(f"vae-jax: error: {_line(said)}")
+    say(f"vae-jax: error: {_line(text)}")
     return code
 
 
-def _shown_by_line(verb: Verb, options: Any) -> int:
-    """Runs a command; what a user's own code raises becomes one line, which shows where in it that was.
+def _run_with_users_line(verb: Verb, options: Any) -> int:
+    """Runs a command; turns an exception of a user's code into one line that shows where it arose.
 
     Raises:
         UserError: with this line.
@@ -150,7 +150,7 @@ def _shown_by_line(verb: Verb, options: Any) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Whether what was printed has nobody to go to, as in `vae-jax … | head`."""
+    """Whether nobody reads the standard output any more, as in `vae-jax … | head`."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -159,20 +159,20 @@ def _nobody_reads() -> bool:
 
 
 def _about_memory(error: BaseException) -> str:
-    """Words for an error that says that memory is full."""
+    """The message of an error that says that memory is full."""
     text = message_of(error)
     where = "not enough memory" + " on the device" * ("RESOURCE_EXHAUSTED" in text)  # jax's word
     return f"{where}: {_line(text)[:300]}" if text else where
 
 
 def _line(text: str) -> str:
-    """One line that says what the text says, wherever its words come from."""
+    """The text on one line."""
     return printable(" ".join(text.split()))
 
 
 def _open_streams() -> None:
-    """Opens the standard streams that this process was started without, and has what they cannot encode replaced."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in this order each gets its own number
+    """Opens the standard streams that are missing, and makes them replace characters that they cannot encode."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (until the process ends)
     for stream in (sys.stdout, sys.stderr):
@@ -180,8 +180,8 @@ def _open_streams() -> None:
             stream.reconfigure(errors="replace")
 
 
-def _leave_out() -> None:
-    """Leaves out settings of jax's with which no model trains, before jax is imported, and says so."""
+def _drop_jax_settings() -> None:
+    """Drops settings of jax's with which no model trains, before jax is imported, and says so."""
     for name, harmless, why in (
         ("JAX_DISABLE_JIT", ("", "0", "false", "f", "no", "n", "off"), "an epoch is one compiled loop"),
         ("JAX_NUMPY_DTYPE_PROMOTION", ("standard",), "optax's Adam mixes floats with whole numbers"),
@@ -191,7 +191,7 @@ def _leave_out() -> None:
 
 
 def _check_memory() -> None:
-    """Refuses to begin with too little memory; where it is limited, and may end at any moment, an abort is explained.
+    """Refuses to start with too little memory; if it is limited, makes an abort explain itself.
 
     Raises:
         UserError: naming the limit.
@@ -204,7 +204,7 @@ def _check_memory() -> None:
 
 
 def _is_used_up() -> bool:
-    """Whether memory is: OpenBLAS interrupts its own process where it cannot start its threads."""
+    """Whether memory is used up: OpenBLAS interrupts its process if it cannot start its threads."""
     from vae_jax.device import memory
 
     return memory.is_used_up()
@@ -218,7 +218,7 @@ def _overview(arguments: Sequence[str]) -> None:
     commands = "\n".join(f"  {name:{width}}  {verb.summary}" for name, verb in VERBS.items())
     parser = argparse.ArgumentParser(
         "vae-jax",
-        usage="vae-jax COMMAND … (vae-jax COMMAND --help tells its options)",
+        usage="vae-jax COMMAND … (vae-jax COMMAND --help lists its options)",
         description="Variational autoencoders in JAX: train one, look at it, use it.",
         epilog=f"commands:\n{commands}\n\n"
         "a first run, without any download:\n"

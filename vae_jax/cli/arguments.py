@@ -1,4 +1,4 @@
-"""A command's arguments: its own by argparse, and beside them a configuration's options by their dotted names."""
+"""Parses a command's arguments with argparse, and a configuration's options by their dotted names."""
 
 import argparse
 import re
@@ -18,23 +18,23 @@ HELP = ("-h", "--help", "--help-all")
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, whose faults are one line each."""
+    """argparse's parser, with errors of one line."""
 
-    configured = False  # whether a configuration's options are arguments too
+    configured = False  # whether it takes a configuration's options too
 
     def error(self, message: str) -> Any:
         raise UserError(brief(message))
 
 
 def whole(text: str) -> int:
-    """A whole number, of an argument."""
+    """The whole number in an argument."""
     if not NUMBER.fullmatch(text):
         raise argparse.ArgumentTypeError(f"expected a whole number; found {cut(text)}")
     return int(text)
 
 
 def number(text: str) -> float:
-    """A number, of an argument."""
+    """The number in an argument."""
     try:
         return float(text)
     except ValueError:
@@ -42,7 +42,7 @@ def number(text: str) -> float:
 
 
 def add_options(parser: Parser) -> None:
-    """Makes a configuration's options arguments of a command."""
+    """Adds a configuration's options to a command."""
     parser.configured = True
     parser.add_argument(
         "--config",
@@ -60,18 +60,18 @@ def add_options(parser: Parser) -> None:
 def read(
     parser: Parser,
     arguments: Sequence[str],
-    base: Callable[[argparse.Namespace], Config | None] = lambda found: None,
+    base: Callable[[argparse.Namespace], Config | None] = lambda options: None,
 ) -> argparse.Namespace:
-    """Parses a command's arguments; where it has a configuration's options, `configuration` is what they make.
+    """Parses a command's arguments; if it takes a configuration's options, `configuration` is the result.
 
     Args:
         parser: of the command.
         arguments: of the command.
-        base: the command's own arguments -> the configuration that flags change where --config names none; None for the
+        base: the command's own arguments -> the configuration that flags change if there is no --config; None for the
             default one.
 
     Raises:
-        UserError: one line for whatever is wrong.
+        UserError: in one line, for any fault.
     """
     file, changes, rest = None, {}, []
     remaining = iter(arguments)
@@ -79,9 +79,9 @@ def read(
         flag, equals, value = argument.partition("=")
         option = SHORT.get(flag, flag.removeprefix("--"))
         _check_length(argument, flag, SIZE_LIMIT)
-        own = parser.configured and flag.startswith("--") and _is_option(option)
-        if not own and not (parser.configured and flag == "--config"):
-            # What is neither an option's value nor a list of them is a name or a path.
+        is_option = parser.configured and flag.startswith("--") and _is_option(option)
+        if not is_option and not (parser.configured and flag == "--config"):
+            # An argument that is no option's value and no list of values is a name or a path.
             _check_length(argument, flag, SIZE_LIMIT if "--set" in (flag, *rest[-1:]) else TEXT_LIMIT)
             rest.append(argument)
             continue
@@ -90,7 +90,7 @@ def read(
         if flag == "--config":
             file = find(value)
         else:
-            changes.pop(option, None)  # of a section and its option the later one wins
+            changes.pop(option, None)  # the later one of a section and its option wins
             changes[option] = None if value == "null" and _may_be_null(option) else value
     asked = next((place for place, argument in enumerate(rest) if argument in HELP), None)
     if parser.configured and asked is not None:
@@ -98,7 +98,7 @@ def read(
         shown = {*named, *(argument for argument in rest[asked + 1 :] if argument in SECTIONS)}
         _add_help(parser, with_options(Config() if file is None else read_file(file), **changes), shown)
     try:
-        found, unknown = parser.parse_known_args(rest)
+        parsed, unknown = parser.parse_known_args(rest)
     except argparse.ArgumentError as error:
         raise UserError(brief(f"{error.argument_name}: {error.message}")) from error
     if unknown:
@@ -106,10 +106,10 @@ def read(
         hint = nearest(unknown[0], options) if unknown[0].startswith("-") else ""
         raise UserError(brief(f"unrecognized arguments: {' '.join(unknown)}") + hint)
     if parser.configured:
-        found.config = file
-        config = read_file(file) if file is not None else base(found) or Config()
-        found.configuration = with_options(config, **changes)
-    return found
+        parsed.config = file
+        config = read_file(file) if file is not None else base(parsed) or Config()
+        parsed.configuration = with_options(config, **changes)
+    return parsed
 
 
 def _is_option(name: str) -> bool:
@@ -129,16 +129,16 @@ def _check_length(argument: str, flag: str, most: int) -> None:
 
 
 def _add_help(parser: Parser, config: Config, shown: set[str]) -> None:
-    """Adds options of a configuration for the help to show.
+    """Adds a configuration's options to the help.
 
-    Of the sections that are shown, these are all options, and those of the part that the section names; of the others
-    only those that are marked FIRST.
+    Of the sections in `shown` it adds all options, and those of the part that the section names; of the others only
+    those marked FIRST.
     """
     first = parser.add_argument_group(
         "configuration",
         None
         if shown >= SECTIONS.keys()
-        else "What matters first. Another part's options: `--objective.name iwae --help`; all options: --help-all.",
+        else "The main options. Another part's options: `--objective.name iwae --help`; all options: --help-all.",
     )
     _add_to(first, "", {"seed": options_in(Config)["seed"]}, {})
     for name, kind in SECTIONS.items():

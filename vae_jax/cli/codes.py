@@ -1,4 +1,4 @@
-"""The commands for models whose z are made of codes: codes, and decode, which takes any z."""
+"""`vae-jax codes` and `vae-jax decode`: for models whose z are made of codes; decode takes any z."""
 
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,8 @@ def _codes(options: Any) -> None:
     network, _ = build(trained.config, trained.image_shape)
     split = split_of(load_data(options, trained), options.split)
     key = make_keys(trained.config.seed).evaluate
-    own_map = places(trained.config.model, network.spec)
-    in_place = own_map is not None and network.latent_shape[:-1] == own_map
+    feature_map = places(trained.config.model, network.spec)
+    in_place = feature_map is not None and network.latent_shape[:-1] == feature_map
     use = use_of_codes(network, trained.variables, key, split.images, labels_for(trained.config, split), in_place)
     figures = use.figures
     answer(
@@ -45,9 +45,9 @@ def _decode_options(parser: Any) -> None:
     run_options(parser)
     parser.add_argument("file", metavar="FILE", help="an .npz file as `vae-jax encode` writes it, or an .npy array")
     parser.add_argument(
-        "--array", default=None, help="of an .npz file; by default codes, where there are some, or mu, or z"
+        "--array", default=None, help="of an .npz file; by default codes, if there are some, or mu, or z"
     )
-    label_option(parser, "of all of them, in place of the file's `labels`")
+    label_option(parser, "of all of them, instead of the file's `labels`")
     out_option(parser, f"RUN/figures/decoded.png{ARRAYS}")
 
 
@@ -62,20 +62,20 @@ def _decode(options: Any) -> None:
     shape = trained.image_shape
     labels = np.full(len(z), label) if label is not None else labels if trained.config.model.classes else None
     if trained.config.model.classes and labels is None:
-        raise UserError("--label: expected one, or an array `labels` in FILE, which this model is told; found none")
+        raise UserError("--label: expected one, or an array `labels` in FILE, since this model gets labels; found none")
     sheet = sheet_of(path, shape, len(z), max(1, int(len(z) ** 0.5)), f"{source}, {len(z):,} of them")
 
-    def given(numbers: range) -> tuple[Any, Any]:
+    def inputs_of(numbers: range) -> tuple[Any, Any]:
         return z[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
 
-    write_pictures(path, sheet, trained, len(z), decoded(model, shape, len(z), given))
+    write_pictures(path, sheet, trained, len(z), decoded(model, shape, len(z), inputs_of))
 
 
 def _read(path: Path, name: str | None) -> tuple[Any, Any]:
-    """z or codes from a file, and labels if there are any.
+    """Reads z or codes from a file, and labels if there are any.
 
     Raises:
-        UserError: there is no such file or array.
+        UserError: if there is no such file or array.
     """
     from vae_jax.data.npz import opened
 
@@ -83,7 +83,7 @@ def _read(path: Path, name: str | None) -> tuple[Any, Any]:
         raise UserError(f"{path}: expected an .npy or .npz file; found {'another' if path.exists() else 'none'}")
     with opened(path) as file:
         names = ("codes", "mu", "z", "images") if name is None else (name,)
-        chosen = next((each for each in names if each in file.names), None)
+        chosen = next((name for name in names if name in file.names), None)
         if chosen is None:
             raise UserError(f"{path}: expected an array named {' or '.join(names[:3])}; found {listed(file.names)}")
         if len(file.header(chosen).shape) < 2:
@@ -101,7 +101,7 @@ VERBS = {
         "example:\n  vae-jax codes runs/vq --split train",
     ),
     "decode": Verb(
-        "draw what given codes, or other z, decode to",
+        "draw the images that given codes, or other z, decode to",
         _decode_options,
         _decode,
         "examples:\n"

@@ -1,4 +1,4 @@
-"""What several commands share: their options, the device, the run and the data they name."""
+"""Shared by several commands: common options, output, the device, and opening the run and its data."""
 
 import os
 import sys
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 DATA_PATHS = ("manual_dir", "cache_dir", "path")
 
 
-# The flags that are called otherwise than the arguments of functions that they become.
+# The flags whose names differ from those of the functions' arguments.
 FLAGS = {
     "added": "--add",
     "chains": "--ais-chains",
@@ -39,7 +39,7 @@ FLAGS = {
 
 
 def flag(name: str, value: object) -> str:
-    """How messages name an argument on the command line, see `vae_jax.errors.argument`; options keep their names."""
+    """The spelling of an argument as a flag, see `vae_jax.errors.argument`; options keep their names."""
     spelled = FLAGS.get(name, f"--{name if '.' in name else name.replace('_', '-')}")
     return spelled if value is None or value is True else f"{spelled} {value}"
 
@@ -50,11 +50,11 @@ class Verb(NamedTuple):
     Attributes:
         summary: its line in the list of commands.
         options: adds its options to a parser.
-        run: does it; may return an exit code other than 0.
+        run: runs it; may return an exit code other than 0.
         epilog: more help, with examples.
-        usage: what must be told, as its help shows it.
-        interrupted: what to add when it is interrupted.
-        base: the command's own arguments -> the configuration that its options change where --config names none.
+        usage: the required arguments, as its help shows them.
+        interrupted: hint to add if it is interrupted.
+        base: the command's own arguments -> the configuration that its options change if there is no --config.
     """
 
     summary: str
@@ -67,18 +67,18 @@ class Verb(NamedTuple):
 
 
 def say(line: str) -> None:
-    """Tells what goes on, apart from a command's result."""
+    """Prints a line on the progress of a command to standard error."""
     print(printable(line), file=sys.stderr, flush=True)
 
 
 def answer(line: str) -> None:
-    """Prints a line of a command's result."""
+    """Prints a line of a command's result to standard output."""
     print(printable(line), flush=True)
 
 
 @contextmanager
 def warnings_in_lines() -> Iterator[None]:
-    """Within it what Python or a package warns of is told as a line like ours, without a place in their code."""
+    """A context in which warnings of Python and packages are lines like ours, without a place in their code."""
 
     def show(message: Warning | str, *_: Any) -> None:
         say(f"vae-jax: warning: {brief(message)}")
@@ -91,17 +91,17 @@ def warnings_in_lines() -> Iterator[None]:
 
 
 def bar_of(*columns: Any) -> Any:
-    """Rich's progress bar of these columns, on standard error, gone when it ends."""
+    """Rich's progress bar with these columns, on standard error; it disappears at the end."""
     from rich.console import Console
     from rich.progress import Progress
 
-    # Standard output passes through the bar's console only where both are the same terminal.
+    # Standard output passes through the bar's console only if both are the same terminal.
     return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal(sys.stdout))
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """Within it a live bar for (done, total) on a terminal, nothing elsewhere."""
+    """A context with a live bar for (done, total) on a terminal, None elsewhere."""
     if not on_terminal(sys.stderr):
         yield None
         return
@@ -114,10 +114,10 @@ def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 
 def run_options(parser: Any) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder, as `vae-jax train` leaves it")
+    parser.add_argument("run", metavar="RUN", help="a run folder, made by `vae-jax train`")
     parser.add_argument("--checkpoint", default="latest", help="latest or best")
     for name in DATA_PATHS:
-        parser.add_argument(f"--data.{name}", default=None, help=f"in place of the run's own data.{name}")
+        parser.add_argument(f"--data.{name}", default=None, help=f"instead of the run's own data.{name}")
     trust_option(parser)
     device_option(parser)
 
@@ -126,13 +126,13 @@ def trust_option(parser: Any, what: str = "run") -> None:
     parser.add_argument(
         "--trust-code",
         action="store_true",
-        help=f"run the code that the {what}'s folder or configuration names, though no training of yours has put it "
+        help=f"run the code that the {what}'s folder or configuration names, even if no training of yours has put it "
         "there: read it first",
     )
 
 
 def check_code(options: Any, folder: Path) -> None:
-    """Refuses what is no run, and code of a run that is not trusted, before jax starts up.
+    """Refuses a folder that is no run, and a run's code that is not trusted, before jax starts up.
 
     Raises:
         UserError: see `vae_jax.runs.folder.read_config` and `vae_jax.runs.own_parts.kept`.
@@ -148,10 +148,10 @@ def folder_options(parser: Any, metavar: str, what: str) -> None:
 
 
 def folder_of(options: Any, expected: str, example: str) -> Path:
-    """The folder that `folder_options` name.
+    """The folder named by the options of `folder_options`.
 
     Raises:
-        UserError: if they name none, or contradict each other.
+        UserError: if they name none, or contradict one another.
     """
     if options.out is None:
         raise UserError(f"--out: expected {expected}, found none; for example --out {example}")
@@ -161,31 +161,35 @@ def folder_of(options: Any, expected: str, example: str) -> Path:
 
 
 def device_option(parser: Any) -> None:
-    parser.add_argument("--device", default=None, help="cpu, gpu or tpu; by default the best one jax finds")
+    parser.add_argument("--device", default=None, help="cpu, gpu or tpu; by default the best that jax has")
 
 
 def out_option(parser: Any, default: str) -> None:
-    parser.add_argument("--out", default=None, metavar="FILE", help=f"what to write; default {default}")
+    parser.add_argument("--out", default=None, metavar="FILE", help=f"the file to write; default {default}")
 
 
 def devices_options(parser: Any) -> None:
     device_option(parser)
     parser.add_argument(
-        "--devices", type=whole, default=None, metavar="N", help="how many devices share the batches; by default all"
+        "--devices",
+        type=whole,
+        default=None,
+        metavar="N",
+        help="number of devices that share the batches; by default all",
     )
     parser.add_argument(
         "--distributed", action="store_true", help="be one of several processes, each started with the same command"
     )
     parser.add_argument("--coordinator", default=None, metavar="HOST:PORT", help="of the first process …")
-    parser.add_argument("--processes", type=whole, default=None, metavar="N", help="… how many there are …")
+    parser.add_argument("--processes", type=whole, default=None, metavar="N", help="… the number of processes …")
     parser.add_argument(
         "--process",
         type=whole,
         default=None,
         metavar="I",
-        help="… and which one this is, from 0 on; Slurm, Kubernetes and Open MPI tell all three",
+        help="… and the number of this one, from 0 on; Slurm, Kubernetes and Open MPI set all three",
     )
-    parser.add_argument("--wait", type=whole, default=50, metavar="SECONDS", help="in which all processes must begin")
+    parser.add_argument("--wait", type=whole, default=50, metavar="SECONDS", help="for all processes to start")
 
 
 def join_processes(options: Any) -> None:
@@ -194,16 +198,16 @@ def join_processes(options: Any) -> None:
     Raises:
         UserError: if they do not fit together.
     """
-    told = {f"--{name}": getattr(options, name) for name in ("coordinator", "processes", "process")}
-    given = [name for name, value in told.items() if value is not None]
+    values = {f"--{name}": getattr(options, name) for name in ("coordinator", "processes", "process")}
+    given = [name for name, value in values.items() if value is not None]
     if not options.distributed:
         if given:
             raise UserError(f"{given[0]}: expected --distributed with it")
         return
-    if given and len(given) < len(told):
-        missing = [name for name in told if name not in given]
+    if given and len(given) < len(values):
+        missing = [name for name in values if name not in given]
         raise UserError(
-            f"--distributed: expected {', '.join(told)} together, or none of them; missing: {', '.join(missing)}"
+            f"--distributed: expected {', '.join(values)} together, or none of them; missing: {', '.join(missing)}"
         )
     if given:
         coordinator.parts(options.coordinator, "--coordinator")
@@ -219,11 +223,11 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
     """Makes jax use a device; returns its description.
 
     Args:
-        name: cpu, gpu, tpu or None for the best there is.
+        name: cpu, gpu, tpu, or None for the best one.
         join: called before jax looks for devices.
 
     Raises:
-        UserError: if there is none of this kind.
+        UserError: if there is no such device.
     """
     platforms = {None: None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
     if name not in platforms:
@@ -237,7 +241,7 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
         device = jax.local_devices()[0]
     except UserError:
         raise
-    except (RuntimeError, AssertionError) as error:  # jax asserts that a plugin for cuda is there
+    except (RuntimeError, AssertionError) as error:  # jax asserts that it has a plugin for cuda
         absent = "Unable to initialize backend" in str(error) and "coordination service" not in str(error)
         if memory_is_full(error):
             raise
@@ -246,7 +250,7 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
         reason = (str(error) or "no support for it is installed").splitlines()[0]
         asked = f"--device {name}" if name else f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
         raise UserError(
-            f"{asked}: jax finds no such device here ({reason}); the extras cuda and tpu bring jax's support for them"
+            f"{asked}: jax finds no such device here ({reason}); the extras cuda and tpu install jax's support for them"
         ) from error
     from vae_jax.device.devices import cores
 
@@ -268,7 +272,7 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
 
 
 def _with_prior(options: Any, trained: "Trained") -> "Trained":
-    """The run with the prior that has been trained for it, if that is of the same weights."""
+    """The run with the prior that `train-prior` trained for it, unless its weights have changed since."""
     import jax
     import numpy as np
 
@@ -276,20 +280,20 @@ def _with_prior(options: Any, trained: "Trained") -> "Trained":
 
     folder = expand(options.run) / PRIOR
     try:
-        found = load(folder, options.checkpoint, say, options.trust_code)
+        with_prior = load(folder, options.checkpoint, say, options.trust_code)
     except UserError as error:
         say(f"vae-jax: the prior in {folder} is left out: {error}")
         return trained
 
     def weights(of: "Trained", names: Any) -> Any:
         variables = of.variables
-        return [{name: each[name] for name in names if name in each} for each in (variables.params, variables.state)]
+        return [{name: part[name] for name in names if name in part} for part in (variables.params, variables.state)]
 
-    # What the model and its prior's run have in common: an objective's own networks are the run's alone.
-    names = {*found.variables.params, *found.variables.state} - {"prior"}
-    own, its = weights(trained, names), weights(found, names)
-    same = jax.tree.structure(own) == jax.tree.structure(its) and all(
-        np.array_equal(one, other) for one, other in zip(jax.tree.leaves(own), jax.tree.leaves(its), strict=True)
+    # The parts that both runs have: only the model's run has its objective's networks.
+    names = {*with_prior.variables.params, *with_prior.variables.state} - {"prior"}
+    now, then = weights(trained, names), weights(with_prior, names)
+    same = jax.tree.structure(now) == jax.tree.structure(then) and all(
+        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(now), jax.tree.leaves(then), strict=True)
     )
     if not same:
         say(
@@ -297,22 +301,22 @@ def _with_prior(options: Any, trained: "Trained") -> "Trained":
             f"`vae-jax train-prior {options.run} --overwrite` trains it for the latest ones"
         )
         return trained
-    say(f"prior: {found.config.prior.name}, as trained in {folder}")
-    return found
+    say(f"prior: {with_prior.config.prior.name}, as trained in {folder}")
+    return with_prior
 
 
 def absolute_paths(config: "Config") -> "Config":
-    """The configuration with its paths absolute, since a run must find its data and a user's files from anywhere."""
-    found = {name: str(expand(path).absolute()) for name in DATA_PATHS if (path := getattr(config.data, name))}
-    return own_parts.absolute(absolute_start(replace(config, data=replace(config.data, **found))))
+    """The configuration with absolute paths, so that a run finds its data and users' files from anywhere."""
+    paths = {name: str(expand(path).absolute()) for name in DATA_PATHS if (path := getattr(config.data, name))}
+    return own_parts.absolute(absolute_start(replace(config, data=replace(config.data, **paths))))
 
 
 def load_data(options: Any, trained: "Trained") -> "Dataset":
-    """The data of a run, from where the options say they lie now; their labels are the run's numbers.
+    """Loads a run's data, from the options' paths if given; their labels are numbered as the run's.
 
     Raises:
-        UserError: if its configuration loads others than it was trained on, or they have classes that a model which is
-            told them does not know.
+        UserError: if the configuration loads other data than the run was trained on, or data with classes that a model
+            that gets labels does not know.
     """
     from vae_jax.data import load
     from vae_jax.data.cache import is_cache
@@ -330,7 +334,7 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
     if noted and "path" not in given and noted.digest != digest_of_all(trained.config, data):
         hint = f"; --data.path {config.path} takes them as they are now" if config.path else ""
         raise UserError(
-            f"{options.run}: expected the data it was trained on, {noted.name}; found others by its configuration "
+            f"{options.run}: expected the data it was trained on, {noted.name}; its configuration loads others "
             f"(data.source {config.source}): they were made in Python, or have changed since{hint}"
         )
     names = trained.class_names
@@ -352,18 +356,18 @@ def split_of(data: "Dataset", name: str) -> "Split":
     """
     splits = {"test": data.test, "validation": data.validation, "train": data.train}
     if (split := splits.get(name)) is None:
-        found = [split for split, images in splits.items() if images is not None]
-        raise UserError(f"--split: expected one of {', '.join(found)} (what this run has); found {quoted(name)}")
+        known = [split for split, images in splits.items() if images is not None]
+        raise UserError(f"--split: expected one of {', '.join(known)}, which this run has; found {quoted(name)}")
     return split
 
 
 def target(options: Any, default: str) -> Path:
-    """The file a command writes.
+    """The file that a command writes.
 
     Raises:
         UserError: if there is no such run, or the file's folder cannot be written.
     """
-    read_config(expand(options.run))  # a folder that is no run's stays as it is
+    read_config(expand(options.run))  # refuses a folder that is no run's, and leaves it alone
     path = expand(options.out) if options.out else expand(options.run) / default
     if path.is_dir():
         raise UserError(f"--out {path}: expected a file, found a folder")

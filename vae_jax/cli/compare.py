@@ -1,4 +1,4 @@
-"""`vae-jax compare`: our training beside PyTorch's."""
+"""`vae-jax compare`: compares our training with PyTorch's."""
 
 import os
 import sys
@@ -15,8 +15,8 @@ from vae_jax.errors import UserError, on_terminal
 from vae_jax.files.folders import check_writable, contents
 from vae_jax.registry import lookup
 
-DIFFERENT = 1  # the exit code where a level finds a difference
-SAID_EVERY = 10.0  # seconds between lines on what goes on, where there is no terminal
+DIFFERENT = 1  # the exit code if a level finds a difference
+SAID_EVERY = 10.0  # seconds between lines of progress without a terminal
 
 
 def _options(parser: Any) -> None:
@@ -29,16 +29,16 @@ def _options(parser: Any) -> None:
         "(losses step by step, from the same weights with the same noise), result (independent runs and their cost)",
     )
     parser.add_argument("--steps", type=whole, default=200, help="steps of the trajectory")
-    parser.add_argument("--seeds", type=whole, default=3, help="independent runs of each framework, from --seed on")
+    parser.add_argument("--seeds", type=whole, default=3, help="independent runs per framework, from --seed on")
     parser.add_argument(
         "--epochs",
         type=whole,
         default=0,
-        help="of each independent run, on all images; 0 for a quick look at few epochs of 12,800 images, spread over "
+        help="of an independent run, on all images; 0 for a quick comparison: few epochs of 12,800 images, spread over "
         "all",
     )
     parser.add_argument(
-        "--add", nargs="+", default=[], metavar="FILE", help="results of other frameworks to lay beside them"
+        "--add", nargs="+", default=[], metavar="FILE", help="results of other frameworks to compare with ours"
     )
     device_option(parser)
     add_options(parser)
@@ -57,7 +57,7 @@ def _compare(options: Any) -> int:
     if options.epochs:
         positive(options.epochs, "--epochs")
     if options.add and "result" not in levels:
-        raise UserError("--add: results are laid beside ours at the level result; found --levels without it")
+        raise UserError("--add: expected the level result, which compares results; found --levels without it")
     _check_folder(folder, options.overwrite)
     from vae_jax.compare import results
     from vae_jax.compare.level import DIFFERS
@@ -70,8 +70,8 @@ def _compare(options: Any) -> int:
 
     answer(f"device: {device}")
     images = data.load(config.data, report=say)
-    with _progress() as tell:
-        found = compare.compare(
+    with _progress() as on_progress:
+        answers = compare.compare(
             config,
             images,
             folder,
@@ -80,16 +80,16 @@ def _compare(options: Any) -> int:
             seeds=seeds,
             epochs=options.epochs or None,
             added=added,
-            tell=tell,
+            on_progress=on_progress,
             on_level=lambda name, level: answer(f"{name}: {level.verdict}; {level.summary}"),
         )
-    for path in compare.report.own(folder):
+    for path in compare.report.files_in(folder):
         answer(f"  {'picture: ' if path.suffix == '.png' else ''}{path}")
-    return DIFFERENT if any(level.verdict == DIFFERS for level in found.values()) else 0
+    return DIFFERENT if any(level.verdict == DIFFERS for level in answers.values()) else 0
 
 
 def _check_folder(folder: Path, overwrite: bool) -> None:
-    """Refuses to write where something else is."""
+    """Refuses a folder that holds something else than a comparison."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: expected a folder, found a file")
     check_writable(folder)
@@ -97,26 +97,28 @@ def _check_folder(folder: Path, overwrite: bool) -> None:
         return
     from vae_jax.compare import report
 
-    others = sorted(set(contents(folder)) - set(report.own(folder)))
-    if others:
-        found = f"found {others[0].name}, which is left alone"
-        raise UserError(f"--out {folder}: expected a new or empty folder or a comparison's; {found}")
+    strange = sorted(set(contents(folder)) - set(report.files_in(folder)))
+    if strange:
+        raise UserError(
+            f"--out {folder}: expected a new or empty folder or a comparison's; found {strange[0].name}, which is left "
+            f"alone"
+        )
     if not overwrite:
         raise UserError(f"--out {folder}: there is a comparison already; --overwrite writes over it")
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A live bar on a terminal, elsewhere a line now and then."""
+    """A context with a live bar on a terminal, elsewhere a line now and then."""
     if not on_terminal(sys.stderr):
-        said = {"what": "", "at": 0.0}
+        last = {"what": "", "at": 0.0}
 
-        def tell(what: str, done: int, total: int) -> None:
-            if what != said["what"] and time.monotonic() - said["at"] > SAID_EVERY:
-                said.update(what=what, at=time.monotonic())
+        def show(what: str, done: int, total: int) -> None:
+            if what != last["what"] and time.monotonic() - last["at"] > SAID_EVERY:
+                last.update(what=what, at=time.monotonic())
                 say(f"{what} ({done / max(1, total):.0%})")
 
-        yield tell
+        yield show
         return
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
@@ -128,11 +130,11 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 VERBS = {
     "compare": Verb(
-        "lay our training of a model beside PyTorch's",
+        "compare our training of a model with PyTorch's",
         _options,
         _compare,
         "examples:\n"
-        "  vae-jax compare --config article                              a quick look, two minutes\n"
+        "  vae-jax compare --config article                              quick, two minutes\n"
         "  vae-jax compare --config article --epochs 5 --out full        the article's five epochs\n"
         "  vae-jax compare --config digits --levels function,gradient --model.latent 2\n"
         "  vae-jax compare --config article --levels result --epochs 5 --add keras.json",

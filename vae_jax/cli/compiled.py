@@ -1,8 +1,8 @@
-"""Compiled programs are kept in the user's cache folder, so that the next command starts in a few seconds.
+"""Keeps compiled programs in the user's cache folder, so that the next command starts in a few seconds.
 
-jax reads and writes them. What it leaves to others is done here: their size is bounded, and one that cannot be read is
-deleted, so that it is written anew. jax can bound them too (JAX_COMPILATION_CACHE_MAX_SIZE), but then it locks the
-folder for every program, and one file that a dead process left without its fellow ends all writing.
+jax reads and writes them. Here their total size is limited, and a program that cannot be read is deleted, so that it is
+written again. jax can limit the size too (JAX_COMPILATION_CACHE_MAX_SIZE), but then it locks the folder for every
+program, and one file that a dead process left without its second file ends all writing.
 """
 
 import os
@@ -17,17 +17,17 @@ from typing import Any
 from vae_jax.cli.common import say
 from vae_jax.files.user import user_cache
 
-LIMIT = 1 << 30  # bytes; the ones not used for longest go first
-ENTRY = "-cache"  # how an entry's name ends, which begins with its program's name and a minus
-# What jax warns of, and nothing else says.
+LIMIT = 1 << 30  # bytes; the programs not used for longest are deleted first
+ENTRY = "-cache"  # the end of an entry's name, which begins with its program's name and a minus
+# jax's warning: nothing else reports the fault.
 FAULT = re.compile(r"Error (reading|writing) persistent compilation cache entry for '(.+?)': (.*)", re.DOTALL)
 
 
 def keep_compiled() -> None:
-    """Has jax keep compiled programs, through its own environment variables, before it is imported.
+    """Makes jax keep compiled programs, through its environment variables, before it is imported.
 
-    A cache that the user has set is left as it is, and so are jax's warnings of it. Where nothing can be kept, nothing
-    is lost but time.
+    A cache that the user has set is left alone, and so are jax's warnings of it. If nothing can be kept, only time is
+    lost.
     """
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
@@ -35,7 +35,7 @@ def keep_compiled() -> None:
     if not re.fullmatch(r"-1|[1-9]\d*", limit):
         return
     try:
-        if (folder := _own_folder()) is None:
+        if (folder := _private_folder()) is None:
             return
         known = _tidy(folder, int(limit))
     except OSError:
@@ -43,13 +43,13 @@ def keep_compiled() -> None:
     os.environ.pop("JAX_COMPILATION_CACHE_MAX_SIZE", None)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.05")
-    _mend(folder, known)
+    _delete_unreadable(folder, known)
 
 
-def _own_folder() -> Path | None:
-    """A folder that nobody but this user writes into, since what is in it will run as this user; None without a home.
+def _private_folder() -> Path | None:
+    """A folder that only this user writes into, since its programs run as this user; None without a home.
 
-    Users who share a cache folder have one each.
+    Users who share a cache folder have different folders in it.
 
     Raises:
         OSError: if it cannot be made or written.
@@ -60,10 +60,10 @@ def _own_folder() -> Path | None:
     folder = cache / ("compiled" if user is None else f"compiled-{user}")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if user is not None:
-        found = folder.stat()
-        if found.st_uid != user:
+        status = folder.stat()
+        if status.st_uid != user:
             return None
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):  # what is there may be anybody's
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):  # its files may be anybody's
             folder.chmod(0o700)
             for path in folder.iterdir():
                 _delete(str(path))
@@ -71,27 +71,27 @@ def _own_folder() -> Path | None:
 
 
 def _tidy(folder: Path, limit: int) -> set[str]:
-    """Deletes what no program is, and the ones not used for longest where they are too many; returns the others' names.
+    """Deletes files that are no programs, and those not used for longest above the limit; returns the names kept.
 
     Args:
-        folder: of the programs; XLA keeps what it measures on a GPU in a folder inside.
+        folder: of the programs; XLA keeps its measurements on a GPU in a folder inside.
         limit: bytes of all files; -1 for none.
 
     Raises:
         OSError: if the folder cannot be read.
     """
     files: list[tuple[float, int, str]] = []
-    own = folder.stat().st_uid
-    os.listdir(folder)  # or raises, which os.walk does not
+    owner = folder.stat().st_uid
+    os.listdir(folder)  # raises OSError, as os.walk would not
     for place, folders, names in os.walk(folder):
-        for name in [*names, *(each for each in folders if each.endswith(ENTRY))]:
+        for name in [*names, *(entry for entry in folders if entry.endswith(ENTRY))]:
             path = os.path.join(place, name)
             with suppress(OSError):
-                found = os.lstat(path)
-                if stat.S_ISREG(found.st_mode) and found.st_size and found.st_uid == own:
-                    # A file's time of access may be kept to the day, or not at all.
-                    files.append((max(found.st_atime, found.st_mtime), found.st_size, path))
-                else:  # empty as the disk was full, what jax would wait for or write through, or another user's
+                status = os.lstat(path)
+                if stat.S_ISREG(status.st_mode) and status.st_size and status.st_uid == owner:
+                    # A file's time of access may be as coarse as a day, or missing.
+                    files.append((max(status.st_atime, status.st_mtime), status.st_size, path))
+                else:  # empty after a full disk, a pipe or a link that jax would use, or another user's
                     _delete(path)
     over = sum(size for _, size, _ in files) - limit if limit >= 0 else 0
     kept = set()
@@ -109,22 +109,22 @@ def _delete(path: str) -> None:
     if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
     else:
-        with suppress(FileNotFoundError):  # another process has
+        with suppress(FileNotFoundError):  # another process has deleted it
             os.unlink(path)
 
 
-def _mend(folder: Path, known: set[str]) -> None:
-    """From now on deletes the entries that jax cannot read, and says in one line, and not in jax's, if none is kept.
+def _delete_unreadable(folder: Path, known: set[str]) -> None:
+    """From now on deletes entries that jax cannot read; one line of ours, not jax's, says if programs cannot be kept.
 
-    jax compiles what it cannot read, and then writes it: it is there for the next command. jax says which program it
-    was, but not which entry: all of the program's are deleted. After a failed write only those that are not `known`,
-    of which one is a part of a file.
+    jax compiles a program that it cannot read, and writes it for the next command. jax names the program, but not the
+    entry: all entries of the program are deleted. After a failed write only those that are not `known` are, among which
+    is the incomplete one.
     """
     shown = warnings.showwarning
-    said = False
+    reported = False
 
     def show(message: Any, *arguments: Any, **options: Any) -> None:
-        nonlocal said
+        nonlocal reported
         if not (fault := FAULT.fullmatch(str(message))):
             shown(message, *arguments, **options)
             return
@@ -140,8 +140,8 @@ def _mend(folder: Path, known: set[str]) -> None:
                         left = True
         except OSError:
             left = True
-        if (doing == "writing" or left) and not said:
-            said = True
+        if (doing == "writing" or left) and not reported:
+            reported = True
             reason = " ".join(reason.split(": '")[0].split())[:200]
             say(f"vae-jax: compiled programs are not kept in {folder} ({reason}); the next command compiles them again")
 

@@ -1,4 +1,4 @@
-"""`vae-jax configs`: the configurations that come with the package, with the result that each promises."""
+"""`vae-jax configs`: lists the configurations that come with the package, with their commands and results."""
 
 import textwrap
 from pathlib import Path
@@ -10,7 +10,7 @@ from vae_jax.errors import UserError, cut, listed
 
 
 def head(path: Path) -> tuple[str, list[str], str]:
-    """What a configuration's first comment says: what it is, the commands, and the result to expect."""
+    """The parts of a configuration's first comment: a description, the commands, and the result to expect."""
     text, commands, before = [], [], True
     about: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -32,11 +32,11 @@ def _options(parser: Any) -> None:
 def _run(options: Any) -> None:
     if options.name is None:
         for name, path in shipped().items():
-            what, commands, result = head(path)
+            description, commands, result = head(path)
             answer(name)
-            for line in (*_wrapped(what), *(f"    {command}" for command in commands), *_wrapped(result), ""):
+            for line in (*_wrapped(description), *(f"    {command}" for command in commands), *_wrapped(result), ""):
                 answer(line)
-        answer("`--config NAME` takes one, and a file of yours in its form; `vae-jax configs NAME` shows it in full")
+        answer("`--config` takes one of these names, or a file of the same form; `vae-jax configs NAME` shows one")
         return
     if options.name not in shipped():
         raise UserError(f"NAME: expected one of {listed(shipped())}; found {cut(options.name)}")
@@ -53,7 +53,7 @@ VERBS = {
         "list the configurations that come with the package, with the result that each promises",
         _options,
         _run,
-        "examples:\n  vae-jax configs\n  vae-jax configs article      in full, the start of one of your own",
+        "examples:\n  vae-jax configs\n  vae-jax configs article      in full, to start your own from it",
         usage="[NAME]",
     ),
 }

@@ -1,4 +1,4 @@
-"""`vae-jax evaluate`."""
+"""`vae-jax evaluate`: prints a model's loss and other figures."""
 
 import json
 import math
@@ -13,40 +13,40 @@ if TYPE_CHECKING:
     from vae_jax.model.composition import Composition
     from vae_jax.training.state import Trained
 
-CHAINS = 16  # of annealed importance sampling, for each image
+CHAINS = 16  # of annealed importance sampling, per image
 
 
 def _evaluate_options(parser: Any) -> None:
     run_options(parser)
     parser.add_argument("--latent", default="sample", help="z from the posterior: sample, or its mean")
     parser.add_argument("--split", default="test", help="the images: test, validation or train")
-    parser.add_argument("--images", type=whole, default=None, metavar="N", help="N images, spread over the split, only")
+    parser.add_argument("--images", type=whole, default=None, metavar="N", help="only N images, spread over the split")
     parser.add_argument(
         "--nll-samples",
         type=whole,
         default=None,
         metavar="K",
-        help="estimate the negative log-likelihood too, importance-weighted with K samples an image; 5000 is usual",
+        help="also estimate the negative log-likelihood, importance-weighted with K samples an image; 5000 is usual",
     )
     parser.add_argument(
         "--ais",
         type=whole,
         default=None,
         metavar="TEMPERATURES",
-        help="estimate it by annealed importance sampling too, over so many temperatures",
+        help="also estimate it by annealed importance sampling, over so many temperatures",
     )
     parser.add_argument(
         "--ais-chains",
         type=whole,
         default=None,
         metavar="N",
-        help=f"chains for each image with --ais; default {CHAINS}",
+        help=f"chains per image with --ais; default {CHAINS}",
     )
     parser.add_argument(
         "--diagnostics",
         action="store_true",
-        help="look at the latents too: active units, aggregate posterior, mutual information, reconstruction error, "
-        "and how well they tell labels",
+        help="also examine the latents: active units, aggregate posterior, mutual information, reconstruction error, "
+        "and how well they predict labels",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
@@ -91,7 +91,7 @@ def _evaluate(options: Any) -> None:
     terms = evaluate(trained.variables, make_keys(trained.config.seed).evaluate)
     values = means(terms)
     loss = values["loss"]
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         **values,
         "images": len(images),
         "unit": objective.unit,
@@ -105,18 +105,18 @@ def _evaluate(options: Any) -> None:
         adds_up = abs(loss - reconstruction - kl) <= 1e-5 * abs(loss)
         parts = f"reconstruction {reconstruction:.3f}{' +' if adds_up else ','} KL {kl:.3f}"
         parts = f" = {parts}" if adds_up else f" ({parts})"
-    bound = loss if adds_up and options.latent == "sample" else None  # −ELBO, which no single z gives
-    drawn_so = network.posterior.single or options.latent == "sample"  # no single z of others gives a bound
-    if network.posterior.codes and drawn_so and "reconstruction" in values:
-        found["bound"] = bound = values["reconstruction"] + values["kl"]
+    bound = loss if adds_up and options.latent == "sample" else None  # −ELBO, which z at the mean does not give
+    gives_bound = network.posterior.single or options.latent == "sample"  # else z at the mean gives none
+    if network.posterior.codes and gives_bound and "reconstruction" in values:
+        figures["bound"] = bound = values["reconstruction"] + values["kl"]
     drawn = f", z: {options.latent}" if objective.generative else ""
     of = f"{len(images):,} of {len(whole):,}" if len(images) < len(whole) else f"{len(images):,}"
     line = f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({of} {network.spec.noun}s{drawn})"
     bits = None if bound is None else _bits(trained, network, bound)
-    found |= {} if bits is None else {"bits_per_dim": bits}
+    figures |= {} if bits is None else {"bits_per_dim": bits}
     if not options.json:
-        answer(line)  # what follows may take its time
-        if "bound" in found and not adds_up:
+        answer(line)  # now, since the rest may take long
+        if "bound" in figures and not adds_up:
             answer(f"bound {bound:.3f} {objective.unit}: reconstruction + KL from prior {trained.config.prior.name}")
         for name in sorted(values.keys() - {*FIGURES}):
             together = f", of {block(trained.config, objective, len(images))} {network.spec.noun}s at a time"
@@ -127,26 +127,26 @@ def _evaluate(options: Any) -> None:
     if options.nll_samples or options.ais or options.diagnostics:
         _say_if_slow(trained, network)
     more, lines = _estimates(options, trained, network, split)
-    found |= more
+    figures |= more
     if options.diagnostics:
         more, further = _diagnostics(options, trained, network, data, split)
-        found |= more
+        figures |= more
         lines += further
     if options.json:
-        answer(json.dumps(found))
-    for each in [] if options.json else lines:
-        answer(each)
+        answer(json.dumps(figures))
+    for line in [] if options.json else lines:
+        answer(line)
 
 
 def _bits(trained: "Trained", network: "Composition", nats: float) -> float | None:
-    """Bits per dimension of a −log p(x), or a bound, where there are such."""
+    """The bits per dimension of a −log p(x) or a bound, or None if it has none."""
     from vae_jax.likelihoods import bits_per_dimension
 
     return bits_per_dimension(network.likelihood, trained.config.data.treatment, nats, math.prod(trained.image_shape))
 
 
 def _about_bits(trained: "Trained", network: "Composition", bits: float | None, bound: str = "loss") -> str:
-    """What stands below the loss: its bits per dimension and what they are made of, or why there are none."""
+    """The line below the loss: its bits per dimension and their formula, or the reason why there are none."""
     dimensions = math.prod(trained.image_shape)
     if bits is not None:
         of = f"({bound} + {dimensions:,}·ln 256)" if network.likelihood.measure == "density" else bound
@@ -158,7 +158,7 @@ def _about_bits(trained: "Trained", network: "Composition", bits: float | None, 
 
 
 def _say_if_slow(trained: "Trained", network: "Composition") -> None:
-    """Says where the convolutions of a user's network make what follows slow: it is computed in compiled loops."""
+    """Says if the convolutions of a user's network are slow in the compiled loops of the next figures."""
     import jax
     import jax.numpy as jnp
 
@@ -172,15 +172,15 @@ def _say_if_slow(trained: "Trained", network: "Composition") -> None:
     labels = jnp.zeros(1, jnp.int32) if network.classes else None
     if is_slow_in_loops(jax.jit(decode).lower(jnp.zeros((1, *network.latent_shape)), labels)):
         say(
-            f"the convolutions of {trained.config.model.network} are XLA's own, several times slower in what follows, "
-            f"a compiled loop on a CPU, than those of vae_jax.layers"
+            f"the convolutions of {trained.config.model.network} are XLA's own, which are several times slower than "
+            f"those of vae_jax.layers in the next figures, compiled loops on a CPU"
         )
 
 
 def _estimates(
     options: Any, trained: "Trained", network: "Composition", split: "Split"
 ) -> tuple[dict[str, Any], list[str]]:
-    """The estimates of −log p(x) asked for, as figures and as lines."""
+    """The requested estimates of −log p(x), as figures and as lines."""
     if options.nll_samples is None and options.ais is None:
         return {}, []
     import numpy as np
@@ -192,47 +192,47 @@ def _estimates(
     key = estimates_key(make_keys(trained.config.seed).evaluate)
     run = (trained.config, network, trained.variables, split.images)
     labels, noun = labels_for(trained.config, split), network.spec.noun
-    found, lines = {}, []
+    figures, lines = {}, []
 
     def add_bits(name: str, nll: float) -> str:
         if (bits := _bits(trained, network, nll)) is None:
             return ""
-        found[f"{name}_bits_per_dim"] = bits
+        figures[f"{name}_bits_per_dim"] = bits
         return f", {bits:.4f} bits per dimension"
 
     if (samples := options.nll_samples) is not None:
         with progress("importance sampling") as on_progress:
-            each = estimators.importance_nll(*run, key, samples, labels=labels, on_progress=on_progress)
-        nll = float(np.asarray(each, np.float64).mean())
-        found |= {"nll": nll, "nll_samples": samples}
+            values = estimators.importance_nll(*run, key, samples, labels=labels, on_progress=on_progress)
+        nll = float(np.asarray(values, np.float64).mean())
+        figures |= {"nll": nll, "nll_samples": samples}
         bits = add_bits("nll", nll)
         lines.append(f"{options.split} NLL {nll:.3f} nats per {noun}{bits} (importance-weighted, {samples:,} samples)")
     if (temperatures := options.ais) is not None:
         chains = options.ais_chains or CHAINS
         with progress("annealed importance sampling") as on_progress:
-            each = estimators.annealed_nll(
+            values = estimators.annealed_nll(
                 *run, key, temperatures=temperatures, chains=chains, labels=labels, on_progress=on_progress
             )
-        nll = float(np.asarray(each, np.float64).mean())
-        found |= {"ais_nll": nll, "ais_temperatures": temperatures, "ais_chains": chains}
+        nll = float(np.asarray(values, np.float64).mean())
+        figures |= {"ais_nll": nll, "ais_temperatures": temperatures, "ais_chains": chains}
         lines.append(
             f"{options.split} NLL {nll:.3f} nats per {noun}{add_bits('ais_nll', nll)} (annealed importance sampling, "
             f"{temperatures:,} temperatures, {chains:,} chains)"
         )
-    return found, lines
+    return figures, lines
 
 
 def _diagnostics(
     options: Any, trained: "Trained", network: "Composition", data: "Dataset", split: "Split"
 ) -> tuple[dict[str, Any], list[str]]:
-    """The figures of the latents, and as lines what of them there is."""
+    """The figures of the latents, and their lines."""
     from vae_jax.evaluation import diagnostics
     from vae_jax.keys import diagnostics_key, make_keys
 
     key, noun = diagnostics_key(make_keys(trained.config.seed).evaluate), network.spec.noun
     train = None if options.split == "train" else data.train
     with progress("aggregate posterior") as on_progress:
-        found = diagnostics.diagnose(
+        figures = diagnostics.diagnose(
             trained.config,
             network,
             trained.variables,
@@ -243,24 +243,26 @@ def _diagnostics(
             on_progress=on_progress,
         )
     lines = [
-        f"active units {found['active_units']} of {network.latent} (variance of their means over {diagnostics.ACTIVE})"
+        f"active units {figures['active_units']} of {network.latent} "
+        f"(variance of their means over {diagnostics.ACTIVE})"
     ]
-    if found["aggregate_kl"] is not None:
+    if figures["aggregate_kl"] is not None:
         lines += [
-            f"KL of the aggregate posterior from the prior {found['aggregate_kl']:.3f} nats",
-            f"mutual information of {noun} and z {found['mutual_information']:.3f} nats (at most "
-            f"{found['mutual_information_limit']:.3f}, the log of the number of {noun}s)",
+            f"KL of the aggregate posterior from the prior {figures['aggregate_kl']:.3f} nats",
+            f"mutual information of {noun} and z {figures['mutual_information']:.3f} nats (at most "
+            f"{figures['mutual_information_limit']:.3f}, the log of the number of {noun}s)",
         ]
     lines.append(
-        f"squared error of reconstructions {found['squared_error']:.4f} per {noun}, "
-        f"{found['squared_error_per_pixel']:.6f} per {'pixel' if network.spec.is_picture else 'number'}"
+        f"squared error of reconstructions {figures['squared_error']:.4f} per {noun}, "
+        f"{figures['squared_error_per_pixel']:.6f} per {'pixel' if network.spec.is_picture else 'number'}"
     )
-    if found["probe_accuracy"] is not None:
+    if figures["probe_accuracy"] is not None:
         lines += [
-            f"linear probe of the labels {found['probe_accuracy']:.2%} right, learned from {len(data.train):,} {noun}s",
-            f"{diagnostics.NEIGHBOURS} nearest training {noun}s {found['knn_accuracy']:.2%} right",
+            f"linear probe of the labels {figures['probe_accuracy']:.2%} right, "
+            f"learned from {len(data.train):,} {noun}s",
+            f"{diagnostics.NEIGHBOURS} nearest training {noun}s {figures['knn_accuracy']:.2%} right",
         ]
-    return found, lines
+    return figures, lines
 
 
 VERBS = {

@@ -14,9 +14,9 @@ from vae_jax.runs.folder import check_folder
 
 
 def _export_options(parser: Any) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder, as `vae-jax train` leaves it")
-    parser.add_argument("file", metavar="FILE", help="what to write; its name ends in .safetensors")
-    parser.add_argument("--to", default="torch", help="whose names and layouts: torch, for load_state_dict")
+    parser.add_argument("run", metavar="RUN", help="a run folder, made by `vae-jax train`")
+    parser.add_argument("file", metavar="FILE", help="the file to write; its name ends in .safetensors")
+    parser.add_argument("--to", default="torch", help="names and layouts: torch, for load_state_dict")
     parser.add_argument("--checkpoint", default="latest", help="latest or best")
     parser.add_argument("--overwrite", action="store_true", help="write over FILE if it exists")
     trust_option(parser)
@@ -61,7 +61,7 @@ def _import(options: Any) -> None:
     trained = import_run(path, config, folder, options.overwrite, say)
     if not options.config and config.data.source == DataConfig.source:
         say(
-            f"no --config says what the weights were trained on: {folder} takes them to be of data.source "
+            f"no --config says which data the weights were trained on: {folder} assumes data.source "
             f"{config.data.source}, and is evaluated and trained on with it"
         )
     quoted = shlex.quote(str(folder))
@@ -84,7 +84,7 @@ VERBS = {
         usage="RUN FILE",
     ),
     "import": Verb(
-        "make a run of weights from PyTorch",
+        "make a run from PyTorch's weights",
         _import_options,
         _import,
         "examples:\n"

@@ -1,4 +1,4 @@
-"""What the commands that draw share: labels by name, blocks of images, files of pictures and arrays."""
+"""Shared by the commands that draw: labels by name, blocks of images, files of pictures and arrays."""
 
 import math
 import re
@@ -15,7 +15,7 @@ from vae_jax.config import expand
 from vae_jax.errors import UserError, listed
 from vae_jax.files.replace import replacing
 from vae_jax.runs.folder import read_config, read_data
-from vae_jax.spec import OTHERS
+from vae_jax.spec import NOT_IMAGE
 
 if TYPE_CHECKING:
     from vae_jax.model.use import Model
@@ -27,22 +27,22 @@ NUMBER = re.compile(r"[+-]?[0-9]{1,9}")
 
 
 def label_option(parser: Any, what: str) -> None:
-    meaning = f"a class's name or number, where the model is told labels (model.classes): {what}"
+    meaning = f"a class's name or number, if the model gets labels (model.classes): {what}"
     parser.add_argument("--label", default=None, help=meaning)
 
 
 def label_of(options: Any) -> int | None:
-    """The number of the class given, where the model is told labels; a name comes before a number.
+    """The number of the given class, or None without one; a name comes before a number.
 
     Raises:
-        UserError: if the model knows no such class, or there is no such run.
+        UserError: if the model gets no labels or has no such class, or there is no such run.
     """
     label, folder = options.label, expand(options.run)
     classes = read_config(folder).model.classes
     if label is None:
         return None
     if not classes:
-        raise UserError(f"--label: expected none for a model that is told no labels (model.classes 0); found {label}")
+        raise UserError(f"--label: expected none for a model that gets no labels (model.classes 0); found {label}")
     noted = read_data(folder)
     names = (noted.class_names if noted else None) or ()
     number = int(label) if NUMBER.fullmatch(label) else None
@@ -58,7 +58,7 @@ def label_of(options: Any) -> int | None:
 
 
 def save_arrays(path: Path, **arrays: Any) -> None:
-    """Writes an .npz file so that no half-written one is ever seen."""
+    """Writes an .npz file as a whole, see `replacing`."""
     import numpy as np
 
     with replacing(path) as file:
@@ -66,7 +66,7 @@ def save_arrays(path: Path, **arrays: Any) -> None:
 
 
 def _save_blocks(path: Path, name: str, count: int, blocks: Iterator[tuple[range, Any]]) -> None:
-    """Writes so many pictures or examples, which come in blocks, as `save_arrays(path, **{name: …})` would."""
+    """Writes `count` pictures or examples, which come in blocks, as `save_arrays(path, **{name: …})` would."""
     import zipfile
 
     import numpy as np
@@ -83,21 +83,21 @@ def _save_blocks(path: Path, name: str, count: int, blocks: Iterator[tuple[range
             images.write(pictures.tobytes())
 
 
-BLOCK = 1 << 26  # bytes of pictures that are decoded at a time
+BLOCK = 1 << 26  # bytes of pictures that are decoded together
 
 
 def decoded(
-    model: "Model", shape: tuple[int, ...], count: int, given: Callable[[range], tuple[Any, Any]]
+    model: "Model", shape: tuple[int, ...], count: int, inputs_of: Callable[[range], tuple[Any, Any]]
 ) -> Iterator[tuple[range, Any]]:
-    """Pictures decoded block by block, which memory holds however many they are, and their numbers.
+    """Decodes pictures block by block, to save memory; gives their numbers and the pictures.
 
-    The blocks are whole batches, so that each picture is as if all were decoded at once.
+    The blocks are whole batches, so that a picture is the same as if all were decoded together.
 
     Args:
         model: decodes.
         shape: of a picture.
         count: of the pictures.
-        given: numbers of pictures -> their z and their labels.
+        inputs_of: numbers of pictures -> their z and their labels.
     """
     import numpy as np
 
@@ -106,21 +106,21 @@ def decoded(
     size = max(1, BLOCK // (4 * math.prod(shape) * BATCH)) * BATCH
     for first in range(0, count, size):
         numbers = range(first, min(first + size, count))
-        yield numbers, np.asarray(model.decode(*given(numbers)))
+        yield numbers, np.asarray(model.decode(*inputs_of(numbers)))
 
 
-ARRAYS = "; a name ending in .npz, as by default where the data are no images, gets the array `images` or `examples`"
+ARRAYS = "; a name ending in .npz, the default if the data are no images, gets the array `images` or `examples`"
 
 
 def picture_target(options: Any, stem: str) -> Path:
-    """The file that pictures go to, or the arrays of examples that are none.
+    """The file for pictures, or for arrays of examples that are no pictures.
 
     Raises:
-        UserError: as `target`; if examples that are no pictures are to be one.
+        UserError: as `target`; or if its ending is a picture's and the examples are no pictures.
     """
     config = read_config(expand(options.run)).data
-    path = target(options, f"{stem}.npz" if config.kind in OTHERS else f"{stem}.png")
-    if config.kind in OTHERS and path.suffix != ".npz":
+    path = target(options, f"{stem}.npz" if config.kind in NOT_IMAGE else f"{stem}.png")
+    if config.kind in NOT_IMAGE and path.suffix != ".npz":
         raise UserError(
             f"--out: expected a name ending in .npz, since data of kind {config.kind} are no pictures; found {path}"
         )
@@ -128,7 +128,7 @@ def picture_target(options: Any, stem: str) -> Path:
 
 
 def sheet_of(path: Path, shape: tuple[int, ...], count: int, columns: int, what: str) -> "Sheet | None":
-    """The picture that so many pictures make; None where arrays are written."""
+    """The sheet of `count` pictures; None if an array is written."""
     from vae_jax.pictures.sheet import Sheet
 
     return None if path.suffix == ".npz" else Sheet(count, shape, columns=columns, what=what)
@@ -137,7 +137,7 @@ def sheet_of(path: Path, shape: tuple[int, ...], count: int, columns: int, what:
 def write_pictures(
     path: Path, sheet: "Sheet | None", trained: "Trained", count: int, blocks: Iterator[tuple[range, Any]]
 ) -> None:
-    """Writes what comes in blocks, as a picture or as an array."""
+    """Writes pictures that come in blocks, as a sheet or as an array."""
     if sheet is None:
         _save_blocks(path, f"{trained.config.data.noun}s", count, blocks)
         answer(str(path))

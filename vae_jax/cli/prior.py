@@ -1,4 +1,4 @@
-"""`vae-jax train-prior`: a prior fitted to a trained model's z, by the driver that trains everything else."""
+"""`vae-jax train-prior`: trains a prior for a trained model's z, with the driver of all training."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,12 +12,12 @@ from vae_jax.errors import UserError
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import PRIOR, read_config
 
-OF_RUN = ("data.", "model.", "posterior.", "likelihood.", "objective.")  # options that stay as the run has them …
-LOCAL = tuple(f"data.{name}" for name in DATA_PATHS)  # … but for where its data lie
+OF_RUN = ("data.", "model.", "posterior.", "likelihood.", "objective.")  # options that must be the run's …
+LOCAL = tuple(f"data.{name}" for name in DATA_PATHS)  # … except the paths of its data
 
 
 def _options(parser: Any) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder, as `vae-jax train` leaves it")
+    parser.add_argument("run", metavar="RUN", help="a run folder, made by `vae-jax train`")
     parser.add_argument("--resume", action="store_true", help="continue the prior in it, if there is one")
     parser.add_argument("--overwrite", action="store_true", help="delete the prior in it first, if there is one")
     trust_option(parser)
@@ -26,7 +26,7 @@ def _options(parser: Any) -> None:
 
 
 def _base(options: Any) -> Config:
-    """The run's configuration, with what its prior is trained by in place of what the run was.
+    """The run's configuration, with a recipe for its prior instead of the run's.
 
     Raises:
         UserError: if there is no such run.
@@ -35,9 +35,9 @@ def _base(options: Any) -> Config:
     if options.resume and (folder / PRIOR / "config.yaml").is_file():
         return read_config(folder / PRIOR)
     config = read_config(folder)
-    usual = type(config.train)()
+    default = type(config.train)()
     recipe = replace(
-        usual,
+        default,
         epochs=config.train.epochs,
         batch_size=config.train.batch_size,
         schedule="cosine",
@@ -67,8 +67,10 @@ def _run(options: Any) -> int:
         then, now = options_of(kept), options_of(config)
         changed = [name for name in {**then, **now} if name.startswith(OF_RUN) and then.get(name) != now.get(name)]
         if strange := [name for name in changed if name not in LOCAL]:
-            raise UserError(f"{strange[0]}: expected the run's own, of which the prior is trained; found another")
-        # The run's own copies of users' files are what its weights belong to.
+            raise UserError(
+                f"{strange[0]}: expected the run's own, since the prior is trained for its model; found another"
+            )
+        # The run's weights belong to its own copies of users' files.
         options.configuration = own_parts.as_kept(config, folder, options.trust_code)
     options.out = str(folder / PRIOR)
     return train.train(options)
@@ -76,7 +78,7 @@ def _run(options: Any) -> int:
 
 VERBS = {
     "train-prior": Verb(
-        "train a prior for a run's model into RUN/prior, which `sample` and `evaluate` take by themselves",
+        "train a prior for a run's model into RUN/prior, which `sample` and `evaluate` then use",
         _options,
         _run,
         "examples:\n"

@@ -1,4 +1,4 @@
-"""`vae-jax sample`: new images, from the prior or from what is fitted to the latents."""
+"""`vae-jax sample`: draws new images, from the prior or from a density fitted to the latents."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -25,31 +25,31 @@ SOURCES = ("prior", "gmm", "second_stage")  # of z; the last two are in vae_jax/
 
 def _sample_options(parser: Any) -> None:
     run_options(parser)
-    parser.add_argument("-n", type=whole, default=64, help="how many")
+    parser.add_argument("-n", type=whole, default=64, help="number of images")
     parser.add_argument("--seed", type=whole, default=0, help="the same seed gives the same pictures")
     parser.add_argument(
         "--temperature",
         default=None,
         metavar="T,…",
-        help="of a prior over codes: below 1 likelier codes are drawn more often; of several each gets rows of its own",
+        help="of a prior over codes: below 1 likelier codes are drawn more often; several get a row each",
     )
     parser.add_argument(
         "--top-p",
         type=number,
         default=None,
         metavar="P",
-        help="of a prior over codes: only the likeliest codes are drawn, whose probabilities sum up to P",
+        help="of a prior over codes: draw only the likeliest codes, whose probabilities sum up to P",
     )
     parser.add_argument(
         "--from",
         default="prior",
-        help="where z comes from: prior, or a density fitted now to the training images' latents, which makes an "
-        "autoencoder generative too: gmm (a mixture of 10 Gaussians) or second_stage (a VAE of z)",
+        help="the source of z: prior, or a density fitted now to the training images' latents, which makes even an "
+        "autoencoder generative: gmm (a mixture of 10 Gaussians) or second_stage (a VAE of z)",
     )
-    label_option(parser, "of all pictures; by default each in turn")
+    label_option(parser, "of all pictures; by default all classes in turn")
     out_option(
         parser,
-        "RUN/figures/samples_seed<SEED>.png, with --from and the label's number in its name where they are given"
+        "RUN/figures/samples_seed<SEED>.png, with --from and the label's number in its name if they are given"
         f"{ARRAYS}, of categories their probabilities",
     )
 
@@ -61,7 +61,7 @@ def _sample(options: Any) -> None:
     if source not in SOURCES:
         raise UserError(f"--from: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}; found {quoted(source)}")
     label = label_of(options)
-    temperatures, how = _ways(options, source)
+    temperatures, arguments = _draw_arguments(options, source)
     named = ("" if source == "prior" else f"{source}_") + ("" if label is None else f"label{label}_")
     named += f"temperature{options.temperature}_".replace(",", "_") if options.temperature else ""
     named += "" if options.top_p is None else f"top{options.top_p:g}_"
@@ -86,32 +86,35 @@ def _sample(options: Any) -> None:
             f"to sample from; found prior"
         )
     else:
-        ways = [how if temperature is None else {**how, "temperature": temperature} for temperature in temperatures]
+        ways = [
+            arguments if temperature is None else {**arguments, "temperature": temperature}
+            for temperature in temperatures
+        ]
         z = np.concatenate([np.asarray(model.draw(key, count, labels, **way)) for way in ways])
         labels = None if labels is None else np.tile(labels, len(ways))
 
-    def given(numbers: range) -> tuple[Any, Any]:
+    def inputs_of(numbers: range) -> tuple[Any, Any]:
         return z[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
 
     if len(temperatures) > 1:
         say(f"rows: temperature {', '.join(f'{temperature:g}' for temperature in temperatures)}, from the top")
-    write_pictures(path, sheet, trained, total, decoded(model, shape, total, given))
+    write_pictures(path, sheet, trained, total, decoded(model, shape, total, inputs_of))
 
 
-def _ways(options: Any, source: str) -> tuple[list[Any], dict[str, float]]:
-    """The temperatures to draw at, None for the prior's own, and what else the prior is given.
+def _draw_arguments(options: Any, source: str) -> tuple[list[Any], dict[str, float]]:
+    """The temperatures to draw at, None for the prior's own, and the prior's other arguments.
 
     Raises:
-        UserError: if one is no number in its range, or z does not come from the prior.
+        UserError: if a number is out of its range, or z does not come from the prior.
     """
     for name, given in (("--temperature", options.temperature), ("--top-p", options.top_p)):
         if given is not None and source != "prior":
             raise UserError(f"{name}: expected --from prior with it; found --from {source}")
     if options.top_p is not None and not 0 < options.top_p <= 1:
         raise UserError(f"--top-p: expected a number in (0, 1]; found {options.top_p}")
-    how = {} if options.top_p is None else {"top_p": options.top_p}
+    arguments = {} if options.top_p is None else {"top_p": options.top_p}
     if options.temperature is None:
-        return [None], how
+        return [None], arguments
     try:
         temperatures = [float(part) for part in options.temperature.split(",")]
     except ValueError:
@@ -120,11 +123,11 @@ def _ways(options: Any, source: str) -> tuple[list[Any], dict[str, float]]:
         raise UserError(
             f"--temperature: expected numbers in (0, 100] with commas between them; found {quoted(options.temperature)}"
         )
-    return temperatures, how
+    return temperatures, arguments
 
 
 def _fitted(options: Any, trained: "Trained", source: str) -> Any:
-    """The sampler of z, fitted with the run's own seed: --seed chooses what is drawn from it, not what it is."""
+    """The sampler of z, fitted with the run's seed: --seed chooses the draws, not the fit."""
     from vae_jax.evaluation import samplers
     from vae_jax.keys import make_keys
     from vae_jax.model.build import build
@@ -147,6 +150,6 @@ VERBS = {
         "examples:\n"
         "  vae-jax sample runs/digits -n 64 --seed 0          from the prior\n"
         "  vae-jax sample runs/digits --from gmm              from a mixture fitted to the latents\n"
-        "  vae-jax sample runs/conditional --label 3          of a model that is told labels; or a class's name",
+        "  vae-jax sample runs/conditional --label 3          of a model that gets labels; or a class's name",
     ),
 }

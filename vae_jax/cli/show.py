@@ -1,4 +1,4 @@
-"""`vae-jax show`: runs side by side, as a table."""
+"""`vae-jax show`: shows runs side by side, as a table."""
 
 import json
 from typing import Any
@@ -13,7 +13,7 @@ FIGURES = ("test_loss", "test_reconstruction", "test_kl")
 def _options(parser: Any) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or sweeps, whose members are shown")
     parser.add_argument("--sort", action="store_true", help="the lowest test loss first")
-    parser.add_argument("--json", action="store_true", help="one JSON object for each run, a line each")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per run, a line each")
     parser.add_argument("--all", action="store_true", help="show all options, not only those in which runs differ")
 
 
@@ -22,12 +22,13 @@ def _run(options: Any) -> None:
     from vae_jax.runs.overview import differing, overview, runs_in
 
     runs = [overview(folder) for folder in runs_in(map(expand, options.runs))]
-    if options.sort:  # what has no loss, or none that is finite, comes last
+    if options.sort:  # runs without a finite loss come last
         runs.sort(key=lambda run: (not (run.last("test_loss") or 0) < float("inf"), run.last("test_loss") or 0))
     changed = {name: list(values) for name, values in differing(runs).items()}
     if options.all:
         every = [options_of(run.config) for run in runs]
-        changed = {name: [own.get(name) for own in every] for name in dict.fromkeys(n for own in every for n in own)}
+        names = dict.fromkeys(name for values in every for name in values)
+        changed = {name: [values.get(name) for values in every] for name in names}
     rows = []
     for place, run in enumerate(runs):
         best = run.best()
@@ -57,7 +58,7 @@ def _run(options: Any) -> None:
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Rows as lines of a table; one run is shown as a line for each of its values."""
+    """The lines of a table; a single run gives a line per value."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [name for name in names if any(_text(row, name) for row in rows)]
     if len(rows) == 1:

@@ -1,4 +1,4 @@
-"""`vae-jax sweep`."""
+"""`vae-jax sweep`: trains many seeds and settings."""
 
 import shlex
 import sys
@@ -17,7 +17,7 @@ from vae_jax.cli.common import (
     say,
     set_device,
 )
-from vae_jax.cli.train import say_too_late, stop_signals, tell_stopping
+from vae_jax.cli.train import say_too_late, stop_requested, stop_signals
 from vae_jax.config import Config
 from vae_jax.errors import PATH, Stopped, UserError, cut, on_terminal, printable
 from vae_jax.runs import own_parts
@@ -25,7 +25,7 @@ from vae_jax.runs import own_parts
 
 def _sweep_options(parser: Any) -> None:
     folder_options(parser, "SWEEP", "sweep")
-    parser.add_argument("--seeds", type=whole, default=1, help="how many seeds, from the configuration's seed on")
+    parser.add_argument("--seeds", type=whole, default=1, help="number of seeds, from the configuration's seed on")
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE,…", help="values to try; may be given several times"
     )
@@ -42,9 +42,9 @@ def _sweep(options: Any) -> int:
     no_options = not options.config and config == Config()
     if options.resume and not begun and no_options and not options.set:
         raise UserError(
-            f"--resume: expected a sweep that has begun in {folder}, found none; begin it with --config, --set"
+            f"--resume: expected a sweep that has begun in {folder}, found none; start it with --config, --set"
         )
-    if begun and no_options:  # it goes on as it began
+    if begun and no_options:  # it goes on as it was
         sweep = read_sweep(folder)
         own_parts.kept(names_in(members_of(sweep)), folder, options.trust_code)  # the user has named none of them
         if options.set or options.seeds != 1:
@@ -67,7 +67,7 @@ def _sweep(options: Any) -> int:
             f" × {len(values)} value{'s' * (len(values) > 1)} of {option}" for option, values in sweep.settings.items()
         )
     )
-    said, ended = "", None
+    stop_message, ended = "", None
     with _progress(images.spec.noun) as on_progress, stop_signals() as stop:
         try:
             ended = run(
@@ -78,22 +78,22 @@ def _sweep(options: Any) -> int:
                 overwrite=options.overwrite,
                 report=answer,
                 on_progress=on_progress,
-                should_stop=lambda: tell_stopping(stop),
+                should_stop=lambda: stop_requested(stop),
                 trust_code=options.trust_code,
             )
         except Stopped as stopped:
-            said = str(stopped)
+            stop_message = str(stopped)
     if ended is None:
         again = f"vae-jax sweep --out {shlex.quote(str(folder))} --resume"
         again += f" --device {options.device}" if options.device else ""
         with suppress(OSError):
-            say(f"vae-jax: {said}; `{again}` goes on from there")
+            say(f"vae-jax: {stop_message}; `{again}` goes on from there")
         return 128 + stop[0]
     say_too_late(stop)
     for line in (folder / "table.md").read_text(encoding="utf-8").splitlines():
         answer(line)
-    if diverged := [each for each in ended if each.failure]:
-        answer(f"{len(diverged)} of {count} members diverged; members.csv tells where")
+    if diverged := [member for member in ended if member.failure]:
+        answer(f"{len(diverged)} of {count} members diverged; members.csv says where")
     answer(f"sweep folder: {folder}, with members.csv, table.csv and table.md")
     for path in sorted((folder / "figures").glob("*.png")):
         answer(f"  picture: {path}")
@@ -102,11 +102,11 @@ def _sweep(options: Any) -> int:
 
 @contextmanager
 def _progress(noun: str) -> Iterator[Callable[..., None]]:
-    """A live table on a terminal, a line for each epoch elsewhere; `noun` is what an example is called."""
+    """A context with a live table on a terminal, a line per epoch elsewhere; `noun` is the word for an example."""
     if not on_terminal(sys.stderr):
         shown: dict[int, float] = {}
 
-        def tell(groups: list[Any]) -> None:
+        def report(groups: list[Any]) -> None:
             for number, group in enumerate(groups):
                 steps = group.done * group.epochs
                 ended = abs(steps - round(steps)) < 1e-9
@@ -119,7 +119,7 @@ def _progress(noun: str) -> Iterator[Callable[..., None]]:
                         + (f"; {group.diverged} diverged" if group.diverged else "")
                     )
 
-        yield tell
+        yield report
         return
     from rich.console import Console
     from rich.live import Live
@@ -129,11 +129,11 @@ def _progress(noun: str) -> Iterator[Callable[..., None]]:
 
     live = Live(console=Console(stderr=True), transient=True, redirect_stdout=on_terminal(sys.stdout))
 
-    def text(line: str) -> Text:  # whose brackets are no markup
+    def text(line: str) -> Text:  # brackets are no markup in it
         return Text(printable(line))
 
     def show(groups: list[Any]) -> None:
-        # Groups may be ranked by what does not compare.
+        # Groups may be ranked by different figures.
         several = len({(group.ranked_by, group.unit) for group in groups}) > 1
         best = "best so far" if several else f"best {groups[0].ranked_by} so far"
         table = Table("group", "members", "", "epoch", best, "member", "diverged", f"{noun}s/s")
@@ -156,14 +156,14 @@ def _progress(noun: str) -> Iterator[Callable[..., None]]:
 
 VERBS = {
     "sweep": Verb(
-        "train many seeds and settings, each into a run folder; what differs in numbers only is one program",
+        "train many seeds and settings, each into a run folder; those that differ only in numbers share a program",
         _sweep_options,
         _sweep,
         "examples:\n"
         "  vae-jax sweep --config digits --out sweeps/beta --seeds 8 --set objective.beta=0.5,1,2,4\n"
         "  vae-jax sweep --config digits --out sweeps/two --set train.learning_rate=1e-3,3e-4 --set model.latent=2,20\n"
         "  vae-jax sweep --config digits --out sweeps/shapes --set model.channels=[8,16],[16,32]\n"
-        "  vae-jax sweep --out sweeps/beta --resume   what was killed",
+        "  vae-jax sweep --out sweeps/beta --resume   a sweep that was killed",
         usage="--out SWEEP [--config FILE] [--seeds N] [--set OPTION=VALUE,VALUE …]",
         interrupted="; `vae-jax sweep … --resume` goes on from the last checkpoints, if there are any",
     ),

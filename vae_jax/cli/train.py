@@ -1,4 +1,4 @@
-"""`vae-jax train`."""
+"""`vae-jax train`: trains a model into a run folder."""
 
 import os
 import shlex
@@ -37,26 +37,26 @@ def _train_options(parser: Any) -> None:
 
 
 def _base(options: Any) -> Config | None:
-    """Of a run that is continued its own configuration: it goes on as it began.
+    """The configuration of a run that is resumed, which goes on as it was; None for a new run.
 
     Raises:
-        UserError: there is no such run.
+        UserError: if there is no such run.
     """
     if not (options.resume and options.out) or options.overwrite:
         return None
     folder = expand(options.out)
     if not (folder / "config.yaml").is_file():
         check_folder(folder, True, False)
-        raise UserError(f"--resume: expected a run that has begun in {options.out}, found none; begin it with --config")
+        raise UserError(f"--resume: expected a run that has begun in {options.out}, found none; start it with --config")
     return read_config(folder)
 
 
 def train(options: Any) -> int:
-    """Trains what the options configure into the folder that they name."""
+    """Trains the configured model into the folder that the options name."""
     folder = folder_of(options, "the run folder to make", "runs/first")
     check_folder(folder, options.resume, options.overwrite)
     config = options.configuration
-    # What the run's own configuration has named, where that is what it goes on with, the user has not.
+    # Files named only by a resumed run's own configuration are not named by the user.
     named_by_run = own_parts.names_in(read_config(folder)) if options.resume and not options.config else []
     users = [own_parts.absolute_name(name) for name in own_parts.names_in(config) if name not in named_by_run]
     config = absolute_paths(config)
@@ -73,7 +73,7 @@ def train(options: Any) -> int:
     from vae_jax.runs.train import train as train_run
 
     devices = Devices(jax.device_count() if options.devices is None else options.devices)
-    devices.wait()  # they connect now, since later a process that reads its data slowly would be given up
+    devices.wait()  # connect now: later a process that reads its data slowly would count as lost
     if not devices.writes:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     answer(f"device: {device}{f', {devices}' if devices.count > 1 else ''}")
@@ -87,7 +87,7 @@ def train(options: Any) -> int:
         f"of {images.spec}; model: {config.model.network}, "
         f"{networks.count_parameters(shapes.params):,} parameters, {network.latent} latent dimensions"
     )
-    said = ""
+    stop_message = ""
     with _progress(config, images.spec.noun, devices.writes) as on_progress, stop_signals() as stop:
         try:
             trained = train_run(
@@ -100,19 +100,19 @@ def train(options: Any) -> int:
                 report=answer,
                 on_progress=on_progress,
                 on_epoch=lambda figures, state: answer(_epoch_line(figures, config, objective.unit, images.spec.noun)),
-                should_stop=lambda: tell_stopping(stop),
+                should_stop=lambda: stop_requested(stop),
                 trust_code=options.trust_code,
             )
         except Stopped as stopped:
-            trained, said = None, str(stopped)
+            trained, stop_message = None, str(stopped)
     if trained is None:
         again = f"`vae-jax train --out {shlex.quote(str(folder))} --resume"
         again += f" --device {options.device}`" if options.device else "`"
         if devices.processes > 1:
             again = "the same command in every process with --resume"
-        with suppress(OSError):  # whoever reads it may have stopped as well
-            say(f"vae-jax: {said}; {again} goes on from there")
-        return 128 + (stop[0] if stop else signal.SIGTERM)  # of several processes another may have been told
+        with suppress(OSError):  # its reader may have stopped as well
+            say(f"vae-jax: {stop_message}; {again} goes on from there")
+        return 128 + (stop[0] if stop else signal.SIGTERM)  # another process may have got the signal
     say_too_late(stop)
     answer(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {len(trained.history)} epochs")
     answer(f"run folder: {folder}")
@@ -122,15 +122,15 @@ def train(options: Any) -> int:
 
 
 def pictures(folder: Path) -> list[Path]:
-    """A run's pictures; of the reconstructions after epochs the last."""
-    found = sorted((folder / "figures").glob("*.png"))
-    epochs = [path for path in found if path.name.startswith("reconstructions_epoch_")]
-    return [path for path in found if path not in epochs[:-1]]
+    """A run's pictures, with only the last epoch's reconstructions."""
+    paths = sorted((folder / "figures").glob("*.png"))
+    epochs = [path for path in paths if path.name.startswith("reconstructions_epoch_")]
+    return [path for path in paths if path not in epochs[:-1]]
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Within it Ctrl-C and SIGTERM are noted in the list given; a second Ctrl-C still ends the program at once."""
+    """A context with the list of Ctrl-C and SIGTERM received; a second Ctrl-C still ends the program at once."""
     received: list[int] = []
     before: dict[int, Any] = {}
     pressed: list[float] = []
@@ -139,12 +139,12 @@ def stop_signals() -> Iterator[list[int]]:
         if number == signal.SIGINT:
             pressed.append(time.monotonic())
             again = received and pressed[-1] - pressed[0] >= (SAME if len(pressed) > 1 else 0)
-            if again and callable(listening := before.get(number)):
-                listening(number, frame)
+            if again and callable(previous := before.get(number)):
+                previous(number, frame)
         if not received:
-            received.append(number)  # and nothing is printed, which might fail or wait here
+            received.append(number)  # without printing, which might fail or block here
 
-    # What is ignored, as Ctrl-C in a shell's background job, goes on being ignored.
+    # An ignored signal, as Ctrl-C in a shell's background job, stays ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         if (handler := signal.getsignal(number)) != signal.SIG_IGN:
             before[number] = handler
@@ -157,8 +157,8 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def tell_stopping(received: list[int]) -> bool:
-    """Whether to stop, told the first time."""
+def stop_requested(received: list[int]) -> bool:
+    """Whether a stop was requested; says so the first time."""
     if len(received) == 1:
         received.append(received[0])
         with suppress(OSError):
@@ -167,10 +167,10 @@ def tell_stopping(received: list[int]) -> bool:
 
 
 def say_too_late(received: list[int]) -> None:
-    """Says of a signal that it came when nothing was left to stop."""
+    """Says that a signal came when nothing was left to stop."""
     if received:
         with suppress(OSError):
-            say(f"vae-jax: {signal.Signals(received[0]).name} came when all was trained, which is saved")
+            say(f"vae-jax: {signal.Signals(received[0]).name} came when all was trained and saved")
 
 
 def _epoch_line(figures: dict[str, Any], config: Config, unit: str, noun: str) -> str:
@@ -191,7 +191,7 @@ def _epoch_line(figures: dict[str, Any], config: Config, unit: str, noun: str) -
 
 @contextmanager
 def _progress(config: Config, noun: str, shown: bool) -> Iterator[Callable[..., None] | None]:
-    """A live bar on a terminal, nothing elsewhere."""
+    """A context with a live bar on a terminal, None elsewhere."""
     if not shown or not on_terminal(sys.stderr):
         yield None
         return

@@ -1,4 +1,4 @@
-"""`vae-jax reconstruct` and `vae-jax encode`."""
+"""`vae-jax reconstruct` and `vae-jax encode`: images to reconstructions and latents."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from vae_jax.cli.common import (
     target,
 )
 from vae_jax.errors import UserError, listed
-from vae_jax.spec import OTHERS
+from vae_jax.spec import NOT_IMAGE
 
 if TYPE_CHECKING:
     pass
@@ -26,11 +26,11 @@ from vae_jax.cli.pictures import decoded, label_of, label_option, picture_target
 def _reconstruct_options(parser: Any) -> None:
     run_options(parser)
     parser.add_argument("images", metavar="IMAGES", nargs="*", help="image files; without any, test images")
-    parser.add_argument("-n", type=whole, default=64, help="how many test images, spread over all of them")
-    label_option(parser, "the one of the image files")
+    parser.add_argument("-n", type=whole, default=64, help="number of test images, spread over all of them")
+    label_option(parser, "of the image files")
     out_option(
         parser,
-        "RUN/figures/reconstructions.png; a name ending in .npz, as by default where the data are no images, gets the "
+        "RUN/figures/reconstructions.png; a name ending in .npz, the default if the data are no images, gets the "
         "arrays `originals` and `reconstructions`",
     )
 
@@ -49,27 +49,27 @@ def _reconstruct(options: Any) -> None:
     if options.images:
         if trained.config.model.classes and label is None:
             raise UserError(
-                "--label: expected the label of the image files, which this model is told (model.classes); found none"
+                "--label: expected the image files' label, since this model gets labels (model.classes); found none"
             )
         images = read_images(options.images, trained.config.data)
         labels = None if label is None else np.full(len(images), label)
     elif label is not None:
-        raise UserError(f"--label: expected image files that it is of, test images have theirs; found {options.label}")
+        raise UserError(f"--label: expected image files with it, since test images have labels; found {options.label}")
     else:
         test = load_data(options, trained).test.spread(count)
         images, labels = test.images, labels_for(trained.config, test)
     if path.suffix == ".npz":
-        originals = images if trained.config.data.kind in OTHERS else np.float32(images / 255)
+        originals = images if trained.config.data.kind in NOT_IMAGE else np.float32(images / 255)
         save_arrays(path, originals=originals, reconstructions=np.asarray(model.reconstruct(images, labels)))
         answer(str(path))
         return
     drawn = Pairs(len(images), images.shape[1:], what="IMAGES" if options.images else f"-n {count}")
     mu = np.asarray(model.encode(images, labels)["mu"])
 
-    def given(numbers: range) -> tuple[Any, Any]:
+    def inputs_of(numbers: range) -> tuple[Any, Any]:
         return mu[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
 
-    for numbers, pictures in decoded(model, images.shape[1:], len(images), given):
+    for numbers, pictures in decoded(model, images.shape[1:], len(images), inputs_of):
         drawn.put(numbers.start, images[numbers.start : numbers.stop] / 255, pictures)
     answer(str(drawn.save(path)))
 

@@ -1,4 +1,4 @@
-"""`vae-jax interpolate` and `vae-jax traverse`: ways through the latent space."""
+"""`vae-jax interpolate` and `vae-jax traverse`: draw paths through the latent space."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -49,19 +49,21 @@ def _interpolate(options: Any) -> None:
     ends = ends.reshape(2, rows, *ends.shape[1:])
     weights = np.linspace(0, 1, steps)
     if "codes" in encoded:
-        say("between two images lie mixtures of their codes' vectors, which are decoded as they are: no codes are")
+        say(
+            "the z between two images are mixtures of their codes' vectors, which are decoded without rounding to codes"
+        )
 
-    def given(numbers: range) -> tuple[Any, Any]:
+    def inputs_of(numbers: range) -> tuple[Any, Any]:
         row, column = np.divmod(np.arange(numbers.start, numbers.stop), steps)
         weight = weights[column]
         weight = weight.reshape(-1, *(1,) * (ends.ndim - 2))
         z = (1 - weight) * ends[0, row] + weight * ends[1, row]
         if labels is None:
             return z, None
-        # There is nothing between two labels: each half of a row has the one of its end.
+        # Labels cannot be mixed: each half of a row has the label of its end.
         return z, np.where(weights[column] <= 0.5, labels[row], labels[rows + row])
 
-    write_pictures(path, sheet, trained, rows * steps, decoded(model, trained.image_shape, rows * steps, given))
+    write_pictures(path, sheet, trained, rows * steps, decoded(model, trained.image_shape, rows * steps, inputs_of))
 
 
 def _traverse_options(parser: Any) -> None:
@@ -94,25 +96,25 @@ def _traverse(options: Any) -> None:
     start = np.asarray(model.encode(test.images[options.image : options.image + 1], labels)["mu"])
     values = np.linspace(-options.extent, options.extent, steps)
 
-    def given(numbers: range) -> tuple[Any, Any]:
+    def inputs_of(numbers: range) -> tuple[Any, Any]:
         dimension, step = np.divmod(np.arange(numbers.start, numbers.stop), steps)
         z = start.repeat(len(numbers), 0)
         z[np.arange(len(numbers)), dimension] = values[step]
         return z, None if labels is None else labels.repeat(len(numbers))
 
     count = model.latent * steps
-    write_pictures(path, sheet, trained, count, decoded(model, trained.image_shape, count, given))
+    write_pictures(path, sheet, trained, count, decoded(model, trained.image_shape, count, inputs_of))
 
 
 VERBS = {
     "interpolate": Verb(
-        "draw what lies between pairs of test images",
+        "draw the path between pairs of test images",
         _interpolate_options,
         _interpolate,
         "example:\n  vae-jax interpolate runs/digits -n 8 --steps 12",
     ),
     "traverse": Verb(
-        "draw a test image with each latent dimension varied",
+        "draw a test image while one latent dimension after another varies",
         _traverse_options,
         _traverse,
         "example:\n  vae-jax traverse runs/digits --image 3 --extent 3",

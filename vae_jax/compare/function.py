@@ -1,4 +1,4 @@
-"""Level 1, the function: same weights, same images, evaluation mode; every layer's output."""
+"""Level 1, the function: compares every layer's output, for the same weights and images in evaluation mode."""
 
 from functools import partial
 from typing import Any
@@ -16,14 +16,14 @@ TOLERANCES = {"float32": 1e-5, "float64": 1e-12}  # of the larger of 1 and the o
 
 
 def function(request: Request) -> Level:
-    """Both networks, from the image to the reconstruction."""
+    """Compares both networks, from the image to the reconstruction."""
     precisions = {}
     for i, precision in enumerate(PRECISIONS):
-        request.tell(f"function, {precision}", i, len(PRECISIONS))
+        request.on_progress(f"function, {precision}", i, len(PRECISIONS))
         with precisely(precision):
             precisions[precision] = _outputs(request, precision)
-    within = {name: all(row["within"] for row in found["layers"]) for name, found in precisions.items()}
-    largest = {name: max(row["difference"] for row in found["layers"]) for name, found in precisions.items()}
+    within = {name: all(row["within"] for row in outputs["layers"]) for name, outputs in precisions.items()}
+    largest = {name: max(row["difference"] for row in outputs["layers"]) for name, outputs in precisions.items()}
     layers = len(precisions["float32"]["layers"])
     summary = (
         f"{layers} outputs, from the first layer to the reconstruction: largest difference "
@@ -62,12 +62,12 @@ def _outputs(request: Request, precision: str) -> dict[str, Any]:
     outputs |= {f"{name} (head)": (heads[name], output) for name, output in their_heads.items()}
     outputs["reconstruction"] = np.moveaxis(np.asarray(reconstruction), -1, 1), their_reconstruction
     rows = []
-    for name, (found, expected) in outputs.items():
-        largest_difference, largest = difference(found, expected.cpu().numpy())
+    for name, (our_output, their_output) in outputs.items():
+        largest_difference, largest = difference(our_output, their_output.cpu().numpy())
         rows.append(
             {
                 "layer": name,
-                "shape": list(np.shape(found))[1:],
+                "shape": list(np.shape(our_output))[1:],
                 "largest": largest,
                 "difference": largest_difference,
                 "within": largest_difference <= TOLERANCES[precision] * max(1.0, largest),

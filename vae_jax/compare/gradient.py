@@ -1,4 +1,4 @@
-"""Level 2, the gradient: same weights, batch, noise and dropout masks, training mode; every parameter's gradient."""
+"""Level 2, the gradient: compares all gradients, for the same weights, batch, noise and masks in training mode."""
 
 from typing import Any
 
@@ -19,16 +19,16 @@ DEAD_TOLERANCES = {"float32": 1e-6, "float64": 1e-12}  # of the largest entry of
 
 
 def gradient(request: Request) -> Level:
-    """One training step's gradients and updated running statistics."""
+    """Compares one training step's gradients and updated running statistics."""
     precisions = {}
     for i, precision in enumerate(PRECISIONS):
-        request.tell(f"gradient, {precision}", i, len(PRECISIONS))
+        request.on_progress(f"gradient, {precision}", i, len(PRECISIONS))
         with precisely(precision):
             precisions[precision] = _gradients(request, precision)
-    within = {name: all(row["within"] for row in found["tensors"]) for name, found in precisions.items()}
+    within = {name: all(row["within"] for row in tensors["tensors"]) for name, tensors in precisions.items()}
     alive = {
-        name: [row["relative"] for row in found["tensors"] if row["kind"] == "gradient"]
-        for name, found in precisions.items()
+        name: [row["relative"] for row in tensors["tensors"] if row["kind"] == "gradient"]
+        for name, tensors in precisions.items()
     }
     summary = (
         f"{len(alive['float32'])} gradients, without those whose true value is 0: largest relative error "
@@ -52,13 +52,13 @@ def _gradients(request: Request, precision: str) -> dict[str, Any]:
     variables = pair.variables()
     pair.share(variables)
     key = make_keys(config.seed).steps
-    # The very step that training takes, with another optimiser.
+    # The same step as in training, with another optimiser.
     step = make_step(config, pair.network, pair.objective, recorder())
-    updated, found, _ = jax.jit(lambda variables, images, key: step(variables, variables.params, images, key))(
+    updated, ours, _ = jax.jit(lambda variables, images, key: step(variables, variables.params, images, key))(
         variables, jnp.asarray(images), step_key(key, 0)
     )
     TorchTraining(config, pair.twin, 1, 1).backward(pair.images(images), *pair.draws(variables, images, key, 0))
-    gradients = to_state_dict(Variables(found, {}))
+    gradients = to_state_dict(Variables(ours, {}))
     statistics = to_state_dict(Variables({}, updated.state), 1)
     expected = {
         name: parameter.grad.cpu().numpy()
@@ -71,19 +71,19 @@ def _gradients(request: Request, precision: str) -> dict[str, Any]:
     dead = dead_biases(config)
     scale = max(difference(gradient, gradient)[1] for gradient in expected.values())
     rows = []
-    for name, other in expected.items():
-        error, largest = difference(gradients[name], other)
+    for name, theirs in expected.items():
+        error, largest = difference(gradients[name], theirs)
         if name in dead:
-            largest = max(largest, difference(other, gradients[name])[1])
+            largest = max(largest, difference(theirs, gradients[name])[1])
             relative, tolerance = largest / scale, DEAD_TOLERANCES[precision]
         else:
             relative, tolerance = (error / largest if largest else float(error > 0)), TOLERANCES[precision]
         kind = "gradient, true value 0" if name in dead else "gradient"
         rows.append(_row(name, kind, error, largest, relative, tolerance))
-    for name, other in expected_statistics.items():
-        if name.endswith(COUNTER):  # a count, which ours keeps as the state's step
+    for name, theirs in expected_statistics.items():
+        if name.endswith(COUNTER):  # a count, which we keep as the state's step
             continue
-        error, largest = difference(statistics[name], other)
+        error, largest = difference(statistics[name], theirs)
         rows.append(_row(name, "statistic", error, largest, error / largest, TOLERANCES[precision]))
     return {"tolerance": TOLERANCES[precision], "dead_tolerance": DEAD_TOLERANCES[precision], "tensors": rows}
 

@@ -1,4 +1,4 @@
-"""What a level of the comparison is: a question, answered with a verdict and figures."""
+"""The types of a level of the comparison: a request, and the answer with a verdict and figures."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -7,20 +7,20 @@ from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
 
 AGREES = "agrees"
-ROUNDING = "agrees in float64"  # and float32 is too coarse for this network to tell
+ROUNDING = "agrees in float64"  # float32 is too coarse for this network
 DIFFERS = "differs"
 NO_DIFFERENCE = "no difference found"  # by a statistical test, which is less than agreement
 UNTESTED = "not tested"
 
-Tell = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 class Level(NamedTuple):
-    """An answer.
+    """A level's answer.
 
     Attributes:
-        verdict: one of the above.
-        summary: a sentence with the figures it rests on.
+        verdict: one of the constants above.
+        summary: a sentence with the figures behind it.
         details: all figures, ready for JSON.
     """
 
@@ -30,7 +30,7 @@ class Level(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What is compared.
+    """The comparison that a level is asked for.
 
     Attributes:
         config: of the model and its training.
@@ -38,8 +38,8 @@ class Request(NamedTuple):
         steps: of the trajectory.
         seeds: of the independent runs.
         added: results of other frameworks.
-        keep: takes each framework's results as soon as there are any.
-        tell: called now and then with what goes on, how much is done and how much there is.
+        keep: takes a framework's results as soon as there are any.
+        on_progress: called now and then with the work's name, the amount done and the total.
     """
 
     config: Config
@@ -48,11 +48,11 @@ class Request(NamedTuple):
     seeds: tuple[int, ...]
     added: list[dict[str, Any]]
     keep: Callable[[dict[str, Any]], None]
-    tell: Tell
+    on_progress: OnProgress
 
 
 def judge(within: Mapping[str, bool]) -> str:
-    """The verdict, given in which precisions the figures stay within their tolerance."""
+    """The verdict, from whether the figures stay within their tolerance in each precision."""
     if not within["float64"]:
         return DIFFERS
     return AGREES if within["float32"] else ROUNDING

@@ -1,4 +1,4 @@
-"""One model in both frameworks: the same weights, the same images, the same noise and dropout masks."""
+"""One model in both frameworks: with the same weights, images, noise and dropout masks."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from vae_jax.objectives import BoundModel
 from vae_jax.variables import Variables
 
 PRECISIONS = ("float32", "float64")
-PERTURBATION = 0.3  # of fresh running statistics, whose 0 and 1 would make evaluation mode trivial
+PERTURBATION = 0.3  # added to fresh running statistics: their 0 and 1 would make evaluation mode trivial
 
 
 class Draws(NamedTuple):
@@ -38,10 +38,10 @@ class Draws(NamedTuple):
 
 @contextmanager
 def precisely(precision: str) -> Iterator[None]:
-    """Has jax compute in float32 or float64 as long as it lasts, and PyTorch with its own kernels.
+    """A context in which jax computes in float32 or float64, and PyTorch with its own kernels.
 
-    oneDNN, its default on a CPU, rounds coarsely: on MNIST's mostly black images the article's float32 gradients came
-    out up to 1e-2 (of a tensor's largest entry) from the float64 ones, against 1e-6 without it.
+    PyTorch's default on a CPU, oneDNN, rounds coarsely: on MNIST's mostly black images the article's float32 gradients
+    were up to 1e-2 (of a tensor's largest entry) from the float64 ones, against 1e-6 without it.
     """
     unchanged: dict[str, Any] = {"deterministic": None, "allow_tf32": None, "fp32_precision": None}
     with jax.enable_x64(precision == "float64"), torch.backends.mkldnn.flags(enabled=False, **unchanged):
@@ -49,7 +49,7 @@ def precisely(precision: str) -> Iterator[None]:
 
 
 def torch_device() -> str:
-    """PyTorch's name of the device jax computes on, as far as PyTorch has it."""
+    """PyTorch's name of the device that jax uses, or cpu if PyTorch does not have it."""
     return "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
 
 
@@ -57,7 +57,7 @@ class Pair:
     """A network and its PyTorch twin, in the precision that jax is set to."""
 
     def __init__(self, config: Config, image_shape: tuple[int, ...]):
-        """Builds both; the twin's weights are its own until `share`.
+        """Builds both; the twin has its own weights until `share`.
 
         Raises:
             UserError: if the configuration does not fit together, or PyTorch has no layer or objective for it.
@@ -74,7 +74,7 @@ class Pair:
         self._draws = jax.jit(self._draw)
 
     def variables(self, perturbed: bool = True) -> Variables:
-        """The network's initial variables, with running statistics as after some training if `perturbed`."""
+        """The network's initial variables; if `perturbed`, with running statistics as after some training."""
         variables = self.network.init(make_keys(self.config.seed).init)
         if not perturbed:
             return variables
@@ -91,52 +91,52 @@ class Pair:
         self.twin.load_state_dict(state, strict=True)
 
     def to_torch(self, array: Any) -> torch.Tensor:
-        """An array of ours; floating-point ones in the twin's type."""
+        """Converts one of our arrays to PyTorch; floating-point ones to the twin's type."""
         tensor = torch.from_numpy(np.array(array)).to(self.device)
         return tensor.to(next(self.twin.parameters()).dtype) if tensor.is_floating_point() else tensor
 
     def images(self, images: UInt8[np.ndarray, "batch h w c"]) -> torch.Tensor:
-        """Images for the twin."""
+        """Converts images for the twin."""
         return to_torch(images, next(self.twin.parameters()))
 
     def draws(
         self, variables: Variables, images: UInt8[np.ndarray, "batch h w c"], key: Key[Array, ""], step: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The noise and the masks that our training draws in this step of the run, for the twin.
+        """The noise and masks that our training draws in this step of the run, for the twin.
 
         Args:
             variables: of the network; only their shapes matter.
             images: the step's batch.
-            key: the run's for steps.
-            step: its number.
+            key: the run's key for steps.
+            step: the step's number.
         """
-        found = self._draws(variables, jnp.asarray(images), key, jnp.int32(step))
-        return self.to_torch(found.noise), {name: self.to_torch(mask) for name, mask in found.masks.items()}
+        ours = self._draws(variables, jnp.asarray(images), key, jnp.int32(step))
+        return self.to_torch(ours.noise), {name: self.to_torch(mask) for name, mask in ours.masks.items()}
 
     def _draw(self, variables: Variables, images: Any, key: Key[Array, ""], step: Any) -> Draws:
-        own = step_keys(step_key(key, step))
+        keys = step_keys(step_key(key, step))
         targets = self.network.treat(None, images)
 
         def terms(model: BoundModel) -> Any:
-            return self.objective.terms(own.objective, model, targets, self.config.objective.options)
+            return self.objective.terms(keys.objective, model, targets, self.config.objective.options)
 
         def noise(model: BoundModel) -> Any:
-            # z of mean 0 and variance 1 is the noise itself.
+            # With mean 0 and variance 1, z is the noise itself.
             heads = {name: jnp.zeros((len(images), size)) for name, size in self.network.posterior.heads.items()}
-            return model.sample(jax.random.clone(own.objective), heads)[0]
+            return model.sample(jax.random.clone(keys.objective), heads)[0]
 
-        trace = self.network.trace(variables, terms, own.dropout, train=True)
+        trace = self.network.trace(variables, terms, keys.dropout, train=True)
         return Draws(self.network.apply(variables, noise)[0], trace.masks)
 
 
-def difference(found: Any, expected: Any) -> tuple[float, float]:
-    """The largest difference of two arrays, and the largest entry of the second."""
-    found, expected = (np.asarray(array, np.float64) for array in (found, expected))
-    return float(np.abs(found - expected).max(initial=0)), float(np.abs(expected).max(initial=0))
+def difference(ours: Any, expected: Any) -> tuple[float, float]:
+    """The largest difference of two arrays, and the largest entry of the second, by size."""
+    ours, expected = (np.asarray(array, np.float64) for array in (ours, expected))
+    return float(np.abs(ours - expected).max(initial=0)), float(np.abs(expected).max(initial=0))
 
 
 def dead_biases(config: Config) -> set[str]:
-    """PyTorch's names of the biases that feed a BatchNorm, whose true gradient is 0: it subtracts them again."""
+    """PyTorch's names of the biases before a BatchNorm, which subtracts them again: their true gradient is 0."""
     if not config.model.options.batch_norm:
         return set()
     layers = len(config.model.options.channels)

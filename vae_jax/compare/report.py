@@ -1,4 +1,4 @@
-"""What a comparison leaves behind: FOLDER/comparison.json (all figures), comparison.md (tables), comparison.png."""
+"""Writes a comparison's files: FOLDER/comparison.json (all figures), comparison.md (tables), comparison.png."""
 
 import json
 import math
@@ -26,16 +26,16 @@ COSTS = ["framework", "version", "device", "parameters", "images/s", "seconds pe
 PACKAGES = ("vae_jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch")
 
 
-OWN = ("comparison.json", "comparison.md", "comparison.png", "results_*.json")
+FILES = ("comparison.json", "comparison.md", "comparison.png", "results_*.json")
 
 
-def own(folder: Path) -> list[Path]:
+def files_in(folder: Path) -> list[Path]:
     """The files in a folder that a comparison has written."""
-    return sorted(path for pattern in OWN for path in folder.glob(pattern))
+    return sorted(path for pattern in FILES for path in folder.glob(pattern))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file so that no half-written one is ever seen; what is not finite becomes null."""
+    """Writes a JSON file as a whole; numbers that are not finite become null."""
     write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
 
 
@@ -48,17 +48,17 @@ def _finite(content: Any) -> Any:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def write(folder: Path, config: dict[str, Any], data: str, epochs: int, levels: dict[str, Level]) -> None:
-    """Writes the three files with the levels there are so far; `epochs` are those of the independent runs."""
+    """Writes the three files with the levels answered so far; `epochs` are those of the independent runs."""
     import jax
 
     from vae_jax.device.devices import cores
@@ -85,7 +85,7 @@ def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def markdown(content: dict[str, Any]) -> str:
-    """The comparison as text: a table of the levels, then each level's own."""
+    """The comparison as text: a table of the levels, then a section per level."""
     levels, versions = content["levels"], content["versions"]
     lines = [
         "# vae_jax beside PyTorch",
@@ -107,8 +107,8 @@ def _function(details: dict[str, Any]) -> list[str]:
     single, double = details["float32"], details["float64"]
     rows = [
         [row["layer"], "x".join(map(str, row["shape"])), f"{row['largest']:.3g}", f"{row['difference']:.1e}",
-         f"{other['difference']:.1e}", _mark(row, other)]
-        for row, other in zip(single["layers"], double["layers"], strict=True)
+         f"{in_double['difference']:.1e}", _mark(row, in_double)]
+        for row, in_double in zip(single["layers"], double["layers"], strict=True)
     ]  # fmt: skip
     return [
         f"Same weights, the same {single['images']} test images, evaluation mode. Tolerance: {single['tolerance']:g} "
@@ -121,9 +121,9 @@ def _function(details: dict[str, Any]) -> list[str]:
 def _gradient(details: dict[str, Any]) -> list[str]:
     single, double = details["float32"], details["float64"]
     rows = [
-        [row["tensor"], row["kind"], f"{row['largest']:.3g}", f"{row['relative']:.1e}", f"{other['relative']:.1e}",
-         _mark(row, other)]
-        for row, other in zip(single["tensors"], double["tensors"], strict=True)
+        [row["tensor"], row["kind"], f"{row['largest']:.3g}", f"{row['relative']:.1e}", f"{in_double['relative']:.1e}",
+         _mark(row, in_double)]
+        for row, in_double in zip(single["tensors"], double["tensors"], strict=True)
     ]  # fmt: skip
     return [
         "Same weights, batch, noise and dropout masks, training mode. Error: the largest difference by the tensor's "
@@ -158,8 +158,9 @@ def _trajectory(details: dict[str, Any]) -> list[str]:
 
 
 def _result(details: dict[str, Any]) -> list[str]:
-    found = details["results"]
-    runs = {each["framework"]: results.losses(each) for each in found if each["unit"] == found[0]["unit"]}
+    entries = details["results"]
+    unit = entries[0]["unit"]
+    runs = {entry["framework"]: results.losses(entry) for entry in entries if entry["unit"] == unit}
     epochs = max(losses.shape[1] for losses in runs.values())
 
     def cell(losses: np.ndarray, epoch: int) -> str:
@@ -171,18 +172,18 @@ def _result(details: dict[str, Any]) -> list[str]:
     rows = [[str(i + 1), *(cell(losses, i) for losses in runs.values())] for i in range(epochs)]
     costs = [
         [
-            each["framework"],
-            each.get("framework_version", ""),
-            each.get("device", ""),
-            _number(each.get("parameters")),
-            *map(_number, results.cost(each).values()),
-            each.get("notes", ""),
+            entry["framework"],
+            entry.get("framework_version", ""),
+            entry.get("device", ""),
+            _number(entry.get("parameters")),
+            *map(_number, results.cost(entry).values()),
+            entry.get("notes", ""),
         ]
-        for each in found
+        for entry in entries
     ]
     return [
         f"Independent runs, each framework in its own way (initialisation, shuffling, noise and dropout are its own). "
-        f"Data: {escaped(found[0]['data'])}. Test loss, {escaped(found[0]['unit'])}: mean ± standard deviation over "
+        f"Data: {escaped(entries[0]['data'])}. Test loss, {escaped(unit)}: mean ± standard deviation over "
         f"runs.",
         "",
         *_table(["epoch", *(f"{name} ({len(losses)} runs)" for name, losses in runs.items())], rows),
@@ -220,8 +221,8 @@ def _draw(path: Path, content: dict[str, Any]) -> None:
         curves = {name: np.array(details["float32"][key]) for name, key in names.items()}
         gaps = {precision: np.array(details[precision]["gap"]) for precision in ("float32", "float64")}
     if "result" in levels:
-        found = levels["result"]["details"]["results"]
-        unit = found[0]["unit"]
-        losses = {each["framework"]: results.losses(each) for each in found if each["unit"] == unit}
+        entries = levels["result"]["details"]["results"]
+        unit = entries[0]["unit"]
+        losses = {entry["framework"]: results.losses(entry) for entry in entries if entry["unit"] == unit}
     if losses or curves:
         comparison(path, losses, curves, gaps, unit)

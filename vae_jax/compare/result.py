@@ -1,4 +1,4 @@
-"""Level 4, the result: independent runs in each framework's own way; what they reach, and what they cost."""
+"""Level 4, the result: compares independent runs, each framework trained in its own way, and their cost."""
 
 import os
 import pickle
@@ -20,23 +20,24 @@ from vae_jax.networks import count_parameters
 
 
 def result(request: Request) -> Level:
-    """Trains every seed in both frameworks, taking turns, and tests whether the losses differ.
+    """Trains every seed in both frameworks, in turn, and tests whether the losses differ.
 
-    Where PyTorch is missing, ours is laid beside the results that were added.
+    Without PyTorch ours is compared with the added results.
     """
     names = [name for name in FRAMEWORKS if name != "pytorch" or find_spec("torch")]
     trained = list(train(request, names).values())
-    found = [*trained, *results.named_apart(request.added, [each["framework"] for each in trained])]
-    ours, others = found[0], found[1:]
-    tests = [results.compare(ours, other) for other in others]
+    added = results.with_distinct_names(request.added, [entry["framework"] for entry in trained])
+    entries = [*trained, *added]
+    ours, theirs = entries[0], entries[1:]
+    tests = [results.compare(ours, entry) for entry in theirs]
     verdicts = {test["verdict"] for test in tests}
-    verdict = next((each for each in (DIFFERS, NO_DIFFERENCE) if each in verdicts), UNTESTED)
-    details = {"results": found, "tests": tests, "test": results.TEST}
+    verdict = next((verdict for verdict in (DIFFERS, NO_DIFFERENCE) if verdict in verdicts), UNTESTED)
+    details = {"results": entries, "tests": tests, "test": results.TEST}
     return Level(verdict, "; ".join(map(sentence, tests)), details)
 
 
 def sentence(test: dict[str, Any]) -> str:
-    """What a test has found, in words."""
+    """A test's outcome in words."""
     difference = "" if test["difference"] is None else f"{test['difference']:+.2f}, "
     begin = f"{test['a']} against {test['b']} after epoch {test['epoch']}: {difference}"
     if "why" in test:
@@ -46,7 +47,7 @@ def sentence(test: dict[str, Any]) -> str:
 
 
 def train(request: Request, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Each framework's results, by its name."""
+    """Trains in all frameworks; returns their results by name."""
     config, data = request.config, request.data
     network, objective = build(config, data.image_shape)
     shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
@@ -59,17 +60,17 @@ def train(request: Request, names: list[str]) -> dict[str, dict[str, Any]]:
         "test_images": len(data.test),
         "parameters": count_parameters(shapes.params),
     }
-    found: dict[str, dict[str, Any]] = {name: {**common, "runs": []} for name in names}
+    outcomes: dict[str, dict[str, Any]] = {name: {**common, "runs": []} for name in names}
     epochs = config.train.epochs
     total, finished = len(request.seeds) * len(names) * epochs * len(data.train), 0
     workers = {}
     try:
         for name in names:
-            request.tell(f"result, starting {name}", 0, total)
+            request.on_progress(f"result, starting {name}", 0, total)
             workers[name] = Worker(Job(name, config, data, jax.config.jax_platforms))  # type: ignore[attr-defined]
         for name, worker in workers.items():
-            found[name] |= worker.about()
-        # Turn by turn, so that a machine's slow hours are shared.
+            outcomes[name] |= worker.about()
+        # In turn, so that the frameworks share a machine's slow hours.
         for seed in request.seeds:
             for name, worker in workers.items():
                 run: list[dict[str, Any]] = []
@@ -78,28 +79,27 @@ def train(request: Request, names: list[str]) -> dict[str, dict[str, Any]]:
                         run.append(content)
                         finished += len(data.train)
                     done = finished + (content if kind == "progress" else 0)
-                    what = (
-                        f"result, {found[name]['framework']}, seed {seed}, epoch {min(len(run) + 1, epochs)}/{epochs}"
-                    )
-                    request.tell(what, done, total)
+                    epoch = min(len(run) + 1, epochs)
+                    what = f"result, {outcomes[name]['framework']}, seed {seed}, epoch {epoch}/{epochs}"
+                    request.on_progress(what, done, total)
                     if kind == "done":
-                        found[name] |= content
-                found[name]["runs"].append({"seed": seed, "epochs": run})
-                request.keep(found[name])
+                        outcomes[name] |= content
+                outcomes[name]["runs"].append({"seed": seed, "epochs": run})
+                request.keep(outcomes[name])
     finally:
         for worker in workers.values():
             worker.close()
-    return found
+    return outcomes
 
 
 class Worker:
     """A process in which one framework trains, see `worker.py`."""
 
     def __init__(self, job: Job):
-        """Starts it."""
+        """Starts the process."""
         self.name = job.framework
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115  (it outlives this method)
-        # Nothing compiled before, by whomever: the first run's peak memory is that of a first start.
+        # An empty cache: the first run's peak memory is that of a first start.
         self.cache = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "vae_jax.compare.worker"],
@@ -110,7 +110,7 @@ class Worker:
         )
         try:
             self._send(job)
-        except BaseException:  # Ctrl-C too: whoever makes this has nothing to close yet
+        except BaseException:  # Ctrl-C too: the caller has nothing to close yet
             self.close()
             raise
 
@@ -133,7 +133,7 @@ class Worker:
         return kind, content
 
     def _failure(self) -> UserError:
-        """How the process ended."""
+        """The error that says how the process ended."""
         code = self.process.wait()
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
@@ -144,7 +144,7 @@ class Worker:
         return self._receive()[1]
 
     def run(self, seed: int) -> Any:
-        """Trains with a seed: ("progress", images), ("epoch", figures) and at last ("done", peak memory)."""
+        """Trains with a seed; yields ("progress", images), ("epoch", figures) and at last ("done", peak memory)."""
         self._send(seed)
         while True:
             kind, content = self._receive()
@@ -153,7 +153,7 @@ class Worker:
                 return
 
     def close(self) -> None:
-        """Ends the process, whatever it does."""
+        """Kills the process."""
         self.process.kill()
         self.process.communicate()
         self.errors.close()

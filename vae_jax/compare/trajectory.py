@@ -1,4 +1,4 @@
-"""Level 3, the trajectory: same initial weights, batch order, noise and dropout masks over many steps of training."""
+"""Level 3, the trajectory: compares many steps of training from the same weights, with the same order and noise."""
 
 from dataclasses import replace
 from functools import partial
@@ -27,12 +27,12 @@ CHAOS = 1e-3
 
 
 def trajectory(request: Request) -> Level:
-    """Both frameworks' loss curves, step by step."""
+    """Compares both frameworks' losses step by step."""
     precisions = {}
     for i, precision in enumerate(PRECISIONS):
-        tell = partial(_tell, request, i * request.steps, precision)
+        report = partial(_report, request, i * request.steps, precision)
         with precisely(precision):
-            precisions[precision] = _curves(request, tell)
+            precisions[precision] = _curves(request, report)
     single, double = precisions["float32"], precisions["float64"]
     within = {"float32": single["gap"][0] <= FIRST_STEP, "float64": double["largest_gap"] <= TOLERANCE}
     chaos = f"first at step {single['chaos_step']}" if single["chaos_step"] else "never"
@@ -43,12 +43,12 @@ def trajectory(request: Request) -> Level:
     return Level(judge(within), summary, {"tolerance": TOLERANCE, "chaos": CHAOS, **precisions})
 
 
-def _tell(request: Request, before: int, precision: str, done: int) -> None:
-    request.tell(f"trajectory, {precision}", before + done, len(PRECISIONS) * request.steps)
+def _report(request: Request, before: int, precision: str, done: int) -> None:
+    request.on_progress(f"trajectory, {precision}", before + done, len(PRECISIONS) * request.steps)
 
 
-def _curves(request: Request, tell: Any) -> dict[str, Any]:
-    """The losses per image of each step in both frameworks, ours as `vae_jax.fit` trains."""
+def _curves(request: Request, report: Any) -> dict[str, Any]:
+    """The losses per image of all steps in both frameworks; ours trains with `vae_jax.fit`."""
     size, wanted = request.config.train.batch_size, request.steps
     images = request.data.train.images[: wanted * size]
     images = images[: max(1, len(images) // size) * size]  # a smaller last batch would be another program to compile
@@ -57,9 +57,9 @@ def _curves(request: Request, tell: Any) -> dict[str, Any]:
     epochs = -(-wanted // epoch_steps)
     config = replace(request.config, train=replace(request.config.train, epochs=epochs))
     keys = make_keys(config.seed)
-    tell(0)
+    report(0)
 
-    # The initial state is no argument of fit's, but follows from the seed, so that the twin can be given the same.
+    # fit's initial state follows from the seed, so that the twin can get the same.
     pair = Pair(config, request.data.image_shape)
     variables = start(config, request.data.image_shape, count).variables
     pair.share(variables)
@@ -78,7 +78,7 @@ def _curves(request: Request, tell: Any) -> dict[str, Any]:
         terms = training.step(pair.images(batch), *pair.draws(variables, batch, keys.steps, step))
         theirs.append(terms[0])
         if step % 10 == 9:
-            tell(step + 1)
+            report(step + 1)
     sizes = np.minimum(size, count - np.arange(wanted) % epoch_steps * size)
     ours = np.concatenate(sums)[:wanted] / sizes
     theirs = torch.stack(theirs).double().cpu().numpy() / sizes

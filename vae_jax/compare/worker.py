@@ -1,7 +1,7 @@
 """`python -m vae_jax.compare.worker`: a process in which one framework trains on request.
 
-Each framework has its own, so that its memory is its own. Requests come on standard input and answers go to standard
-output, both pickled: the first request is a Job, each further one a seed, None the end.
+Every framework has a process, so that its memory can be measured. Requests come on standard input and answers go to
+standard output, both pickled: the first request is a Job, the next ones are seeds, None is the end.
 """
 
 import os
@@ -20,13 +20,13 @@ from vae_jax.registry import users_line
 
 
 class Job(NamedTuple):
-    """What a framework is to train.
+    """The task of a worker.
 
     Attributes:
         framework: one of FRAMEWORKS.
-        config: of the runs; each has its own seed.
+        config: of the runs, whose seeds come with the requests.
         data: the images.
-        platforms: jax's setting of this name in the process that asks.
+        platforms: jax's setting of this name in the parent process.
     """
 
     framework: str
@@ -39,7 +39,7 @@ Send = Callable[[str, Any], None]
 
 
 def vae_jax(job: Job, config: Config, send: Send) -> None:
-    """One run as `vae-jax train` does it."""
+    """Trains one run as `vae-jax train` does."""
     from vae_jax.runs.fit import fit
 
     names = ("epoch", "train_seconds", "images_per_second")
@@ -54,7 +54,7 @@ def vae_jax(job: Job, config: Config, send: Send) -> None:
 
 
 def pytorch(job: Job, config: Config, send: Send) -> None:
-    """One run of the twin as a PyTorch script does it."""
+    """Trains one run of the twin as a PyTorch script does."""
     from vae_jax.compare.pair import torch_device
     from vae_jax.interop.torch_training import fit
     from vae_jax.interop.torch_twin import heads_of
@@ -69,7 +69,7 @@ FRAMEWORKS = {"vae_jax": vae_jax, "pytorch": pytorch}
 
 
 def _about(job: Job) -> dict[str, Any]:
-    """The framework's name, version and device; and its libraries and its device are ready then."""
+    """The framework's name, version and device; loads its libraries and prepares its device."""
     import jax
 
     from vae_jax.device.devices import cores
@@ -98,12 +98,12 @@ def _about(job: Job) -> dict[str, Any]:
 
 
 def _peak_memory(framework: str) -> dict[str, int]:
-    """Bytes, the largest so far: of the process, and of the accelerator."""
-    found = {}
+    """The largest memory so far, in bytes: of the process, and of the accelerator."""
+    peaks = {}
     try:
-        # getrusage would tell the largest of this process and of the one that started it.
+        # getrusage would give the larger of this process's and its parent's.
         lines = Path("/proc/self/status").read_text().splitlines()
-        found["peak_memory_bytes"] = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
+        peaks["peak_memory_bytes"] = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024
     except (OSError, StopIteration):  # not Linux
         pass
     if framework == "pytorch":
@@ -114,14 +114,14 @@ def _peak_memory(framework: str) -> dict[str, int]:
         import jax
 
         on_device = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    return found if on_device is None else found | {"peak_device_memory_bytes": on_device}
+    return peaks if on_device is None else peaks | {"peak_device_memory_bytes": on_device}
 
 
 def main() -> None:
-    """Serves until told to end or nobody listens any more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the process that asks, and it ends this one
+    """Serves until it is asked to end or its parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process gets Ctrl-C too, and ends this one
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print must not come between the answers
+    os.dup2(2, 1)  # lines that libraries print must not come between the answers
 
     def send(kind: str, content: Any) -> None:
         pickle.dump((kind, content), answers)
@@ -131,7 +131,7 @@ def main() -> None:
 
 
 def serve(requests: Any, send: Send) -> None:
-    """Answers the requests in a binary stream; what ends it but their end is an answer too."""
+    """Answers the requests in a binary stream; an error becomes an answer too."""
     job: Job = pickle.load(requests)
     try:
         send("about", _about(job))
@@ -144,7 +144,7 @@ def serve(requests: Any, send: Send) -> None:
         send("error", str(error))
     except (Exception, SystemExit) as error:
         line = users_line(error)
-        if not line and isinstance(error, EOFError | BrokenPipeError):  # whoever asked has gone
+        if not line and isinstance(error, EOFError | BrokenPipeError):  # the parent is gone
             return
         what = line or f"{type(error).__name__}: {' '.join(message_of(error).split())[:300]}"
         send("error", f"{job.framework}: {what}")

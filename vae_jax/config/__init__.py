@@ -1,6 +1,6 @@
-"""What a run is made of: frozen dataclasses, filled from a YAML file in `configs/` and from overrides.
+"""A run's configuration: frozen dataclasses, filled from a YAML file in `configs/` and from overrides.
 
-A part's own options stand with the part, see `vae_jax.options`; jax is imported once they are looked at.
+A part's own options stand with the part, see `vae_jax.options`; they are the first to import jax.
 """
 
 from vae_jax.config.change import (

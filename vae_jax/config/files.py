@@ -1,4 +1,4 @@
-"""Configurations in files: where they are, what is in them, and how one is written."""
+"""Finds, reads and writes the files of configurations."""
 
 import os
 from pathlib import Path
@@ -15,23 +15,23 @@ from vae_jax.registry import lookup
 
 
 def expand(path: str | Path) -> Path:
-    """A path with ~ for the home folder, which a shell expands at a word's beginning only.
+    """The path with ~ replaced by the home folder; a shell does so only at the beginning of a word.
 
     Raises:
         UserError: if there is no such home folder.
     """
     expanded = Path(os.path.expanduser(path))
     user = expanded.parts[0] if expanded.parts else ""
-    # The name of a file or of a folder that is there may begin with ~ too.
+    # An existing file's or folder's name may begin with ~ too.
     if user == "~" or (user.startswith("~") and len(expanded.parts) > 1 and not os.path.exists(user)):
         raise UserError(f"{path}: expected a path; {user} is no home folder here")
     return expanded
 
 
 def shipped() -> dict[str, Path]:
-    """The configurations that come with the package, by name."""
+    """The files of the configurations that come with the package, by name."""
     package = Path(__file__).parent.parent
-    # In the wheel they lie inside the package, in a checkout beside it.
+    # A wheel has them inside the package, a checkout beside it.
     folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -40,7 +40,7 @@ def find(name: str | Path) -> Path:
     """The YAML file called `name`: a path, or the name of a shipped configuration.
 
     Raises:
-        UserError: if there is neither.
+        UserError: if neither exists.
     """
     path = expand(name)
     try:
@@ -56,11 +56,11 @@ def find(name: str | Path) -> Path:
 
 
 def read_file(path: Path, strict: bool = True) -> Config:
-    """The configuration in a YAML file, which may be of options by section and of nothing else.
+    """The configuration in a YAML file, which must hold options by section and nothing else.
 
     Args:
         path: of the file.
-        strict: whether options that nothing looks at are refused, and not left out.
+        strict: refuse options that are not used, instead of leaving them out.
 
     Raises:
         UserError: naming the file, what was expected and what was found.
@@ -87,7 +87,7 @@ def read_file(path: Path, strict: bool = True) -> Config:
 
 
 def _check_names(section: str, options: dict[Any, Any], path: str) -> None:
-    """Refuses a name that no option of this section has; of a user's part only its file knows."""
+    """Refuses a name that no option of this section has; the options of a user's part are checked once it is loaded."""
     known: dict[str, Any] = dict(options_in(SECTIONS[section]))
     known |= {old.partition(".")[2]: None for old in RENAMED if old.startswith(f"{section}.")}
     more = [name for name in options if name not in known]
@@ -121,7 +121,7 @@ def load_config(name: str | Path | None = None, **overrides: Any) -> Config:
 
 
 def as_sections(config: Config) -> dict[str, Any]:
-    """Every option's value by section, as YAML and JSON have them."""
+    """Every option's value by section, as YAML and JSON hold it."""
     sections: dict[str, Any] = {}
     for option, value in options_of(config).items():
         section, _, name = option.rpartition(".")
@@ -131,5 +131,5 @@ def as_sections(config: Config) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """The configuration in full, as `load_config` reads it."""
+    """The whole configuration as text that `load_config` reads."""
     return plain_yaml.dump(as_sections(config))

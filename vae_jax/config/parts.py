@@ -1,4 +1,4 @@
-"""Where the parts that a configuration names are registered."""
+"""The registries of the parts that a configuration names."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -13,8 +13,8 @@ class Kind(NamedTuple):
     """A kind of part.
 
     Attributes:
-        registry: module:table of ours by name, imported when it is needed: jax comes with it.
-        takes: the names of the arguments of a part's function.
+        registry: "module:table" of our parts by name; imported when needed, since it imports jax.
+        takes: names of the arguments of a part's function.
         option: the section's option that names the part.
     """
 
@@ -41,7 +41,7 @@ def registry_of(section: str) -> Mapping[str, Any]:
 
 
 def entry_of(section: str, name: str) -> Any:
-    """What is registered under a name, or what a user's import path names.
+    """The part registered under a name, or the one that a user's import path names.
 
     Raises:
         UserError: if there is none of this name, or it does not take the section's arguments.

@@ -1,4 +1,4 @@
-"""What a run is made of: frozen dataclasses, one for each section of a configuration."""
+"""The sections of a configuration, each a frozen dataclass."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 from vae_jax.config.section import Chosen, Section
 from vae_jax.errors import UserError
 from vae_jax.options import FIRST, TRACED, one_of, only
-from vae_jax.spec import KINDS, MOST_VALUES, OTHERS, Spec, spec_of
+from vae_jax.spec import KINDS, MOST_VALUES, NOT_IMAGE, Spec, spec_of
 
 SOURCES = ("digits", "mnist", "fashion_mnist", "kmnist", "tfds", "folder", "array")
 IMAGES = only(kind=(None, "image"))
@@ -14,41 +14,40 @@ IMAGES = only(kind=(None, "image"))
 
 @dataclass(frozen=True)
 class DataConfig(Section):
-    """Where the data come from and what is done to them before training. Other options speak of images: of examples.
+    """Where the data come from and how they are prepared. An option that speaks of images means examples of any kind.
 
     Attributes:
         source: digits (bundled, no download), mnist, fashion_mnist, kmnist, tfds (any other image data set of
             tensorflow-datasets, see data.name), folder (image files) or array (an .npy or .npz file).
         kind: of data.source array: image; vector, (n, features), or sequence, (n, length, channels), whose numbers are
-            used as they are; or categories, whole numbers (n, length). Null stands for vector where the array is of
-            floats (n, features), and for image where it has more axes.
+            used as they are; or categories, whole numbers (n, length). Null means vector if the array holds floats (n,
+            features), and image if it has more axes.
         shape: of an example of another kind than image, as an array holds it; null takes it from the array.
-        values: of a category, which is a number from 0 to values - 1; null stands for as many as there are.
-        name: the data set's name where data.source is tfds, for example cifar10 or emnist/letters.
-        path: the folder, or the .npy or .npz file, where data.source is folder or array.
-        manual_dir: a folder with files downloaded by hand; for the MNIST family manual_dir/<data set>/ is looked at
-            first, then manual_dir itself. Checksums are verified.
-        cache_dir: where downloads and resized images are kept; by default vae_jax in the user's cache folder.
-        image_size: images are resized to image_size x image_size (bilinear). Null stands for 32, but for the sources
-            tfds, folder and array for the middle one of the images' smaller sides, at most 64.
-        channels: 1 for grey, 3 for RGB. Null stands for 1, but for the sources tfds, folder and array for 3 where any
-            image has colours.
-        treatment: of the levels 0 to 255 that images have: grey (as they are, divided by 255), static (binarised once,
-            each pixel to 1 with its grey level's probability), dynamic (the same afresh each time an image is seen) or
-            dequantized (noise below one level added, for likelihoods of continuous values).
-        validation: held out of the training images where the source has no validation split of its own; below 1 a
-            fraction, from 1 on a number of images.
-        test: held out for testing where the source has no test split of its own; below 1 a fraction, from 1 on a
-            number of images.
-        skip_bad: where data.source is folder, leave out images that cannot be used, and list them, instead of
-            refusing the folder.
+        values: of a category, which is a number from 0 to values - 1; null takes as many as there are.
+        name: the data set's name if data.source is tfds, for example cifar10 or emnist/letters.
+        path: the folder, or the .npy or .npz file, if data.source is folder or array.
+        manual_dir: a folder with files downloaded by hand; for the MNIST family manual_dir/<data set>/ is tried first,
+            then manual_dir itself. Checksums are verified.
+        cache_dir: folder of downloads and resized images; by default vae_jax in the user's cache folder.
+        image_size: images are resized to image_size x image_size (bilinear). Null means 32, but for the sources tfds,
+            folder and array the median of the images' smaller sides, at most 64.
+        channels: 1 for grey, 3 for RGB. Null means 1, but for the sources tfds, folder and array 3 if any image has
+            colours.
+        treatment: of the images' levels 0 to 255: grey (divided by 255), static (binarised once, a pixel to 1 with its
+            grey level's probability), dynamic (binarised afresh whenever an image is used) or dequantized (noise below
+            one level added, for likelihoods of continuous values).
+        validation: held out of the training images if the source has no validation split; below 1 a fraction, from 1 on
+            a number of images.
+        test: held out for testing if the source has no test split; below 1 a fraction, from 1 on a number of images.
+        skip_bad: if data.source is folder, leave out images that cannot be used, and list them, instead of refusing the
+            folder.
     """
 
     SECTION = "data"
 
     source: Annotated[str, one_of(*SOURCES, own=True), FIRST] = "digits"
     kind: Annotated[str | None, one_of(*KINDS)] = None
-    shape: Annotated[tuple[int, ...] | None, "[1, 1073741824]", only(kind=OTHERS)] = None
+    shape: Annotated[tuple[int, ...] | None, "[1, 1073741824]", only(kind=NOT_IMAGE)] = None
     values: Annotated[int | None, f"[1, {MOST_VALUES}]", only(kind="categories")] = None
     name: Annotated[str | None, only(source="tfds")] = None
     path: Annotated[str | None, only(source=("folder", "array")), FIRST] = None
@@ -68,8 +67,8 @@ class DataConfig(Section):
 
     @property
     def is_settled(self) -> bool:
-        """Whether it says what an example is, as a run's does."""
-        if self.kind in OTHERS:
+        """Whether it determines what an example is, as a run's configuration does."""
+        if self.kind in NOT_IMAGE:
             return self.shape is not None and (self.values is not None or self.kind != "categories")
         return self.image_size is not None and self.channels is not None
 
@@ -80,24 +79,24 @@ class DataConfig(Section):
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(height, width, channels) of an image, or the shape of another example; of a configuration that is settled.
+        """(height, width, channels) of an image, or the shape of another example.
 
         Raises:
-            UserError: it is not.
+            UserError: if the configuration is not settled.
         """
         if not self.is_settled:
-            options = "data.shape, data.values" if self.kind in OTHERS else "data.image_size, data.channels"
+            options = "data.shape, data.values" if self.kind in NOT_IMAGE else "data.image_size, data.channels"
             raise UserError(f"{options}: expected numbers; found null")
-        if self.kind in OTHERS:
+        if self.kind in NOT_IMAGE:
             return (*(self.shape or ()), *(() if self.values is None else (self.values,)))
         return self.image_size or 0, self.image_size or 0, self.channels or 0
 
     @property
     def spec(self) -> Spec:
-        """What an example is, of a configuration that is settled.
+        """The kind and shape of an example.
 
         Raises:
-            UserError: it is not.
+            UserError: if the configuration is not settled.
         """
         return spec_of(self.kind, self.image_shape)
 
@@ -110,7 +109,7 @@ class ModelConfig(Chosen):
         network: which pair of networks (vae_jax/networks): convolutional (the article's), mlp or residual; or the
             import path of your own.
         latent: dimensions of the latent space z.
-        classes: how many labels there are, if the networks are told each image's (the conditional VAE); 0 for none.
+        classes: number of labels, if the networks get the images' labels (the conditional VAE); 0 for none.
         initialization: pytorch (uniform in ±1/√fan_in, biases too), lecun (Flax's: LeCun normal, biases 0) or glorot
             (uniform in ±√(6/(fan_in + fan_out)), biases 0).
         precision: of the networks' arithmetic: float32; tensorfloat32 (products rounded to 10 bits on hardware that
@@ -205,35 +204,35 @@ class OptimizerConfig(Chosen):
 
 @dataclass(frozen=True)
 class TrainConfig(Section):
-    """How it is minimised: on shuffled batches.
+    """How the objective is minimised: on shuffled batches.
 
     Attributes:
         epochs: passes over the training images.
         batch_size: images in a batch; the last, smaller batch of an epoch is used too.
         learning_rate: the optimiser's, at its highest.
-        schedule: of the learning rate: constant, cosine or linear (both down to 0 at the end), exponential, or burda
+        schedule: of the learning rate: constant, cosine or linear (both fall to 0 at the end), exponential, or burda
             (stages of 1, 3, 9, 27, … epochs, at rates that fall tenfold from the first to the eighth).
-        warmup_steps: steps in which the learning rate first rises linearly from 0.
+        warmup_steps: steps over which the learning rate first rises linearly from 0.
         decay_rate: with schedule exponential, the factor per epoch.
         gradient_clip: largest global norm of a gradient, or null for no clipping.
-        skip_nonfinite: leave out updates whose loss or gradient is infinite or NaN, and count them, instead of
-            stopping at the first; a run still stops after an epoch of nothing else.
+        skip_nonfinite: leave out updates whose loss or gradient is infinite or NaN, and count them, instead of stopping
+            at the first; a run still stops after an epoch without any other update.
         reduction: of a batch's losses before the gradient: sum (the article's) or mean. Reported figures are per
             image either way.
-        accumulate: batches before one update, which follows the sum or, with reduction mean, the mean of their
-            gradients. The schedule counts batches; so does an epoch, whose last, smaller batch counts as one; what an
-            epoch leaves over goes on in the next one.
-        ema_decay: of an exponential moving average of the weights, which is evaluated, drawn from and saved as weights
-            in place of those that are trained; at update t at most (1 + t)/(10 + t). Null for none.
+        accumulate: batches per update, which follows the sum or, with reduction mean, the mean of their gradients. The
+            schedule counts batches; an epoch's last, smaller batch counts as one, and batches left over at its end
+            count towards the next epoch's first update.
+        ema_decay: of an exponential moving average of the weights, which is evaluated, sampled from and saved in place
+            of the trained weights; at update t at most (1 + t)/(10 + t). Null for none.
         patience: epochs without a lower validation loss after which training stops; null for none.
         min_delta: with train.patience, by how much the loss must be lower to count.
-        start: a run folder whose weights training begins with, as its latest checkpoint is evaluated, with a fresh
-            optimiser; null to begin anew.
-        chunk_steps: steps compiled into one call, between which progress shows; 0 measures about a second. The
-            results do not depend on it.
-        shard_images: images on the device at a time, streamed there while the ones before train, for data sets that
-            do not fit; 0 keeps all of them there if they fill at most a quarter of its memory. The results do not
-            depend on it.
+        start: a run folder to start from, with the weights that its latest checkpoint is evaluated with and a fresh
+            optimiser; null to start fresh.
+        chunk_steps: steps in one compiled call, after which progress is shown; 0 chooses about a second's. The results
+            do not depend on it.
+        shard_images: images on the device at a time, loaded while the ones before are in use, for data sets that do not
+            fit; 0 keeps all of them there if they fill at most a quarter of its memory. The results do not depend on
+            it.
     """
 
     SECTION = "train"
@@ -262,7 +261,7 @@ class OutputConfig(Section):
 
     Attributes:
         keep_checkpoints: newest checkpoints kept, besides the best one.
-        checkpoint_minutes: an epoch longer than this is checkpointed inside as well.
+        checkpoint_minutes: an epoch longer than this is also checkpointed inside.
         figure_every: epochs between pictures of reconstructions; the last epoch always gets one.
         figure_images: images in a picture of reconstructions or samples.
     """
@@ -277,7 +276,7 @@ class OutputConfig(Section):
 
 @dataclass(frozen=True)
 class Config(Section):
-    """One run, whole.
+    """The configuration of one run.
 
     Attributes:
         seed: of everything random: initialisation, shuffling, noise and dropout.
@@ -287,7 +286,7 @@ class Config(Section):
         prior: p(z).
         likelihood: p(x|z).
         objective: what is minimised.
-        optimizer: by which steps.
+        optimizer: the rule of the steps.
         train: how it is minimised.
         output: what is kept.
 

@@ -1,7 +1,7 @@
 """A section of a configuration: its own options and those of the part that it names, checked when they are set.
 
-A part's options are a dataclass that its function names in the annotation of its parameter `options`, ours and a
-user's alike. What a user's file names is loaded only when its options are looked at, since that runs the file.
+A part's options are a dataclass, named in the annotation of its function's parameter `options`. A user's file is loaded
+only when its options are needed, since that runs the file.
 """
 
 import functools
@@ -15,12 +15,12 @@ from vae_jax.config.parts import PARTS, entry_of, registry_of
 from vae_jax.errors import UserError, argument, brief
 from vae_jax.options import NO_NUMBERS, Option, made, nearest, options_in, shown, value
 
-# What becomes of options that only others of our parts have: they are refused; or left out where they are as by
-# default, since files of an earlier version list them all, and else refused; or left out, whatever they are.
-OfOthers = Literal["refused", "listed", "dropped"]
+# How to treat options that only other parts of ours have. "refused": always refuse them. "listed": leave out those at
+# their defaults, since files of an earlier version list them all, and refuse the rest. "dropped": leave all out.
+Foreign = Literal["refused", "listed", "dropped"]
 
 
-SECTIONS: dict[str, Any] = {}  # by name, in the order in which they are declared
+SECTIONS: dict[str, Any] = {}  # by name, in the order of their declaration
 
 
 @dataclass(frozen=True)
@@ -45,24 +45,23 @@ class Chosen(Section):
     """A part, by its name or a user's import path, and its options.
 
     Attributes:
-        changed: the part's options that are not as they are by default, sorted by name. Of a part that is not ours they
-            stay as they were given until `resolved`.
-        listed: the part's options that a file lists. Of a part that is not ours nobody knows until it is loaded whether
-            they are only others'.
+        changed: the part's options that differ from their defaults, sorted by name. Those of a user's part stay as they
+            were given until `resolved`.
+        listed: the part's options that a file lists. Whether a user's part has them is known once it is loaded.
     """
 
     changed: tuple[tuple[str, Any], ...] = field(default=(), metadata={"of_part": True})
     listed: frozenset[str] = field(default=frozenset(), compare=False, metadata={"of_part": True})
 
     def __init__(self, *values: Any, **given: Any):
-        """Takes the section's own options, in their order or by name, and by name the part's.
+        """Takes the section's options, in their order or by name, and the part's options by name.
 
         Raises:
-            UserError: naming an option that is none of this part's, or what is wrong with its value.
+            UserError: naming an option that this part does not have, or what is wrong with its value.
         """
-        own = options_in(type(self))
-        named = {**dict(zip(own, values, strict=False)), **given}
-        for name, option in own.items():
+        section_options = options_in(type(self))
+        named = {**dict(zip(section_options, values, strict=False)), **given}
+        for name, option in section_options.items():
             object.__setattr__(self, name, named.pop(name, option.default))
         self.__post_init__()
         object.__setattr__(self, "listed", named.pop("listed", frozenset()))
@@ -76,47 +75,47 @@ class Chosen(Section):
 
     @property
     def options(self) -> Any:
-        """The part's own dataclass, or None if it has none. A user's file is loaded for it.
+        """The part's options as its dataclass, or None if it has none. Loads a user's file.
 
         Raises:
-            UserError: if there is no such part, or an option is none of it or has a wrong value.
+            UserError: if there is no such part, or it does not have an option or accept its value.
         """
         return self.options_with(NO_NUMBERS)
 
     def options_with(self, numbers: Mapping[str, Any]) -> Any:
-        """The same with some numbers, by dotted name, in place of its own; those of other sections are passed over."""
-        kind, own = options_class(self.SECTION, self.part), f"{self.SECTION}."
-        changed = dict(_checked(self, kind, dict(self.changed)))  # without a dataclass too, which refuses any option
-        numbers = {name.removeprefix(own): given for name, given in numbers.items() if name.startswith(own)}
+        """`options` with some numbers replaced, given by dotted name; ignores those of other sections."""
+        kind, prefix = options_class(self.SECTION, self.part), f"{self.SECTION}."
+        changed = dict(_checked(self, kind, dict(self.changed)))  # without a dataclass it refuses any option
+        numbers = {name.removeprefix(prefix): given for name, given in numbers.items() if name.startswith(prefix)}
         return kind and made(kind, self.SECTION, changed, numbers)
 
 
 def settled(
-    section: str, part: str, given: Mapping[str, Any], of_others: OfOthers = "refused"
+    section: str, part: str, given: Mapping[str, Any], foreign: Foreign = "refused"
 ) -> tuple[tuple[str, Any], ...]:
-    """A part's options that are not as they are by default; those of a part that is not ours as they are given.
+    """A part's options that differ from their defaults; those of a user's part as they are given.
 
     Args:
         section: of the part.
         part: its name.
         given: values by option.
-        of_others: what becomes of options that only others of our parts have.
+        foreign: how to treat options that only other parts of ours have.
 
     Raises:
-        UserError: naming an option that no part of ours has, or that only others have; or what is wrong with its value.
+        UserError: naming an option that this part does not have, or what is wrong with its value.
     """
     if not given:
         return ()
     if part not in registry_of(section):
         return tuple(sorted((name, _plain(f"{section}.{name}", raw)) for name, raw in given.items()))
-    return _of_part(section, part, options_class(section, part), given, of_others)
+    return _of_part(section, part, options_class(section, part), given, foreign)
 
 
 def resolved(section: Chosen) -> Chosen:
-    """The section with the options of a user's part as those of ours always are: checked. Its file is loaded.
+    """The section with the options of a user's part checked, as ours always are. Loads its file.
 
     Raises:
-        UserError: naming an option that is none of this part's, or what is wrong with its value.
+        UserError: naming an option that this part does not have, or what is wrong with its value.
     """
     kind = options_class(section.SECTION, section.part)
     return with_changed(section, _checked(section, kind, dict(section.changed)))
@@ -124,54 +123,54 @@ def resolved(section: Chosen) -> Chosen:
 
 def _checked(section: Chosen, kind: type | None, given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
     by_file = {name: raw for name, raw in given.items() if name in section.listed}
-    others = {name: raw for name, raw in given.items() if name not in section.listed}
+    direct = {name: raw for name, raw in given.items() if name not in section.listed}
     listed = _of_part(section.SECTION, section.part, kind, by_file, "listed")
-    return tuple(sorted(listed + _of_part(section.SECTION, section.part, kind, others, "refused")))
+    return tuple(sorted(listed + _of_part(section.SECTION, section.part, kind, direct, "refused")))
 
 
 def renamed_part(section: Chosen, name: str) -> Any:
-    """The section with its part by another name, the same part, of which nothing is looked at."""
+    """The section with another name for the same part, unchecked."""
     return unchecked(section, **{PARTS[section.SECTION].option: name})
 
 
 def with_changed(section: Any, changed: tuple[tuple[str, Any], ...]) -> Any:
-    """The section with other options of its part, unchecked."""
+    """The section with these options of its part, unchecked."""
     return unchecked(section, changed=changed)
 
 
 def unchecked(section: Any, **values: Any) -> Any:
     copy = object.__new__(type(section))
-    for name, own in (vars(section) | values).items():
-        object.__setattr__(copy, name, own)
+    for name, given in (vars(section) | values).items():
+        object.__setattr__(copy, name, given)
     return copy
 
 
 def _of_part(
-    section: str, part: str, kind: type | None, given: Mapping[str, Any], of_others: OfOthers
+    section: str, part: str, kind: type | None, given: Mapping[str, Any], foreign: Foreign
 ) -> tuple[tuple[str, Any], ...]:
     options, changed = options_in(kind), []
     for name, raw in sorted(given.items()):
         if option := options.get(name):
-            found = None if raw == "null" and type(None) in option.kinds else value(f"{section}.{name}", option, raw)
-            if found != option.default:
-                changed.append((name, found))
+            new = None if raw == "null" and type(None) in option.kinds else value(f"{section}.{name}", option, raw)
+            if new != option.default:
+                changed.append((name, new))
             continue
-        if not (others := having(section, name)):
+        if not (owners := parts_with(section, name)):
             known = [*options_in(SECTIONS[section]), *options]
-            raise unknown(f"{section}.{name}", *(f"{section}.{own}" for own in known))
-        if of_others == "dropped":
+            raise unknown(f"{section}.{name}", *(f"{section}.{option}" for option in known))
+        if foreign == "dropped":
             continue
-        plain = next(iter(others.values()))
+        plain = next(iter(owners.values()))
         as_default = value(f"{section}.{name}", plain, raw) == plain.default
-        # No earlier version has listed options of optimisers.
-        if not as_default or of_others == "refused" or section == "optimizer":
+        # No earlier version lists options of optimisers.
+        if not as_default or foreign == "refused" or section == "optimizer":
             by = f"{section}.{PARTS[section].option}"
-            raise UserError(f"{section}.{name}: expected {by} {' or '.join(others)}; found {part}")
+            raise UserError(f"{section}.{name}: expected {by} {' or '.join(owners)}; found {part}")
     return tuple(changed)
 
 
 def unknown(option: str, *known: str) -> UserError:
-    """What is said of an option that there is not, with the nearest one of those that there are."""
+    """The error for an unknown option, with a hint at the nearest known one."""
     hint = nearest(argument(option), map(argument, known))
     return UserError(
         f"{argument(f'{option:.60}')}: expected an option of a configuration; found none of that name{hint}"
@@ -179,7 +178,7 @@ def unknown(option: str, *known: str) -> UserError:
 
 
 def _plain(name: str, raw: Any) -> Any:
-    """What was given for an option of which nothing is known yet, if it may be an option at all."""
+    """A value for an option that is not known yet, as a plain Python value."""
     if isinstance(raw, list | tuple):
         return tuple(_plain(name, part) for part in raw)
     if isinstance(raw, bool | int | float | str) or raw is None:
@@ -190,15 +189,15 @@ def _plain(name: str, raw: Any) -> Any:
 
 
 def options_class(section: str, name: str) -> type | None:
-    """The dataclass of a part's options; None where it has none. A user's file is loaded for it.
+    """The dataclass of a part's options; None if it has none. Loads a user's file.
 
     Raises:
-        UserError: see `entry_of`; if the annotation is of no such dataclass, or of one with an option that has a name
-            of the section's own.
+        UserError: see `entry_of`; if the annotation is no such dataclass, or an option of it has the name of one of the
+            section's.
     """
     entry = entry_of(section, name)
     try:
-        return _with_names_of_its_own(_annotated(getattr(entry, "terms", entry)), section)
+        return _without_section_names(_annotated(getattr(entry, "terms", entry)), section)
     except UserError as error:
         raise UserError(f"{section}.{PARTS[section].option} {name}: {error}") from error
 
@@ -222,23 +221,23 @@ def _annotated(function: Any) -> type | None:
 
 
 @functools.cache
-def _with_names_of_its_own(kind: type | None, section: str) -> type | None:
-    """The dataclass, none of whose options has a name that the section has itself: none could be given a value."""
-    own = [field.name for field in fields(SECTIONS[section])]
+def _without_section_names(kind: type | None, section: str) -> type | None:
+    """The dataclass, once none of its options has the name of one of the section's: such an option could not be set."""
+    taken = [field.name for field in fields(SECTIONS[section])]
     for option in options_in(kind):
-        if option in own:
+        if option in taken:
             raise UserError(
-                f"{getattr(kind, '__name__', kind)}.{option}: expected a name other than {', '.join(own)}, "
+                f"{getattr(kind, '__name__', kind)}.{option}: expected a name other than {', '.join(taken)}, "
                 f"which are {section}'s own; found {option}"
             )
     return kind
 
 
-def having(section: str, option: str) -> dict[str, Option]:
-    """Our parts of a section that have an option, by name, each with what it is there."""
-    found = {}
+def parts_with(section: str, option: str) -> dict[str, Option]:
+    """Our parts of a section that have an option: the option by the part's name."""
+    owners = {}
     for name in registry_of(section):
         options = options_in(options_class(section, name))
         if option in options:
-            found[name] = options[option]
-    return found
+            owners[name] = options[option]
+    return owners

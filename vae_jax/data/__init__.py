@@ -1,4 +1,4 @@
-"""Data sets in memory: one file per source, all giving the same `Dataset` of uint8 images."""
+"""Data sets in memory: one file per source, all of which give a `Dataset`."""
 
 from vae_jax.data.dataset import Dataset
 from vae_jax.data.load import SOURCES, load, read_images, resolve

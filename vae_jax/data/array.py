@@ -12,27 +12,27 @@ from vae_jax.data.split import Split
 from vae_jax.data.stored import check_levels, kind_of, to_labels, to_levels, to_stored
 from vae_jax.device import memory
 from vae_jax.errors import UserError, cut, listed
-from vae_jax.spec import others
+from vae_jax.spec import kinds_hint
 
-PARTS = {  # a word in any case that names images or labels; before or after it may stand a split's, as in x_train
+PARTS = {  # words in any case that name images or labels; a split's word may come before or after, as in x_train
     **dict.fromkeys(("x", "image", "images", "data"), "images"),
     **dict.fromkeys(("y", "label", "labels", "target", "targets"), "labels"),
 }
 
 
 def array(config: DataConfig, report: Report) -> Opened:
-    """Images (n, h, w[, c]), uint8, bool or floats in [0, 1]; vectors, floats (n, features); or what `data.kind` says.
+    """Images (n, h, w[, c]), uint8, bool or floats in [0, 1]; vectors, floats (n, features); or another `data.kind`.
 
-    An .npz file may add labels, a test and a validation split: its arrays' names say what they are, see `PARTS`.
+    An .npz file may add labels, a test and a validation split, by the names of its arrays, see `PARTS`.
 
     Raises:
-        UserError: the file is missing or damaged, or its arrays are of another kind.
+        UserError: if the file is missing or damaged, or its arrays are of another kind.
     """
     path = expand(required(config.path, "data.path", "array"))
     if path.suffix.lower() not in (".npy", ".npz") or not path.is_file():
         kind = "another file" if path.is_file() else "a special file"
-        found = "a folder" if path.is_dir() else kind if path.exists() else "nothing"
-        raise UserError(f"data.path {path}: expected an .npy or .npz file, found {found}")
+        actual = "a folder" if path.is_dir() else kind if path.exists() else "nothing"
+        raise UserError(f"data.path {path}: expected an .npy or .npz file, found {actual}")
     with opened(path) as file:
         names = file.names
         arrays: dict[tuple[str, str], str] = {}
@@ -85,7 +85,7 @@ def array(config: DataConfig, report: Report) -> Opened:
 
 
 def _place(name: str) -> tuple[str, str] | None:
-    """The split and the part of it that an array's name says it is: x_train, test_labels, val, images; or None."""
+    """The split and the part of it that an array's name means (x_train, test_labels, val, images), or None."""
     words = name.lower().split("_")
     if len(words) > 2:
         return None
@@ -96,10 +96,10 @@ def _place(name: str) -> tuple[str, str] | None:
 
 
 def _check_header(header: Header) -> None:
-    """Refuses an array of anything but images."""
+    """Refuses an array that does not hold images."""
     shape, dtype = header.shape, header.dtype
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)):
-        hint = f"; data.{others(len(shape))}" if others(len(shape)) else ""
+        hint = f"; data.{kinds_hint(len(shape))}" if kinds_hint(len(shape)) else ""
         raise UserError(
             f"{header.where}: expected images (n, h, w) or (n, h, w, 1, 3 or 4), found shape {shape} of {dtype}{hint}"
         )
@@ -114,7 +114,7 @@ def _array(file: Arrays, name: str) -> tuple[Header, np.ndarray]:
 
 
 def _labels(file: Arrays, name: str, count: int) -> Int64[np.ndarray, " n"]:
-    """Reads labels, one integer an image, (n,) or Keras's (n, 1)."""
+    """Reads labels, one integer per image, (n,) or Keras's (n, 1)."""
     header = file.header(name)
     if header.shape not in ((count,), (count, 1)) or header.dtype.kind not in "iu":
         kind = "text" if header.dtype.kind in "US" else str(header.dtype)

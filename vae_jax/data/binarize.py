@@ -1,6 +1,6 @@
-"""Static binarisation: done once, when the data are loaded. Whatever else is done to images, is done in their use.
+"""Static binarisation, done once, when the data are loaded; other treatments act when images are used.
 
-(See vae_jax/data/treatments.py. Nothing here imports jax, which loading data can do without.)
+(See vae_jax/data/treatments.py. Nothing here imports jax, since loading data does without it.)
 """
 
 import numpy as np
@@ -10,7 +10,7 @@ TREATMENTS = ("grey", "static", "dynamic", "dequantized")
 
 
 def binarize(images: UInt8[np.ndarray, "*shape"], seed: int) -> UInt8[np.ndarray, "*shape"]:
-    """Levels 0 and 255, each 255 with its grey level's probability, the same for the same seed and images.
+    """Levels 0 and 255, 255 with the grey level's probability; the same for the same seed and images.
 
     (Salakhutdinov & Murray 2008, section 5: binarised once.)
     """

@@ -1,8 +1,8 @@
 """Resized images on disk, as one uncompressed .npz file per data set and size.
 
-The file's zip format carries a CRC of every array, which is checked on reading: damage is found and the
-file is made anew. The cache folder can be deleted at any time, and users can share one: a file's mode is as their
-umask says, and one that may not be read is left as it is.
+The zip format has a CRC of every array, which is checked on reading: a damaged file is made again. The cache folder can
+be deleted at any time, and users can share one: a file's mode follows their umask, and a file that may not be read is
+left alone.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ from vae_jax.files import checked
 from vae_jax.files.replace import NAME_LIMIT, replacing
 from vae_jax.files.user import user_cache
 
-FORMAT = "3"  # a part of the key: count up whenever the same input gives other images or the file another content
+FORMAT = "3"  # part of the key: increase it when the same input gives other images, or the file's content changes
 NAMES = {"text", *(f"{split}_{part}" for split in SPLITS for part in ("images", "labels"))}  # of the arrays
-TEXT_LIMIT = 1 << 24  # bytes of all of them
-ABANDONED = 24 * 3600.0  # seconds after which a file is no longer being written
-NO_HOME = "there is no home folder (HOME); data.cache_dir names another one"  # why `cache_folder` gives None
+TEXT_LIMIT = 1 << 24  # bytes of the array "text"
+ABANDONED = 24 * 3600.0  # seconds after which an unfinished file is no longer being written
+NO_HOME = "there is no home folder (HOME); data.cache_dir names another one"  # the reason if `cache_folder` gives None
 
 
 class _Texts(NamedTuple):
-    """What a file holds of the splits beside their arrays."""
+    """The texts that a file holds beside the arrays."""
 
     class_names: tuple[str, ...] | None
     skipped: tuple[str, ...]
@@ -43,12 +43,12 @@ class _Texts(NamedTuple):
 
 
 def cache_folder(config: DataConfig) -> Path | None:
-    """Where everything is kept: `data.cache_dir`, or by default vae_jax in the user's cache folder, if there is one."""
+    """The cache folder: `data.cache_dir`, or by default vae_jax in the user's cache folder; None without a home."""
     return expand(config.cache_dir) if config.cache_dir else user_cache()
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether something is cached there already: what a run that is only used names may be anybody's choice."""
+    """Whether the folder holds a cache already: a run from elsewhere may name any folder."""
     return any((folder / part).is_dir() for part in ("images", "downloads"))
 
 
@@ -63,26 +63,26 @@ def cached(
     """Reads the splits from the cache, or makes them and keeps them there.
 
     Args:
-        folder: the cache folder; where there is none, or it cannot be written, that is reported and nothing is kept.
+        folder: the cache folder; if it is None or cannot be written, that is reported and nothing is kept.
         name: the beginning of the file's name.
         key: everything that determines the content.
         shape: (height, width, channels) of one image.
-        make: makes the splits where they are not there or damaged.
-        report: is told what happens.
+        make: makes the splits if they are missing or damaged.
+        report: takes a line for the user.
     """
     if folder is None:
         report(f"the images are not cached: {NO_HOME}")
         return make()
     digest = hashlib.sha256(repr((FORMAT, key, shape)).encode()).hexdigest()[:20]
     path = folder / "images" / f"{name}-{'x'.join(map(str, shape))}-{digest}.npz"
-    found, _ = _found(path, shape, lambda line: None)
-    if found is not None:
-        return found
+    splits, _ = _look_up(path, shape, lambda line: None)
+    if splits is not None:
+        return splits
     with locked(path.with_name(f".lock-{digest}"), name, report) as alone:
-        # Another process may have made it, and let go of the lock, since.
-        found, replaceable = _found(path, shape, report)
-        if found is not None:
-            return found
+        # Another process may have made it and released the lock since.
+        splits, replaceable = _look_up(path, shape, report)
+        if splits is not None:
+            return splits
         splits = make()
         if replaceable:
             try:
@@ -93,11 +93,11 @@ def cached(
     return splits
 
 
-def _found(path: Path, shape: tuple[int, int, int], report: Report) -> tuple[Splits | None, bool]:
-    """What the cache holds, or None where it is not there or damaged; and whether it may be written anew.
+def _look_up(path: Path, shape: tuple[int, int, int], report: Report) -> tuple[Splits | None, bool]:
+    """The cached splits, or None if they are missing or damaged; and whether the file may be replaced.
 
     Raises:
-        NotEnough: memory for it.
+        NotEnough: if they do not fit into memory.
     """
     try:
         return _read(path, shape), False
@@ -106,10 +106,10 @@ def _found(path: Path, shape: tuple[int, int, int], report: Report) -> tuple[Spl
     except UserError as error:
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             return None, True
-        if isinstance(error.__cause__, PermissionError):  # it may be as good as new to the user whose file it is
+        if isinstance(error.__cause__, PermissionError):  # it may be whole for its owner
             report(f"{error} and is left as it is: the images are not cached")
             return None, False
-        report(f"{'' if str(path) in str(error) else f'{path}: '}{error}: making it anew")
+        report(f"{'' if str(path) in str(error) else f'{path}: '}{error}: making it again")
         return None, True
 
 
@@ -119,10 +119,10 @@ def _write(path: Path, splits: Splits, alone: bool) -> None:
     Args:
         path: of the file.
         splits: its content.
-        alone: no other process writes this file now, and what lies beside it was left by one that died.
+        alone: no other process writes this file now, so unfinished files beside it come from one that died.
 
     Raises:
-        OSError: if it cannot be written, or is not of a kind that `_read` takes.
+        OSError: if it cannot be written, or `_read` would not take it.
     """
     text = json.dumps({name: getattr(splits, name) for name in _Texts._fields}).encode()
     if len(text) > TEXT_LIMIT:
@@ -144,11 +144,11 @@ def _write(path: Path, splits: Splits, alone: bool) -> None:
 
 
 def _read(path: Path, shape: tuple[int, int, int]) -> Splits:
-    """Reads what `_write` wrote, once all sizes have been compared with what they must be.
+    """Reads what `_write` wrote, after checking all sizes.
 
     Raises:
-        NotEnough: memory for it.
-        UserError: it is damaged, or anything else.
+        NotEnough: if it does not fit into memory.
+        UserError: if it is damaged or no such file.
     """
     with opened(path) as file:
         headers = _checked_headers(file, shape)
@@ -160,16 +160,17 @@ def _read(path: Path, shape: tuple[int, int, int]) -> Splits:
             if f"{split}_images" in headers:
                 labels = file.read(f"{split}_labels") if f"{split}_labels" in headers else None
                 splits[split] = Split(file.read(f"{split}_images"), labels)
-        found = Splits(**splits, **texts._asdict())
-        Dataset(path.name, found.train, found.test or found.train, found.validation, found.class_names)  # checks labels
-        return found
+        result = Splits(**splits, **texts._asdict())
+        test = result.test or result.train
+        Dataset(path.name, result.train, test, result.validation, result.class_names)  # checks labels
+        return result
 
 
 def _checked_headers(file: Arrays, shape: tuple[int, int, int]) -> dict[str, Header]:
     """The headers of the arrays that `_write` writes.
 
     Raises:
-        UserError: if there are others, or they are of another kind.
+        UserError: if there are others, or one has another type or shape.
     """
     if len(file.names) > len(NAMES) or not {"text", "train_images"} <= set(file.names) <= NAMES:
         raise UserError(f"expected the arrays of cached images, found {listed(file.names) or 'none'}")

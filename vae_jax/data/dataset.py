@@ -1,4 +1,4 @@
-"""The one type every data source gives, and the way to it from arrays."""
+"""`Dataset`, which every data source gives, and how to make one from arrays."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,34 +15,33 @@ from vae_jax.device import memory
 from vae_jax.errors import PATH, UserError, cut, listed, quoted
 from vae_jax.spec import KINDS, MOST_VALUES, Spec
 
-DARK = 127  # the brightest level of images that are dark, or whose levels do not reach to 255
-TEST = DataConfig.test  # of the images, held out where there are none to test on
+DARK = 127  # images with no brighter level are dark, or their white is below 255
+TEST = DataConfig.test  # share of the images held out if there are no test images
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set in memory, as every source gives it: grey or RGB levels 0 to 255, or examples of another kind; checked
-    when it is made.
+    """A data set in memory: images of grey or RGB levels 0 to 255, or examples of another kind; checked when made.
 
     Attributes:
-        name: what it is called in reports, for example "mnist".
+        name: for reports, for example "mnist".
         train: the training images.
         test: the test images, never trained on.
         validation: held out of the training images (`data.validation`), or None.
-        class_names: the labels' names, by number; or None where the source has none.
-        skipped: the images that were left out (`data.skip_bad`), each with the reason.
-        darkness_said: where levels stay far below 255, that has been said; if not, training warns of it.
-        values: of a category, which is a number from 0 to values - 1: 0 stands for as many as there are.
+        class_names: the labels' names, by number; None if the source has none.
+        skipped: the images that were left out (`data.skip_bad`), with the reasons.
+        darkness_said: whether the user knows that levels stay far below 255; if not, training warns of it.
+        values: of a category, which is a number from 0 to values - 1; 0 takes as many as there are.
 
     Raises:
-        UserError: if the splits' images are of different shapes, the class names do not fit the labels, or a category
-            is beyond `values`.
+        UserError: if the splits' images have different shapes, the class names do not fit the labels, or a category is
+            beyond `values`.
 
     Examples:
         >>> import numpy as np
         >>> import vae_jax
         >>> images = np.full((100, 8, 8), 255, np.uint8)
-    >>> data = vae_jax.Dataset.from_arrays(images, np.arange(100) % 10)
+        >>> data = vae_jax.Dataset.from_arrays(images, np.arange(100) % 10)
         >>> data.image_shape, len(data.train), len(data.test)
         ((8, 8, 1), 80, 20)
     """
@@ -74,7 +73,7 @@ class Dataset:
             object.__setattr__(self, "class_names", self._checked_names())
 
     def _settle_values(self) -> None:
-        """Categories in the smallest type that holds all of `values`."""
+        """Sets `values`, and stores categories in the smallest type that holds them."""
         most = max(int(split.images.max()) for split in self.splits) + 1 if self.train.kind == "categories" else 0
         if (self.values and self.values < most) or (self.values and not most):
             raise UserError(
@@ -96,35 +95,35 @@ class Dataset:
         labels = [split.labels for split in self.splits if split.labels is not None]
         if not labels:
             raise UserError(f"class_names: expected none, since no split has labels; found {len(names):,}")
-        if (highest := max(int(found.max()) for found in labels)) >= len(names):
+        if (highest := max(int(numbers.max()) for numbers in labels)) >= len(names):
             raise UserError(f"class_names: expected a name for each label up to {highest}; found {len(names):,} names")
         return names
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """Training and test images, and those for validation if there are any."""
+        """The training, test and, if there are any, validation images."""
         return (self.train, self.test) if self.validation is None else (self.train, self.test, self.validation)
 
     @property
     def spec(self) -> Spec:
-        """What an example is."""
+        """The kind and shape of an example."""
         return Spec((*self.train.images.shape[1:], *([self.values] if self.values else ())), self.train.kind)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """(height, width, channels) of one image; of another example the shape that the networks take."""
+        """(height, width, channels) of one image, or another example's shape as the networks take it."""
         return self.spec.shape
 
     def interval(self) -> tuple[float, float]:
-        """The least and the largest of its numbers, as the networks take them."""
+        """The smallest and the largest of its numbers, as the networks take them."""
         if self.spec.support != "reals":
             return 0.0, 1.0
-        return min(float(each.images.min()) for each in self.splits), max(
-            float(each.images.max()) for each in self.splits
+        return min(float(split.images.min()) for split in self.splits), max(
+            float(split.images.max()) for split in self.splits
         )
 
     def darkness(self) -> list[str]:
-        """What `darkness` says of its images, unless that has been said."""
+        """The lines of `darkness` on its images, unless the user knows them."""
         if self.darkness_said or not self.spec.is_picture:
             return []
         names = ("train", "test", "validation")
@@ -132,24 +131,24 @@ class Dataset:
         return darkness(self.name, brightest, in_arrays=True)
 
     def warn_of_darkness(self) -> None:
-        """Warns of what `darkness` says: whoever trains may have made the data set by hand."""
+        """Warns with the lines of `darkness`: the data set may have been made by hand."""
         for line in self.darkness():
             warnings.warn(line, stacklevel=3)
 
     def renumbered(self, class_names: Sequence[str] | None) -> "Dataset":
-        """The same images with the numbers that their classes have among these names, those of a trained model.
+        """The data set with its labels numbered as these names are, those of a trained model.
 
-        Where there are no names here or there, the numbers stay as they are.
+        Without names on either side the numbers stay as they are.
 
         Raises:
-            UserError: if it has classes of other names.
+            UserError: if it has a class that is not among these names.
         """
         if self.class_names is None or class_names is None:
             return self
         class_names = tuple(class_names)
         if unknown := [name for name in self.class_names if name not in class_names]:
-            known, others = (listed(map(quoted, names)) for names in (class_names, unknown))
-            raise UserError(f"{cut(self.name, PATH)}: expected no other classes than {known}; found {others}")
+            known, strange = (listed(map(quoted, names)) for names in (class_names, unknown))
+            raise UserError(f"{cut(self.name, PATH)}: expected no other classes than {known}; found {strange}")
         numbers = np.array([class_names.index(name) for name in self.class_names], np.int64)
 
         def renumber(split: Split) -> Split:
@@ -174,28 +173,28 @@ class Dataset:
         values: int | None = None,
         report: Callable[[str], None] = warnings.warn,
     ) -> "Dataset":
-        """A data set of one's own arrays, of numpy or jax.
+        """A data set from your own arrays, of numpy or jax.
 
             data = Dataset.from_arrays(images, labels)                              # a fifth held out for testing
             data = Dataset.from_arrays(images, test=test_images, validation=1000)   # 1,000 held out for validation
 
         Args:
             train: images (n, height, width) or (n, height, width, 1 or 3): uint8; or bools or floats in [0, 1], which
-                are multiplied by 255 and rounded. Or vectors, floats (n, features); or what `kind` says.
+                are multiplied by 255 and rounded. Or vectors, floats (n, features); or another `kind`.
             train_labels: whole numbers from 0 on, (n,).
-            test: images likewise; or how many of the training images to hold out, as `data.test` does: below 1 a
-                fraction, from 1 on a number.
+            test: images as above; or the share of the training images to hold out, as `data.test`: below 1 a fraction,
+                from 1 on a number.
             test_labels: of images given as `test`.
-            validation: likewise; None for none.
+            validation: as `test`; None for none.
             validation_labels: of images given as `validation`.
             class_names: the labels' names, by number.
             name: of the data set in reports.
-            kind: image; vector, (n, features), or sequence, (n, length, channels), which are kept as float32 as they
-                are; or categories, whole numbers from 0 on, (n, length). None stands for vector where the training
-                array is of floats (n, features), and for image where it has more axes.
-            values: of a category, which is a number from 0 to values - 1; None stands for as many as there are.
-            report: is told in a line of levels that stay far below 255, where white may be another number, and of
-                numbers that differ by less than float32 holds.
+            kind: image; vector, (n, features), or sequence, (n, length, channels), whose numbers are kept as float32;
+                or categories, whole numbers from 0 on, (n, length). None means vector if the training array holds
+                floats (n, features), and image if it has more axes.
+            values: of a category, which is a number from 0 to values - 1; None takes as many as there are.
+            report: gets a line if levels stay far below 255, so that white may be another number, and if numbers differ
+                by less than float32 can hold.
 
         Raises:
             UserError: naming the argument, what was expected and what was found.
@@ -207,11 +206,11 @@ class Dataset:
         if values is not None and not (type(values) is int and 1 <= values <= MOST_VALUES):
             raise UserError(f"values: expected a whole number from 1 to {MOST_VALUES:,}; found {values!r:.40}")
         train = as_array(train, "train")
-        of_all = kind or kind_of(train.shape, train.dtype)
+        common = kind or kind_of(train.shape, train.dtype)
 
         def split(images: Any, labels: Any, what: str) -> Split:
-            images = to_stored(as_array(images, what), of_all, what, report)
-            return Split(images, None if labels is None else to_labels(labels, len(images), f"{what}_labels"), of_all)
+            images = to_stored(as_array(images, what), common, what, report)
+            return Split(images, None if labels is None else to_labels(labels, len(images), f"{what}_labels"), common)
 
         kept = split(train, train_labels, "train")
         held: dict[str, Split | None] = {}
@@ -237,7 +236,7 @@ class Dataset:
 
 
 def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Split]:
-    """Takes images out of a split at random, always the same ones.
+    """Takes images out of a split at random, but always the same ones.
 
     Args:
         split: the images to take from.
@@ -245,10 +244,10 @@ def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Spl
         option: the option that asks for it, for error messages.
 
     Returns:
-        What is left, in order, and what was taken out, shuffled (a source may be sorted by class).
+        The images left, in order, and those taken out, shuffled (a source may be sorted by class).
 
     Raises:
-        UserError: the amount is negative or not a whole number, or leaves no image.
+        UserError: if the amount is negative or not a whole number, or leaves no image.
     """
     if not (0 < amount < 1 or (amount >= 1 and float(amount).is_integer())):
         raise UserError(f"{option}: expected a fraction below 1 or a whole number of images, found {amount}")
@@ -258,17 +257,17 @@ def hold_out(split: Split, amount: int | float, option: str) -> tuple[Split, Spl
     if count >= total:
         raise UserError(f"{option}: expected to leave images for training, found {count:,} to hold out of {total:,}")
     memory.check(split.images.nbytes, f"{option}: another copy of {total:,} images")
-    order = np.random.RandomState(0).permutation(total)  # the legacy generator's stream is frozen for good
+    order = np.random.RandomState(0).permutation(total)  # the legacy generator's stream never changes
     return split.take(np.sort(order[count:])), split.take(order[:count])
 
 
 def darkness(name: str, brightest: dict[str, int], in_arrays: bool) -> list[str]:
-    """A line on a data set whose levels stay far below 255, as they do where white is another number.
+    """A line on a data set whose levels stay far below 255, as they do if white is another number.
 
     Args:
         name: of the data set.
         brightest: the highest level of each split's images.
-        in_arrays: the user has them as arrays, which a line of code scales; else as files.
+        in_arrays: whether the user has arrays, which a line of code scales, or files.
     """
     dark = {split: level for split, level in brightest.items() if level <= DARK}
     if not dark:

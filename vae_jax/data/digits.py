@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that scikit-learn ships: 8x8 images, no download."""
+"""scikit-learn's 1,797 handwritten digits: 8x8 images, no download."""
 
 import numpy as np
 

@@ -1,7 +1,7 @@
 """Downloads through tensorflow-datasets, with limits.
 
-tensorflow-datasets checks sizes and checksums, but it hands requests no timeout and retries for minutes where
-there is no network. So an address is asked first, and while it downloads, every request has a limit.
+tensorflow-datasets checks sizes and checksums, but it sets no timeout and retries for minutes without a network. So an
+address is tried first, and every request of a download has a limit.
 """
 
 import os
@@ -16,13 +16,13 @@ from pathlib import Path
 
 from vae_jax.errors import UserError, on_terminal
 
-ANSWER_LIMIT = 5.0  # seconds until an address must have answered, name look-up included
-STALL_LIMIT = 15.0  # seconds a running download may stand still
+ANSWER_LIMIT = 5.0  # seconds for an address to answer, name look-up included
+STALL_LIMIT = 15.0  # seconds that a download may stall
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file on the web whose content is known."""
+    """A file on the web with a known checksum."""
 
     url: str
     size: int
@@ -30,15 +30,15 @@ class RemoteFile:
 
     @property
     def name(self) -> str:
-        """The last part of its address."""
+        """The last part of the address."""
         return self.url.rsplit("/", 1)[-1]
 
 
 def unreachable(url: str) -> str | None:
-    """Why an address does not answer within ANSWER_LIMIT, or None where it answers, be it with an error.
+    """The reason why an address does not answer within ANSWER_LIMIT; None if it answers, even with an error.
 
-    Asked with requests, which tensorflow-datasets downloads with: the same proxies and certificates hold. In
-    a thread, because nothing else puts a limit to looking up a name.
+    Uses requests, as tensorflow-datasets does, so that the same proxies and certificates hold; in a thread, because
+    nothing else limits the look-up of a name.
     """
     import requests
 
@@ -60,7 +60,7 @@ def unreachable(url: str) -> str | None:
 
 @contextmanager
 def limited_requests() -> Iterator[None]:
-    """Within it, every request has a timeout and is tried twice at most, whoever makes it."""
+    """A context in which all requests have a timeout and are tried at most twice."""
     import requests
 
     unlimited = requests.Session.request
@@ -79,10 +79,10 @@ def limited_requests() -> Iterator[None]:
 
 
 def download(files: Iterable[RemoteFile], folder: Path) -> None:
-    """Downloads files into an existing folder; each appears there whole and verified, or not at all.
+    """Downloads files into an existing folder; a file appears there whole and verified, or not at all.
 
     Raises:
-        UserError: a file cannot be had, or its content is not the expected one.
+        UserError: if a file cannot be downloaded, or does not have the expected content.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.download.checksums import UrlInfo
@@ -97,12 +97,12 @@ def download(files: Iterable[RemoteFile], folder: Path) -> None:
             infos = {file.url: UrlInfo(size=Size(file.size), checksum=file.sha256, filename=file.name)}
             manager = tfds.download.DownloadManager(download_dir=new, url_infos=infos, force_checksums_validation=True)
             try:
-                path = manager.download(file.url)  # one at a time: after an error nothing goes on in the background
+                path = manager.download(file.url)  # one at a time: nothing goes on in the background after an error
             except Exception as error:  # of requests, urllib3, tfds and the file system
                 raise UserError(f"{file.url} was not downloaded: {_reason(error)}") from error
             os.replace(path, folder / file.name)
 
 
 def _reason(error: Exception) -> str:
-    """An exception as part of one line."""
+    """An exception's message as part of a line."""
     return " ".join(str(error).split()).split(" To debug")[0] or type(error).__name__

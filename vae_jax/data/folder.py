@@ -1,4 +1,4 @@
-"""Image files in a folder; the folders in it are the classes."""
+"""Image files in a folder, whose own folders are the classes."""
 
 import os
 import re
@@ -18,36 +18,36 @@ from vae_jax.data.split import Split
 from vae_jax.errors import UserError, listed
 
 FORMAT_OF = {ending: kind for kind, endings in FORMATS.items() for ending in endings}
-SAMPLE = 1000  # images, evenly spread, whose colours are looked at to choose their channels
-WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # of a folder's name: train2017, images_train, TrainSet
+SAMPLE = 1000  # images, evenly spread, whose colours are examined to choose the channels
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")  # in a folder's name: train2017, images_train, TrainSet
 Classes = dict[str, list[Path]]  # images by class, in order; the class "" holds images without a label
 
 
 def folder(config: DataConfig, report: Report) -> Opened:
-    """Images labelled by the folder in data.path that they are in; those directly in data.path have no label.
+    """Images labelled by their folder in data.path; those directly in data.path have no label.
 
-    Where data.path holds a folder train, and test, validation or both beside it, these are the splits; so are
-    folders whose names mean the same by a word in `SPLIT_OF`. Which splits and classes are read is reported. What is
-    hidden is left out, files that are no images and folders without any, which are reported; with data.skip_bad also
-    images that cannot be used.
+    If data.path holds a folder train, and test, validation or both beside it, these are the splits; so are folders
+    whose names mean the same by a word in `SPLIT_OF`. Reports which splits and classes are read. Leaves out hidden
+    files, and, with a report, files that are no images and folders without images; with data.skip_bad also images that
+    cannot be used.
 
     Raises:
-        UserError: there is no such folder, no image in it, there are images both with and without label, or splits
-            that cannot be understood.
+        UserError: if there is no such folder, it has no image, only some images have a label, or its splits are
+            ambiguous.
     """
     root = expand(required(config.path, "data.path", "folder"))
     if not root.is_dir():
         raise UserError(f"data.path {root}: expected a folder, found {'a file' if root.exists() else 'nothing'}")
-    root = root.resolve()  # the same data set by whatever way it is named
-    left: list[Path] = []
+    root = root.resolve()  # the same data set by any of its paths
+    ignored: list[Path] = []
     try:
-        folders = _splits(root, left, report)
-        found = {name: _classes(folder, left, report, folder != root) for name, folder in folders.items()}
+        folders = _splits(root, ignored, report)
+        classes_of = {name: _classes(folder, ignored, report, folder != root) for name, folder in folders.items()}
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-    paths = [path for classes in found.values() for images in classes.values() for path in images]
-    _report_files(root, paths, left, report)
-    _report_splits(root, folders, found, config, report)
+    paths = [path for classes in classes_of.values() for images in classes.values() for path in images]
+    _report_files(root, paths, ignored, report)
+    _report_splits(root, folders, classes_of, config, report)
     faults: dict[Path, str] = {}
     fingerprint = []
     for path in paths:
@@ -61,14 +61,14 @@ def folder(config: DataConfig, report: Report) -> Opened:
 
     def read(resizer: Resizer) -> Splits:
         bad = dict(faults)
-        arrays = {name: _stack(name, classes, resizer, bad, config.skip_bad) for name, classes in found.items()}
+        arrays = {name: _stack(name, classes, resizer, bad, config.skip_bad) for name, classes in classes_of.items()}
         kept = {
             split: {name: good for name, images in classes.items() if (good := [i for i in images if i not in bad])}
-            for split, classes in found.items()
+            for split, classes in classes_of.items()
         }
         for split, classes in kept.items():
             if not classes:
-                some = [bad[path] for images in found[split].values() for path in images]
+                some = [bad[path] for images in classes_of[split].values() for path in images]
                 raise UserError(
                     f"{folders[split]}: expected images that can be used, found none among {len(some):,}; {some[0]}"
                 )
@@ -78,44 +78,44 @@ def folder(config: DataConfig, report: Report) -> Opened:
 
     def kinds() -> list[Kind]:
         good = [path for path in paths if path not in faults]
-        looked: list[Kind] = []
+        kinds_seen: list[Kind] = []
         step, colour = -(-len(good) // SAMPLE), False
         if step > 1:
             report(f"{root}: looking at the sizes of {len(good):,} images")
         for number, path in enumerate(good):
             try:
-                looked.append(inspect(path, str(path), look=not colour and number % step == 0))
-                colour = colour or looked[-1].colour
+                kinds_seen.append(inspect(path, str(path), look=not colour and number % step == 0))
+                colour = colour or kinds_seen[-1].colour
             except BadImage:
                 if not config.skip_bad:
                     raise
-        if not looked:
+        if not kinds_seen:
             raise UserError(f"{root}: expected images that can be used, found none among {len(paths):,}")
-        return looked
+        return kinds_seen
 
     return Opened(root.name, read, tuple(fingerprint), *choose(config, kinds, str(root), report))
 
 
-def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
-    """The folder of each split: those in `root` that are called so, or `root` itself for the training images.
+def _splits(root: Path, ignored: list[Path], report: Report) -> dict[str, Path]:
+    """The splits' folders: those in `root` with such names, or `root` itself for the training images.
 
-    Names that only have a split's word in them count where they mean training images and others, unless another
-    folder's name is that word and there are folders of neither kind: then that one decides.
+    Names that only contain a split's word count if they mean training images and others, unless some folder's name is
+    such a word and others are no split's: then only exact names count.
 
     Args:
-        root: where they lie.
-        left: gets the files beside them.
-        report: is told where a folder called train is taken for a class.
+        root: the folder that holds them.
+        ignored: gets the files beside them.
+        report: gets a line if a folder called train is taken for a class.
 
     Raises:
-        UserError: they are not one of each, or there are other images beside them.
+        UserError: if a split has two folders or train is missing, or there are other images beside them.
     """
     beside: list[Path] = []
     entries = _visible(root, beside)
     names = [entry.name for entry in entries if entry.is_dir()]
     if not any(map(_split_in, names)):
         return {"train": root}
-    seen = _places_above(root)
+    seen = _identities_above(root)
     holding = {entry.name for entry in entries if _images(entry, set(seen), [])}
     exact = {name: split for name in names if (split := SPLIT_OF.get(name.lower()))}
     split_of = {name: split for name in names if (split := _split_in(name))}
@@ -124,61 +124,65 @@ def _splits(root: Path, left: list[Path], report: Report) -> dict[str, Path]:
     known: dict[str, list[Path]] = {}
     for name, split in split_of.items():
         known.setdefault(split, []).append(root / name)
-    called = [folder for folders in known.values() for folder in folders]
-    if not called or ("train" not in known and not any(folder.name in holding for folder in called)):
+    split_folders = [folder for folders in known.values() for folder in folders]
+    if not split_folders or ("train" not in known and not any(folder.name in holding for folder in split_folders)):
         return {"train": root}
-    others = [entry for entry in entries if entry not in called and _images(entry, set(seen), beside)]
-    classes = others and all(entry.is_dir() for entry in others)
+    strange = [entry for entry in entries if entry not in split_folders and _images(entry, set(seen), beside)]
+    only_folders = strange and all(entry.is_dir() for entry in strange)
     if (
-        classes
+        only_folders
         and list(known) == ["train"]
-        and len(called) == 1
+        and len(split_folders) == 1
         and any(_is_image(entry) for entry in known["train"][0].iterdir())
     ):
-        report(f"{root}: the folder {called[0].name} is taken for a class, as {others[0].name} beside it is one")
+        report(
+            f"{root}: the folder {split_folders[0].name} is taken for a class, as {strange[0].name} beside it is one"
+        )
         return {"train": root}
-    if "train" not in known or len(called) > len(known) or others:
-        meant = f"{called[0].name} is read as the {next(iter(known))} split; rename it if it is a class"
+    if "train" not in known or len(split_folders) > len(known) or strange:
+        meant = f"{split_folders[0].name} is read as the {next(iter(known))} split; rename it if it is a class"
         raise UserError(
             f"{root}: expected a folder for each class, or a folder train with nothing but one test and one validation "
-            f"folder beside it ({meant}), found {listed([entry.name for entry in (*called, *others)])}"
+            f"folder beside it ({meant}), found {listed([entry.name for entry in (*split_folders, *strange)])}"
         )
-    left += beside
+    ignored += beside
     return {split: folder for split, (folder,) in known.items()}
 
 
-def _classes(folder: Path, left: list[Path], report: Report, is_split: bool) -> Classes:
-    """The images of one split by class; `left` gets the other files."""
-    entries = _visible(folder, left)
+def _classes(folder: Path, ignored: list[Path], report: Report, is_split: bool) -> Classes:
+    """The images of one split by class; `ignored` gets the other files."""
+    entries = _visible(folder, ignored)
     direct = [entry for entry in entries if _is_image(entry)]
-    left += [entry for entry in entries if not entry.is_dir() and not _is_image(entry)]
-    seen = _places_above(folder)
-    found = {entry.name: _images(entry, set(seen), left) for entry in entries if entry.is_dir()}
-    classes = {name: images for name, images in found.items() if images}
+    ignored += [entry for entry in entries if not entry.is_dir() and not _is_image(entry)]
+    seen = _identities_above(folder)
+    by_class = {entry.name: _images(entry, set(seen), ignored) for entry in entries if entry.is_dir()}
+    classes = {name: images for name, images in by_class.items() if images}
     if direct and classes:
         raise UserError(
             f"{folder}: expected images in it or in its folders, found both ({direct[0].name} and the folder "
             f"{next(iter(classes))})"
         )
     if not direct and not classes:
-        raise UserError(f"{folder}: expected images ({READ}) in it or in its folders, found none{_but(left, folder)}")
+        raise UserError(
+            f"{folder}: expected images ({READ}) in it or in its folders, found none{_ignored_text(ignored, folder)}"
+        )
     _check_no_splits(folder, classes, is_split)
-    if classes and (empty := [name for name in found if name not in classes]):
+    if classes and (empty := [name for name in by_class if name not in classes]):
         report(f"{folder}: folders without images are no classes: {listed(empty)}")
     return classes or {"": direct}
 
 
 def _split_in(name: str) -> str | None:
-    """The split that one of a folder's name's words means; None where there is none, or several differ."""
+    """The split meant by a word of a folder's name; None without such a word, or if several words differ."""
     splits = {SPLIT_OF[word.lower()] for word in WORD.findall(name) if word.lower() in SPLIT_OF}
     return splits.pop() if len(splits) == 1 else None
 
 
 def _check_no_splits(folder: Path, classes: Classes, is_split: bool) -> None:
-    """Refuses classes in which there are splits, which would be mixed: data.path is a level too high or too low.
+    """Refuses classes that contain splits, which would be mixed: data.path is a level too high or too low.
 
-    A folder train alone may be a kind of vehicle, beside bus and tram. In a folder that is a split itself no class is
-    called as a split and holds folders.
+    A single folder train may be a vehicle, beside bus and tram. In a split's folder a class with the name of a split
+    holds no folders.
 
     Raises:
         UserError: naming the folder that holds them.
@@ -200,32 +204,32 @@ def _check_no_splits(folder: Path, classes: Classes, is_split: bool) -> None:
         )
 
 
-def _images(folder: Path, seen: set[tuple[int, int]], left: list[Path]) -> list[Path]:
-    """All images below a folder, by name; a folder already seen is not entered, so links cannot loop.
+def _images(folder: Path, seen: set[tuple[int, int]], ignored: list[Path]) -> list[Path]:
+    """All images below a folder, by name; enters no folder twice, so links cannot loop.
 
-    `left` gets the other files.
+    `ignored` gets the other files.
     """
     images, waiting = [], [folder]
     while waiting:
         entry = waiting.pop()
         if entry.is_dir():
-            if (place := _place(entry)) not in seen:
+            if (place := _identity(entry)) not in seen:
                 seen.add(place)
-                waiting += reversed(_visible(entry, left))
+                waiting += reversed(_visible(entry, ignored))
         elif _is_image(entry):
             images.append(entry)
         else:
-            left.append(entry)
+            ignored.append(entry)
     return images
 
 
 def _report_splits(
-    root: Path, folders: dict[str, Path], found: dict[str, Classes], config: DataConfig, report: Report
+    root: Path, folders: dict[str, Path], classes_of: dict[str, Classes], config: DataConfig, report: Report
 ) -> None:
-    """Says which folders are read as splits and which as classes, and how many images are in them."""
+    """Reports the folders read as splits and as classes, and their numbers of images."""
     counts: Counter[str] = Counter()
     parts = []
-    for split, classes in found.items():
+    for split, classes in classes_of.items():
         counts.update({name: len(images) for name, images in classes.items()})
         count = sum(map(len, classes.values()))
         place = "" if folders[split] == root else f"the {split} images are those in {folders[split].name}, "
@@ -238,39 +242,41 @@ def _report_splits(
     report(f"{root}: {'; '.join(parts)}")
 
 
-def _report_files(root: Path, paths: Sequence[Path], left: Sequence[Path], report: Report) -> None:
-    """Says of which formats the images are, if of several, and what is left out."""
+def _report_files(root: Path, paths: Sequence[Path], ignored: Sequence[Path], report: Report) -> None:
+    """Reports the images' formats, if there are several, and the files left out."""
     formats = Counter(FORMAT_OF[path.suffix.lower()] for path in paths)
-    if left or len(formats) > 1:
+    if ignored or len(formats) > 1:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in formats.most_common())
-        report(f"{root}: {len(paths):,} images ({kinds}){_but(left, root)}")
+        report(f"{root}: {len(paths):,} images ({kinds}){_ignored_text(ignored, root)}")
 
 
-def _but(left: Sequence[Path], root: Path) -> str:
-    """What is left out, by the names' endings, with the first of each; empty where nothing is."""
+def _ignored_text(ignored: Sequence[Path], root: Path) -> str:
+    """The files left out, by ending, with the first of every kind; empty if there are none."""
     kinds: dict[str, list[Path]] = {}
-    for path in left:
+    for path in ignored:
         hidden = "hidden" if path.name.startswith(".") else ""
         kinds.setdefault(hidden or path.suffix.lower() or "without an ending", []).append(path)
     some = [f"{len(paths):,} {kind} ({os.path.relpath(paths[0], root)})" for kind, paths in kinds.items()]
-    return f"; left out are {len(left):,} other files: {listed(some)}" if left else ""
+    return f"; left out are {len(ignored):,} other files: {listed(some)}" if ignored else ""
 
 
-def _places_above(folder: Path) -> set[tuple[int, int]]:
-    return {_place(place) for place in (folder, *folder.parents)}
+def _identities_above(folder: Path) -> set[tuple[int, int]]:
+    return {_identity(place) for place in (folder, *folder.parents)}
 
 
-def _place(folder: Path) -> tuple[int, int]:
-    """What is the same for a folder and links to it."""
+def _identity(folder: Path) -> tuple[int, int]:
+    """A folder's device and inode, which links to it share."""
     status = folder.stat()
     return status.st_dev, status.st_ino
 
 
-def _visible(folder: Path, left: list[Path]) -> list[Path]:
-    """What lies in a folder, by name, but for what is hidden; `left` gets hidden images."""
+def _visible(folder: Path, ignored: list[Path]) -> list[Path]:
+    """The visible entries of a folder, by name; `ignored` gets hidden images."""
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    # What macOS keeps beside a file on another system's disk is called ._ and the file's name.
-    left += [entry for entry in entries if entry.name.startswith(".") and entry.name[1:2] != "_" and _is_image(entry)]
+    # On other systems' disks macOS keeps a file named ._NAME beside NAME.
+    ignored += [
+        entry for entry in entries if entry.name.startswith(".") and entry.name[1:2] != "_" and _is_image(entry)
+    ]
     return [entry for entry in entries if not entry.name.startswith(".")]
 
 
@@ -279,7 +285,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _state(path: Path) -> tuple[str, ...]:
-    """What tells whether an image file has changed; reading a pipe or a device could wait forever."""
+    """The state by which a change of an image file shows. Refuses a pipe or a device, since reading it could block."""
     try:
         status = path.stat()
     except OSError as error:
@@ -290,7 +296,7 @@ def _state(path: Path) -> tuple[str, ...]:
 
 
 def _stack(split: str, classes: Classes, resizer: Resizer, bad: dict[Path, str], skip: bool) -> np.ndarray:
-    """Decodes the images of one split, class by class, but for bad ones; adds to those what turns out to be."""
+    """Decodes the good images of one split, class by class; adds the bad ones that it discovers to `bad`."""
     paths = [path for images in classes.values() for path in images]
 
     def images() -> Iterator[np.ndarray | None]:

@@ -1,8 +1,8 @@
-"""MNIST and the data sets in its format: four gzipped IDX files each.
+"""MNIST and the data sets in its format, which are four gzipped IDX files.
 
-The files come from tensorflow-datasets' download manager, with the addresses and checksums of its builders,
-and are read here. Its builders' further way is not taken: they read the files with TensorFlow, write every
-image as a PNG into records and read those back (5 to 17 s for MNIST); gzip and numpy take half a second.
+tensorflow-datasets' download manager gets the files, with the addresses and checksums of its builders; they are read
+here. The builders themselves would read them with TensorFlow, write every image as a PNG into records and read those
+back (5 to 17 s for MNIST); gzip and numpy take half a second.
 """
 
 import gzip
@@ -36,11 +36,11 @@ FILES = {  # split: its images and its labels
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
 NAMES = FILES["train"] + FILES["test"]
-HASHED_LIMIT = 1 << 27  # bytes; several times the largest of these files
+HASHED_LIMIT = 1 << 27  # bytes, several times the largest of these files
 
 
 def registered_files(builder: str) -> tuple[RemoteFile, ...]:
-    """The addresses and checksums that tensorflow-datasets has registered for an MNIST-like builder."""
+    """The addresses and checksums that tensorflow-datasets registers for an MNIST-like builder."""
     from tensorflow_datasets.image_classification import mnist
 
     infos = getattr(mnist, builder).url_infos
@@ -52,7 +52,7 @@ class Idx:
     """The source of one data set in MNIST's format.
 
     Attributes:
-        name: the data set's name, also of its folder in data.manual_dir.
+        name: of the data set, and of its folder in data.manual_dir.
         files: gives the four files.
         class_names: the labels' names.
     """
@@ -62,13 +62,13 @@ class Idx:
     class_names: tuple[str, ...]
 
     def __call__(self, config: DataConfig, report: Report) -> Opened:
-        """Looks for the files in data.manual_dir, or else takes those in the cache folder or downloads them.
+        """Takes the files from data.manual_dir if it is set, else from the cache folder or a download.
 
         Raises:
-            UserError: data.manual_dir lacks a file.
+            UserError: if data.manual_dir lacks a file.
         """
         if config.manual_dir is None:
-            # The registered checksums decide what is read, and tensorflow-datasets' version decides those.
+            # The registered checksums determine the content, and tensorflow-datasets' version determines them.
             fingerprint = (version("tensorflow-datasets"),)
             return Opened(self.name, lambda resizer: self._read(self._downloaded(config, report), resizer), fingerprint)
         try:
@@ -80,16 +80,16 @@ class Idx:
 
     def _manual(self, folder: Path) -> dict[str, Path]:
         """The four files in folder/<name>/ or folder."""
-        found = {name: path for name in NAMES for path in (folder / name, folder / self.name / name) if path.is_file()}
-        if missing := [name for name in NAMES if name not in found]:
+        paths = {name: path for name in NAMES for path in (folder / name, folder / self.name / name) if path.is_file()}
+        if missing := [name for name in NAMES if name not in paths]:
             raise UserError(
                 f"data.manual_dir {folder}: expected the four files of {self.name} in it or in its folder "
                 f"{self.name}, missing {', '.join(missing)}"
             )
-        return found
+        return paths
 
     def _verified(self, paths: dict[str, Path]) -> dict[str, bytes]:
-        """The contents of files, each compared with its registered checksum."""
+        """The contents of the files, once their checksums are as registered."""
         contents = {}
         for file in self.files():
             path = paths[file.name]
@@ -106,13 +106,13 @@ class Idx:
         return contents
 
     def _downloaded(self, config: DataConfig, report: Report) -> dict[str, bytes]:
-        """The contents of the files in the cache folder; what is missing or damaged there is downloaded."""
+        """The contents of the files in the cache folder; downloads those that are missing or damaged there."""
         with ExitStack() as stack:
             try:
                 if (cache := cache_folder(config)) is None:
                     raise OSError(NO_HOME)
                 folder = cache / "downloads" / self.name
-                if all(_has(folder / file.name, file) for file in self.files()):  # be the folder another user's
+                if all(_has(folder / file.name, file) for file in self.files()):  # even in another user's folder
                     return self._verified({name: folder / name for name in NAMES})
                 folder.mkdir(parents=True, exist_ok=True)
                 tempfile.TemporaryFile(dir=folder).close()
@@ -121,7 +121,7 @@ class Idx:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             paths = {name: folder / name for name in NAMES}
             if stack.enter_context(locked(folder / ".lock", self.name, report)):
-                for left in folder.glob(".new-*"):  # by a process that died
+                for left in folder.glob(".new-*"):  # from a process that died
                     shutil.rmtree(left, ignore_errors=True)
             wanted = [file for file in self.files() if not _has(paths[file.name], file)]
             if wanted:
@@ -150,15 +150,15 @@ class Idx:
 
 
 def read_idx(content: bytes, dimensions: int, name: str) -> UInt8[np.ndarray, "..."]:
-    """Reads a gzipped IDX file of unsigned bytes, strictly.
+    """Reads a gzipped IDX file of unsigned bytes.
 
     Args:
         content: the gzipped file.
-        dimensions: of the array it must hold, 3 for images (n, h, w), 1 for labels (n,).
-        name: what the file is called in an error message.
+        dimensions: of the array: 3 for images (n, h, w), 1 for labels (n,).
+        name: of the file, for messages.
 
     Raises:
-        UserError: it is damaged, or its header does not agree with its content.
+        UserError: if it is damaged, or its header does not agree with its content.
     """
     try:
         with gzip.GzipFile(fileobj=BytesIO(content)) as file:
@@ -170,23 +170,23 @@ def read_idx(content: bytes, dimensions: int, name: str) -> UInt8[np.ndarray, ".
                 )
             shape = tuple(int(size) for size in np.frombuffer(header, ">u4", offset=4))
             size = prod(shape)
-            # deflate packs 1032-fold at best: what claims more lies, and must not make us reserve memory
+            # deflate packs at most 1032-fold: a larger claim is false, and must not make us reserve memory
             if possible := size <= 1032 * len(content):
                 memory.check(size, f"{name}, {size:,} bytes {shape}")
             body = file.read(size + 1) if possible else b""
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{name}: expected a whole gzip file, found a damaged one ({error})") from error
     if size == 0 or len(body) != size:
-        found = "more" if len(body) > size else f"{len(body):,}"
-        raise UserError(f"{name}: the header says {size:,} bytes {shape}, found {found}")
+        actual = "more" if len(body) > size else f"{len(body):,}"
+        raise UserError(f"{name}: the header says {size:,} bytes {shape}, found {actual}")
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
 def _has(path: Path, file: RemoteFile) -> bool:
-    """Whether a downloaded file is there with the right content.
+    """Whether a downloaded file exists with the right content.
 
     Raises:
-        PermissionError: it may not be read; to another user it may be whole.
+        PermissionError: if it may not be read; it may be whole for another user.
     """
     try:
         if not path.is_file() or path.stat().st_size != file.size:
@@ -200,7 +200,7 @@ def _has(path: Path, file: RemoteFile) -> bool:
 
 
 def _whose(sha256: str) -> str:
-    """Names the data set that a file belongs to: they all use the same file names."""
+    """The data set that a file belongs to, for a message: they all use the same file names."""
     for source in FAMILY:
         for file in source.files():
             if file.sha256 == sha256:

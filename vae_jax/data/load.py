@@ -1,4 +1,4 @@
-"""From the configuration to a data set: open the source, read or cache it, hold out test and validation."""
+"""Loads a configured data set: opens the source, reads or caches it, holds out test and validation images."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +22,7 @@ from vae_jax.data.split import Split
 from vae_jax.data.tfds import tfds
 from vae_jax.errors import UserError, first
 from vae_jax.registry import lookup
-from vae_jax.spec import OTHERS
+from vae_jax.spec import NOT_IMAGE
 
 SOURCES: dict[str, Source] = {
     "digits": digits,
@@ -39,16 +39,16 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     """Loads a data set into memory.
 
     Args:
-        config: which one, and what is done to its images.
-        report: is told in short lines what takes time and what goes another way than usual.
+        config: the data set and how it is prepared.
+        report: gets short lines on steps that take time and on anything unusual.
 
     Returns:
         The data set, its images uint8, (images, image_size, image_size, channels), of the size and channels that
-        `resolve` gives, or examples of another kind. Which ones are held out depends on their number alone, not on a
+        `resolve` gives, or examples of another kind. Which ones are held out depends only on their number, not on a
         run's seed. Training images stay in the source's order.
 
     Raises:
-        UserError: an option, a file or the network does not let it.
+        UserError: if an option, a file or the network prevents it.
 
     Examples:
         >>> import vae_jax
@@ -60,7 +60,7 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     report = report or (lambda line: None)
     lookup(dict.fromkeys(TREATMENTS), config.treatment, "data.treatment")
     opened, config = _open(config, report)
-    resizer = None if config.kind in OTHERS else _resizer(config, report)
+    resizer = None if config.kind in NOT_IMAGE else _resizer(config, report)
     if resizer is None:
         splits = opened.read(None)
     elif opened.fingerprint is None:
@@ -102,18 +102,18 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
 
 
 def resolve(config: DataConfig, *, report: Report | None = None) -> DataConfig:
-    """The configuration with the image size and the channels that `load` gives where it sets none.
+    """The configuration with the image size and channels that `load` chooses if it sets none.
 
     Raises:
-        UserError: an option or a file does not let it, or the images' sizes are too different.
+        UserError: if an option or a file prevents it, or the images' sizes differ too much.
     """
     if config.is_settled:
-        return config  # the images need not be there
+        return config  # the images may be missing
     return _open(config, report or (lambda line: None))[1]
 
 
 def _open(config: DataConfig, report: Report) -> tuple[Opened, DataConfig]:
-    """The source, and the configuration with the size and the channels that its images get."""
+    """The opened source, and the configuration with the size and channels of its images."""
     opened = lookup(SOURCES, config.source, "data.source")(config, report)
     if config.kind not in (None, opened.kind):
         made = ", of data that were made in Python or have changed" if config.is_settled else ""
@@ -136,7 +136,7 @@ def _resizer(config: DataConfig, report: Report = lambda line: None) -> Resizer:
 
 
 def _read(opened: Opened, resizer: Resizer) -> Splits:
-    """All images of a source; notes where levels stay far below 255, as they do where white is another number."""
+    """All images of a source, with a note if levels stay far below 255, see `darkness`."""
     splits = opened.read(resizer)
     return replace(splits, notes=(*splits.notes, *darkness(opened.name, resizer.brightest, opened.in_arrays)))
 
@@ -146,18 +146,18 @@ def _binarized(split: Split, seed: int) -> Split:
 
 
 def read_images(paths: Sequence[str | Path], config: DataConfig) -> UInt8[np.ndarray, "images size size channels"]:
-    """Image files as a data set of this configuration would hold them.
+    """The images in files, as a data set of this configuration would hold them.
 
     Raises:
-        UserError: one of them cannot be read; names it. If the data are no images.
+        UserError: naming a file that cannot be read; or if the data are no images.
     """
-    if config.kind in OTHERS:
+    if config.kind in NOT_IMAGE:
         raise UserError(f"data.kind: expected image for image files to be read; found {config.kind}")
     files = [expand(path) for path in paths]
     for path in files:
         if not path.is_file():
-            found = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
-            raise UserError(f"{path}: expected an image file, found {found}")
+            kind = "a folder" if path.is_dir() else "a special file" if path.exists() else "no such file"
+            raise UserError(f"{path}: expected an image file, found {kind}")
     resizer = _resizer(resolve(config))
     images = resizer.stack((resizer.read(path, str(path)) for path in files), len(files))
     return binarize(images, 0) if config.treatment == "static" else images

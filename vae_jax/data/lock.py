@@ -1,4 +1,4 @@
-"""One process at a time where several would make the same thing."""
+"""A lock, so that only one process at a time makes the same data set."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -9,14 +9,14 @@ from filelock import FileLock, Timeout
 
 @contextmanager
 def locked(path: Path, what: str, report: Callable[[str], None]) -> Iterator[bool]:
-    """Holds the lock with the file `path`; a process that dies lets go of it.
+    """A context that holds the lock with the file `path`; a process that dies releases it.
 
-    Gives whether it is held: where no file can be written or locked, each process works for itself.
+    Gives whether it is held: if no file can be written or locked, processes do not wait for one another.
 
     Args:
-        path: of the lock's file, there only while it is held.
-        what: is prepared, for the report that another process prepares it.
-        report: is told when there is something to wait for.
+        path: of the lock's file, which exists only while it is held.
+        what: the thing that is prepared, for the report.
+        report: gets a line if another process prepares it.
     """
     lock = FileLock(path)
     try:
@@ -32,7 +32,7 @@ def locked(path: Path, what: str, report: Callable[[str], None]) -> Iterator[boo
     try:
         yield True
     finally:
-        # While it is held: a process that waits for a file that is gone notices, and begins anew.
+        # Removed while it is held: a process that waits for a removed file notices, and starts again.
         with suppress(OSError):
             path.unlink()
         lock.release()

@@ -1,6 +1,6 @@
-"""Arrays in .npy and .npz files: their headers are read and compared with the file's size before any array is.
+"""Arrays in .npy and .npz files: headers are compared with the file's size before an array is read.
 
-Nothing is unpickled, and no size that a header claims is believed.
+Nothing is unpickled, and no size in a header is trusted.
 """
 
 import io
@@ -19,19 +19,19 @@ import numpy as np
 from vae_jax.errors import UserError, brief
 from vae_jax.files.checked import UnfitError, open_file
 
-UNPACKED_LIMIT = 4 << 30  # bytes; a compressed array can claim any size, and a zip bomb does
-HEADER_LIMIT = 10_000  # bytes; numpy's own limit, which it looks at after it has read them
-READ_LIMIT = 1 << 24  # bytes that are read at once: zipfile reads a directory of members as a whole, numpy in parts
+UNPACKED_LIMIT = 4 << 30  # bytes: a compressed array can claim any size, and a zip bomb does
+HEADER_LIMIT = 10_000  # bytes: numpy's limit, which numpy checks only after reading them
+READ_LIMIT = 1 << 24  # bytes read at once: zipfile reads a directory of members as a whole, numpy in parts
 
 
 @dataclass(frozen=True)
 class Header:
-    """What an .npy header says.
+    """The content of an .npy header.
 
     Attributes:
         where: the file and the array's name, for messages.
         shape: of the array.
-        dtype: likewise, never one of objects.
+        dtype: of the array, never objects.
         compressed: whether its data are.
     """
 
@@ -50,11 +50,11 @@ class Arrays:
     """An open .npy or .npz file.
 
     Attributes:
-        names: of its arrays; an .npy file's one array is called images.
+        names: of its arrays; an .npy file's only array is called images.
     """
 
     def __init__(self, file: io.BufferedIOBase, path: Path):
-        """Reads the names; `file` is closed by whoever opened it, `path` is for messages."""
+        """Reads the names; whoever opened `file` closes it, `path` is for messages."""
         self._file, self._path = file, path
         self._zip = None if path.suffix.lower() == ".npy" else zipfile.ZipFile(file)
         self.names = ["images"] if self._zip is None else [name.removesuffix(".npy") for name in self._zip.namelist()]
@@ -63,7 +63,7 @@ class Arrays:
         """An array's header, which agrees with the size of its data.
 
         Raises:
-            UserError: if it does not, or claims too much.
+            UserError: if it does not, or is too large.
         """
         size = os.fstat(self._file.fileno()).st_size
         if self._zip is None:
@@ -84,20 +84,20 @@ class Arrays:
             return _header(member, info.file_size, where, compressed)
 
     def read(self, name: str) -> np.ndarray:
-        """An array whose header has been looked at; a zip file's checksum of it is compared."""
+        """Reads an array whose header has been checked; checks a zip file's checksum."""
         if self._zip is None:
             self._file.seek(0)
             return np.lib.format.read_array(self._file, allow_pickle=False)
-        with self._zip.open(f"{name}.npy") as member:  # anew: it does not compare the checksum of what it went back in
+        with self._zip.open(f"{name}.npy") as member:  # opened again: after going back zipfile compares no checksum
             return np.lib.format.read_array(member, allow_pickle=False)
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Arrays]:
-    """Opens a file; within it, what numpy's and zipfile's parsers raise of a damaged one becomes a UserError.
+    """A context with an open file, in which errors of numpy's and zipfile's parsers become a UserError.
 
     Raises:
-        UserError: if it is damaged, or cannot be read; then caused by the OSError.
+        UserError: if it is damaged or cannot be read; in the second case caused by the OSError.
     """
     try:
         with _Bounded(io.FileIO(path, opener=open_file)) as file, warnings.catch_warnings():
@@ -109,13 +109,13 @@ def opened(path: Path) -> Iterator[Arrays]:
         raise UserError(f"{path}: {error}") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except Exception as error:  # of many kinds
+    except Exception as error:  # the parsers raise many kinds
         reason = brief(error) or type(error).__name__
         raise UserError(f"{path}: expected a whole {path.suffix} file, found a damaged one ({reason})") from error
 
 
 class _Bounded(io.BufferedReader):
-    """A file of which nobody reads very much at once."""
+    """A file that refuses to read very much at once."""
 
     def read(self, size: int | None = -1) -> bytes:
         if size is not None and size > READ_LIMIT:
@@ -137,7 +137,7 @@ def _header(file: Any, size: int, where: str, compressed: bool) -> Header:
     file.seek(-field, os.SEEK_CUR)
     try:
         shape, _, dtype = parse(file)
-    except MemoryError as error:  # of Python's parser, where brackets are nested deeply
+    except MemoryError as error:  # Python's parser raises it for deeply nested brackets
         raise ValueError("its header") from error
     body = size - file.tell()
     if dtype.hasobject or min(shape, default=1) == 0:

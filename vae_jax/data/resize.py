@@ -1,4 +1,4 @@
-"""The one place where images are decoded and change size or mode: Pillow's bilinear filter on 8-bit images."""
+"""Decodes images and changes their size and mode, with Pillow's bilinear filter on 8-bit images."""
 
 import warnings
 import zlib
@@ -17,13 +17,13 @@ from vae_jax.data.shape import Kind
 from vae_jax.device import memory
 from vae_jax.errors import UserError
 
-# At 12 bytes a pixel for the worst case, a progressive JPEG with four components, an image takes 805 MB; a WebP 1.1 GB.
+# With 12 bytes a pixel in the worst case, a progressive JPEG of four components, an image takes 805 MB; a WebP 1.1 GB.
 PIXEL_LIMIT = 1 << 26
 DECODING = 12  # bytes a pixel
-DECODING_WEBP = 17  # likewise
+DECODING_WEBP = 17  # bytes a pixel of a WebP
 SIDE_LIMIT = 1 << 16  # Pillow's filter keeps a column of coefficients for every line it reads
 BAND = 1 << 20  # pixels converted at a time
-FORMATS = {  # what is read, by Pillow's name, and how its files' names end
+FORMATS = {  # the formats that are read, by Pillow's names, and the endings of their files
     "PNG": (".png",),
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
     "WEBP": (".webp",),
@@ -32,27 +32,31 @@ FORMATS = {  # what is read, by Pillow's name, and how its files' names end
     "GIF": (".gif",),
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
 }
-INSPECTED = 256  # pixels a side of an image when its colours are looked for
-TINT = 8  # levels that red, green and blue may differ by where an image is called grey: a lossy format rounds
+INSPECTED = 256  # pixels a side to which an image is reduced to look for colours
+TINT = 8  # levels by which a grey image's red, green and blue may differ: a lossy format rounds
 READ = "PNG, JPEG, WebP, BMP, TIFF, GIF or PNM"  # for messages
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-XMP = b"XML:com.adobe.xmp\0\0"  # how a chunk begins that holds it, not compressed
-METADATA = {  # a PNG's chunks that say nothing about its pixels
+XMP = b"XML:com.adobe.xmp\0\0"  # the beginning of a chunk that holds it uncompressed
+METADATA = {  # a PNG's chunks that do not affect its pixels
     *(b"tEXt", b"zTXt", b"iTXt", b"iCCP", b"cHRM", b"gAMA", b"sRGB", b"sBIT", b"pHYs", b"tIME", b"hIST", b"sPLT"),
     *(b"bKGD", b"eXIf"),
 }
 JPEG_SIGNATURE = b"\xff\xd8"
-JPEG_METADATA = {*range(0xE2, 0xEE), 0xEF, 0xFE}  # markers; APP1 may say how it is turned, APP14 what its colours are
-JFIF, WHOLE_JFIF = 0xE0, 16  # its marker, which says what the colours are, and its least length
+JPEG_METADATA = {
+    *range(0xE2, 0xEE),
+    0xEF,
+    0xFE,
+}  # markers, without APP1, which may hold the orientation, and APP14, which may hold the kind of colours
+JFIF, WHOLE_JFIF = 0xE0, 16  # its marker, which holds the kind of colours, and its least length
 START_OF_SCAN = 0xDA  # the marker before the pixels
 TIFF_SIGNATURES = (b"II*\0", b"MM\0*")
-TIFF_METADATA = {  # tags that say nothing about the pixels
+TIFF_METADATA = {  # tags that do not affect the pixels
     *(254, 255, 269, 270, 271, 272, 282, 283, 285, 286, 287, 296, 297, 305, 306, 315, 316, 700, 33432, 33550, 33723),
     *(33922, 34377, 34665, 34675, 34735, 34736, 34737, 34853, 37724, 42112, 42113, 50341),
 }
 ORIENTATION, BITS_PER_SAMPLE, PHOTOMETRIC, TILE_WIDTH, TILE_LENGTH = 274, 258, 262, 322, 323  # tags of EXIF and TIFF
 DEEP = ("I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of 16-bit greys
-UPRIGHT = {  # what undoes each orientation
+UPRIGHT = {  # the transformation that undoes an orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -64,7 +68,7 @@ UPRIGHT = {  # what undoes each orientation
 
 
 class BadImage(UserError):
-    """One image that cannot be used, whatever becomes of the others."""
+    """An image that cannot be used; others may be."""
 
 
 class Resizer:
@@ -72,8 +76,8 @@ class Resizer:
 
     Attributes:
         shape: of an image.
-        report: is told what takes time.
-        brightest: the highest level of the images, before they were resized, by what `stack` was told that they are.
+        report: gets a line on steps that take time.
+        brightest: the highest level of the images before resizing, by the split given to `stack`.
     """
 
     def __init__(self, size: int, channels: int, report: Callable[[str], None] = lambda line: None):
@@ -97,24 +101,24 @@ class Resizer:
         return np.asarray(image).reshape(self.shape)
 
     def read(self, file: Path | bytes, name: str) -> UInt8[np.ndarray, "size size channels"]:
-        """One image file; the arguments and what is raised are those of `decode`."""
-        with _fault_named(name):  # some damage shows only now, a palette that is not there, say
+        """The image in a file; takes and raises the same as `decode`."""
+        with _as_bad_image(name):  # some damage shows only now, as a missing palette
             return self.one(decode(file, name))
 
     def stack(
         self, images: np.ndarray | Iterable[Image.Image | np.ndarray | None], count: int, split: str = "train"
     ) -> UInt8[np.ndarray, "kept size size channels"]:
-        """The images of one split, one after the other, but for those that are None.
+        """One split's images in one array, without those that are None.
 
-        An array of the right shape is given back as it is.
+        An array of the right shape is returned unchanged.
 
         Args:
-            images: as of `one`.
-            count: how many there are.
+            images: as `one` takes them.
+            count: number of images.
             split: its name, for `brightest`.
 
         Raises:
-            UserError: they do not fit into memory.
+            UserError: if they do not fit into memory.
         """
         if isinstance(images, np.ndarray) and images.reshape(count, *images.shape[1:3], -1).shape[1:] == self.shape:
             self.brightest[split] = int(images.max())
@@ -138,30 +142,30 @@ def decode(file: Path | bytes, name: str) -> Image.Image:
 
     Args:
         file: the file's path or its content.
-        name: what the image is called in an error message.
+        name: of the image, for messages.
 
     Raises:
-        BadImage: it cannot be read, is damaged, holds several pictures or levels of an unknown scale, or is over the
+        BadImage: if it cannot be read, is damaged, holds several pictures or levels of an unknown scale, or is over the
             limits of `check_size`.
-        UserError: there is not enough memory for it.
+        UserError: if it does not fit into memory.
     """
-    with _fault_named(name):
-        return _whatever_its_metadata(lambda file: _decode(file, name), file)
+    with _as_bad_image(name):
+        return _or_without_metadata(lambda file: _decode(file, name), file)
 
 
 def inspect(file: Path | bytes, name: str, look: bool = True) -> Kind:
     """An image's size, from its header, and whether it has colours, from its pixels: grey ones are often stored as RGB.
 
     Args:
-        file: as of `decode`.
-        name: likewise.
+        file: as for `decode`.
+        name: as for `decode`.
         look: whether to look at its pixels, which takes time.
 
     Raises:
-        BadImage: it cannot be read, or anything of `decode`.
+        BadImage: if it cannot be read, or as `decode` does.
     """
-    with _fault_named(name):
-        width, height, mode = _whatever_its_metadata(_header, file)
+    with _as_bad_image(name):
+        width, height, mode = _or_without_metadata(_header, file)
         colour = False if mode in ("1", "L", "LA", "I", "F", *DEEP) else None
         if colour is None and look:
             sample = Resizer(min(width, height, INSPECTED), 3).one(decode(file, name)).astype(np.int16)
@@ -178,8 +182,8 @@ def _header(file: Path | bytes) -> tuple[int, int, str]:
         return image.width, image.height, image.mode
 
 
-def _whatever_its_metadata(use: Callable[[Path | bytes], Any], file: Path | bytes) -> Any:
-    """What `use` makes of a file, or of the file without its metadata where Pillow stumbles over them."""
+def _or_without_metadata(use: Callable[[Path | bytes], Any], file: Path | bytes) -> Any:
+    """The result of `use` for a file, or for the file without its metadata if Pillow fails on them."""
     try:
         return use(file)
     except (UserError, MemoryError, Image.DecompressionBombError):
@@ -191,7 +195,7 @@ def _whatever_its_metadata(use: Callable[[Path | bytes], Any], file: Path | byte
 
 
 def _without_metadata(file: Path | bytes) -> bytes | None:
-    """A PNG, JPEG or TIFF without its metadata, but for what may say how it is turned; None if it has none."""
+    """A PNG, JPEG or TIFF without its metadata, except a possible orientation; None if there is nothing to remove."""
     with BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream:
         signature = stream.read(len(PNG_SIGNATURE))
         if signature == PNG_SIGNATURE:
@@ -253,34 +257,34 @@ def _decode(file: Path | bytes, name: str) -> Image.Image:
             raise BadImage(f"{name}: expected a single picture, found a file of several")
         bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
         if image.mode == "F" or (image.mode == "I" and image.format != "PPM") or (image.mode in DEEP and bits != 16):
-            found = "floats" if image.mode == "F" else f"{bits if image.mode in DEEP else 32} bits"
-            raise BadImage(f"{name}: expected levels of 8 or 16 bits, whose white is known, found {found}")
+            actual = "floats" if image.mode == "F" else f"{bits if image.mode in DEEP else 32} bits"
+            raise BadImage(f"{name}: expected levels of 8 or 16 bits, whose white is known, found {actual}")
         raw = image.tile[0][3] if image.format == "PNG" else None
         image.load()
         if "transparency" in image.info and raw is not None:
             image = _with_transparency(image, raw, file)
-        if image.mode in DEEP and tags.get(PHOTOMETRIC) == 0:  # white is 0; Pillow sees to it for 8 bits only
+        if image.mode in DEEP and tags.get(PHOTOMETRIC) == 0:  # white is 0; Pillow inverts only 8 bits
             image = Image.fromarray(65535 - np.asarray(image).astype(np.uint16))
         turn = UPRIGHT.get(_orientation(image))
         return image if turn is None else image.transpose(turn)
 
 
 def _orientation(image: Image.Image) -> Any:
-    """What EXIF, or else XMP, says of how the picture is turned; nothing where neither can be read."""
+    """The orientation in EXIF, or else XMP; None if neither can be read."""
     for _ in range(2):
         try:
             return image.getexif().get(ORIENTATION)
-        except Exception:  # of a parser, of whatever kind
-            image.info.pop("exif", None)  # and now XMP
+        except Exception:  # a parser may raise anything
+            image.info.pop("exif", None)  # next time: XMP
             image._exif = None
     return None
 
 
 def _with_transparency(image: Image.Image, raw: str, file: Path | bytes) -> Image.Image:
-    """A PNG whose transparent level is of the scale of the decoded levels, or which has an alpha channel in its place.
+    """The PNG with its transparent level on the scale of the decoded levels, or with an alpha channel instead.
 
     Args:
-        image: decoded; its transparent level is as the file has it.
+        image: decoded; its transparent level is the file's.
         raw: Pillow's name of the file's levels.
         file: the image's.
     """
@@ -290,10 +294,10 @@ def _with_transparency(image: Image.Image, raw: str, file: Path | bytes) -> Imag
         image.info["transparency"] = (level & ((1 << depth) - 1)) * 255 // ((1 << depth) - 1)
     elif raw == "RGB":
         image.info["transparency"] = tuple(part & 255 for part in level)
-    elif image.mode == "RGB":  # 16 bits, of which Pillow keeps the high ones
+    elif image.mode == "RGB":  # 16 bits, of which Pillow keeps the high byte
         del image.info["transparency"]
         with _open(file) as low:
-            low.tile = [low.tile[0]._replace(args="RGB;16L")]  # as if the bytes were swapped: the low ones
+            low.tile = [low.tile[0]._replace(args="RGB;16L")]  # read with swapped bytes: the low byte
             low.load()
             alpha = Image.new("L", image.size)
             rows = max(1, BAND // image.width)
@@ -306,11 +310,11 @@ def _with_transparency(image: Image.Image, raw: str, file: Path | bytes) -> Imag
 
 
 @contextmanager
-def _fault_named(name: str) -> Iterator[None]:
-    """Turns what a bad image raises into a BadImage; Pillow's decoders raise whatever their parsers do."""
+def _as_bad_image(name: str) -> Iterator[None]:
+    """A context that turns any error of Pillow's decoders into a BadImage."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of metadata, and of sizes, which are looked at here
+            warnings.simplefilter("ignore")  # about metadata, and about sizes, which are checked here
             yield
     except UserError:
         raise
@@ -325,11 +329,11 @@ def _fault_named(name: str) -> Iterator[None]:
 
 
 def check_size(width: int, height: int, name: str, need: int = DECODING) -> None:
-    """Refuses an image before it is decoded, which takes `need` bytes for each of its pixels.
+    """Refuses an image before it is decoded, which takes `need` bytes a pixel.
 
     Raises:
-        BadImage: it has more pixels or a longer side than any picture, and would take a GB and more.
-        UserError: there is not enough memory for it.
+        BadImage: if it has more pixels or a longer side than any picture, and would take a GB or more.
+        UserError: if it does not fit into memory.
     """
     if width * height > PIXEL_LIMIT or max(width, height) > SIDE_LIMIT:
         raise _over_limit(name, f" ({width}x{height})")
@@ -344,7 +348,7 @@ def _over_limit(name: str, size: str) -> BadImage:
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-    """Converts to L or RGB, large images in bands, since some ways take many times an image's memory."""
+    """Converts to L or RGB, large images in bands, since some conversions take many times an image's memory."""
     if image.mode == mode and not image.has_transparency_data:
         return image
     rows = max(1, BAND // image.width)
@@ -358,8 +362,8 @@ def _to_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """Converts to L or RGB; 16-bit greys are scaled and transparency is laid over white, as viewers do."""
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion cuts off at 255 instead of scaling
+    """Converts to L or RGB; scales 16-bit greys and lays transparency over white, as viewers do."""
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's conversion cuts off at 255 instead of scaling
         deep = np.asarray(image)
         levels = np.rint(deep.astype(np.float64).clip(0, 65535) / 257).astype(np.uint8)
         if "transparency" in image.info:

@@ -1,4 +1,4 @@
-"""The size and the channels that images get where the configuration does not set them."""
+"""Chooses the images' size and channels if the configuration does not set them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from vae_jax.data.dataset import Dataset
 
 LARGEST = 64  # pixels a side: a model of larger images takes hours, so it must be asked for
-APART = 2  # smaller sides whose ratio is above this have no size in common
+APART = 2  # smaller sides with a larger ratio have no size in common
 
 
 class Kind(NamedTuple):
-    """One image, or many that are alike, before it is resized.
+    """One image, or many of the same kind, before resizing.
 
     Attributes:
         width: in pixels.
         height: in pixels.
-        colour: whether it has colours; None where that has not been looked at.
+        colour: whether it has colours; None if its pixels were not looked at.
         name: of the image, for messages.
-        images: how many there are; 0 where that is not known yet.
+        images: number of images; 0 if not known yet.
     """
 
     width: int
@@ -33,26 +33,25 @@ class Kind(NamedTuple):
 
     @property
     def side(self) -> int:
-        """The smaller side of the square that it would be resized to."""
+        """The side of the square that it would be resized to."""
         return min(self.width, self.height, LARGEST)
 
 
 def choose(
     config: DataConfig, kinds: Callable[[], Sequence[Kind]], where: str, report: Callable[[str], None]
 ) -> tuple[int, int]:
-    """The images' size and channels: as they are configured, or else as the images themselves have them.
+    """The images' size and channels, as configured or else from the images.
 
-    The size is the middle one of the images' smaller sides, at most `LARGEST`; the channels are 3 where any image has
-    colours.
+    The size is the median of the images' smaller sides, at most `LARGEST`; the channels are 3 if any image has colours.
 
     Args:
         config: of the data.
-        kinds: looks at the images; not called where both are configured.
-        where: what holds the images, for messages.
-        report: is told what has been chosen, and why.
+        kinds: looks at the images; not called if both are configured.
+        where: the place of the images, for messages.
+        report: gets a line on the choice and its reason.
 
     Raises:
-        UserError: the images' sizes are too different.
+        UserError: if the images' sizes differ too much.
     """
     if config.image_size is not None and config.channels is not None:
         return config.image_size, config.channels
@@ -86,38 +85,38 @@ def choose(
     return size, channels
 
 
-def check_configured(config: DataConfig, name: str, **own: Any) -> None:
-    """Refuses data that are not what the configuration says they are, where it says so.
+def check_configured(config: DataConfig, name: str, **actual: Any) -> None:
+    """Refuses data that differ from what the configuration sets.
 
     Args:
         config: of the data.
         name: of the data.
-        **own: the data's values of some options.
+        **actual: the data's values of some options.
 
     Raises:
         UserError: naming the option.
     """
-    for option, value in own.items():
+    for option, value in actual.items():
         if (expected := getattr(config, option)) not in (None, value):
-            expected, shown = (list(each) if isinstance(each, tuple) else each for each in (expected, value))
+            expected, shown = (list(item) if isinstance(item, tuple) else item for item in (expected, value))
             raise UserError(f"data.{option}: expected {expected}, as configured; found {shown} in {cut(name, PATH)}")
 
 
 def settled(config: Config, data: "Dataset") -> Config:
-    """The configuration with what the data set's own examples are where it does not say it, as a run keeps it.
+    """The configuration completed with the kind and shape of the data set's examples, as a run keeps it.
 
     Raises:
-        UserError: if it says another kind of them.
+        UserError: if it sets others.
     """
     spec, given = data.spec, config.data
     if given.kind not in (None, spec.kind):
         raise UserError(f"data.kind: expected {spec.kind}, as {cut(data.name, PATH)} has; found {given.kind}")
     if not spec.is_picture:
-        own = {"shape": spec.stored, "values": spec.values or None}
-        check_configured(given, data.name, **own)
-        settled = replace(given, kind=spec.kind, **own)
-        check_section(settled)
-        return replace(config, data=settled)
+        actual = {"shape": spec.stored, "values": spec.values or None}
+        check_configured(given, data.name, **actual)
+        completed = replace(given, kind=spec.kind, **actual)
+        check_section(completed)
+        return replace(config, data=completed)
     size = spec.shape[0] if given.image_size is None else given.image_size
     channels = spec.shape[-1] if given.channels is None else given.channels
     return replace(config, data=replace(given, kind=None, image_size=size, channels=channels))

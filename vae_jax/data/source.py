@@ -1,4 +1,4 @@
-"""What a data source is: one function from the configuration to an `Opened` data set."""
+"""The type of a data source: a function from the configuration to an `Opened` data set."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from vae_jax.errors import UserError
 
 Report = Callable[[str], None]
 SPLITS = ("train", "test", "validation")
-SPLIT_OF = {  # a word in any case that names a split
+SPLIT_OF = {  # words in any case that name a split
     **dict.fromkeys(("train", "training", "trainset"), "train"),
     **dict.fromkeys(("test", "testing", "testset"), "test"),
     **dict.fromkeys(("validation", "val", "valid", "validate", "valset", "dev", "devset"), "validation"),
@@ -25,11 +25,11 @@ class Splits:
 
     Attributes:
         train: the training images.
-        test: the test images, or None where the source has no test split of its own.
-        validation: likewise.
+        test: the test images; None if the source has no test split.
+        validation: the validation images; None if the source has no validation split.
         class_names: the labels' names, or None.
-        skipped: the images that were left out, each with the reason.
-        notes: what is reported whenever the data set is loaded, a line each.
+        skipped: the images that were left out, with the reasons.
+        notes: lines that are reported whenever the data set is loaded.
     """
 
     train: Split
@@ -42,16 +42,16 @@ class Splits:
 
 @dataclass(frozen=True)
 class Opened:
-    """A source that has been looked at, but not read.
+    """A source that is opened, but not read.
 
     Attributes:
         name: the data set's name in reports.
-        read: reads all of it, with every image passed through the `Resizer`; there is none for other examples.
-        fingerprint: what determines the content (file names, sizes, times): the key of the resized images in
-            the cache. None where reading again is as fast as reading a cache.
-        image_size: for which data.image_size stands where it is not set.
-        channels: likewise.
-        in_arrays: the user has the images as arrays.
+        read: reads all of it, and passes images through the `Resizer`, which is None for other examples.
+        fingerprint: determines the content (file names, sizes, times): the key of the resized images in the cache. None
+            if reading again is as fast as reading a cache.
+        image_size: the size if data.image_size is not set.
+        channels: the channels if data.channels is not set.
+        in_arrays: whether the user has the images as arrays.
         kind: of the examples, see `data.kind`.
         shape: of an example that is no image, as it is stored.
     """
@@ -70,15 +70,15 @@ class Source(Protocol):
     """A data source. Opening is cheap (no decoding, no slow import); all work is in `Opened.read`."""
 
     def __call__(self, config: DataConfig, report: Report, /) -> Opened:
-        """Raises UserError for what is missing or not readable."""
+        """Opens the source; raises UserError if something is missing or cannot be read."""
         ...
 
 
 def required(value: str | None, option: str, source: str) -> str:
-    """The value of an option that a source cannot do without.
+    """The value of an option that a source needs.
 
     Raises:
-        UserError: it is not set.
+        UserError: if it is not set.
     """
     if not value:
         raise UserError(f"{option} is not set: data.source {source} needs it")
@@ -86,6 +86,6 @@ def required(value: str | None, option: str, source: str) -> str:
 
 
 def file_state(path: Path) -> tuple[str, ...]:
-    """A file's place, size and time of change: as long as they stay, its content is taken to be the same."""
+    """A file's path, size and time of change: while they stay the same, so does its content."""
     stat = path.stat()
     return str(path.resolve()), str(stat.st_size), str(stat.st_mtime_ns)

@@ -9,20 +9,19 @@ from jaxtyping import Int64, Shaped
 from vae_jax.data.stored import as_array, check_finite, described, kind_of, to_labels
 from vae_jax.errors import UserError
 
-# The kind of numbers and the number of axes of a stored array, by what its examples are.
+# The kind of numbers and the number of axes of a stored array, by the kind of its examples.
 STORED = {"image": ("u", 4), "vector": ("f", 2), "sequence": ("f", 3), "categories": ("u", 2)}
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one split, in order, or examples of another kind; checked when it is made.
+    """The images of one split, in order, or examples of another kind; checked when made.
 
     Attributes:
         images: uint8, (images, height, width, channels), at least one, grey (1 channel) or RGB (3). Or float32 vectors
             (n, features) or sequences (n, length, channels); or categories, unsigned, (n, length).
-        labels: int64, (images,), from 0 on; or None where the source has none. Other whole numbers are converted.
-        kind: one of `vae_jax.spec.KINDS`; None stands for vector where the array is of floats (n, features), and else
-            for image.
+        labels: int64, (images,), from 0 on; None if the source has none. Other whole numbers are converted.
+        kind: one of `vae_jax.spec.KINDS`; None means vector if the array holds floats (n, features), else image.
 
     Raises:
         UserError: if they are anything else.
@@ -35,7 +34,7 @@ class Split:
         (4, [3, 1, 4, 1])
     """
 
-    __no_type_check__ = True  # what is wrong is told below in one line, with or without a type checker
+    __no_type_check__ = True  # the checks below give one line, with or without a type checker
 
     images: Shaped[np.ndarray, "images *stored"]
     labels: Int64[np.ndarray, " images"] | None = None
@@ -64,7 +63,7 @@ class Split:
 
     @property
     def form(self) -> str:
-        """The shape of an example as it is stored, and its kind if it is no image, in words."""
+        """The stored shape of an example, and its kind if it is no image, in words."""
         shape = "x".join(map(str, self.images.shape[1:]))
         return shape if self.kind == "image" else f"{shape} ({self.kind})"
 
@@ -73,13 +72,13 @@ class Split:
         return Split(self.images[indices], None if self.labels is None else self.labels[indices], self.kind)
 
     def spread(self, count: int) -> "Split":
-        """So many of the images, in order, or all where there are no more: the same ones every time.
+        """`count` of the images, in order, or all if there are fewer; always the same ones.
 
-        One of each of `count` equal parts, chosen at random in it: the first ones would be of one class in a source
-        that is sorted, and every k-th in one whose classes take turns.
+        One image is drawn from each of `count` equal parts: the first images would be of one class if the source is
+        sorted, and so would every k-th image if its classes take turns.
         """
         if count >= len(self):
             return self
         ends = np.arange(count + 1) * len(self) // count
-        place = np.random.RandomState(0).random_sample(count)  # the legacy generator's stream is frozen for good
+        place = np.random.RandomState(0).random_sample(count)  # the legacy generator's stream never changes
         return self.take(ends[:-1] + (place * np.diff(ends)).astype(np.int64))

@@ -1,4 +1,4 @@
-"""Arrays as examples are stored: uint8 images, float32 vectors and sequences, whole numbers of categories."""
+"""Converts arrays to the form in which examples are stored: uint8 images, float32 vectors and sequences, categories."""
 
 from collections.abc import Callable
 from math import prod
@@ -9,7 +9,7 @@ from jaxtyping import Int64, Shaped, UInt8
 
 from vae_jax.device import memory
 from vae_jax.errors import UserError, listed
-from vae_jax.spec import MOST_VALUES, others, stored_axes
+from vae_jax.spec import MOST_VALUES, kinds_hint, stored_axes
 
 WHOLE = 1 << 24  # float32 holds all whole numbers up to it
 
@@ -18,7 +18,7 @@ def to_levels(images: np.ndarray, where: str) -> UInt8[np.ndarray, "..."]:
     """Images as levels 0 to 255: bools and floats in [0, 1] are scaled by 255 and rounded, some images at a time.
 
     Raises:
-        UserError: naming `where`, if they are neither these nor uint8; the message tells how to scale them.
+        UserError: naming `where`, if they are neither these nor uint8; the message says how to scale them.
     """
     if images.dtype == np.uint8:
         return images
@@ -32,17 +32,17 @@ def to_levels(images: np.ndarray, where: str) -> UInt8[np.ndarray, "..."]:
         if not (low >= 0 and high <= 1):
             scale = "; divide them by 255" if low >= 0 and 1 < high <= 255 else ""
             scale = "; take (images + 1) / 2" if -1 <= low < 0 and high <= 1 else scale
-            scale += f"; {others(3)}" if others(images.ndim) else ""
+            scale += f"; {kinds_hint(3)}" if kinds_hint(images.ndim) else ""
             raise UserError(f"{where}: expected floats in [0, 1], found levels from {low} to {high}{scale}")
         np.rint(part * 255.0, out=out[start : start + step], casting="unsafe")
     return out
 
 
 def check_levels(dtype: np.dtype, where: str) -> None:
-    """Refuses a kind of numbers that `to_levels` does not take.
+    """Refuses a type of numbers that `to_levels` does not take.
 
     Raises:
-        UserError: naming `where`, the kind, and how to scale it.
+        UserError: naming `where`, the type, and how to scale it.
     """
     if dtype == np.uint8 or dtype.kind in "fb":
         return
@@ -52,14 +52,14 @@ def check_levels(dtype: np.dtype, where: str) -> None:
 
 
 def as_array(values: Any, what: str) -> np.ndarray:
-    """A plain numpy array of what may be another kind, jax's for example."""
+    """A plain numpy array from one of any library, jax for example."""
     if isinstance(values, np.ma.MaskedArray):
         raise UserError(f"{what}: expected an array without a mask; fill it, as with .filled(0); found a masked array")
     if isinstance(values, np.ndarray):
         return values
     try:
         return np.asarray(values)
-    except Exception as error:  # of another library's array, of whatever kind: PyTorch raises RuntimeError
+    except Exception as error:  # another library's array may raise anything: PyTorch's raises RuntimeError
         raise UserError(f"{what}: expected an array; {error!s:.200}") from error
 
 
@@ -68,23 +68,23 @@ def described(array: np.ndarray) -> str:
 
 
 def kind_of(shape: tuple[int, ...], dtype: np.dtype) -> str:
-    """What an array is taken for of which nothing else is said."""
+    """The kind that an array is taken for by default."""
     return "vector" if len(shape) == 2 and dtype.kind == "f" else "image"
 
 
 def to_stored(
     array: np.ndarray, kind: str, what: str, report: Callable[[str], None]
 ) -> Shaped[np.ndarray, "n *stored"]:
-    """An array as a split holds examples of a kind.
+    """An array in the form in which a split holds examples of a kind.
 
     Args:
         array: of any numbers.
         kind: one of `vae_jax.spec.KINDS`.
-        what: the array, which messages begin with.
-        report: is told of numbers that differ by less than float32 holds.
+        what: the array's name, with which messages begin.
+        report: gets a line if numbers differ by less than float32 can hold.
 
     Raises:
-        UserError: if it is none of this kind.
+        UserError: if it is not of this kind.
     """
     if kind == "image":
         return _pictures(array, what)
@@ -98,10 +98,10 @@ def to_stored(
 
 
 def _pictures(images: np.ndarray, what: str) -> UInt8[np.ndarray, "n h w c"]:
-    """Images as uint8 with their axis of channels."""
+    """Images as uint8 with an axis of channels."""
     shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[3] in (1, 3))
     if not shaped or 0 in images.shape or images.dtype.kind not in "ufb":
-        hint = f"; {others(images.ndim)}" if others(images.ndim) else ""
+        hint = f"; {kinds_hint(images.ndim)}" if kinds_hint(images.ndim) else ""
         raise UserError(
             f"{what}: expected images (n, height, width) or (n, height, width, 1 or 3), uint8 or floats in [0, 1]; "
             f"found {described(images)}{hint}"
@@ -119,15 +119,15 @@ def _categories(array: np.ndarray, what: str) -> Shaped[np.ndarray, "n length"]:
 
 def _reals(array: np.ndarray, what: str, report: Callable[[str], None]) -> Shaped[np.ndarray, "n *stored"]:
     memory.check(4 * array.size, f"{what}: {array.shape} as float32")
-    with np.errstate(over="ignore"):  # which is refused
+    with np.errstate(over="ignore"):  # infinities are refused below
         kept = array.astype(np.float32)
     check_finite(kept, array, what)
     if array.dtype.kind in "iu" and (most := max(abs(int(array.min())), abs(int(array.max())))) > WHOLE:
         raise UserError(f"{what}: expected whole numbers up to {WHOLE:,}, which float32 holds; found {most:,}")
-    if array.dtype in (np.float16, np.float32, np.bool_):  # which float32 holds
+    if array.dtype in (np.float16, np.float32, np.bool_):  # float32 holds them exactly
         return kept
     lost = []
-    for column in range(array.shape[-1]):  # one at a time, since there may be little memory
+    for column in range(array.shape[-1]):  # one at a time to save memory
         given, rounded = array[..., column].astype(float).ravel(), kept[..., column].ravel()
         with np.errstate(over="ignore"):
             spread = given.std()
@@ -141,7 +141,7 @@ def _reals(array: np.ndarray, what: str, report: Callable[[str], None]) -> Shape
 
 
 def check_finite(kept: np.ndarray, given: np.ndarray, what: str) -> None:
-    """Refuses numbers that are none, or that float32 does not hold."""
+    """Refuses NaN, infinities, and numbers too large for float32."""
     finite = np.isfinite(kept)
     if not finite.all():
         place = np.unravel_index(int(np.argmin(finite)), kept.shape)
@@ -150,7 +150,11 @@ def check_finite(kept: np.ndarray, given: np.ndarray, what: str) -> None:
 
 
 def to_labels(labels: Any, count: int, what: str = "labels") -> Int64[np.ndarray, " n"]:
-    """Labels as int64."""
+    """Labels as int64, (n,), checked.
+
+    Raises:
+        UserError: naming `what`, if they are no `count` whole numbers from 0 on.
+    """
     labels = as_array(labels, what)
     if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
         expected = f"{count:,} whole numbers from 0 on, one for each image"

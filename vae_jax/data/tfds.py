@@ -1,8 +1,7 @@
 """Any image data set of tensorflow-datasets, prepared and read without TensorFlow.
 
-tensorflow-datasets reads its array_record files without TensorFlow, but many of its builders open their
-source files with tf.io.gfile and encode images with tf.image. Both have a plain counterpart, which the
-builders are given while they prepare.
+tensorflow-datasets reads its array_record files without TensorFlow, but many of its builders open their source files
+with tf.io.gfile and encode images with tf.image. The builders get plain substitutes for both while they prepare.
 """
 
 import contextlib
@@ -38,22 +37,22 @@ BATCH = 1000  # records read at once
 def tfds(config: DataConfig, report: Report) -> Opened:
     """The data set data.name ("cifar10", "emnist/letters").
 
-    A split called validation is the validation split, or the test split where there is no other.
+    A split called validation is the validation split, or the test split if there is no other.
 
     Raises:
-        UserError: data.name is not set; where data.image_size or data.channels is not set, also all that is otherwise
-            found out on reading, which needs a slow import.
+        UserError: if data.name is not set; if data.image_size or data.channels is not set, also the errors of reading,
+            since choosing them needs the slow import.
     """
     name = required(config.name, "data.name", "tfds")
 
-    def folder_of_all() -> Path:
+    def root() -> Path:
         if (cache := cache_folder(config)) is None:
             raise UserError(f"data.name {name}: expected a folder to download into; {NO_HOME}")
         return cache / "tensorflow_datasets"
 
     @functools.cache
     def prepared() -> tuple[Any, str, str | None, dict[str, int]]:
-        folder = folder_of_all()
+        folder = root()
         builder = _builder(name, folder)
         image, label = _features(builder)
         if not builder.is_prepared():
@@ -89,7 +88,7 @@ def tfds(config: DataConfig, report: Report) -> Opened:
         return Splits(**splits, class_names=names, notes=tuple(notes))
 
     def kinds() -> list[Kind]:
-        builder = _builder(name, folder_of_all())
+        builder = _builder(name, root())
         image, _ = _features(builder)
         height, width, channels = builder.info.features[image].shape
         if None not in (height, width, channels):
@@ -100,7 +99,7 @@ def tfds(config: DataConfig, report: Report) -> Opened:
             report(
                 f"{name}: looking at {len(looked):,} of {sizes['train']:,} training images for their size and colours"
             )
-        with _damage_named(builder):
+        with _as_user_error(builder):
             examples = _records(builder, "train").__getitems__(looked)
         return [
             inspect(example[image], f"{name}, train image {index}")
@@ -115,14 +114,14 @@ def tfds(config: DataConfig, report: Report) -> Opened:
 def _builder(name: str, folder: Path) -> Any:
     """The data set's builder, made independent of TensorFlow.
 
-    A subclass's own url_infos would be None, and then no download would be checksummed; they are handed on.
+    A subclass's own url_infos would be None, and no download would be verified; so it gets its base's.
     """
     import tensorflow_datasets
 
     base: Any
     base_name, _, config_name = name.partition("/")
-    if ":" in base_name:  # of a community's, which may be fetched with code of its own
-        raise UserError(f"data.name: expected a data set that tensorflow-datasets itself brings; found {name}")
+    if ":" in base_name:  # a community's, whose code may be downloaded
+        raise UserError(f"data.name: expected a data set of tensorflow-datasets itself; found {name}")
     try:
         base = tensorflow_datasets.builder_cls(base_name)
     except Exception as error:  # an unknown name or namespace, or a builder that cannot be imported
@@ -149,7 +148,7 @@ def _builder(name: str, folder: Path) -> Any:
 
 
 def _encoded(examples: Iterator) -> Iterator:
-    """Encodes images that come as arrays with Pillow, where tensorflow-datasets would use TensorFlow."""
+    """Encodes images that are arrays with Pillow, since tensorflow-datasets would use TensorFlow."""
     for key, example in examples:
         for name, value in example.items() if isinstance(example, dict) else ():
             if isinstance(value, np.ndarray) and value.ndim == 3 and value.dtype == np.uint8:
@@ -158,7 +157,7 @@ def _encoded(examples: Iterator) -> Iterator:
 
 
 def _features(builder: Any) -> tuple[str, str | None]:
-    """The names of the image feature and of the label, which may be None."""
+    """The names of the image feature and of the label, which is None if there is none."""
     from tensorflow_datasets import features as kinds
 
     features = dict(builder.info.features)
@@ -166,8 +165,8 @@ def _features(builder: Any) -> tuple[str, str | None]:
     labels = [name for name, feature in features.items() if isinstance(feature, kinds.ClassLabel)]
     image = "image" if "image" in images else images[0] if len(images) == 1 else None
     if image is None or features[image].np_dtype == np.float32:
-        found = listed(f"{name} ({type(feature).__name__})" for name, feature in features.items())
-        raise UserError(f"data.name {builder.name}: expected one feature with 8- or 16-bit images, found {found}")
+        known = listed(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+        raise UserError(f"data.name {builder.name}: expected one feature with 8- or 16-bit images, found {known}")
     return image, "label" if "label" in labels else labels[0] if len(labels) == 1 else None
 
 
@@ -175,7 +174,7 @@ def _prepare(builder: Any, name: str, config: DataConfig, report: Report) -> Non
     """Downloads the data set and writes it as array_record files.
 
     Raises:
-        UserError: there is no network, a download fails, or the builder needs TensorFlow after all.
+        UserError: if there is no network, a download fails, or the builder needs TensorFlow after all.
     """
     import tensorflow_datasets
 
@@ -199,12 +198,12 @@ def _prepare(builder: Any, name: str, config: DataConfig, report: Report) -> Non
             f"data.name {name}: preparing it needs another package ({_reason(error)}); with it, "
             f"run 'tfds build {name} --file_format=array_record --data_dir={builder.data_dir_root}'"
         ) from error
-    except Exception as error:  # of requests, the file system, and whatever the builder's own code raises
+    except Exception as error:  # from requests, the file system or the builder's code
         raise UserError(f"data.name {name}: it was not prepared: {_reason(error)}") from error
 
 
 def _remove_abandoned(builder: Any) -> None:
-    """Removes what tensorflow-datasets had half written in a process that died."""
+    """Removes the half-written files of a process that died."""
     from tensorflow_datasets.core.constants import INCOMPLETE_PREFIX
 
     folder = Path(builder.data_dir)
@@ -213,7 +212,7 @@ def _remove_abandoned(builder: Any) -> None:
 
 
 def _records(builder: Any, split: str) -> Any:
-    """The examples of one split, their images as they are stored."""
+    """The examples of one split, with undecoded images."""
     from tensorflow_datasets import decode as decoders
     from tensorflow_datasets import features as kinds
 
@@ -226,9 +225,9 @@ def _records(builder: Any, split: str) -> Any:
 def _read(
     builder: Any, split: str, image: str, label: str | None, resizer: Resizer
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reads one split; Pillow decodes the images, so that they do not depend on what else is installed."""
+    """Reads one split; Pillow decodes the images, so that they do not depend on other packages."""
     labels: list[int] = []
-    with _damage_named(builder):
+    with _as_user_error(builder):
         records = _records(builder, split)
 
         def images() -> Iterator[np.ndarray]:
@@ -243,8 +242,8 @@ def _read(
 
 
 @contextlib.contextmanager
-def _damage_named(builder: Any) -> Iterator[None]:
-    """Turns what reading a damaged data set raises into a UserError."""
+def _as_user_error(builder: Any) -> Iterator[None]:
+    """A context that turns errors of reading a damaged data set into a UserError."""
     try:
         yield
     except UserError:
@@ -254,7 +253,7 @@ def _damage_named(builder: Any) -> Iterator[None]:
 
 
 class _Parts(SimpleNamespace):
-    """A namespace that says which part of TensorFlow it lacks."""
+    """A namespace that names the part of TensorFlow that it lacks."""
 
     def __getattr__(self, name: str) -> Any:
         raise ImportError(f"TensorFlow's {name}")
@@ -262,9 +261,9 @@ class _Parts(SimpleNamespace):
 
 @contextlib.contextmanager
 def _plain_tensorflow() -> Iterator[None]:
-    """Within it, tensorflow-datasets has what it needs of TensorFlow to unpack archives and to read files.
+    """A context in which tensorflow-datasets can unpack archives and read files without TensorFlow.
 
-    Its modules share one lazy module, which imports TensorFlow only for an attribute that it does not have.
+    Its modules share one lazy module, which imports TensorFlow only for an attribute that it lacks.
     """
     from tensorflow_datasets.core.utils.lazy_imports_utils import tensorflow
 
@@ -287,5 +286,5 @@ def _plain_tensorflow() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """An exception's first line, as a part of ours."""
+    """The first line of an exception's message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""What is done to examples when they are used: pure functions (key, images) -> floats, of images in [0, 1]."""
+"""Treatments of examples when they are used: pure functions (key, images) -> floats, of images in [0, 1]."""
 
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +32,7 @@ def dequantized(key: Key[Array, ""] | None, images: Levels) -> Treated:
     return jnp.minimum(treated, 1 - jnp.finfo(treated.dtype).epsneg)  # the sum may have been rounded up to 256
 
 
-# Static binarisation is done once, when the data are loaded; what is 0 or 255 then is 0 or 1 here.
+# Static binarisation is done when the data are loaded; its 0 and 255 become 0 and 1 here.
 TREATMENTS = {"grey": grey, "static": grey, "dynamic": dynamic, "dequantized": dequantized}
 
 
@@ -49,6 +49,6 @@ def as_it_is(key: Key[Array, ""] | None, numbers: Treated) -> Treated:
 
 
 def treatment_of(spec: Spec, name: str = "grey") -> Callable[[Any, Any], Treated]:
-    """What is done to examples: to images as `data.treatment` says, to others what makes floats of them."""
-    others = {"reals": as_it_is, "categories": partial(one_hot, values=spec.values)}
-    return others.get(spec.support) or TREATMENTS[name]
+    """The treatment of examples: of images the one named, of others the one that makes floats of them."""
+    for_others = {"reals": as_it_is, "categories": partial(one_hot, values=spec.values)}
+    return for_others.get(spec.support) or TREATMENTS[name]

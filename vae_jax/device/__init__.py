@@ -1,1 +1,1 @@
-"""The machine: what suits its platform, its devices, processes and memory, and images brought to it."""
+"""The machine: its platform, devices, processes and memory, and how images reach it."""

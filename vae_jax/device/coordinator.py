@@ -1,4 +1,4 @@
-"""Where the first of several processes listens: tried before jax's runtime listens, which may crash if it cannot."""
+"""Checks the address where the first of several processes listens: jax's runtime may crash if it cannot listen."""
 
 import errno
 import ipaddress
@@ -8,18 +8,18 @@ from contextlib import ExitStack, contextmanager
 
 from vae_jax.errors import UserError, quoted
 
-BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # jax's own variable: where the first process listens in place of its address
+BIND = "JAX_COORDINATOR_BIND_ADDRESS"  # jax's variable: the first process listens here instead of at its address
 
 
 def parts(address: str, name: str) -> tuple[str, int]:
-    """The host and the port of "HOST:PORT"; an IPv6 address stands in brackets, which are left out.
+    """The host and the port of "HOST:PORT"; an IPv6 address has brackets, which are removed.
 
     Args:
-        address: to take apart.
+        address: to split.
         name: of the option that gave it.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it is no such address.
     """
     host, _, port = address.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
@@ -31,7 +31,7 @@ def parts(address: str, name: str) -> tuple[str, int]:
 
 @contextmanager
 def claimed(address: str, name: str, report: Callable[[str], None]) -> Iterator[None]:
-    """Within it this process alone can listen at an address: a second one that asks is refused.
+    """A context in which only this process can listen at an address.
 
     Args:
         address: "HOST:PORT".
@@ -39,24 +39,24 @@ def claimed(address: str, name: str, report: Callable[[str], None]) -> Iterator[
         report: takes a line for the user.
 
     Raises:
-        UserError: if the address is none of this machine's, or its port is in use or not permitted.
+        UserError: if this machine does not have the address, or the port is in use or not permitted.
     """
     host, port = parts(address, name)
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{name}: expected a host that can be looked up; found {quoted(host)} ({reason})") from error
     with ExitStack() as claims:
-        places = {str(place[0]): (family, place) for family, *_, place in found}
-        bound = [each for each in places if _claim(claims, *places[each], f"{name} {address}")]
+        places = {str(place[0]): (family, place) for family, *_, place in infos}
+        bound = [ip for ip in places if _claim(claims, *places[ip], f"{name} {address}")]
         if not bound:
             raise UserError(
                 f"{name} {address}: expected an address of this machine, where its first process listens; found "
                 f"{', '.join(places)}; where others reach it by one that it does not have, "
                 f"{BIND}=HOST:PORT says at which it listens"
             )
-        if _is_name(host) and all(ipaddress.ip_address(each.partition("%")[0]).is_loopback for each in bound):
+        if _is_name(host) and all(ipaddress.ip_address(ip.partition("%")[0]).is_loopback for ip in bound):
             report(
                 f"{name} {address}: on this machine {host} is {', '.join(bound)}, which no other machine reaches; "
                 f"{BIND}=HOST:PORT says where it listens instead"
@@ -65,13 +65,14 @@ def claimed(address: str, name: str, report: Callable[[str], None]) -> Iterator[
 
 
 def _claim(claims: ExitStack, family: int, place: tuple, what: str) -> bool:
-    """Binds a socket, which from then on this process alone may share; False where the machine has no such address.
+    """Binds a socket that only this process may share; False if the machine does not have the address.
 
-    gRPC, which jax's service listens with, lets all processes of a user share a port; a connection goes to any of them.
+    jax's service listens through gRPC, which lets all processes of a user share a port; a connection goes to any of
+    them.
     """
     try:
         claim = claims.enter_context(socket.socket(family, socket.SOCK_STREAM))
-        claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections of a run before may still be closing
+        claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # an earlier run's connections may still be closing
         claim.bind(place)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
@@ -88,7 +89,7 @@ def _claim(claims: ExitStack, family: int, place: tuple, what: str) -> bool:
 
 
 def _is_name(host: str) -> bool:
-    """Whether this is a machine's name, which may mean another address elsewhere."""
+    """Whether a host is given by a name, which may mean another address elsewhere."""
     try:
         ipaddress.ip_address(host.partition("%")[0])
     except ValueError:

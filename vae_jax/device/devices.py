@@ -1,7 +1,7 @@
-"""Where arrays lie: on one device, or spread over all devices of all processes, which then train one model together.
+"""Places arrays on one device, or on all devices of all processes, which then train one model together.
 
-Batches are split over the devices and everything else is the same on each; XLA adds the sums over the devices wherever
-the program sums over images (the gradient, BatchNorm's mean and variance), so the arithmetic is that of one device.
+Batches are split over the devices; everything else is the same on all. XLA adds up the devices' sums wherever the
+program sums over images (the gradient, BatchNorm's mean and variance), so the arithmetic is that of one device.
 """
 
 import os
@@ -21,48 +21,48 @@ AXIS = "images"
 
 
 def cores() -> int:
-    """The CPU cores this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Devices:
-    """The devices a model trains on.
+    """The devices that a model trains on.
 
     Attributes:
-        count: how many, of all processes.
-        processes: how many processes have them.
+        count: number of devices, in all processes.
+        processes: number of processes.
     """
 
     def __init__(self, count: int = 1):
-        """Takes the first devices; with several processes it must be all.
+        """Takes the first `count` devices; with several processes it must be all.
 
         Raises:
-            UserError: if there are not so many.
+            UserError: if there are fewer.
         """
-        found = jax.devices()
-        if not 1 <= count <= len(found):
-            raise UserError(f"{argument('devices')}: expected 1 to {len(found)}, as many as there are; found {count}")
-        if jax.process_count() > 1 and count < len(found):
-            every = f"all {len(found)} devices of {jax.process_count()} processes"
+        devices = jax.devices()
+        if not 1 <= count <= len(devices):
+            raise UserError(f"{argument('devices')}: expected 1 to {len(devices)}, as many as there are; found {count}")
+        if jax.process_count() > 1 and count < len(devices):
+            every = f"all {len(devices)} devices of {jax.process_count()} processes"
             raise UserError(f"{argument('devices')}: expected {every}; found {count}")
         self.count, self.processes = count, jax.process_count()
-        mesh = Mesh(np.array(found[:count]), (AXIS,)) if count > 1 else None
+        mesh = Mesh(np.array(devices[:count]), (AXIS,)) if count > 1 else None
         self._split = mesh and NamedSharding(mesh, PartitionSpec(AXIS))
         self._whole = mesh and NamedSharding(mesh, PartitionSpec())
-        # For jax.jit: what comes out is the same on every device.
+        # For jax.jit: results are the same on every device.
         self.outputs: dict[str, Any] = {"out_shardings": self._whole} if mesh else {}
 
     def __str__(self) -> str:
         return f"{self.count}" + (f" in {self.processes} processes" if self.processes > 1 else "")
 
     def split(self, batch: Array) -> Array:
-        """Inside a compiled function: the batch, spread over the devices."""
+        """Inside a compiled function: the batch spread over the devices."""
         return batch if self._split is None else jax.lax.with_sharding_constraint(batch, self._split)
 
     def images(self, images: np.ndarray, chosen: Int[np.ndarray, " places"] | None = None) -> Array:
-        """These images, or the chosen of them: each device holds a part, and each process reads its own parts only.
+        """The images, or the chosen ones: every device holds a part, and a process reads only its own parts.
 
-        They are filled up with the last one to as many as can be split evenly.
+        The last image is repeated until they can be split evenly.
         """
         if self._split is None:
             return jax.device_put(images if chosen is None else images[chosen])
@@ -81,12 +81,12 @@ class Devices:
     def shapes(
         self, count: int, image: tuple[int, ...], dtype: Any
     ) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-        """What `images` gives of so many images, and `whole` of a number for each."""
+        """The shapes of what `images` gives for `count` images, and `whole` for a whole number for each."""
         images = jax.ShapeDtypeStruct((self._padded(count), *image), dtype, sharding=self._split)
         return images, jax.ShapeDtypeStruct((count,), jnp.int32, sharding=self._whole)
 
     def whole(self, tree: PyTree) -> PyTree:
-        """Arrays of this process, the same in every one, as arrays that all devices have."""
+        """Arrays that are the same in all processes, as arrays that all devices have."""
         return tree if self._whole is None else jax.tree.map(self._replicate, tree)
 
     def _replicate(self, leaf: Any) -> Array:
@@ -97,21 +97,21 @@ class Devices:
         return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
     def local(self, tree: PyTree) -> PyTree:
-        """Arrays that all devices have as arrays of this process, on one device."""
+        """Arrays that all devices have, as arrays of this process on one device."""
         return tree if self._whole is None else jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), tree)
 
     def agree(self, value: Any, reduce: Callable[[np.ndarray], Any] = lambda values: values[0]) -> Any:
-        """One value from every process's: the first process's, unless told otherwise."""
+        """One value from those of all processes: by default the first process's."""
         return (
             value if self.processes == 1 else reduce(np.asarray(multihost_utils.process_allgather(np.asarray(value))))
         )
 
     def wait(self) -> None:
-        """Until every process is here."""
+        """Waits until every process is here."""
         if self.processes > 1:
             multihost_utils.sync_global_devices("wait")
 
     @property
     def writes(self) -> bool:
-        """Whether this process writes files: of several, the first does."""
+        """Whether this process writes files: only the first one does."""
         return jax.process_index() == 0

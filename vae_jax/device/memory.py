@@ -1,5 +1,5 @@
-"""What fits into memory, asked before anything is allocated: an allocation that is too large succeeds, and the
-system then ends the process when it writes there."""
+"""Checks whether something fits into memory before it is allocated: an allocation that is too large succeeds, and the
+system ends the process once it writes there."""
 
 import os
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ import psutil
 
 from vae_jax.errors import UserError
 
-SMALL = 1 << 24  # bytes that are not asked about: the program itself takes many times as much
-RESERVE = 1 << 27  # bytes of a process's limit that are left for threads' stacks and what libraries map
-START = 200_000_000  # bytes without which no command comes far …
-STACKS = 40_000_000  # … for each core, of addresses and of data, since each gets threads, with stacks of 8 MB …
-MAPPED = 1_300_000_000  # … and of addresses, most of which are jax's libraries
+SMALL = 1 << 24  # bytes that are not checked: the program itself takes many times as much
+RESERVE = 1 << 27  # bytes of a process's limit that are kept for threads' stacks and libraries
+START = 200_000_000  # bytes that every command needs
+STACKS = 40_000_000  # bytes more per core, of addresses and of data: its threads have stacks of 8 MB
+MAPPED = 1_300_000_000  # bytes more of addresses, most of them for jax's libraries
 ARENA = 1 << 26  # bytes that the C library reserves for a new thread
 GROUPS = Path("/sys/fs/cgroup")
-# On a process's memory: each limit, the command of shells that sets it, and what psutil calls what counts.
+# Limits on a process's memory: name, the shell's command that sets it, and psutil's name for the use that counts.
 LIMITS = (("RLIMIT_AS", "ulimit -v", "vms"), ("RLIMIT_DATA", "ulimit -d", "data"))
-# By the names of a control group's files, in the second version and in the first: limit, use, and what makes room.
+# Names of a control group's files, in versions 2 and 1: limit, use, and the cache that can make room.
 GROUP_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -26,18 +26,18 @@ GROUP_FILES = (
 
 
 class NotEnough(UserError):
-    """Something does not fit into the memory that is free."""
+    """Something does not fit into the free memory."""
 
 
 def available(groups: Path = GROUPS) -> int:
-    """Bytes of memory that this process can have without swapping: of the machine, in its control groups (as of a
-    container), and within its own limits (`ulimit -v`, `ulimit -d`)."""
-    own = (free - RESERVE for free in limits().values())
-    return max(0, min([psutil.virtual_memory().available, *_in_groups(groups), *own]))
+    """Bytes of memory that this process can have without swapping: the least of what the machine, its control groups
+    (as of a container) and its own limits (`ulimit -v`, `ulimit -d`) leave."""
+    within_limits = (free - RESERVE for free in limits().values())
+    return max(0, min([psutil.virtual_memory().available, *_in_groups(groups), *within_limits]))
 
 
 def _in_groups(groups: Path) -> Iterator[int]:
-    """What is left in each control group that this process is in."""
+    """The bytes left in the control groups of this process."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
@@ -48,7 +48,7 @@ def _in_groups(groups: Path) -> Iterator[int]:
             continue
         base = groups / "memory" if controllers else groups
         group = base / path.lstrip("/")
-        if not group.is_dir():  # seen from inside a container its own group may be the base
+        if not group.is_dir():  # inside a container its own group may be the base
             group = base
         for folder in (group, *group.parents):
             if not folder.is_relative_to(base):
@@ -58,7 +58,7 @@ def _in_groups(groups: Path) -> Iterator[int]:
 
 
 def _in_group(folder: Path) -> int | None:
-    """What is left in the control group of a folder; None where it has no limit."""
+    """The bytes left in the control group of a folder; None if it has no limit."""
     for limit, used, cached in GROUP_FILES:
         try:
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
@@ -70,7 +70,7 @@ def _in_group(folder: Path) -> int | None:
 
 
 def limits() -> dict[str, int]:
-    """The limits on this process's own memory by the commands that set them: how many bytes each leaves."""
+    """The bytes left by the limits on this process, by the commands that set them."""
     try:
         import resource
     except ImportError:  # Windows
@@ -85,7 +85,7 @@ def limits() -> dict[str, int]:
 
 
 def check_start() -> None:
-    """Refuses to begin where limits leave too little for a command to load its libraries: some end the process then.
+    """Refuses to start if limits leave too little for a command's libraries: some would end the process.
 
     Raises:
         NotEnough: naming the limit.
@@ -102,19 +102,19 @@ def check_start() -> None:
 
 
 def is_used_up() -> bool:
-    """Whether a limit on this process leaves not even what a new thread takes."""
+    """Whether a limit on this process leaves too little even for a new thread."""
     return any(free < ARENA for free in limits().values())
 
 
 def check(needed: int, what: str) -> None:
-    """Refuses what does not fit.
+    """Refuses a use of memory that does not fit.
 
     Args:
         needed: bytes.
-        what: needs them, for the message; it begins with the option or file to blame.
+        what: uses them, for the message; begins with the option or file to blame.
 
     Raises:
-        NotEnough: naming what, how much is free and how much would be needed.
+        NotEnough: naming the use, the free bytes and the needed ones.
     """
     if needed > SMALL and needed > (free := available()):
         raise NotEnough(

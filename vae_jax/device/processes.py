@@ -1,6 +1,6 @@
-"""One program in several processes, on one machine or on many, with jax's own runtime between them.
+"""One program in several processes, on one machine or many, connected by jax's runtime.
 
-A process that is lost ends the others: none can go on without its part of a batch. They say so and exit with `LOST`.
+If one process is lost, the others end: none can go on without its part of a batch. They say so and exit with `LOST`.
 """
 
 import os
@@ -16,39 +16,39 @@ import jax
 from vae_jax.device.coordinator import BIND, claimed
 from vae_jax.errors import UserError, argument, printable, say_if_aborted
 
-HEARTBEAT = 20  # seconds after which a process that is silent counts as lost
-FAREWELL = 600  # seconds in which all processes must have ended, once one has
+HEARTBEAT = 20  # seconds after which a silent process counts as lost
+FAREWELL = 600  # seconds for all processes to end, once one has
 LOST = 75  # exit code of a process that has lost another: sysexits' "temporary failure", worth trying again
-# What the errors of a program say whose other processes are gone, on a CPU and elsewhere.
+# Words in a program's errors once another process is gone, on a CPU and elsewhere.
 SIGNS = ("Gloo", "coordination service", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "Connection", "heartbeat")
 
 
 def join(
     coordinator: str | None, processes: int | None, process: int | None, wait: int, report: Callable[[str], None]
 ) -> None:
-    """Makes this process one of several; to be called before anything asks jax for its devices.
+    """Makes this process one of several; must be called before anything asks jax for its devices.
 
-    The first one listens at the coordinator's address, or where JAX_COORDINATOR_BIND_ADDRESS says, and nowhere else.
+    The first process listens at the coordinator's address, or at JAX_COORDINATOR_BIND_ADDRESS, and nowhere else.
 
     Args:
-        coordinator: "HOST:PORT" of the first process; None where Slurm, Kubernetes or Open MPI tell.
-        processes: how many there are, likewise.
-        process: which one this is, from 0 on, likewise.
-        wait: seconds in which all must have begun.
+        coordinator: "HOST:PORT" of the first process; None takes it from Slurm, Kubernetes or Open MPI.
+        processes: number of processes; None as above.
+        process: number of this one, from 0 on; None as above.
+        wait: seconds in which all must have started.
         report: takes a line for the user.
 
     Raises:
-        UserError: if nothing tells, the first process cannot listen there, or they do not find one another.
+        UserError: if the processes are not specified, the first one cannot listen there, or they do not meet in time.
     """
     name = argument("coordinator" if coordinator else "distributed")
-    untold = (
+    unspecified = (
         f"{argument('distributed')}: expected {argument('coordinator')} HOST:PORT, {argument('processes')} and "
-        f"{argument('process')}, or an environment that tells them (Slurm, Kubernetes, Open MPI)"
+        f"{argument('process')}, or an environment that sets them (Slurm, Kubernetes, Open MPI)"
     )
     try:
         coordinator, processes, process = _detected(coordinator, processes, process, wait)
     except (RuntimeError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{untold}; {error!s:.200}") from error
+        raise UserError(f"{unspecified}; {error!s:.200}") from error
     listens = os.environ.get(BIND) or coordinator
     unmet = (
         f"{argument('distributed')}: expected {processes or 'all'} processes to meet at "
@@ -71,10 +71,10 @@ def join(
         try:
             _interruptibly(initialize)
         except (ValueError, TypeError) as error:
-            raise UserError(f"{untold}; {error!s:.200}") from error
+            raise UserError(f"{unspecified}; {error!s:.200}") from error
         except RuntimeError as error:
             raise UserError(f"{unmet}; {error!s:.200}") from error
-    aborted = "jax's runtime has ended this process, most likely since"  # lines of its own stand above
+    aborted = "jax's runtime has ended this process, most likely since"  # below the runtime's own lines
     say_if_aborted(f"process {jax.process_index()}: {aborted} {_ended()}", LOST)
 
 
@@ -94,12 +94,12 @@ def is_lost(error: BaseException) -> bool:
 
 
 def complaint(error: BaseException) -> str:
-    """What a user is told of it."""
+    """The message for the user that another process is gone."""
     return f"process {jax.process_index()}: {_ended()} ({error!s:.200})"
 
 
 def leave(code: int) -> None:
-    """Ends this process; where it has failed it does not wait for the others, which then fail in turn."""
+    """Ends this process; after a failure it does not wait for the others, which then fail in turn."""
     if not joined():
         return
     with suppress(OSError, ValueError):
@@ -117,10 +117,10 @@ def leave(code: int) -> None:
 def _detected(
     coordinator: str | None, processes: int | None, process: int | None, wait: int
 ) -> tuple[str | None, int | None, int | None]:
-    """The first process's address, how many there are and which this is, as far as the environment tells.
+    """The first process's address, the number of processes and this one's, as far as the environment sets them.
 
-    What jax does first when it joins. It has no public name, and where it has another one in some version jax does it
-    itself, listening at all addresses.
+    jax does the same first when it joins, under a private name. If a version of jax has renamed it, jax detects them
+    itself and listens at all addresses.
     """
     coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
     if None in (coordinator, processes, process):
@@ -133,9 +133,9 @@ def _detected(
 
 
 def _interruptibly(call: Callable[[], None]) -> None:
-    """Calls what does not listen to Ctrl-C, and listens; what it raises is raised.
+    """Calls a function that ignores Ctrl-C, so that Ctrl-C is heard; raises what it raises.
 
-    After Ctrl-C it goes on until this process ends.
+    After Ctrl-C the function goes on until this process ends.
     """
     raised: list[Exception] = []
 
@@ -154,14 +154,14 @@ def _interruptibly(call: Callable[[], None]) -> None:
 
 @contextmanager
 def _one_line(message: str) -> Iterator[None]:
-    """Within it a process that jax's runtime aborts prints this message alone and exits with 2.
+    """A context in which a process that jax's runtime aborts prints only this message and exits with 2.
 
-    What the runtime itself prints is held back; at the end it is shown, unless an error is raised that tells enough.
+    The runtime's own lines are held back and shown at the end, unless an error is raised, which says enough.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         shown = os.dup(2)
-        # A thread of the runtime aborts; it has a callback for it, which `jax.distributed` does not offer.
+        # A thread of the runtime aborts; the callback it has for that is not offered by `jax.distributed`.
         say_if_aborted(message, 2, shown)
         os.dup2(held.fileno(), 2)
         try:

@@ -1,7 +1,7 @@
-"""What lies in a file that anybody may have written: read with bounds, and of the types that are declared.
+"""Reads files that anybody may have written: within bounds, as values of declared types.
 
 A type is declared as in Python: int, float, str, bool, None, unions of them, list[…], tuple[…, ...], dict[str, …], and
-a NamedTuple for an object by its fields. `Annotated[int, "[0, 10)"]` bounds a number, or the length of what has one.
+a NamedTuple for an object by its fields. `Annotated[int, "[0, 10)"]` bounds a number or a length.
 """
 
 import functools
@@ -19,20 +19,20 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 from vae_jax.errors import UserError, brief, cut
 
 SIZE_LIMIT = 1 << 26  # bytes of a file
-HISTORY_LIMIT = 1 << 28  # bytes of one with a line for each epoch
-BYTES_OF_A_PART = 16  # of the limit, for each value of JSON that there may be: a short text can be a large structure
-DIGITS_LIMIT = 1000  # of a whole number in a file …
-WHOLE_LIMIT = 1 << 53  # … and how large one may be, either way: up to here numbers of JSON's are exact everywhere
-DEPTH_LIMIT = 16  # of brackets in one another where any value may be
-# What values may be, in words.
+HISTORY_LIMIT = 1 << 28  # bytes of a file with a line per epoch
+BYTES_OF_A_PART = 16  # of the limit, per value of JSON: a short text can be a large structure
+DIGITS_LIMIT = 1000  # digits of a whole number in a file
+WHOLE_LIMIT = 1 << 53  # largest size of a whole number: up to here JSON's numbers are exact everywhere
+DEPTH_LIMIT = 16  # nested brackets where any value may be
+# Types in words.
 KINDS: dict[Any, str] = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
 KINDS |= {list: "a list", dict: "an object"}
-# How a file is opened that may turn out to be none: without waiting for whoever writes into a pipe.
+# A path may turn out to be a pipe: it is opened without waiting for whoever writes into it.
 FLAGS = sum(getattr(os, name, 0) for name in ("O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC", "O_BINARY"))
 
 
 class UnfitError(ValueError):
-    """A file's content is not what was expected; the message says what was, and what was found."""
+    """A file's content is not as expected; the message says what was expected and found."""
 
 
 def read_bytes(path: Path, limit: int = SIZE_LIMIT) -> bytes:
@@ -40,11 +40,11 @@ def read_bytes(path: Path, limit: int = SIZE_LIMIT) -> bytes:
 
     Args:
         path: of the file.
-        limit: bytes that it may have.
+        limit: most bytes it may have.
 
     Raises:
-        UnfitError: if it is longer, or no file but a folder, a pipe, a device, ….
-        OSError: if there is none, or it cannot be read.
+        UnfitError: if it is longer, or a folder, a pipe, a device, ….
+        OSError: if it does not exist or cannot be read.
     """
     with open(path, "rb", opener=open_file) as file:
         size = os.fstat(file.fileno()).st_size
@@ -55,11 +55,11 @@ def read_bytes(path: Path, limit: int = SIZE_LIMIT) -> bytes:
 
 
 def open_file(path: str | os.PathLike[str], flags: int) -> int:
-    """For `open`: opens a file, and nothing else, without waiting.
+    """An opener for `open`: opens a file, and nothing else, without waiting.
 
     Raises:
-        UnfitError: if it is no file but a folder, a pipe, a device, ….
-        OSError: if there is none, or it cannot be read.
+        UnfitError: if it is a folder, a pipe, a device, ….
+        OSError: if it does not exist or cannot be read.
     """
     _check_regular(os.stat(path))  # first: some devices act when they are opened
     number = os.open(path, flags | FLAGS)
@@ -71,14 +71,14 @@ def open_file(path: str | os.PathLike[str], flags: int) -> int:
     return number
 
 
-def _check_regular(found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
-        raise UnfitError(f"expected a file; found {kinds.get(stat.S_IFMT(found.st_mode), 'a device')}")
+        raise UnfitError(f"expected a file; found {kinds.get(stat.S_IFMT(status.st_mode), 'a device')}")
 
 
 def read_text(path: Path, limit: int = SIZE_LIMIT) -> str:
-    """The text in a file, in UTF-8; see `read_bytes` for what it raises."""
+    """The text of a file in UTF-8; raises as `read_bytes` does."""
     try:
         return read_bytes(path, limit).decode()
     except UnicodeDecodeError as error:
@@ -86,10 +86,10 @@ def read_text(path: Path, limit: int = SIZE_LIMIT) -> str:
 
 
 def read_json(path: Path, kind: Any, limit: int = SIZE_LIMIT) -> Any:
-    """What a JSON file holds, as a value of the declared type.
+    """A JSON file's content, as a value of the declared type.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: if there is none.
+        FileNotFoundError, NotADirectoryError: if it does not exist.
         UserError: naming the file, the place in it, what was expected and what was found.
     """
     with named(path):
@@ -97,7 +97,7 @@ def read_json(path: Path, kind: Any, limit: int = SIZE_LIMIT) -> Any:
 
 
 def read_lines(path: Path, kind: Any) -> Iterator[Any]:
-    """What a file of JSON, a value a line, holds, one after another; see `read_json`."""
+    """The values of a JSON Lines file, one by one; see `read_json`."""
     with named(path):
         content = read_bytes(path, HISTORY_LIMIT)
     for number, line in enumerate(BytesIO(content), 1):
@@ -107,11 +107,11 @@ def read_lines(path: Path, kind: Any) -> Iterator[Any]:
 
 @contextmanager
 def named(path: Path, place: str = "") -> Iterator[None]:
-    """Within it what is wrong with a file becomes a line that names it.
+    """A context that turns errors about a file into one line that names it.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: if it is not there.
-        UserError: if it is unfit, or cannot be read.
+        FileNotFoundError, NotADirectoryError: if it does not exist.
+        UserError: if it is unfit or cannot be read.
     """
     try:
         yield
@@ -124,7 +124,7 @@ def named(path: Path, place: str = "") -> Iterator[None]:
 
 
 def parse(content: bytes, kind: Any, limit: int = SIZE_LIMIT) -> Any:
-    """What JSON says, as a value of the declared type.
+    """A value of the declared type from JSON.
 
     Raises:
         UnfitError: naming the place in it, what was expected and what was found.
@@ -133,15 +133,15 @@ def parse(content: bytes, kind: Any, limit: int = SIZE_LIMIT) -> Any:
 
 
 def load(content: bytes, limit: int = SIZE_LIMIT, *, finite: bool = False) -> Any:
-    """What JSON says, of any type.
+    """A value of any type from JSON.
 
     Args:
         content: a text in UTF-8.
-        limit: bytes that it may have.
-        finite: refuse numbers that are not.
+        limit: most bytes it may have.
+        finite: refuse infinities and NaN.
 
     Raises:
-        UnfitError: if it is none, or would become too large a structure.
+        UnfitError: if it is not JSON, or would become too large a structure.
     """
     values = sum(map(content.count, (b",", b"[", b"{")))
     if values > limit // BYTES_OF_A_PART:
@@ -170,10 +170,10 @@ def _whole(text: str) -> int:
 
 
 def typed(value: Any, kind: Any, place: str = "") -> Any:
-    """A value of JSON's as one of the declared type: tuples of lists, NamedTuples of objects, floats of whole numbers.
+    """Converts a JSON value to the declared type: lists to tuples, objects to NamedTuples, whole numbers to floats.
 
     Args:
-        value: of JSON's.
+        value: from JSON.
         kind: the type.
         place: of the value, for the message.
 
@@ -186,21 +186,21 @@ def typed(value: Any, kind: Any, place: str = "") -> Any:
             raise _unfit(place, f"at most {DEPTH_LIMIT} brackets in one another", "more")
         return value
     if origin is Annotated:
-        found = typed(value, inside[0], place)
-        if found is not None and not within(found, inside[1]):
-            bounds = f"{inside[1]} long" if hasattr(found, "__len__") else f"in {inside[1]}"
+        result = typed(value, inside[0], place)
+        if result is not None and not within(result, inside[1]):
+            bounds = f"{inside[1]} long" if hasattr(result, "__len__") else f"in {inside[1]}"
             raise _unfit(place, f"{_words(inside[0])} {bounds}", shown(value))
-        return found
+        return result
     if origin in (Union, UnionType):
-        if not (fitting := [each for each in inside if _may_be(value, each)]):
+        if not (fitting := [choice for choice in inside if _may_be(value, choice)]):
             raise _unfit(place, _words(kind), shown(value))
         return typed(value, fitting[0], place)
     if not _may_be(value, kind):
         raise _unfit(place, _words(kind), shown(value))
     if origin is list or origin is tuple:
-        return origin(typed(each, inside[0], f"{place}[{number}]") for number, each in enumerate(value))
+        return origin(typed(item, inside[0], f"{place}[{number}]") for number, item in enumerate(value))
     if origin is dict:
-        return {name: typed(each, inside[1], _below(place, name)) for name, each in value.items()}
+        return {name: typed(item, inside[1], _below(place, name)) for name, item in value.items()}
     if _is_named(kind):
         hints = _hints(kind)
         if missing := [name for name in hints if name not in value and name not in kind._field_defaults]:
@@ -212,10 +212,10 @@ def typed(value: Any, kind: Any, place: str = "") -> Any:
 
 
 def _depth(value: Any) -> int:
-    """How many brackets are in one another, at the most counted that is allowed and one more."""
+    """The depth of nested brackets, counted up to one more than is allowed."""
     level, depth = [value], 0
-    while depth <= DEPTH_LIMIT and (level := [each for each in level if isinstance(each, list | dict)]):
-        level = [below for each in level for below in (each.values() if isinstance(each, dict) else each)]
+    while depth <= DEPTH_LIMIT and (level := [item for item in level if isinstance(item, list | dict)]):
+        level = [below for item in level for below in (item.values() if isinstance(item, dict) else item)]
         depth += 1
     return depth
 
@@ -230,7 +230,7 @@ def _is_named(kind: Any) -> bool:
 
 
 def _plain(kind: Any) -> Any:
-    """The type of JSON's values that such a one is made of."""
+    """The type that JSON has for a declared type."""
     origin = get_origin(kind)
     if origin is Annotated:
         return _plain(get_args(kind)[0])
@@ -259,14 +259,14 @@ def _unfit(place: str, expected: str, found: str) -> UnfitError:
 
 
 def shown(value: Any) -> str:
-    """A value of JSON's in a message: never more than a few words, however large it is."""
+    """A JSON value for a message: a few words, however large the value."""
     if isinstance(value, list | dict):
         return f"{KINDS[type(value)]} of {len(value):,}"
     return f"'{cut(value)}'" if isinstance(value, str) else cut(json.dumps(value))
 
 
 def within(value: Any, interval: str) -> bool:
-    """Whether a number, or the length of what has one, is in an interval written as in mathematics: "[0, 1)"."""
+    """Whether a number or a length lies in an interval as mathematics writes it: "[0, 1)"."""
     low, high = ends(interval)
     size = len(value) if hasattr(value, "__len__") else value
     above = size > low if interval[0] == "(" else size >= low
@@ -276,5 +276,5 @@ def within(value: Any, interval: str) -> bool:
 
 @functools.cache
 def ends(interval: str) -> tuple[float, ...]:
-    """An interval's two ends."""
+    """The two ends of an interval."""
     return tuple(float(end) for end in interval[1:-1].split(","))

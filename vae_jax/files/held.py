@@ -1,4 +1,4 @@
-"""A folder that this process writes into: nothing is written once it is another one, or through a link."""
+"""Guards the folders that this process writes into: nothing is written into a replaced folder or through a link."""
 
 import os
 from pathlib import Path
@@ -8,15 +8,15 @@ from vae_jax.errors import UserError
 LOCK = ".lock"  # held by the process that writes into a run folder
 
 
-held: dict[Path, tuple[int, int]] = {}  # folders that this process writes into -> device and inode of the lock's file
+held: dict[Path, tuple[int, int]] = {}  # folder -> device and inode of its lock's file
 
 
 def check_held(path: Path) -> None:
-    """Refuses a write below a folder that this process is `writing` into, where it is not that folder any more.
+    """Refuses a write below a folder that this process is `writing` into, if another folder has taken its place.
 
     Raises:
-        UserError: if the lock in the folder is not the one that this process holds, or the way from the folder to
-            `path` leads through a link.
+        UserError: if the lock in the folder is not the one that this process holds, or a link lies between the folder
+            and `path`.
     """
     path = path.absolute()
     for folder in (path, *path.parents):
@@ -34,29 +34,29 @@ def check_held(path: Path) -> None:
 
 
 def check_no_link(folder: Path, path: Path) -> None:
-    """Refuses a folder below a run's to which a link leads: whoever made the run chose where.
+    """Refuses a folder inside a run's that is reached through a link, which whoever made the run may have chosen.
 
     Args:
         folder: of the run, which may be a link itself.
-        path: of the folder below it; one that is not below it is the user's own choice.
+        path: of the folder inside it; one outside it is the user's own choice.
 
     Raises:
         UserError: naming the link.
     """
     folder, path = folder.absolute(), path.absolute()
     if path.is_relative_to(folder):
-        for each in (path, *path.parents):
-            if each == folder:
+        for place in (path, *path.parents):
+            if place == folder:
                 break
-            if each.is_symlink():
+            if place.is_symlink():
                 raise UserError(
-                    f"{each}: expected a folder of the run's own, found a link to {os.readlink(each)}; nothing is "
+                    f"{place}: expected a folder of the run's own, found a link to {os.readlink(place)}; nothing is "
                     f"written through a link in a run"
                 )
 
 
 def make_inside(folder: Path) -> Path:
-    """Makes a folder inside a run's, unless it is there.
+    """Makes a folder inside a run's, unless it exists.
 
     Raises:
         UserError: if it is a link, see `check_no_link`.

@@ -16,19 +16,19 @@ PARTS = ("figures", "code")  # folders in a run's, beside its checkpoints
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Within it no other process writes into this folder of a run, sweep or comparison, which is made if need be.
+    """A context in which no other process writes into this folder of a run, sweep or comparison; makes the folder.
 
-    The lock is the operating system's, so that a process that died holds none. It belongs to a file in the folder:
-    once the folder is removed, or another one stands in its place, this process writes nothing more into it.
+    The lock is the operating system's, so a process that died holds none. It belongs to a file in the folder: once the
+    folder is removed or replaced, this process writes nothing more into it.
 
     Raises:
-        UserError: if another process does, or the folder cannot be written; by whatever writes into the folder, if the
-            lock in it is not the one that this process holds.
+        UserError: if another process writes into it, or the folder cannot be written; from any later write, if the lock
+            in it is not the one that this process holds.
     """
     from filelock import FileLock, Timeout
 
     path = folder / LOCK
-    made = [each for each in (folder.absolute(), *folder.absolute().parents) if not each.exists()]
+    made = [parent for parent in (folder.absolute(), *folder.absolute().parents) if not parent.exists()]
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise UserError(f"{path}: expected the file of a lock, found {_kind(path)}")
     try:
@@ -53,20 +53,20 @@ def writing(folder: Path) -> Iterator[None]:
     finally:
         with suppress(OSError, UserError):
             check_held(folder)
-            if made and [each.name for each in folder.iterdir()] == [LOCK]:  # refused after all: as if nothing was
+            if made and [entry.name for entry in folder.iterdir()] == [LOCK]:  # nothing was written: leave no trace
                 path.unlink()
-                for each in made:
-                    each.rmdir()
+                for parent in made:
+                    parent.rmdir()
         held.pop(folder.absolute(), None)
         lock.release()
 
 
 def _write_holder(path: Path) -> tuple[int, int]:
-    """Writes this process's number into the lock's file that it holds; returns the file's device and inode."""
+    """Writes this process's number into the lock's file; returns the file's device and inode."""
     number = os.open(path, os.O_WRONLY | getattr(os, "O_NOFOLLOW", 0))
     try:
         file = os.fstat(number)
-        if file.st_nlink == 1:  # of several names another one may be a file of the user's
+        if file.st_nlink == 1:  # under another name it may be a file of the user's
             os.ftruncate(number, 0)
             os.write(number, str(os.getpid()).encode())
         return file.st_dev, file.st_ino
@@ -75,20 +75,20 @@ def _write_holder(path: Path) -> tuple[int, int]:
 
 
 def _read_holder(path: Path) -> str:
-    """The number of the process that holds the lock with this file; empty where it does not tell."""
+    """The number of the process that holds this file's lock; empty if the file has none."""
     with suppress(OSError, UnfitError):
-        if (found := read_text(path, limit=64).strip()).isdecimal():
-            return found
+        if (number := read_text(path, limit=64).strip()).isdecimal():
+            return number
     return ""
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """What is in a folder; nothing where there is none, or one of a run's is a link."""
+    """The paths in a folder; none if it does not exist, or is one of PARTS and a link."""
     return list(folder.iterdir()) if folder.is_dir() and not (folder.is_symlink() and folder.name in PARTS) else []
 
 
 def _is_written(path: Path) -> bool:
-    """Whether a living process writes a file that `replacing` made."""
+    """Whether a living process is writing a file that `replacing` made."""
     if path.is_symlink() or not path.is_file():
         return False
     with suppress(OSError), path.open("rb") as file:
@@ -97,4 +97,4 @@ def _is_written(path: Path) -> bool:
 
 
 def _kind(path: Path) -> str:
-    return "a link" if path.is_symlink() else "a folder" if path.is_dir() else "something else than a file"
+    return "a link" if path.is_symlink() else "a folder" if path.is_dir() else "neither a file nor a folder"

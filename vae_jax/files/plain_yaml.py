@@ -1,16 +1,16 @@
-"""YAML as options are written in it: a number is what it looks like, and nothing is said twice or by reference."""
+"""YAML for options: a number is what it looks like, no name comes twice, and there are no references."""
 
 import functools
 import math
 import re
 from typing import Any
 
-PARTS_LIMIT = 10_000  # names, values and brackets in a text; more take seconds
+PARTS_LIMIT = 10_000  # names, values and brackets in a text: more would take seconds
 
 
 @functools.cache
 def _loader(literal: bool = False) -> Any:
-    """A loader for which a number is what it looks like, as in YAML 1.2; if `literal`, everything is text.
+    """A loader that reads a number as it looks, as YAML 1.2 does; if `literal`, it reads everything as text.
 
     YAML 1.1 reads 017 as 15, 1:30 as 90, 1e-3 as text and 2024-01-01 as a date.
     """
@@ -24,9 +24,9 @@ def _loader(literal: bool = False) -> Any:
     if literal:
         Loader.yaml_implicit_resolvers = {}
         return Loader
-    other = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
+    replaced = {f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp")}
     Loader.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in other]
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in replaced]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     numbers = {
@@ -41,7 +41,7 @@ def _loader(literal: bool = False) -> Any:
 
 @functools.cache
 def _dumper() -> Any:
-    """The loader's inverse: quotes every text that it, or YAML 1.1, would read as something else."""
+    """The loader's inverse: quotes every text that it or YAML 1.1 would not read as text."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -54,14 +54,14 @@ def _dumper() -> Any:
 
 
 def load(text: str, literal: bool = False) -> Any:
-    """What a YAML text says, if it builds no more than it shows and says nothing twice.
+    """The value of a YAML text without references and repeated names.
 
     Args:
         text: to read.
-        literal: every value is text, as it stands.
+        literal: keep every value as the text it is written as.
 
     Raises:
-        ValueError: it is none, or it does; the message is PyYAML's, or names the line.
+        ValueError: if it is not such a text; the message is PyYAML's, or names the line.
     """
     import yaml
 
@@ -73,12 +73,12 @@ def load(text: str, literal: bool = False) -> Any:
 
 def _load(yaml: Any, text: str, literal: bool) -> Any:
     depth, loader = 0, _loader(literal)
-    # Looked at before anything is built from it: aliases and depth can make a short text a large structure.
+    # Checked before anything is built: aliases and depth can make a short text a large structure.
     for number, event in enumerate(yaml.parse(text, Loader=loader)):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         more = isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None)
         if more or depth > 3 or number > PARTS_LIMIT:
-            raise ValueError(f"expected plain options by section; found more than that in {_line(event)}")
+            raise ValueError(f"expected plain options by section; found something else in {_line(event)}")
     read = loader(text)
     try:
         root = read.get_single_node()
@@ -91,7 +91,7 @@ def _load(yaml: Any, text: str, literal: bool) -> Any:
                 names = set()
                 for key, value in node.value:
                     if key.tag == "tag:yaml.org,2002:merge" or not isinstance(key, yaml.ScalarNode):
-                        raise ValueError(f"expected plain options by section; found more than that in {_line(key)}")
+                        raise ValueError(f"expected plain options by section; found something else in {_line(key)}")
                     if key.value in names:
                         raise ValueError(f"expected each option once; found {key.value!r:.60} again in {_line(key)}")
                     names.add(key.value)
@@ -106,7 +106,7 @@ def _line(part: Any) -> str:
 
 
 def dump(value: Any) -> str:
-    """A mapping, as `load` reads it."""
+    """A mapping as the text that `load` reads."""
     import yaml
 
     return yaml.dump(value, Dumper=_dumper(), sort_keys=False, width=math.inf)

@@ -1,4 +1,4 @@
-"""Files and folders that are written, or deleted, as a whole: nobody ever sees half of one."""
+"""Writes and deletes files and folders as a whole: nobody ever sees half of one."""
 
 import os
 import secrets
@@ -11,11 +11,11 @@ from typing import BinaryIO
 from vae_jax.errors import UserError
 from vae_jax.files.held import check_held
 
-NAME_LIMIT = 40  # characters of a file's name in the name of the file beside it, which file systems limit
+NAME_LIMIT = 40  # characters of a file's name in the name of its temporary file: file systems limit names
 
 
 def claim(file: BinaryIO) -> bool:
-    """Marks an open file as one that a living process writes; False where another process does."""
+    """Marks an open file as one that this process writes; False if another process writes it."""
     try:
         import fcntl  # Windows has none, and deletes no file that is open
     except ImportError:
@@ -30,13 +30,13 @@ def claim(file: BinaryIO) -> bool:
 
 
 def remove(path: Path, ending: str = ".tmp") -> None:
-    """Deletes a file, a link (not what it leads to) or a folder with all that is in it, if it is there.
+    """Deletes a file, a link (not its target) or a whole folder, if it exists.
 
-    It is moved aside first: half of a folder is never seen, and what turns out to be another run's goes back.
+    It is moved aside first: half of a folder is never seen, and another run's folder can be moved back.
 
     Args:
-        path: of what is deleted.
-        ending: of its name while it is being deleted, by which it is known if the process dies.
+        path: to delete.
+        ending: of its name while it is being deleted; marks it if the process dies.
 
     Raises:
         UserError: see `check_held`.
@@ -62,15 +62,15 @@ def remove(path: Path, ending: str = ".tmp") -> None:
 
 
 def _beside(path: Path, ending: str = ".tmp") -> Path:
-    """A name beside a path that nobody can know before."""
+    """A path beside this one, with a name that nobody can guess."""
     return path.with_name(f".{path.name[:NAME_LIMIT]}.{secrets.token_hex(8)}{ending}")
 
 
-_unfinished: set[Path] = set()  # what this process makes or deletes and has not come to the end of
+_unfinished: set[Path] = set()  # what this process is making or deleting
 
 
 def remove_unfinished() -> None:
-    """Deletes what this process had not come to the end of: Ctrl-C may have been pressed just where it would have."""
+    """Deletes what this process left unfinished, as when Ctrl-C interrupts the clean-up itself."""
     for path in tuple(_unfinished):
         with suppress(OSError):
             if path.is_dir() and not path.is_symlink():
@@ -81,10 +81,10 @@ def remove_unfinished() -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, beside this one, which takes its place at the end: no half-written one is ever seen.
+    """A context with a file to write to, which takes this path's place at the end: no half-written file is ever seen.
 
-    It is made under a name that nobody can know before, and only if nothing has this name; where the path itself is a
-    link, the link is replaced. Folders are made if need be.
+    It is made under a name that nobody can guess, and only if nothing has this name. If the path is a link, the link is
+    replaced. Missing folders are made.
 
     Raises:
         UserError: see `check_held`.
@@ -103,18 +103,18 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         if error.errno and (
             error.filename is None or Path(error.filename) == temporary
-        ):  # whoever asked knows the path alone
+        ):  # the caller knows only the path
             error.filename, error.filename2 = str(path), None
         raise
     finally:
-        with suppress(OSError):  # which would hide why it could not be written
+        with suppress(OSError):  # it would hide why the file could not be written
             temporary.unlink(missing_ok=True)
         _unfinished.discard(temporary)
 
 
 @contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """A new folder beside a path, deleted at the end.
+    """A context with a new folder beside a path, deleted at the end.
 
     Raises:
         UserError: see `check_held`.
@@ -133,11 +133,11 @@ def scratch(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes this one at the end: no half-written one is ever seen.
+    """A context with a folder to write to, which becomes this one at the end: no half-written folder is ever seen.
 
     Raises:
         UserError: see `check_held`.
-        OSError: if it cannot be made, or there is a folder of this name with something in it.
+        OSError: if it cannot be made, or this folder exists and is not empty.
     """
     with scratch(path) as making:
         yield making
@@ -146,6 +146,6 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file so that no half-written one is ever seen."""
+    """Writes a text file as a whole, see `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())

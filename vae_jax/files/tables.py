@@ -1,4 +1,4 @@
-"""Names in tables: CSV in which no spreadsheet finds a formula, Markdown in which a name is no mark."""
+"""Tables as CSV and Markdown in which no text acts as a formula or a mark."""
 
 import csv
 import io
@@ -8,14 +8,14 @@ from typing import Any
 
 from vae_jax.errors import printable
 
-FORMULA = tuple("=+-@＝＋－＠")  # how spreadsheets know one
-MARKS = re.compile(r"[\\|`<&]|(?<=\])\(")  # what ends a cell, or begins code, HTML, a character's name or a link
+FORMULA = tuple("=+-@＝＋－＠")  # first characters of a spreadsheet's formula
+MARKS = re.compile(r"[\\|`<&]|(?<=\])\(")  # ends a cell, or begins code, HTML, an entity or a link
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
-    """A table as CSV, a line for each row; what a row has no value for stays empty.
+    """A table as CSV, a line per row; a missing value gives an empty cell.
 
-    A text that begins as a formula does, and is no number, gets an apostrophe before it.
+    A text that begins like a formula and is no number gets an apostrophe before it.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -40,5 +40,5 @@ def _is_number(text: str) -> bool:
 
 
 def escaped(text: str) -> str:
-    """A text for Markdown, on one line, also in a table's cell."""
+    """A text for one line of Markdown, or a cell of its tables."""
     return MARKS.sub(r"\\\g<0>", printable(text))

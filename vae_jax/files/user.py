@@ -1,16 +1,16 @@
-"""The folders of the user's own, for what is kept between runs."""
+"""The user's folders for what is kept between runs."""
 
 import os
 from pathlib import Path
 
 
 def user_cache() -> Path | None:
-    """Where downloads, resized images and compiled programs are kept unless told otherwise; None without a home."""
+    """The default folder for downloads, resized images and compiled programs; None without a home."""
     return _users("XDG_CACHE_HOME", "~/.cache")
 
 
 def user_state() -> Path | None:
-    """Where this user's secret is kept, see `vae_jax.runs.signature`; None without a home."""
+    """The folder of this user's secret, see `vae_jax.runs.signature`; None without a home."""
     return _users("XDG_STATE_HOME", "~/.local/state")
 
 

@@ -1,1 +1,1 @@
-"""Weights to and from other frameworks, and their twins of our networks."""
+"""Weights to and from other frameworks, and the PyTorch twin of our networks."""

@@ -1,4 +1,4 @@
-"""Runs to and from PyTorch's files of weights."""
+"""Exports runs as files of weights for PyTorch, and imports such files as runs."""
 
 import warnings
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from vae_jax.runs.adopt import adopt
 from vae_jax.runs.folder import ORIGIN, Origin, check_folder
 from vae_jax.runs.folder import origin as origin_of
 from vae_jax.runs.reading import load
-from vae_jax.spec import OTHERS
+from vae_jax.spec import NOT_IMAGE
 from vae_jax.training.state import Trained
 from vae_jax.variables import Variables
 
@@ -33,17 +33,17 @@ def export_run(
 ) -> dict[str, tuple[int, ...]]:
     """Writes a run's weights as a safetensors file with PyTorch's names and layouts.
 
-    There `model.load_state_dict(safetensors.torch.load_file(path), strict=True)` takes them.
+    In PyTorch, `model.load_state_dict(safetensors.torch.load_file(path), strict=True)` reads them.
 
     Args:
         folder: of the run.
         path: of the file, with the ending .safetensors.
         checkpoint: latest or best.
         report: see `vae_jax.runs.reading.load`.
-        trust_code: likewise.
+        trust_code: see there.
 
     Returns:
-        The shape of each tensor by its name.
+        The tensors' shapes by name.
 
     Raises:
         UserError: if there is no such run, or the file's name has another ending.
@@ -64,7 +64,7 @@ def export_run(
 
 
 def _check_exchangeable(config: Config, variables: Variables) -> None:
-    """Refuses weights for which PyTorch's flat names do not tell where they belong.
+    """Refuses weights that PyTorch's flat names cannot place.
 
     Raises:
         UserError: naming the part of the model that has them.
@@ -73,8 +73,8 @@ def _check_exchangeable(config: Config, variables: Variables) -> None:
         raise UserError(
             f"model.network: expected convolutional, the only one with PyTorch's names; found {config.model.network}"
         )
-    if more := set(variables.params) - {"encoder", "decoder"}:
-        names = listed(f"{part}.name {getattr(config, part).name}" for part in sorted(more))
+    if unnamed := set(variables.params) - {"encoder", "decoder"}:
+        names = listed(f"{part}.name {getattr(config, part).name}" for part in sorted(unnamed))
         raise UserError(f"{names}: expected parts without parameters of their own, which have no names in PyTorch")
 
 
@@ -85,23 +85,23 @@ def import_run(
     overwrite: bool = False,
     report: Callable[[str], None] = lambda line: None,
 ) -> Trained:
-    """Makes a run of weights that PyTorch, or `export_run`, has saved; training goes on with a fresh optimiser state.
+    """Makes a run from weights that PyTorch or `export_run` saved; training goes on with a fresh optimiser state.
 
     Args:
         path: a safetensors file; or a state_dict in a .pt or .pth file, for which PyTorch must be installed.
         config: of the model.
         folder: of the run; created.
         overwrite: delete the run in it first.
-        report: is told what of the file was left out or converted, and which image size and channels are chosen where
-            the configuration sets none.
+        report: gets lines on what was left out or converted, and on the image size and channels chosen if the
+            configuration sets none.
 
     Raises:
-        UserError: if the file is none, or does not hold the model's weights; every tensor that differs is named.
+        UserError: if it is no such file, or does not hold the model's weights; names every tensor that differs.
     """
     path = Path(path)
     check_folder(Path(folder), False, overwrite)
     config = replace(config, data=resolve(config.data, report=report))
-    if config.data.kind in OTHERS:
+    if config.data.kind in NOT_IMAGE:
         raise UserError(f"data.kind: expected image to import weights of PyTorch's; found {config.data.kind}")
     shape = config.data.image_shape
     network, _ = build(config, shape)

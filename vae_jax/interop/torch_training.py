@@ -1,4 +1,4 @@
-"""Training the PyTorch twin as the configuration says: eager steps of Adam, PyTorch's own randomness unless given."""
+"""Trains the PyTorch twin as configured: eager steps of Adam, with PyTorch's randomness unless noise is given."""
 
 # pyright: reportMissingImports=false
 
@@ -25,20 +25,20 @@ REDUCTIONS = {"sum": torch.sum, "mean": torch.mean}
 
 
 def to_torch(images: UInt8[np.ndarray, "batch h w c"], like: Tensor) -> Tensor:
-    """Images as PyTorch wants them: (batch, channels, height, width) in [0, 1], of `like`'s type, on its device."""
+    """Images for PyTorch: (batch, channels, height, width) in [0, 1], of `like`'s type, on its device."""
     return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(like) / 255
 
 
 def compute_exactly() -> None:
-    """Has PyTorch compute float32 in float32, as vae_jax does; its default on a GPU rounds convolutions to TF32."""
+    """Makes PyTorch compute float32 in float32, as vae_jax does; by default it rounds convolutions to TF32 on a GPU."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 class TorchTraining:
-    """The twin with its optimiser."""
+    """The twin and its optimiser."""
 
     def __init__(self, config: Config, twin: TorchTwin, epoch: int, steps: int):
-        """Takes the twin to train for so many steps, `epoch` of them in an epoch."""
+        """Prepares to train the twin for `steps` steps, `epoch` of them in an epoch."""
         self.config, self.twin = config, twin
         train, adam = config.train, config.optimizer.options
         rate = optimizer.schedule(train, train.learning_rate, epoch)
@@ -50,7 +50,7 @@ class TorchTraining:
     def backward(
         self, images: Tensor, noise: Tensor | None = None, masks: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """Computes the gradients of a batch in training mode; returns its summed loss, reconstruction and KL, (3,)."""
+        """Computes a batch's gradients in training mode; returns its summed loss, reconstruction and KL, (3,)."""
         self.twin.train()
         terms = self.twin(images, self.config.objective, noise, masks)
         self.adam.zero_grad()
@@ -58,12 +58,12 @@ class TorchTraining:
         return torch.stack([part.detach().sum() for part in terms])
 
     def step(self, images: Tensor, noise: Tensor | None = None, masks: Mapping[str, Tensor] | None = None) -> Tensor:
-        """One update; returns what `backward` does."""
+        """Makes one update; returns the sums of `backward`."""
         sums = self.backward(images, noise, masks)
         limit = self.config.train.gradient_clip
         if limit is not None:
             gradients = [parameter.grad for parameter in self.twin.parameters() if parameter.grad is not None]
-            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(each) for each in gradients]))
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in gradients]))
             for gradient in gradients:  # optax's arithmetic; torch.nn.utils' adds 1e-6 to the norm
                 gradient.mul_(torch.clamp(limit / norm, max=1.0))
         self.adam.param_groups[0]["lr"] = float(self.rates[self.taken])
@@ -92,15 +92,15 @@ def fit(
     on_progress: Callable[[int], None],
     on_epoch: Callable[[dict[str, Any]], None],
 ) -> TorchTwin:
-    """Trains the twin in PyTorch's own way: its initialisation, shuffling, noise and dropout, from `config.seed`.
+    """Trains the twin as PyTorch does: with its initialisation, shuffling, noise and dropout, from `config.seed`.
 
     Args:
         config: of the run.
         data: the images.
         heads: of the posterior.
-        device: PyTorch's name of it.
+        device: PyTorch's name of the device.
         on_progress: called now and then with the images trained in the epoch so far.
-        on_epoch: called with each epoch's figures, named as those of `vae_jax.runs.fit.fit`.
+        on_epoch: called after every epoch with its figures, named as in `vae_jax.runs.fit.fit`.
 
     Raises:
         UserError: if a loss becomes infinite or NaN.
@@ -114,20 +114,20 @@ def fit(
     like = next(twin.parameters())
     images = torch.from_numpy(np.ascontiguousarray(data.train.images.transpose(0, 3, 1, 2))).to(device)
     for epoch in range(1, config.train.epochs + 1):
-        began = told = time.perf_counter()
+        began = shown = time.perf_counter()
         order = torch.randperm(count).to(device)
         sums = torch.zeros(3, device=like.device)
         for first in range(0, count, size):
             sums += training.step(images[order[first : first + size]].to(like) / 255)
-            if time.perf_counter() - told > 0.5:
-                told = time.perf_counter()
+            if time.perf_counter() - shown > 0.5:
+                shown = time.perf_counter()
                 on_progress(first + size)
         train = (sums.double().cpu() / count).tolist()  # waits for the device
         seconds = time.perf_counter() - began
         test = evaluate(twin, config, data.test.images).tolist()
         if not np.isfinite([*train, *test]).all():
-            found = f"loss {train[0]}, test loss {test[0]}"
-            raise UserError(f"PyTorch's training diverged in epoch {epoch}: {found}; {remedies(config)}")
+            losses = f"loss {train[0]}, test loss {test[0]}"
+            raise UserError(f"PyTorch's training diverged in epoch {epoch}: {losses}; {remedies(config)}")
         names = ("loss", "reconstruction", "kl")
         on_epoch(
             {

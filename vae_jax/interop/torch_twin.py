@@ -1,4 +1,4 @@
-"""The same model in PyTorch, from the same configuration: the reference for tests, benchmarks and comparisons.
+"""The PyTorch twin of a configured model: the reference for tests, benchmarks and comparisons.
 
 It needs the extra `torch`. Its state_dict has the article's names; `torch_weights.to_state_dict` fills it.
 """
@@ -26,7 +26,7 @@ ACTIVATIONS = {
 }
 
 
-# What the twin knows; whatever else a configuration may choose has one value for which it does.
+# The objectives that the twin knows, and the only values of further options that it knows.
 OBJECTIVES = ("vae", "autoencoder")
 KNOWN = {
     "data.treatment": "grey",
@@ -41,7 +41,7 @@ KNOWN = {
     "train.patience": None,
     "train.start": None,
 }
-OPTIONS = {"gradient": "standard", "schedule": "constant", "free_bits": 0}  # likewise, of the objective vae
+OPTIONS = {"gradient": "standard", "schedule": "constant", "free_bits": 0}  # of the objective vae
 
 
 def check_objective(config: ObjectiveConfig) -> None:
@@ -61,7 +61,7 @@ def check_objective(config: ObjectiveConfig) -> None:
 
 
 def check_known(config: Config) -> None:
-    """Refuses a configuration that is not the article's composition, with its objectives.
+    """Refuses a configuration that is not the article's model with one of its objectives.
 
     Raises:
         UserError: naming the option and what the twin knows.
@@ -69,24 +69,24 @@ def check_known(config: Config) -> None:
     check_objective(config.objective)
     for option, known in KNOWN.items():
         section, name = option.split(".")
-        found = getattr(getattr(config, section), name)
-        if found != known:
-            raise UserError(f"{option}: the PyTorch twin knows {as_text(known)}; found {as_text(found)}")
+        value = getattr(getattr(config, section), name)
+        if value != known:
+            raise UserError(f"{option}: the PyTorch twin knows {as_text(known)}; found {as_text(value)}")
 
 
 def heads_of(config: Config) -> tuple[str, ...]:
-    """The heads that the configured objective needs, of those the twin knows."""
+    """The posterior's heads that the configured objective needs."""
     return ("mu",) if config.objective.name == "autoencoder" else ("mu", "log_var")
 
 
 class TorchTwin(nn.Module):
-    """The convolutional encoder and decoder in PyTorch, with PyTorch's own initialisation."""
+    """The convolutional encoder and decoder in PyTorch, with PyTorch's initialisation."""
 
     def __init__(self, config: ModelConfig, image_shape: tuple[int, ...], heads: tuple[str, ...]):
         """Builds the network for images of (height, width, channels) and these heads of the posterior.
 
         Raises:
-            UserError: if PyTorch has no layer for what the configuration asks, or its sizes do not fit.
+            UserError: if PyTorch has no layer for the configuration, or its sizes do not fit.
         """
         super().__init__()
         options = config.options
@@ -137,11 +137,11 @@ class TorchTwin(nn.Module):
         return x * masks[name] / (1 - rate)
 
     def encode(self, x: Tensor, masks: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Images (batch, channels, height, width) to the heads, each (batch, latent).
+        """The heads, (batch, latent), of images (batch, channels, height, width).
 
         Args:
             x: images in [0, 1].
-            masks: dropout's, (batch, latent) for each "dropout_<head>"; by default PyTorch draws them.
+            masks: dropout's, (batch, latent), by "dropout_<head>"; by default PyTorch draws them.
         """
         options = self.options
         for i in range(len(options.channels)):
@@ -161,7 +161,7 @@ class TorchTwin(nn.Module):
         return heads
 
     def decode(self, z: Tensor, masks: Mapping[str, Tensor] | None = None) -> Tensor:
-        """z (batch, latent) to logits (batch, channels, height, width); `masks` may hold "dropout_fc2"."""
+        """The logits (batch, channels, height, width) of z (batch, latent); `masks` may hold "dropout_fc2"."""
         x = self.activation(self.fc2(z))
         x = self._drop("dropout_fc2", x, self.options.decoder_dropout, masks)
         side = self.plan.sizes[-1]
@@ -182,7 +182,7 @@ class TorchTwin(nn.Module):
         noise: Tensor | None = None,
         masks: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, reconstruction and KL per image, each (batch,), as `vae_jax.objectives` defines them.
+        """Loss, reconstruction and KL per image, (batch,), as `vae_jax.objectives` defines them.
 
         Args:
             images: (batch, channels, height, width) in [0, 1].

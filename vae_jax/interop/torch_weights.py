@@ -1,4 +1,4 @@
-"""Names and layouts of parameters between Flax and PyTorch. Works without torch: arrays in, arrays out."""
+"""Converts names and layouts of parameters between Flax and PyTorch. Works without torch: arrays in, arrays out."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,17 +15,17 @@ _NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "runnin
 _TO_TORCH = {2: (1, 0), 4: (3, 2, 0, 1)}
 _FROM_TORCH = {2: (1, 0), 4: (2, 3, 1, 0)}
 
-COUNTER = "num_batches_tracked"  # PyTorch's count of training batches, one in each BatchNorm
+COUNTER = "num_batches_tracked"  # PyTorch's count of training batches, one per BatchNorm
 
 
 def _transposed(array: Any, axes: Mapping[int, tuple[int, ...]]) -> np.ndarray:
-    # Contiguous: safetensors writes any other array scrambled, without a word.
+    # Contiguous: safetensors silently scrambles any other array.
     array = np.asarray(array)
     return np.ascontiguousarray(array.transpose(axes[array.ndim]) if array.ndim in axes else array)
 
 
 def _name(path: tuple[Any, ...]) -> str:
-    """PyTorch's name of an array: a path is (encoder or decoder, layer, array), and PyTorch's names are flat."""
+    """PyTorch's flat name of an array with the path (encoder or decoder, layer, array)."""
     *_, layer, name = (entry.key for entry in path)
     return f"{layer}.{_NAMES[name]}"
 
@@ -35,24 +35,24 @@ def to_state_dict(variables: Variables, steps: int | Mapping[str, int] = 0) -> d
 
     Args:
         variables: of a network whose layers have kernels, biases and running statistics.
-        steps: training steps taken, which PyTorch keeps as each BatchNorm's num_batches_tracked; or one number for
-            each, by its name.
+        steps: training steps taken, which PyTorch keeps as every BatchNorm's num_batches_tracked; or their numbers by
+            name.
     """
-    found = {}
+    arrays = {}
     for path, array in jax.tree_util.tree_leaves_with_path((variables.params, variables.state.get("batch_stats", {}))):
         name = _name(path[1:])
-        found[name] = _transposed(array, _TO_TORCH)
+        arrays[name] = _transposed(array, _TO_TORCH)
         if name.endswith(".running_mean"):
             counter = name.replace("running_mean", COUNTER)
-            found[counter] = np.asarray(steps[counter] if isinstance(steps, Mapping) else steps, np.int64)
-    return found
+            arrays[counter] = np.asarray(steps[counter] if isinstance(steps, Mapping) else steps, np.int64)
+    return arrays
 
 
 def from_state_dict(state: Mapping[str, np.ndarray], like: Variables) -> Variables:
     """The inverse of `to_state_dict`: variables with the structure and the types of `like`.
 
     Args:
-        state: arrays by PyTorch's names; those of `like` are all there, with their shapes.
+        state: arrays by PyTorch's names; has all of `like`, with their shapes.
         like: a network's variables.
     """
 

@@ -1,7 +1,7 @@
-"""A trained model in one file: safetensors, with JAX's names and layouts, and what the model is in its metadata.
+"""A trained model in one file: safetensors with JAX's names and layouts, and the configuration in its metadata.
 
-An array's name is its path, as `params.encoder.Dense_0.kernel`. What a run folder has beside (the history, the
-optimiser's state) is not in it, nor where the data lay.
+An array's name is its path, as `params.encoder.Dense_0.kernel`. The file has no history, no optimiser's state and no
+paths of the data.
 """
 
 import json
@@ -28,7 +28,7 @@ FORMAT, VERSION = "vae_jax", "1"  # in the metadata
 
 
 class _About(NamedTuple):
-    """What the metadata tell of the model."""
+    """The metadata on the model."""
 
     options: dict[str, Any]
     image_shape: list[int]
@@ -36,21 +36,21 @@ class _About(NamedTuple):
 
 
 def save_weights(trained: Trained, path: str | Path) -> Path:
-    """Writes a trained model as one safetensors file, that `load_weights` reads: its weights and its configuration.
+    """Writes a trained model, its weights and its configuration, as a safetensors file that `load_weights` reads.
 
-    Where its data lay (`data.manual_dir`, `data.cache_dir`, `data.path`), the run it began with (`train.start`) and
-    what a run keeps (`output`) stay behind.
+    Left out are the paths of its data (`data.manual_dir`, `data.cache_dir`, `data.path`), the run it started from
+    (`train.start`) and what a run keeps (`output`).
 
     Args:
         trained: by `fit`, or read from a run folder.
-        path: of the file, with the ending .safetensors; one that is there is replaced.
+        path: of the file, with the ending .safetensors; an existing file is replaced.
 
     Returns:
         The path.
 
     Raises:
-        UserError: if the file's name has another ending, or an array has a type that such a file cannot hold, or the
-            name of another one.
+        UserError: if the file's name has another ending, an array has a type that the format lacks, or two arrays have
+            the same name.
         OSError: if the file cannot be written.
 
     Examples:
@@ -77,15 +77,15 @@ def save_weights(trained: Trained, path: str | Path) -> Path:
 
 
 def load_weights(path: str | Path, trust_code: bool = False) -> Trained:
-    """The trained model in a file of `save_weights`, bit for bit; its history is empty, its optimiser's state fresh.
+    """Reads the trained model from a file of `save_weights`, bit for bit; its history is empty, its optimiser fresh.
 
     Args:
         path: of the file.
-        trust_code: run the code that the configuration in it names: own files and modules, `FILE.py:ENTRY`.
+        trust_code: run the code that its configuration names: users' files and modules, `FILE.py:ENTRY`.
 
     Raises:
-        UserError: if it is no such file, its arrays are not those of the model that its configuration describes (all
-            that differ are named), or it names code that is not trusted.
+        UserError: if it is no such file, its arrays are not those of its configuration's model (names all that differ),
+            or it names code that is not trusted.
 
     Examples:
         >>> import vae_jax
@@ -121,7 +121,7 @@ def _by_name(variables: PyTree) -> dict[str, Any]:
     """The arrays by their dotted paths, in the tree's order.
 
     Raises:
-        UserError: if two have the same.
+        UserError: if two have the same path.
     """
     named = [
         (jax.tree_util.keystr(path, simple=True, separator="."), leaf)
@@ -151,10 +151,10 @@ def _read_config(path: Path, options: dict[str, Any], trust_code: bool) -> Confi
 def _read_about(path: Path, metadata: dict[str, str]) -> _About:
     kind, version = metadata.get("format", "none"), metadata.get("version", "none")
     if (kind, version) != (FORMAT, VERSION):
-        found = f"format {cut(kind)}, version {cut(version)}"
+        actual = f"format {cut(kind)}, version {cut(version)}"
         hint = "; vae-jax import takes PyTorch's" if kind == "pt" else ""
         raise UserError(
-            f"{path}: expected a file of save_weights, format {FORMAT}, version {VERSION}; found {found}{hint}"
+            f"{path}: expected a file of save_weights, format {FORMAT}, version {VERSION}; found {actual}{hint}"
         )
     with checked.named(path, "metadata, model: "):
         about = checked.parse(metadata.get("model", "").encode(), _About)

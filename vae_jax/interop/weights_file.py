@@ -1,7 +1,6 @@
-"""Files of weights: safetensors, written and read; and PyTorch's pickles, read by way of safetensors.
+"""Writes and reads safetensors files of weights; converts PyTorch's pickles to safetensors and reads those.
 
-Nothing in a file is trusted: its names, types and shapes are compared with what is expected before any array is
-read, and its numbers afterwards.
+Nothing in a file is trusted: names, types and shapes are checked before any array is read, and numbers afterwards.
 """
 
 import hashlib
@@ -23,9 +22,9 @@ from vae_jax.files.replace import replacing
 
 HEADER_LIMIT = 1 << 24  # bytes of names and shapes
 COUNT_LIMIT = 1 << 53  # training batches that a BatchNorm may have seen
-NAMES_SHOWN = 200  # of each kind of fault
-ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # how PyTorch's files begin, those of version 1.6 and newer and older ones
-WRAPPERS = ("module", "_orig_mod")  # of DataParallel and of torch.compile
+NAMES_SHOWN = 200  # per kind of fault
+ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # first bytes of PyTorch's files, from version 1.6 on and before
+WRAPPERS = ("module", "_orig_mod")  # names that DataParallel and torch.compile add
 DTYPES = {"BF16": "bfloat16", "BOOL": "bool"} | {
     f"{kind[0].upper()}{bits}": f"{kind}{bits}"
     for kind, sizes in {"float": (16, 32, 64), "int": (8, 16, 32, 64), "uint": (8, 16, 32, 64)}.items()
@@ -39,7 +38,7 @@ CONVERT = (
 
 
 class Weights(NamedTuple):
-    """What a file held.
+    """The content of a file of weights.
 
     Attributes:
         arrays: by PyTorch's names.
@@ -51,7 +50,7 @@ class Weights(NamedTuple):
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file, so that no half-written one is ever seen; by default its format is PyTorch's."""
+    """Writes a safetensors file as a whole; by default its format is PyTorch's."""
     from safetensors.numpy import save
 
     data = save(dict(arrays), metadata=dict(metadata or {"format": "pt"}))
@@ -60,16 +59,16 @@ def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
 
 
 def check_target(path: Path) -> None:
-    """Refuses to write to a file whose name tells another format."""
+    """Refuses to write to a file whose ending means another format."""
     if path.suffix.lower() != ".safetensors":
         raise UserError(f"{path}: expected a file name ending in .safetensors; found {path.suffix or 'no ending'}")
 
 
 def check_source(path: Path) -> str:
-    """What a file is, safetensors or pickle, by its name and by how it begins; see `read` for what is refused."""
+    """The format of a file, safetensors or pickle, by its name; checks its first bytes, see `read` for the errors."""
     if not path.is_file():
-        found = "a folder" if path.is_dir() else "something else" if path.exists() else "no such file"
-        raise UserError(f"{path}: expected a file of weights; found {found}")
+        kind = "a folder" if path.is_dir() else "something else" if path.exists() else "no such file"
+        raise UserError(f"{path}: expected a file of weights; found {kind}")
     with path.open("rb") as file:
         begin = file.read(8)
     named = {".safetensors": "safetensors", ".pt": "pickle", ".pth": "pickle"}.get(path.suffix.lower())
@@ -79,8 +78,8 @@ def check_source(path: Path) -> str:
     if named == "safetensors" and pickled:
         raise UserError(f"{path}: expected a safetensors file; found a pickle, which would be read from .pt only")
     if named == "pickle" and not begin.startswith(ZIP):
-        found = "one of a PyTorch before 1.6; save it again" if begin.startswith(PICKLE) else "something else"
-        raise UserError(f"{path}: expected a file of torch.save; found {found}")
+        kind = "one of a PyTorch before 1.6; save it again" if begin.startswith(PICKLE) else "something else"
+        raise UserError(f"{path}: expected a file of torch.save; found {kind}")
     if named == "pickle":
         _check_torch(path)
     return named
@@ -88,35 +87,35 @@ def check_source(path: Path) -> str:
 
 def _check_torch(path: Path) -> None:
     try:
-        found = version("torch")
+        installed = version("torch")
     except PackageNotFoundError:
-        found = "none"
-    if found == "none" or tuple(map(int, re.findall(r"\d+", found)[:2])) < TORCH_NEEDED:
+        installed = "none"
+    if installed == "none" or tuple(map(int, re.findall(r"\d+", installed)[:2])) < TORCH_NEEDED:
         needed = ".".join(map(str, TORCH_NEEDED))
         raise UserError(
-            f"{path}: a pickle is read with PyTorch {needed} or newer only, found {found}; convert it where PyTorch "
-            f"is: {CONVERT}"
+            f"{path}: a pickle is read with PyTorch {needed} or newer only, found {installed}; convert it where "
+            f"PyTorch is: {CONVERT}"
         )
 
 
 def read(
     path: Path, expected: Mapping[str, np.ndarray], model: str, report: Callable[[str], None] = warnings.warn
 ) -> Weights:
-    """The arrays of a file, under the names and of the types expected.
+    """The arrays of a file, with the expected names and types.
 
-    Names may have prefixes that wrappers of PyTorch's give, and numbers another precision.
+    Names may have the prefixes of PyTorch's wrappers, and numbers another precision.
 
     Args:
         path: of a safetensors file, or of a state_dict saved by torch.save (.pt, .pth), which needs PyTorch.
-        expected: arrays of these names, shapes and types; their values are not looked at.
-        model: whose weights they are to be, for messages.
-        report: is told in a line what was left out or converted.
+        expected: arrays of these names, shapes and types; their values do not matter.
+        model: that gets the weights, for messages.
+        report: gets a line on what was left out or converted.
 
     Raises:
         UserError: if it is no such file, or has other arrays, all of which are named; or holds numbers that are not
             finite, or variances or counts below 0.
     """
-    notes: list[str] = []  # told where nothing is refused
+    notes: list[str] = []  # reported at the end, unless the file is refused
     if check_source(path) == "safetensors":
         arrays = _read_safetensors(path, path, expected, model, notes)
     else:
@@ -127,7 +126,7 @@ def read(
     _check_numbers(path, arrays)
     for note in notes:
         report(f"{path}: {note}")
-    with path.open("rb") as file:  # last: now it is known to be no larger than it should be
+    with path.open("rb") as file:  # last: only now it is known not to be too large
         return Weights(arrays, hashlib.file_digest(file, "sha256").hexdigest())
 
 
@@ -136,8 +135,8 @@ def _read_safetensors(
 ) -> dict[str, np.ndarray]:
     """Reads `file`; messages name `path`, and what was left out or converted is added to `notes`."""
     with opened(file, path) as stored:
-        names = _own_names(stored.keys(), expected)
-        slices = {name: stored.get_slice(own) for name, own in names.items()}
+        names = _unwrapped_names(stored.keys(), expected)
+        slices = {name: stored.get_slice(full) for name, full in names.items()}
         layouts = {name: (tuple(part.get_shape()), str(part.get_dtype())) for name, part in slices.items()}
         check_layout(path, layouts, expected, model, _kind)
         arrays = {name: np.array(stored.get_tensor(names[name])) for name in expected}
@@ -151,16 +150,16 @@ def _read_safetensors(
     }
     if converted:
         notes.append(f"numbers are converted, {listed(sorted(converted))}")
-    with np.errstate(over="ignore"):  # what becomes infinite is refused
+    with np.errstate(over="ignore"):  # infinities are refused later
         return {name: array.astype(expected[name].dtype) for name, array in arrays.items()}
 
 
 @contextmanager
 def opened(file: Path, path: Path) -> Iterator[Any]:
-    """A safetensors file, for reading; messages name `path`.
+    """A context with an open safetensors file; messages name `path`.
 
     Raises:
-        UserError: if it is none, or what is read in it is damaged.
+        UserError: if it is no such file, or it is damaged where it is read.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -181,26 +180,26 @@ def opened(file: Path, path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: expected a whole safetensors file; {reason}") from error
 
 
-def _own_names(names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
-    """Each tensor's stored name by its own, without what wrappers of PyTorch's add to it.
+def _unwrapped_names(names: Iterable[str], expected: Iterable[str]) -> dict[str, str]:
+    """The tensors' stored names by their names without those that PyTorch's wrappers add.
 
-    DataParallel and `torch.compile` put a name before that of the module they wrap; what holds the model as its
-    attribute puts that attribute's before all of them.
+    DataParallel and `torch.compile` put a name before that of the module they wrap; an object that holds the model as
+    an attribute puts the attribute's name before all of them.
     """
     stored, expected = list(names), set(expected)
-    own = [".".join(part for part in name.split(".") if part not in WRAPPERS) for name in stored]
-    while own and len(first := {name.partition(".")[0] for name in own}) == 1 and "" not in first:
-        own = [name.partition(".")[2] for name in own]
-        if expected & set(own):
+    bare = [".".join(part for part in name.split(".") if part not in WRAPPERS) for name in stored]
+    while bare and len(first := {name.partition(".")[0] for name in bare}) == 1 and "" not in first:
+        bare = [name.partition(".")[2] for name in bare]
+        if expected & set(bare):
             break
-    # Where it is no help, messages name the tensors as they are stored.
-    helps = len(set(own)) == len(own) and len(expected & set(own)) > len(expected & set(stored))
-    return dict(zip(own if helps else stored, stored, strict=True))
+    # If it does not help, messages name the tensors as they are stored.
+    helps = len(set(bare)) == len(bare) and len(expected & set(bare)) > len(expected & set(stored))
+    return dict(zip(bare if helps else stored, stored, strict=True))
 
 
 def check_layout(
     path: Path,
-    found: Mapping[str, tuple[tuple[int, ...], str]],
+    stored: Mapping[str, tuple[tuple[int, ...], str]],
     expected: Mapping[str, Any],
     model: str,
     of_type: Callable[[str], str] = str,
@@ -209,10 +208,10 @@ def check_layout(
 
     Args:
         path: of the file.
-        found: each tensor's shape and safetensors' name of its type.
-        expected: arrays of these names, shapes and types, or what has a shape and a dtype.
-        model: whose weights they are to be.
-        of_type: a type's name -> what of it must be the same.
+        stored: the tensors' shapes and safetensors' names of their types.
+        expected: arrays of these names, shapes and types, or objects with a shape and a dtype.
+        model: that gets the weights.
+        of_type: a type's name -> the part of it that must be the same.
 
     Raises:
         UserError: naming the file and what is missing, not expected, or of another shape or type.
@@ -222,16 +221,16 @@ def check_layout(
         return "x".join(map(str, sizes))[:60] or "a number"
 
     shapes, types = [], []
-    for name in expected.keys() & found.keys():
-        sizes, dtype = found[name]
+    for name in expected.keys() & stored.keys():
+        sizes, dtype = stored[name]
         wanted = expected[name]
         if sizes != wanted.shape:
             shapes.append(f"{name} (expected {shape(wanted.shape)}, found {shape(sizes)})")
         elif of_type(DTYPES.get(dtype, dtype)) != of_type(str(wanted.dtype)):
             types.append(f"{name} (expected {wanted.dtype}, found {DTYPES.get(dtype, dtype)})")
     faults = {
-        "missing": expected.keys() - found.keys(),
-        "not expected": [_shown(name) for name in found.keys() - expected.keys()],
+        "missing": expected.keys() - stored.keys(),
+        "not expected": [_shown(name) for name in stored.keys() - expected.keys()],
         "of another shape": shapes,
         "of another type": types,
     }
@@ -241,7 +240,7 @@ def check_layout(
 
 
 def _kind(dtype: str) -> str:
-    """What a type's numbers are, whatever their precision."""
+    """A type's kind of numbers, without their precision."""
     return re.sub(r"^b|\d+$", "", dtype)
 
 
@@ -260,16 +259,16 @@ def _check_numbers(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         elif below or above:
             faults.append(f"{name} ({below or above:,} of {array.size:,} {'below 0' if below else 'too large'})")
     if faults:
-        found = listed(sorted(faults), NAMES_SHOWN)
-        raise UserError(f"{path}: expected finite numbers, and variances and counts from 0 on; found {found}")
+        names = listed(sorted(faults), NAMES_SHOWN)
+        raise UserError(f"{path}: expected finite numbers, and variances and counts from 0 on; found {names}")
 
 
 def _unpickle(path: Path, to: Path, notes: list[str]) -> None:
-    """Has another process read a pickle, with bounded time, and write it as safetensors; what it says is in `notes`."""
+    """Converts a pickle to safetensors in another process, with limited time; adds its lines to `notes`."""
     seconds = 60 + path.stat().st_size // 10_000_000
     try:
         result = subprocess.run(
-            # -P: a torch.py or zipfile.py beside a downloaded file is not imported.
+            # -P: never imports a torch.py or zipfile.py beside a downloaded file.
             [sys.executable, "-P", "-m", "vae_jax.interop.torch_pickle", str(path.absolute()), str(to)],
             capture_output=True,
             text=True,
@@ -282,5 +281,5 @@ def _unpickle(path: Path, to: Path, notes: list[str]) -> None:
     if result.returncode:
         lines = (result.stdout if result.returncode == 2 else result.stderr).strip().splitlines()
         reason = lines[-1][:400] if lines else f"PyTorch ended with {result.returncode}"
-        raise UserError(f"{path}: expected a state_dict, names with tensors, as torch.save leaves it; {reason}")
+        raise UserError(f"{path}: expected a state_dict, names with tensors, as torch.save writes it; {reason}")
     notes += result.stdout.splitlines()

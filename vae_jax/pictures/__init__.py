@@ -1,1 +1,1 @@
-"""Pictures: sheets of images, curves and maps, a sweep at a glance."""
+"""Pictures: sheets of images, curves and maps, and a sweep's pictures."""

@@ -1,4 +1,4 @@
-"""Curves and maps, drawn by matplotlib."""
+"""Draws curves and maps with matplotlib."""
 
 import math
 import os
@@ -17,18 +17,18 @@ from vae_jax.errors import cut, listed
 
 if TYPE_CHECKING:
     OwnPath = Path
-else:  # Path itself can be the base of a class from Python 3.12 on only
+else:  # only from Python 3.12 on Path can be the base of a class
     OwnPath = WindowsPath if os.name == "nt" else PosixPath
 from vae_jax.pictures.sheet import Picture, save_picture
 
 LABEL = 100  # characters of a name in a picture
-GLYPH = re.compile(r"Glyph (\d+) .*missing from")  # what matplotlib says of a sign that its font does not have
-# One colour for each class, up to ten told apart by colour-blind readers too (Tableau's).
+GLYPH = re.compile(r"Glyph (\d+) .*missing from")  # matplotlib's warning of a sign that its font lacks
+# One colour per class; colour-blind readers too can distinguish the ten (Tableau's).
 COLORMAPS = {10: "tab10", 20: "tab20"}
 
 
 def loss_curve(path: Path, history: list[dict[str, Any]], unit_of: Callable[[str], str]) -> Picture:
-    """Saves the loss, its parts and an objective's other figures by epoch; `unit_of` gives the unit of each."""
+    """Saves the loss, its parts and an objective's other figures by epoch; `unit_of` gives a figure's unit."""
     epochs = [figures["epoch"] for figures in history]
     marker = "o" if len(epochs) < 20 else None
     names = [name.removeprefix("test_") for name in history[0] if name.startswith("test_")]
@@ -61,7 +61,7 @@ def latent_plane(
     extent: float,
     class_names: tuple[str, ...] | None = None,
 ) -> Picture:
-    """Saves a two-dimensional latent space: where test images lie, and what its points decode to.
+    """Saves a two-dimensional latent space: the places of test images, and the pictures decoded from its points.
 
     Args:
         path: of the PNG.
@@ -69,7 +69,7 @@ def latent_plane(
         labels: their classes, or None.
         decoded: pictures of a square grid over [−extent, extent]², row by row from the top left.
         extent: half the side of the square shown.
-        class_names: the labels' names, by number; shown where there are at most 20.
+        class_names: the labels' names, by number; shown if there are at most 20.
     """
     figure = new_figure(11.0, 5.4)
     scatter = figure.add_subplot(1, 2, 1)
@@ -102,12 +102,12 @@ def comparison(
     gaps: dict[str, Float[np.ndarray, " steps"]],
     unit: str,
 ) -> Picture:
-    """Saves what a comparison of frameworks looks like; a panel without data is left out.
+    """Saves the picture of a comparison of frameworks, without panels that have no data.
 
     Args:
         path: of the PNG.
-        losses: test losses of each framework's independent runs by epoch, drawn as mean, standard deviation and runs.
-        curves: each framework's loss by step, trained from the same weights with the same random numbers.
+        losses: test losses of the frameworks' independent runs by epoch, drawn as mean, standard deviation and runs.
+        curves: the frameworks' losses by step, trained from the same weights with the same random numbers.
         gaps: relative differences of these losses by precision, drawn on a logarithmic axis.
         unit: of the losses.
     """
@@ -151,29 +151,29 @@ def comparison(
 
 
 def plain(label: str, most: int = LABEL) -> str:
-    """Text that matplotlib takes as it stands, not as mathematics or as a name that no legend shows; on one line."""
+    """Text on one line that matplotlib shows unchanged, not as mathematics or as a name that legends leave out."""
     text = cut(label, most).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text
 
 
 def save_figure(path: Path, figure: Any) -> Picture:
-    """Saves a matplotlib figure; warns once, in one line, of all the signs that its font does not have."""
-    with warnings.catch_warnings(record=True) as told:
+    """Saves a matplotlib figure; warns once, in one line, of all signs that its font lacks."""
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         saved = save_picture(path, lambda file: figure.savefig(file, format="png", dpi=120))
     missing: dict[str, None] = {}
-    for each in told:
-        if glyph := GLYPH.match(str(each.message)):
+    for warning in caught:
+        if glyph := GLYPH.match(str(warning.message)):
             missing[chr(int(glyph[1]))] = None
         else:
-            warnings.warn(each.message, each.category, stacklevel=2)
+            warnings.warn(warning.message, warning.category, stacklevel=2)
     if missing:
-        warnings.warn(f"{path}: boxes stand for what the font does not have: {listed(missing)}", stacklevel=2)
+        warnings.warn(f"{path}: boxes stand for signs that the font lacks: {listed(missing)}", stacklevel=2)
     return saved
 
 
 def new_figure(width: float, height: float) -> Any:
-    """A matplotlib figure outside pyplot's global state, so no display is needed and nothing is left open."""
+    """A matplotlib figure outside pyplot's global state: it needs no display and leaves nothing open."""
     load()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -184,14 +184,14 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def load() -> None:
-    """Imports what draws curves, which takes a second."""
+    """Imports the modules that draw curves, which takes a second."""
     load_matplotlib()
     import matplotlib.backends.backend_agg
     import matplotlib.figure  # noqa: F401
 
 
 def load_matplotlib() -> None:
-    """Imports matplotlib without a look at MPLBACKEND: a notebook hands its own to programs that do not have it."""
+    """Imports matplotlib without MPLBACKEND: a notebook passes its backend on to programs that do not have it."""
     if "matplotlib" in sys.modules:
         return
     backend = os.environ.pop("MPLBACKEND", None)
@@ -202,4 +202,4 @@ def load_matplotlib() -> None:
             os.environ["MPLBACKEND"] = backend
     if backend:
         with suppress(ValueError):
-            matplotlib.rcParams["backend"] = backend  # for whatever else this process draws
+            matplotlib.rcParams["backend"] = backend  # for other drawings of this process

@@ -1,4 +1,4 @@
-"""Sheets of images, written row by row."""
+"""Draws sheets of images, row by row."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from vae_jax.files.replace import replacing
 
 if TYPE_CHECKING:
     OwnPath = Path
-else:  # Path itself can be the base of a class from Python 3.12 on only
+else:  # only from Python 3.12 on Path can be the base of a class
     OwnPath = WindowsPath if os.name == "nt" else PosixPath
 
 
@@ -27,36 +27,36 @@ PIXELS = (1 << 31) - 1  # of a picture; Pillow counts in 32 bits
 
 
 class Picture(OwnPath):
-    """The path of a PNG, which a notebook shows as the picture."""
+    """The path of a PNG; a notebook shows the picture."""
 
     def _repr_png_(self) -> bytes | None:
-        with suppress(OSError):  # of a file that was moved or deleted since
+        with suppress(OSError):  # the file may have been moved or deleted
             return self.read_bytes()
         return None
 
 
 def save_picture(path: Path, write: Any) -> Picture:
-    """Writes a PNG so that no half-written file is ever seen."""
+    """Writes a PNG as a whole, see `replacing`."""
     with replacing(path) as file:
         write(file)
     return Picture(path)
 
 
 class Sheet:
-    """A picture made of pictures, row by row, that come in blocks; small ones are enlarged by a whole factor."""
+    """A picture of rows of pictures, which come in blocks; small ones are enlarged by a whole factor."""
 
     def __init__(self, count: int, shape: tuple[int, ...], columns: int, gap_after_rows: int = 0, what: str = ""):
-        """Looks at whether it can be drawn; nothing is allocated yet.
+        """Checks that it can be drawn; allocates nothing yet.
 
         Args:
-            count: of the pictures.
-            shape: of each, (height, width, channels), grey or RGB.
+            count: number of pictures.
+            shape: of one, (height, width, channels), grey or RGB.
             columns: pictures in a row.
             gap_after_rows: leaves a wider gap after so many rows; 0 for none.
-            what: asks for so many, for the message; it begins with the options to blame.
+            what: names the picture in messages; begins with the options to blame.
 
         Raises:
-            UserError: if the picture is larger than a PNG is made here.
+            UserError: if the picture has more than PIXELS pixels.
             NotEnough: if it does not fit into memory.
         """
         self._height, self._width, self._channels = shape
@@ -73,15 +73,15 @@ class Sheet:
             raise UserError(
                 f"{what}: expected a picture of at most {PIXELS:,} pixels; found one of {width:,} x {height:,}"
             )
-        each = 1 if self._channels == 1 else self._channels + 4  # of RGB Pillow takes a copy, with 4 bytes a pixel
-        check(height * width * each, f"{what}: {width:,} x {height:,} pixels")
+        depth = 1 if self._channels == 1 else self._channels + 4  # Pillow copies RGB, with 4 bytes a pixel
+        check(height * width * depth, f"{what}: {width:,} x {height:,} pixels")
 
     def _top(self, row: int) -> int:
         gaps = row // self._gap_after_rows * GAP if self._gap_after_rows else 0
         return LINE + row * (self._height * self._scale + LINE) + gaps
 
     def put(self, places: Sequence[int], pictures: Pictures) -> None:
-        """Draws pictures in [0, 1] at these places, which are counted row by row from 0."""
+        """Draws pictures in [0, 1] at these places, counted row by row from 0."""
         if self._canvas is None:
             self._canvas = np.full((*self._size, self._channels), 255, np.uint8)
         for place, levels in zip(places, np.rint(np.clip(pictures, 0, 1) * 255).astype(np.uint8), strict=True):
@@ -91,7 +91,7 @@ class Sheet:
             self._canvas[top : top + large.shape[0], left : left + large.shape[1]] = large
 
     def write(self, file: Any) -> None:
-        """Writes it as a PNG; something must have been put."""
+        """Writes it as a PNG; some picture must have been put."""
         assert self._canvas is not None
         Image.fromarray(self._canvas[..., 0] if self._channels == 1 else self._canvas).save(file, "PNG")
 
@@ -124,19 +124,19 @@ def grid(path: Path, pictures: Pictures, columns: int, gap_after_rows: int = 0) 
 
 
 class Pairs:
-    """A picture of rows of originals, each row above the row of its reconstructions, that come in blocks."""
+    """A picture of rows of originals, each above the row of its reconstructions, which come in blocks."""
 
     def __init__(self, count: int, shape: tuple[int, ...], columns: int = 16, what: str = ""):
-        """Looks at whether it can be drawn, see `Sheet`."""
+        """Checks that it can be drawn, see `Sheet`."""
         self._columns = min(columns, count)
         rows = 2 * -(-count // self._columns)
         self._sheet = Sheet(rows * self._columns, shape, self._columns, gap_after_rows=2, what=what)
 
     def put(self, first: int, above: Pictures, below: Pictures) -> None:
-        """Draws originals, the first of them with this number, and their reconstructions."""
+        """Draws originals, counted from number `first` on, and their reconstructions."""
         numbers = np.arange(first, first + len(above))
         places = numbers + numbers // self._columns * self._columns
-        # In the precision of the finer, as if they were one array.
+        # In the finer precision, as if they were one array.
         dtype = np.result_type(above, below)
         for pictures, further in ((above, 0), (below, self._columns)):
             self._sheet.put((places + further).tolist(), pictures.astype(dtype, copy=False))
@@ -147,7 +147,7 @@ class Pairs:
 
 
 def pairs(path: Path, above: Pictures, below: Pictures, columns: int = 16) -> Picture:
-    """Saves rows of originals, each row above the row of its reconstructions."""
+    """Saves rows of originals, each above the row of its reconstructions."""
     drawn = Pairs(len(above), above.shape[1:], columns)
     drawn.put(0, above, below)
     return drawn.save(path)
