@@ -668,7 +668,7 @@ def test_what_cannot_be_encoded_is_replaced(process, tmp_path, monkeypatch, enco
     streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
     for name, stream in streams.items():
         monkeypatch.setattr(sys, name, stream)
-    assert process("train", "--help") == 0
+    assert process("train", "--help-all") == 0
     assert process("evaluate", tmp_path / "漢") == 2
     for stream in streams.values():
         stream.flush()

@@ -21,7 +21,7 @@ from vae_jax.errors import UserError
 JOIN = """
 import json, sys
 import psutil
-from vae_jax import processes
+from vae_jax.device import processes
 processes.join(*json.loads(sys.argv[1]), 100, print)
 print(json.dumps([each.laddr for each in psutil.Process().net_connections("inet") if each.status == "LISTEN"]))
 processes.leave(0)
