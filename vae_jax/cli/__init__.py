@@ -222,8 +222,8 @@ def _overview(arguments: Sequence[str]) -> None:
         description="Variational autoencoders in JAX: train one, look at it, use it.",
         epilog=f"commands:\n{commands}\n\n"
         "a first run, without any download:\n"
-        "  vae-jax train --config digits --out runs/digits\n"
-        "  vae-jax sample runs/digits -n 64\n\n"
+        "  vae-jax train --config handwriting --out runs/first\n"
+        "  vae-jax sample runs/first -n 64\n\n"
         "the article's model on MNIST:\n"
         "  vae-jax train --config article --out runs/article [--data.manual_dir DIR]",
         formatter_class=argparse.RawDescriptionHelpFormatter,

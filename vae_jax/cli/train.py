@@ -227,7 +227,7 @@ VERBS = {
         "  vae-jax train --config digits --out runs/digits                      no download\n"
         "  vae-jax train --config article --out runs/article --seed 1           MNIST, downloaded\n"
         "  vae-jax train --config article --out runs/z2 --model.latent 2        another latent size\n"
-        "  vae-jax train --config digits --out runs/mine --data.source folder --data.path photos",
+        "  vae-jax train --config colour64 --data.path photos --out runs/mine   a folder of your own photographs",
         usage="--out RUN [--config FILE]",
         interrupted="; `vae-jax train … --resume` goes on from the last checkpoint, if there is one",
         base=_base,

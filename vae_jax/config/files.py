@@ -10,7 +10,7 @@ from vae_jax.config.schema import Config
 from vae_jax.config.section import SECTIONS
 from vae_jax.errors import UserError, argument, brief, cut
 from vae_jax.files import checked, plain_yaml
-from vae_jax.options import SIZE_LIMIT, options_in, shown
+from vae_jax.options import SIZE_LIMIT, nearest, options_in, shown
 from vae_jax.registry import lookup
 
 
@@ -52,7 +52,9 @@ def find(name: str | Path) -> Path:
     if str(name) in shipped():
         return shipped()[str(name)]
     what = argument("config", cut(str(name), 200))
-    raise UserError(f"{what}: expected a YAML file or one of {', '.join(shipped())}; found {kind}")
+    raise UserError(
+        f"{what}: expected a YAML file or one of {', '.join(shipped())}; found {kind}{nearest(str(name), shipped())}"
+    )
 
 
 def read_file(path: Path, strict: bool = True) -> Config:
