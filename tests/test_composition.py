@@ -256,7 +256,7 @@ REFUSED = {
         "likelihood.name": "discretized_logistic",
         "data.treatment": "dequantized",
     },
-    r"posterior\.name: expected objective\.name vae or .*; found autoencoder": {
+    r"^objective\.name: expected vae or .* with posterior\.name iaf; found autoencoder$": {
         "objective.name": "autoencoder",
         "posterior.name": "iaf",
     },

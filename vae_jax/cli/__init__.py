@@ -262,6 +262,7 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
         if "arguments are required" not in str(error):
             raise
         raise UserError(f"expected `vae-jax {name} {verb.usage}`: {error}") from error
+    verb.check(options)
     if hasattr(options, "configuration"):
         check_used(options.configuration)
     return options

@@ -21,6 +21,14 @@ class Parser(argparse.ArgumentParser):
     """argparse's parser, with errors of one line."""
 
     configured = False  # whether it takes a configuration's options too
+    no_file = ""  # why --config is refused, if it is
+    first: tuple[str, ...] = ()  # sections all of whose options help shows
+    usual: Config | None = None  # the configuration that help shows where the arguments name none
+
+    @staticmethod
+    def changeable(option: str) -> bool:
+        """Whether help shows an option."""
+        return True
 
     def error(self, message: str) -> Any:
         raise UserError(brief(message))
@@ -41,16 +49,17 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a number; found {cut(text)}") from None
 
 
-def add_options(parser: Parser) -> None:
-    """Adds a configuration's options to a command."""
-    parser.configured = True
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        help="a YAML file, or the name of a shipped one; files of code that it names are run",
-    )
-    for flag, option in SHORT.items():
-        parser.add_argument(flag, metavar="VALUE", help=f"the same as --{option}")
+def add_options(parser: Parser, no_file: str = "") -> None:
+    """Adds a configuration's options to a command; `no_file` says why it takes no file of them."""
+    parser.configured, parser.no_file = True, no_file
+    if not no_file:
+        parser.add_argument(
+            "--config",
+            metavar="FILE",
+            help="a YAML file, or the name of a shipped one; files of code that it names are run",
+        )
+        for flag, option in SHORT.items():
+            parser.add_argument(flag, metavar="VALUE", help=f"the same as --{option}")
     sections = ", ".join(SECTIONS)
     parser.add_argument(
         "--help-all", action="help", help=f"show all options; `--help SECTION` those of one, of {sections}"
@@ -87,6 +96,8 @@ def read(
             continue
         if not equals and ((value := next(remaining, "--")) == "-h" or value.startswith("--")):
             raise UserError(f"{flag}: expected a value; found none")
+        if flag == "--config" and parser.no_file:
+            raise UserError(f"--config: {parser.no_file}; found {cut(value)}")
         if flag == "--config":
             file = find(value)
         else:
@@ -95,8 +106,9 @@ def read(
     asked = next((place for place, argument in enumerate(rest) if argument in HELP), None)
     if parser.configured and asked is not None:
         named = SECTIONS if rest[asked] == "--help-all" else {argument.partition(".")[0] for argument in changes}
-        shown = {*named, *(argument for argument in rest[asked + 1 :] if argument in SECTIONS)}
-        _add_help(parser, with_options(Config() if file is None else read_file(file), **changes), shown)
+        shown = {*named, *parser.first, *(argument for argument in rest[asked + 1 :] if argument in SECTIONS)}
+        config = _shown(parser, rest[:asked], base) if file is None else read_file(file)
+        _add_help(parser, with_options(config, **changes), shown)
     try:
         parsed, unknown = parser.parse_known_args(rest)
     except argparse.ArgumentError as error:
@@ -110,6 +122,16 @@ def read(
         config = read_file(file) if file is not None else base(parsed) or Config()
         parsed.configuration = with_options(config, **changes)
     return parsed
+
+
+def _shown(parser: Parser, arguments: list[str], base: Callable[[argparse.Namespace], Config | None]) -> Config:
+    """The configuration that help shows: the one that the other arguments name, if they name one."""
+    usual = parser.usual or Config()
+    try:
+        found, _ = parser.parse_known_args(arguments)
+        return base(found) or usual
+    except (UserError, argparse.ArgumentError):
+        return usual
 
 
 def _is_option(name: str) -> bool:
@@ -140,19 +162,24 @@ def _add_help(parser: Parser, config: Config, shown: set[str]) -> None:
         if shown >= SECTIONS.keys()
         else "The main options. Another part's options: `--objective.name iwae --help`; all options: --help-all.",
     )
-    _add_to(first, "", {"seed": options_in(Config)["seed"]}, {})
+    _add_to(first, "", {"seed": options_in(Config)["seed"]}, {"seed": config.seed})
     for name, kind in SECTIONS.items():
         section = getattr(config, name)
         part = options_in(options_class(name, section.part)) if name in PARTS else {}
         if name not in shown:
             for options, values in ((options_in(kind), vars(section)), (part, part and vars(section.options))):
                 marked = {option: known for option, known in options.items() if FIRST in known.marks}
-                _add_to(first, f"{name}.", marked, values)
+                _add_to(first, f"{name}.", _changeable(parser, name, marked), values)
             continue
-        title = f"{name}: {kind.__doc__.partition('.')[0]}"
-        _add_to(parser.add_argument_group(title), f"{name}.", options_in(kind), vars(section))
-        if part:
+        title, options = f"{name}: {kind.__doc__.partition('.')[0]}", _changeable(parser, name, options_in(kind))
+        if options:
+            _add_to(parser.add_argument_group(title), f"{name}.", options, vars(section))
+        if part := _changeable(parser, name, part):
             _add_to(parser.add_argument_group(f"{name} {section.part}"), f"{name}.", part, vars(section.options))
+
+
+def _changeable(parser: Parser, section: str, options: dict[str, Option]) -> dict[str, Option]:
+    return {name: option for name, option in options.items() if parser.changeable(f"{section}.{name}")}
 
 
 def _add_to(group: Any, prefix: str, options: dict[str, Option], values: dict[str, Any]) -> None:

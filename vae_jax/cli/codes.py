@@ -1,12 +1,15 @@
 """`vae-jax codes` and `vae-jax decode`: for models whose z are made of codes; decode takes any z."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vae_jax.cli.common import Verb, answer, load_data, open_run, out_option, run_options, split_of, target
+from vae_jax.cli.common import Verb, answer, load_data, open_run, out_option, run_options, say, split_of, target
 from vae_jax.cli.pictures import ARRAYS, decoded, label_of, label_option, picture_target, sheet_of, write_pictures
 from vae_jax.config import expand
 from vae_jax.errors import UserError, listed
+
+if TYPE_CHECKING:
+    from vae_jax.model.composition import Composition
 
 
 def _codes_options(parser: Any) -> None:
@@ -55,11 +58,14 @@ def _decode(options: Any) -> None:
     path = picture_target(options, "figures/decoded")
     source = expand(options.file)
     label = label_of(options)
-    z, labels = _read(source, options.array)
+    name, z, labels = _read(source, options.array)
     trained, model = open_run(options)
     import numpy as np
 
+    from vae_jax.model.build import build
+
     shape = trained.image_shape
+    z = _checked(f"{source}, {name}" if name else str(source), name, z, build(trained.config, shape).network)
     labels = np.full(len(z), label) if label is not None else labels if trained.config.model.classes else None
     if trained.config.model.classes and labels is None:
         raise UserError("--label: expected one, or an array `labels` in FILE, since this model gets labels; found none")
@@ -68,11 +74,16 @@ def _decode(options: Any) -> None:
     def inputs_of(numbers: range) -> tuple[Any, Any]:
         return z[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
 
-    write_pictures(path, sheet, trained, len(z), decoded(model, shape, len(z), inputs_of))
+    try:
+        write_pictures(path, sheet, trained, len(z), decoded(model, shape, len(z), inputs_of))
+    except UserError as error:
+        if not str(error).startswith("labels:"):
+            raise
+        raise UserError(f"{source}, {error}") from error
 
 
-def _read(path: Path, name: str | None) -> tuple[Any, Any]:
-    """Reads z or codes from a file, and labels if there are any.
+def _read(path: Path, name: str | None) -> tuple[str, Any, Any]:
+    """The name of an array, empty of an .npy file's; the array, z or codes; and labels if there are any.
 
     Raises:
         UserError: if there is no such file or array.
@@ -82,15 +93,62 @@ def _read(path: Path, name: str | None) -> tuple[Any, Any]:
     if path.suffix.lower() not in (".npy", ".npz") or not path.is_file():
         raise UserError(f"{path}: expected an .npy or .npz file; found {'another' if path.exists() else 'none'}")
     with opened(path) as file:
-        names = ("codes", "mu", "z", "images") if name is None else (name,)
-        chosen = next((name for name in names if name in file.names), None)
+        alone = path.suffix.lower() == ".npy"
+        names = ("codes", "mu", "z") if name is None else (name,)
+        chosen = file.names[0] if alone else next((known for known in names if known in file.names), None)
+        if alone and name is not None:
+            raise UserError(f"--array: expected an .npz file, whose arrays have names; found {path}")
         if chosen is None:
-            raise UserError(f"{path}: expected an array named {' or '.join(names[:3])}; found {listed(file.names)}")
+            kept = listed(file.names) or "no array"
+            raise UserError(f"{path}: expected an array named {' or '.join(names)}; found {kept}")
+        where = str(path) if alone else f"{path}, {chosen}"
         if len(file.header(chosen).shape) < 2:
-            raise UserError(f"{path}, {chosen}: expected z or codes (n, …); found shape {file.header(chosen).shape}")
-        if "labels" in file.names:
-            file.header("labels")
-        return file.read(chosen), file.read("labels") if "labels" in file.names else None
+            raise UserError(f"{where}: expected z or codes (n, …); found shape {file.header(chosen).shape}")
+        labels = None if alone or "labels" not in file.names else "labels"
+        if labels:
+            file.header(labels)
+        return "" if alone else chosen, file.read(chosen), file.read(labels) if labels else None
+
+
+def _checked(where: str, name: str, z: Any, network: "Composition") -> Any:
+    """z or codes as the model decodes them: z as floats, codes as whole numbers.
+
+    What has the shape of codes alone is codes. What has that of z too is codes if it is called so, or has a type of
+    whole numbers and is not called mu or z; if it has no name, it is said what it is taken for.
+
+    Raises:
+        UserError: naming the array, what was expected and found.
+    """
+    import jax
+    import numpy as np
+
+    codes, latent = network.posterior.codes, network.latent_shape
+    shapes = [f"z (n, {', '.join(map(str, latent))})"]
+    shapes += [f"codes (n, {', '.join(map(str, codes.shape))})"] if codes else []
+    if z.dtype.kind not in "iuf":
+        raise UserError(f"{where}: expected real numbers; found {z.dtype}")
+    as_z, as_codes = z.shape[1:] == latent, codes is not None and z.shape[1:] == codes.shape
+    if not (as_z or as_codes):
+        alone = "; one alone is array[None]" if z.shape in (latent, codes and codes.shape) else ""
+        raise UserError(f"{where}: expected {' or '.join(shapes)}; found shape {z.shape}{alone}")
+    if count := int((~np.isfinite(z)).sum()):
+        raise UserError(f"{where}: expected finite numbers; found {count:,} of {z.size:,} that are NaN or infinite")
+    least, most = float(z.min()), float(z.max())
+    if as_z and as_codes:
+        as_codes = name == "codes" or (z.dtype.kind in "iu" and name not in ("mu", "z"))
+        if name not in ("codes", "mu", "z"):
+            which = "codes, since they are whole numbers" if as_codes else "z, since they are no whole numbers by type"
+            say(f"{where}: taken for {which}; z and codes of this model have one shape")
+    if codes and as_codes:
+        if z.dtype.kind == "f" and (z != np.round(z)).any():
+            raise UserError(f"{where}: expected codes, whole numbers; found others, as {z[z != np.round(z)][0]:g}")
+        if not 0 <= least <= most < codes.values:
+            raise UserError(f"{where}: expected codes from 0 to {codes.values - 1}; found {least:.0f} to {most:.0f}")
+        return z.astype(np.int32)
+    largest = float(np.finfo(jax.dtypes.canonicalize_dtype(float)).max)
+    if max(-least, most) > largest:
+        raise UserError(f"{where}: expected numbers of at most {largest:.3g}; found {least:.3g} to {most:.3g}")
+    return z if z.dtype.kind == "f" and z.itemsize <= 8 else z.astype(float)
 
 
 VERBS = {

@@ -1,6 +1,7 @@
 """Shared by several commands: common options, output, the device, and opening the run and its data."""
 
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -55,6 +56,7 @@ class Verb(NamedTuple):
         usage: the required arguments, as its help shows them.
         interrupted: hint to add if it is interrupted.
         base: the command's own arguments -> the configuration that its options change if there is no --config.
+        check: refuses arguments before anything else does.
     """
 
     summary: str
@@ -64,6 +66,7 @@ class Verb(NamedTuple):
     usage: str = "RUN"
     interrupted: str = ""
     base: "Callable[[Any], Config | None]" = lambda options: None
+    check: Callable[[Any], None] = lambda options: None
 
 
 def say(line: str) -> None:
@@ -118,6 +121,9 @@ def run_options(parser: Any) -> None:
     parser.add_argument("--checkpoint", default="latest", help="latest or best")
     for name in DATA_PATHS:
         parser.add_argument(f"--data.{name}", default=None, help=f"instead of the run's own data.{name}")
+    parser.add_argument(
+        "--no-prior", action="store_true", help="leave out the prior that `vae-jax train-prior` has trained, if any"
+    )
     trust_option(parser)
     device_option(parser)
 
@@ -265,44 +271,38 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
         raise UserError(f"--checkpoint: expected latest or best; found {quoted(options.checkpoint)}")
     check_code(options, expand(options.run))
     set_device(options.device)
-    trained = load(expand(options.run), options.checkpoint, say, options.trust_code)
-    if (expand(options.run) / PRIOR / "config.yaml").is_file():
-        trained = _with_prior(options, trained)
+    trained = _with_prior(options, load(expand(options.run), options.checkpoint, say, options.trust_code))
     return trained, use(trained)
 
 
+def trains_prior(run: str, how: str = "--overwrite") -> str:
+    """The command that trains another prior, for messages."""
+    return f"`{' '.join(filter(None, ('vae-jax train-prior', shlex.quote(run), how)))}`"
+
+
 def _with_prior(options: Any, trained: "Trained") -> "Trained":
-    """The run with the prior that `train-prior` trained for it, unless its weights have changed since."""
-    import jax
-    import numpy as np
+    """The run with the prior that has been trained for it, if it fits; `options.prior_left_out` says why one does not.
 
-    from vae_jax.runs.reading import load
+    `options.own_objective` is the run's own, if a prior is taken, whose objective is another.
+    """
+    from vae_jax.runs.prior import read_prior, with_prior
 
+    options.prior_left_out, options.own_objective = "", ""
     folder = expand(options.run) / PRIOR
-    try:
-        with_prior = load(folder, options.checkpoint, say, options.trust_code)
-    except UserError as error:
-        say(f"vae-jax: the prior in {folder} is left out: {error}")
+    if not folder.is_symlink() and not any((folder / name).exists() for name in ("config.yaml", "checkpoints")):
         return trained
-
-    def weights(of: "Trained", names: Any) -> Any:
-        variables = of.variables
-        return [{name: part[name] for name in names if name in part} for part in (variables.params, variables.state)]
-
-    # The parts that both runs have: only the model's run has its objective's networks.
-    names = {*with_prior.variables.params, *with_prior.variables.state} - {"prior"}
-    now, then = weights(trained, names), weights(with_prior, names)
-    same = jax.tree.structure(now) == jax.tree.structure(then) and all(
-        np.array_equal(a, b) for a, b in zip(jax.tree.leaves(now), jax.tree.leaves(then), strict=True)
-    )
-    if not same:
-        say(
-            f"vae-jax: the prior in {folder} is left out, since it was trained for other weights of the run; "
-            f"`vae-jax train-prior {options.run} --overwrite` trains it for the latest ones"
-        )
+    if options.no_prior:
+        options.prior_left_out = "--no-prior"
         return trained
-    say(f"prior: {with_prior.config.prior.name}, as trained in {folder}")
-    return with_prior
+    hint = f"; {trains_prior(options.run)} trains another"
+    found, why = read_prior(folder, trained, options.checkpoint, say, options.trust_code, hint)
+    if found is None or why:
+        options.prior_left_out = why
+        say(f"vae-jax: the prior in {folder} is left out{', since' if found else ':'} {why}")
+        return trained
+    options.own_objective = trained.config.objective.name
+    say(f"prior: {found.config.prior.name}, as trained in {folder}")
+    return with_prior(trained, found)
 
 
 def absolute_paths(config: "Config") -> "Config":
@@ -337,15 +337,23 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
             f"{options.run}: expected the data it was trained on, {noted.name}; its configuration loads others "
             f"(data.source {config.source}): they were made in Python, or have changed since{hint}"
         )
-    names = trained.class_names
-    if names is not None and not trained.config.model.classes:
-        if more := tuple(name for name in data.class_names or () if name not in names):
-            say(f"{data.name}: classes that the run does not know get further numbers: {listed(more)}")
-        names += more
-    data = data.renumbered(names)
+    data = renumbered(trained.config, data, trained.class_names)
     check_labels(trained.config, data)
     check_numbers(trained.config, data)
     return data
+
+
+def renumbered(config: "Config", data: "Dataset", names: "tuple[str, ...] | None") -> "Dataset":
+    """Data whose classes have a run's numbers, by their names.
+
+    Raises:
+        UserError: if they have classes that a model which is told them does not know.
+    """
+    if names is not None and not config.model.classes:
+        if more := tuple(name for name in data.class_names or () if name not in names):
+            say(f"{data.name}: classes that the run does not know get further numbers: {listed(more)}")
+        names += more
+    return data.renumbered(names)
 
 
 def split_of(data: "Dataset", name: str) -> "Split":

@@ -60,7 +60,7 @@ def _evaluate(options: Any) -> None:
     if options.ais_chains is not None and options.ais is None:
         raise UserError("--ais-chains: expected --ais beside it; found none")
     trained, _ = open_run(options)
-    from vae_jax.evaluation.evaluator import make_evaluator, means
+    from vae_jax.evaluation.evaluator import looks_at_densities, make_evaluator, means
     from vae_jax.keys import make_keys
     from vae_jax.model.batches import block
     from vae_jax.model.build import build
@@ -80,6 +80,13 @@ def _evaluate(options: Any) -> None:
             )
     if options.diagnostics:
         check_vectors(network, "--diagnostics")
+    by_mean = options.latent == "mean" and not network.posterior.single
+    if by_mean and options.own_objective and looks_at_densities(trained.config, network, objective):
+        raise UserError(
+            f"--latent: expected sample with the trained prior, {trained.config.prior.name}, since the KL is made of "
+            f"densities at samples of z; found mean; --no-prior evaluates the run's own objective, "
+            f"{options.own_objective}"
+        )
     data = load_data(options, trained)
     whole = split_of(data, options.split)
     count = len(whole) if options.images is None else options.images
@@ -98,6 +105,8 @@ def _evaluate(options: Any) -> None:
         "split": options.split,
         "latent": options.latent,
         "checkpoint": options.checkpoint,
+        "prior": trained.config.prior.name if objective.generative and not network.posterior.decodes else None,
+        **({"prior_left_out": options.prior_left_out} if options.prior_left_out else {}),
     }
     parts, adds_up = "", False
     if objective.generative and {"reconstruction", "kl"} <= values.keys():

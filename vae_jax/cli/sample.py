@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from vae_jax.cli.arguments import number, whole
 from vae_jax.cli.common import (
     Verb,
+    flag,
     load_data,
     open_run,
     out_option,
@@ -13,6 +14,7 @@ from vae_jax.cli.common import (
     run_options,
     say,
     seed_of,
+    trains_prior,
 )
 from vae_jax.errors import UserError, quoted
 
@@ -72,6 +74,7 @@ def _sample(options: Any) -> None:
 
     from vae_jax.keys import sampling_key
 
+    _check_ways(options, trained)
     classes, labels, shape = trained.config.model.classes, None, trained.image_shape
     total, columns = count * len(temperatures), max(1, int(count**0.5)) if len(temperatures) == 1 else count
     sheet = sheet_of(path, shape, total, columns, f"-n {count}")
@@ -124,6 +127,27 @@ def _draw_arguments(options: Any, source: str) -> tuple[list[Any], dict[str, flo
             f"--temperature: expected numbers in (0, 100] with commas between them; found {quoted(options.temperature)}"
         )
     return temperatures, arguments
+
+
+def _check_ways(options: Any, trained: "Trained") -> None:
+    """Refuses ways of drawing for a prior that has none, before it draws.
+
+    Raises:
+        UserError: naming the prior, and how another is trained.
+    """
+    from vae_jax.model.build import build
+
+    network, _ = build(trained.config, trained.image_shape)
+    for name, given in (("temperature", options.temperature), ("top_p", options.top_p)):
+        if given is None or not network.prior or name in network.prior.how:
+            continue
+        prior = trained.config.prior.name
+        if network.posterior.codes:
+            found = f"{prior}, of which all codes are as likely" if prior == "uniform" else prior
+            hint = f"; {trains_prior(options.run, '')} trains one"
+        else:
+            found, hint = f"{prior}, over real numbers", ""
+        raise UserError(f"{flag(name, None)}: expected a trained prior over codes; found {found}{hint}")
 
 
 def _fitted(options: Any, trained: "Trained", source: str) -> Any:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli.arguments import add_options
 from vae_jax.cli.common import (
@@ -28,6 +28,9 @@ from vae_jax.errors import PATH, Stopped, UserError, cut, on_terminal
 from vae_jax.interruption import SAME
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import check_folder, read_config
+
+if TYPE_CHECKING:
+    from vae_jax.data import Dataset
 
 
 def _train_options(parser: Any) -> None:
@@ -51,8 +54,18 @@ def _base(options: Any) -> Config | None:
     return read_config(folder)
 
 
-def train(options: Any) -> int:
-    """Trains the configured model into the folder that the options name."""
+def train(
+    options: Any,
+    check: "Callable[[Config, Dataset], Dataset]" = lambda config, images: images,
+    again: str = "",
+) -> int:
+    """Trains what the options configure into the folder that they name.
+
+    Args:
+        options: of the command.
+        check: is given the run's configuration and data before anything is built, and gives the data to train on.
+        again: the command that goes on with the run once it is stopped; by default this one.
+    """
     folder = folder_of(options, "the run folder to make", "runs/first")
     check_folder(folder, options.resume, options.overwrite)
     config = options.configuration
@@ -77,7 +90,7 @@ def train(options: Any) -> int:
     if not devices.writes:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     answer(f"device: {device}{f', {devices}' if devices.count > 1 else ''}")
-    images = data.load(config.data, report=say)
+    images = check(config, data.load(config.data, report=say))
     network, objective = build(data.settled(config, images), images.image_shape)
     shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
     held_out = f", {len(images.validation):,} validation" if images.validation is not None else ""
@@ -106,7 +119,7 @@ def train(options: Any) -> int:
         except Stopped as stopped:
             trained, stop_message = None, str(stopped)
     if trained is None:
-        again = f"`vae-jax train --out {shlex.quote(str(folder))} --resume"
+        again = f"`{again or f'vae-jax train --out {shlex.quote(str(folder))}'} --resume"
         again += f" --device {options.device}`" if options.device else "`"
         if devices.processes > 1:
             again = "the same command in every process with --resume"

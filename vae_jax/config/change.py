@@ -180,6 +180,10 @@ def check_used(config: Config, generative: bool | None = None) -> None:
         UserError: naming the option, what it needs and what was found.
     """
     for option, by, choices, current in _unused(config, generative):
+        section, _, name = option.partition(".")
+        if by == "objective.name" and section in PARTS and name == PARTS[section].option:  # a part without a use
+            part = f"{option} {getattr(config, section).part}"
+            raise UserError(f"{by}: expected {' or '.join(choices)} with {part}; found {current}")
         raise UserError(f"{option}: expected {by} {' or '.join(map(as_text, choices))}; found {as_text(current)}")
 
 

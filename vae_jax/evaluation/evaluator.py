@@ -126,13 +126,16 @@ def make_evaluator(
         network: built from it.
         objective: built from it.
         images: to evaluate on.
-        latent: "sample" draws z from the posterior; "mean" takes its mean (of a flow, its centre).
+        latent: "sample" draws z from the posterior; "mean" takes its mean (of a flow, its centre). Of a posterior
+            that has but one z both are that.
         labels: of the images, if the model gets them.
         devices: to evaluate on, together; by default one.
     """
     if latent not in ("sample", "mean"):
         raise UserError(f"{argument('latent')}: expected sample or mean; found {latent!r}")
-    if latent == "mean" and _looks_at_densities(config, network, objective):
+    if network.posterior.single:  # its centre is its only sample
+        latent = "sample"
+    if latent == "mean" and looks_at_densities(config, network, objective):
         parts = f"posterior {config.posterior.name} and prior {config.prior.name}"
         raise UserError(
             f"{argument('latent')}: expected sample, since with objective {config.objective.name}, "
@@ -195,7 +198,7 @@ def make_terms(
     return evaluate
 
 
-def _looks_at_densities(config: Config, network: Composition, objective: Objective) -> bool:
+def looks_at_densities(config: Config, network: Composition, objective: Objective) -> bool:
     """Whether the objective's terms depend on densities at samples of z, which no single z can replace.
 
     A KL that is estimated from them does, and so does an importance-weighted bound.

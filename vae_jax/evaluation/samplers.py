@@ -184,7 +184,7 @@ def fit_sampler(
     Raises:
         UserError: if the name is unknown or the model's latents are not finite.
     """
-    check_vectors(network, "source")
+    check_vectors(network, argument("source"))
     fit: Any = lookup(SAMPLERS, source, argument("source"))
     latents_key, fit_key = jax.random.split(key)
     latents = np.asarray(make_posteriors(network, variables)(latents_key, images, labels).z)

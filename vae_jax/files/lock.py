@@ -36,8 +36,7 @@ def writing(folder: Path) -> Iterator[None]:
         lock = FileLock(path)
         lock.acquire(timeout=0)
     except Timeout as error:
-        who = f"process {holder}" if (holder := _read_holder(path)) else "another process"
-        raise UserError(f"{folder}: {who} is writing into it; wait until it ends, or stop it") from error
+        raise _in_use(folder) from error
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{folder}: expected a folder that can be written; {reason}") from error
@@ -59,6 +58,22 @@ def writing(folder: Path) -> Iterator[None]:
                     parent.rmdir()
         held.pop(folder.absolute(), None)
         lock.release()
+
+
+def check_unlocked(folder: Path) -> None:
+    """Refuses a folder that another process is `writing` into, before anything in it is deleted.
+
+    Raises:
+        UserError: naming the process.
+    """
+    with suppress(OSError), (folder / LOCK).open("rb") as file:
+        if not claim(file):
+            raise _in_use(folder)
+
+
+def _in_use(folder: Path) -> UserError:
+    who = f"process {holder}" if (holder := _read_holder(folder / LOCK)) else "another process"
+    return UserError(f"{folder}: {who} is writing into it; wait until it ends, or stop it")
 
 
 def _write_holder(path: Path) -> tuple[int, int]:

@@ -135,6 +135,13 @@ def check_vae(options: VAEOptions, around: Around) -> None:
         UserError: naming the option and the reason.
     """
     check_kl(options, around)
+    if around.posterior.single and around.closed and around.closed is around.posterior.kl.get("uniform"):
+        for name, value, usual in (("beta", options.beta, 1.0), ("schedule", options.schedule, "constant")):
+            if value != usual:
+                raise UserError(
+                    f"objective.{name}: expected {usual} with {around.q} and {around.p}, whose KL is the same for "
+                    f"every image, so that its weight changes nothing in training; found {value}"
+                )
     stl = options.gradient == "stl"
     if options.kl == "analytic" and stl:
         raise UserError(

@@ -20,6 +20,7 @@ from vae_jax.variables import Variables
 LLOYD_STEPS = 10  # of k-means, when a codebook is made of data
 SMALLEST = 1e-12  # of a squared length that is divided by
 KEPT = 32  # of the rows of codes that a search among stages goes on with
+MOST_ROWS = 2**31 - 1  # among which those are drawn that dead codes become
 SEARCHED = 256  # vectors searched at a time
 
 Vectors = Float[Array, "n latent"]
@@ -163,9 +164,10 @@ def codebook(options: CodebookOptions, shapes: Shapes) -> Posterior:
                 least = options.revival * after.mean()
                 dead = after < least
                 # Rows drawn without replacement: those with the largest random numbers.
-                drawn = jax.random.uniform(jax.random.fold_in(key, stage), (row_count,))
+                # More rows than are numbered in 32 bits fit no memory, which is said once this has been traced.
+                drawn = jax.random.uniform(jax.random.fold_in(key, stage), (min(row_count, MOST_ROWS),))
                 order = lax.top_k(drawn, min(count, row_count))[1]
-                taken = residual[order[jnp.arange(count) % len(order)]]
+                taken = residual[:MOST_ROWS][order[jnp.arange(count) % len(order)]]
                 # Trained codes are left to the optimiser, whose averages of a dead code's gradient are nearly 0.
                 becomes = taken - variables.params["codes"][stage] if learned else taken
                 kept = jnp.where(dead[:, None], becomes, kept)

@@ -144,7 +144,7 @@ def lfq(options: LFQOptions, shapes: Shapes) -> Posterior:
         # As logits, so that the entropy is exact also if the signs are nearly certain.
         axes = tuple(range(vectors.ndim - 1))
         up, down = (jax.nn.logsumexp(jax.nn.log_sigmoid(signed_logits), axes) for signed_logits in (logits, -logits))
-        diversity = math.prod(places) * binary_entropy(up - down).sum()
+        diversity = float(math.prod(places)) * binary_entropy(up - down).sum()
         cost = commitment + options.entropy * (entropy - options.diversity * diversity)
         figures = {"commitment": commitment, "entropy": entropy, "entropy_of_mean": diversity}
         return Sample(z, jnp.zeros(lead), cost, figures=figures, codes=codes_of(variables, signs))

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -10,6 +11,7 @@ from vae_jax.errors import UserError, argument, printable
 from vae_jax.files import checked
 from vae_jax.files.checked import read_json
 from vae_jax.files.folders import check_writable, contents
+from vae_jax.files.lock import check_unlocked
 from vae_jax.files.replace import remove
 from vae_jax.runs import own_parts
 
@@ -68,8 +70,8 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     """Refuses a folder that is in the way or cannot be written, before any long work.
 
     Raises:
-        UserError: if the folder has a run and not exactly one option is set, it is not a run's, or it cannot be
-            written.
+        UserError: if the folder has a run and not exactly one option is set, it is not a run's, it cannot be
+            written, or another process writes into what is to be deleted.
     """
     try:
         os.fspath(folder).encode()
@@ -80,12 +82,36 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     check_writable(folder)
     if not contents(folder):
         return
+    if overwrite:
+        check_prior_unlocked(folder)
+        if _is_prior(folder):  # whatever is left of it
+            return
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder}: expected a new or empty folder or a run's; found other files, which are left alone")
     if resume == overwrite:
         going_on, overwriting = argument("resume", True), argument("overwrite", True)
         raise UserError(f"{folder}: there is a run already; {going_on} continues it, {overwriting} deletes it first")
     read_config(folder)  # another program's config.yaml is refused here
+
+
+def check_prior_unlocked(folder: Path) -> None:
+    """Refuses to delete a run while another process trains a prior in its folder.
+
+    Raises:
+        UserError: naming the process.
+    """
+    if not (folder / PRIOR).is_symlink():  # of a link what it leads to stays
+        check_unlocked(folder / PRIOR)
+
+
+def _is_prior(folder: Path) -> bool:
+    """Whether a folder is RUN/prior with nothing in it but what a run has, though it may be damaged."""
+    known = ("config.yaml", own_parts.CODE, *CONTENTS)
+    return (
+        folder.name == PRIOR
+        and (folder.parent / "config.yaml").is_file()
+        and all(any(fnmatch(path.name, pattern) for pattern in known) for path in contents(folder))
+    )
 
 
 def absolute_start(config: Config) -> Config:
@@ -146,7 +172,12 @@ def read_reason(folder: Path) -> str:
 
 
 def delete(folder: Path) -> None:
-    """Deletes a run, and nothing else in its folder."""
+    """Deletes a run, and nothing else that lies in its folder.
+
+    Raises:
+        UserError: if another process trains a prior in it; nothing is deleted then.
+    """
+    check_prior_unlocked(folder)
     for path in [path for pattern in CONTENTS for path in folder.glob(pattern)]:
         remove(path)
     own_parts.delete(folder)

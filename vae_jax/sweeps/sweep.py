@@ -17,11 +17,11 @@ from vae_jax.config import (
 from vae_jax.data import Dataset, settled
 from vae_jax.errors import Diverged, Stopped, UserError
 from vae_jax.files.held import LOCK, check_no_link
-from vae_jax.files.lock import writing
+from vae_jax.files.lock import check_unlocked, writing
 from vae_jax.files.replace import remove, write_text
 from vae_jax.runs import own_parts
 from vae_jax.runs.finetune import start_from_run
-from vae_jax.runs.folder import DIVERGED, delete, read_config, read_reason
+from vae_jax.runs.folder import DIVERGED, check_prior_unlocked, delete, read_config, read_reason
 from vae_jax.runs.identity import check_shape, digest_of
 from vae_jax.runs.reading import checkpoint_to_resume
 from vae_jax.runs.recorder import Recorder
@@ -370,7 +370,15 @@ def _resume_of(
 
 
 def _delete_sweep(folder: Path) -> None:
-    """Deletes a sweep's runs and tables, and nothing else in its folder."""
+    """Deletes a sweep's runs and tables, and nothing else that lies in its folder.
+
+    Raises:
+        UserError: if another process writes into one of the runs; nothing is deleted then.
+    """
+    for member in members_of(read_sweep(folder)):
+        if not (folder / member.name).is_symlink():
+            check_unlocked(folder / member.name)
+            check_prior_unlocked(folder / member.name)
     for member in members_of(read_sweep(folder)):
         if (folder / member.name).is_symlink():
             remove(folder / member.name)
