@@ -530,7 +530,7 @@ def test_help_shows_the_runs_own_values_and_what_may_be_changed(folder, capsys):
 
 def test_stopping_names_the_command_that_goes_on(copied, capsys, monkeypatch):
     shutil.rmtree(copied / "prior")
-    monkeypatch.setattr(train, "tell_stopping", lambda received: True)
+    monkeypatch.setattr(train, "stop_requested", lambda received: True)
     assert cli.main(["train-prior", str(copied), *flags(**PRIOR)]) == 128 + 15
     line = capsys.readouterr().err.splitlines()[-1]
     assert line == (

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from vae_jax.config import Config, options_of
-from vae_jax.errors import PATH, UserError, cut
+from vae_jax.errors import PATH, UserError, argument, cut
 from vae_jax.files.held import check_no_link
 from vae_jax.options import as_text
 from vae_jax.runs import own_parts, reading
@@ -91,5 +91,6 @@ def read_prior(
         latest = reading.load(folder.parent, report=lambda line: None, trust_code=trust_code)
         if not misfit(latest, prior):
             why = "it is of the run's latest weights, not of its best"
-            hint = "; --checkpoint latest takes both, --no-prior looks for none"
+            both, neither = argument("checkpoint", "latest"), argument("no_prior", True)
+            hint = f"; {both} takes both, {neither} looks for none"
     return prior, why and f"{why}{hint}"
