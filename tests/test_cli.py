@@ -135,7 +135,7 @@ def test_help(capsys):
     text = help_of(capsys)
     for name, verb in VERBS.items():
         assert re.search(rf"^  {name} +{re.escape(verb.summary)}$", text, re.MULTILINE)
-    assert "vae-jax train --config digits --out runs/digits" in text
+    assert "vae-jax train --config handwriting --out runs/first" in text
 
 
 def test_without_arguments_the_help(capsys):
