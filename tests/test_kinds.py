@@ -457,7 +457,7 @@ def test_every_command_works_or_says_why_not(tmp_path, monkeypatch, capsys, kind
     refused = {
         "train-prior": (
             ["run", "--model.latent=5"],
-            "model.latent: expected the run's own, since the prior is trained for its model",
+            "model.latent: expected the run's own, 2, of which the prior is trained; found 5",
         ),
         "codes": (["run"], "RUN: expected a model whose z are made of codes; found z of shape (2,)"),
         "export": (["run", "new.safetensors"], "model.network: expected convolutional"),
