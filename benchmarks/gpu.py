@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gpu_table import device, table
 
 TURNS = 3  # of which the median counts
 READY = 150  # seconds in which a process must be ready to measure, or the others go on without it
@@ -225,7 +226,7 @@ def all_jobs(mnist: str | None, small: bool, cache: str) -> list[Job]:
 
 
 class Process:
-    """A job's process: compiles at once, measures when it is told to go."""
+    """A job's process: compiles at once, measures at the word go."""
 
     def __init__(self, job: Job, log: Any):
         """Starts it."""
@@ -310,8 +311,10 @@ def run(jobs: list[Job], out: Path, seconds: float, at_once: int) -> list[dict[s
         results.append(row)
         with (out / "results.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-        told = found.get("failed") or {name: found[name] for name in ("images_per_second", "seconds") if name in found}
-        print(f"{time.monotonic() - deadline + seconds:5.0f} s  {job.group}, {job.name}: {told}", file=sys.stderr)
+        outcome = found.get("failed") or {
+            name: found[name] for name in ("images_per_second", "seconds") if name in found
+        }
+        print(f"{time.monotonic() - deadline + seconds:5.0f} s  {job.group}, {job.name}: {outcome}", file=sys.stderr)
 
     with (out / "log.txt").open("a") as log:
         for group in dict.fromkeys(job.group for job in jobs):
@@ -334,55 +337,6 @@ def run(jobs: list[Job], out: Path, seconds: float, at_once: int) -> list[dict[s
                 for process in started:
                     process.end()
     return results
-
-
-# --- The table -------------------------------------------------------------------------------------------------------
-
-
-def table(results: list[dict[str, Any]], device: str) -> str:
-    """All results as Markdown."""
-    lines = [f"{device}", "", "| what | result | µs a step | vae_jax is |", "|---|---:|---:|---:|"]
-    ours = {
-        (row["batch"], row["precision"]): row["images_per_second"]
-        for row in results
-        if row["name"].endswith(": vae_jax") and "images_per_second" in row
-    }
-    for row in results:
-        where = f"batch {row['batch']}" if "batch" in row else row["group"]
-        what = f"{where}, {row['name']}"
-        if "failed" in row:
-            lines.append(f"| {what} | {row['failed']} | | |")
-        elif "test_losses" in row:
-            losses = row["test_losses"]
-            spread = f" ± {statistics.stdev(losses):.2f}" if len(losses) > 1 else ""
-            shown = f"{row['seconds']:.1f} s, {statistics.mean(losses):.2f}{spread} nats"
-            if "compile_seconds" in row:
-                shown += f" (compiling {row['compile_seconds']:.1f} s, an epoch {row['train_seconds']:.2f} s)"
-            lines.append(f"| {what} | {shown} | | |")
-        elif "members" in row:
-            shown = f"{row['seconds']:.2f} s, {row['images_per_second']:,.0f} images/s"
-            lines.append(f"| {what} of the digits, {row['epochs']} epochs | {shown} | | |")
-        else:
-            speed = row["images_per_second"]
-            # PyTorch as it comes stands beside our tensorfloat32, whose convolutions round alike.
-            precision = {"torch": "tensorfloat32"}.get(row.get("precision", ""), row.get("precision"))
-            own = ours.get((row.get("batch"), precision))
-            ratio = f"{own / speed:.2f}x" if own else ""
-            lines.append(f"| {what} | {speed:,.0f} images/s | {row['microseconds_a_step']:,.0f} | {ratio} |")
-    return "\n".join(lines)
-
-
-def device() -> str:
-    """The device's name and the libraries' versions, asked in another process."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    code = "import jax; print(jax.devices()[0].device_kind)"
-    name = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
-    versions = []
-    for package in ("jax", "flax", "torch"):
-        with suppress(PackageNotFoundError):
-            versions.append(f"{package} {version(package)}")
-    return f"{name}; {', '.join(versions)}"
 
 
 def read_images(mnist: str, folder: str) -> None:
