@@ -1,4 +1,4 @@
-"""How far from log p(x) are the estimates of it? Told by images that the model draws itself.
+"""How far from log p(x) are the estimates of it? Measured by images that the model draws itself.
 
     python benchmarks/bounds.py RUN [--images 100] [--temperatures 500 2000] [--samples 5000]
 
@@ -39,7 +39,7 @@ def main() -> None:
         raise SystemExit(f"RUN: expected a model of binary images; found data.treatment {config.data.treatment}")
     network, objective = build(config, trained.image_shape)
     if network.classes or not objective.generative:
-        raise SystemExit("RUN: expected a model with a likelihood that is told no labels")
+        raise SystemExit("RUN: expected a model with a likelihood that gets no labels")
     draw, binarize, estimate = jax.random.split(jax.random.key(options.seed), 3)
     z = network.sample_prior(variables, draw, options.images)
     means = vae_jax.use(trained).decode(z)

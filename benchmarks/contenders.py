@@ -27,7 +27,7 @@ class Options(NamedTuple):
 
     Attributes:
         batch: images in a batch.
-        precision: model.precision of vae_jax; the others do likewise. PyTorch takes "torch" as well, which is how it
+        precision: model.precision of vae_jax; the others take the same. PyTorch takes "torch" as well, which is how it
             comes: on a GPU float32 products, but convolutions in TF32.
         variant: which of PyTorch's ways, for the contender that has several.
     """
@@ -164,7 +164,7 @@ def _graphed(loss_of: Any, adam: Any, resident: Any, order: Any, batch: int) -> 
             adam.zero_grad()
             step()
     torch.cuda.current_stream().wait_stream(aside)
-    adam.zero_grad()  # to none: each replay writes the gradients anew
+    adam.zero_grad()  # to none: each replay writes the gradients again
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
@@ -330,7 +330,7 @@ def serve(connection: Any, name: str, options: Options, steps_there_are: int) ->
                 run(steps)
                 connection.send(time.perf_counter() - began)
             connection.send({where: mb - before[where] for where, mb in _peak_memory(name).items()})
-        except Exception as error:  # a variant that does not work here is told, not hidden
+        except Exception as error:  # a variant that does not work here is reported, not hidden
             connection.send(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
 
 

@@ -81,7 +81,7 @@ class Contender:
 
 
 def start(name: str, options: Options, seconds: float) -> Contender | None:
-    """The contender, or None where it cannot run, which is told."""
+    """The contender, or None if it cannot run, which is printed."""
     tell(f"batch {options.batch}: starting {' '.join((name, *options.variant))}")
     try:
         return Contender(name, options, seconds)

@@ -347,7 +347,7 @@ def renumbered(config: "Config", data: "Dataset", names: "tuple[str, ...] | None
     """Data whose classes have a run's numbers, by their names.
 
     Raises:
-        UserError: if they have classes that a model which is told them does not know.
+        UserError: if they have classes that a model that gets labels does not know.
     """
     if names is not None and not config.model.classes:
         if more := tuple(name for name in data.class_names or () if name not in names):
