@@ -11,18 +11,18 @@ from vae_jax.errors import UserError, cut, listed
 
 def head(path: Path) -> tuple[str, list[str], str]:
     """The parts of a configuration's first comment: a description, the commands, and the result to expect."""
-    text, commands, before = [], [], True
     about: list[str] = []
+    commands: list[str] = []
+    result: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
             break
         line = line.removeprefix("#").removeprefix(" ")
         if line.startswith("  "):
             commands.append(line.strip())
-            before = False
         elif line:
-            (about if before else text).append(line)
-    return " ".join(about), commands, " ".join(text)
+            (result if commands else about).append(line)
+    return " ".join(about), commands, " ".join(result)
 
 
 def _options(parser: Any) -> None:

@@ -18,17 +18,12 @@ def _options(parser: Any) -> None:
 
 
 def _run(options: Any) -> None:
-    from vae_jax.config.change import options_of
-    from vae_jax.runs.overview import differing, overview, runs_in
+    from vae_jax.runs.overview import differing, option_values, overview, runs_in
 
     runs = [overview(folder) for folder in runs_in(map(expand, options.runs))]
     if options.sort:  # runs without a finite loss come last
         runs.sort(key=lambda run: (not (run.last("test_loss") or 0) < float("inf"), run.last("test_loss") or 0))
-    changed = {name: list(values) for name, values in differing(runs).items()}
-    if options.all:
-        every = [options_of(run.config) for run in runs]
-        names = dict.fromkeys(name for values in every for name in values)
-        changed = {name: [values.get(name) for values in every] for name in names}
+    changed = (option_values if options.all else differing)(runs)
     rows = []
     for place, run in enumerate(runs):
         best = run.best()

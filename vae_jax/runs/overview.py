@@ -102,9 +102,16 @@ def runs_in(folders: Iterable[Path]) -> list[Path]:
     return runs
 
 
-def differing(runs: Sequence[Overview]) -> dict[str, list[Any]]:
-    """The options in which runs differ, with their values run by run; None if a run has no such option."""
+def option_values(runs: Sequence[Overview]) -> dict[str, list[Any]]:
+    """All options of runs, with their values run by run; None if a run has no such option."""
     options = [options_of(run.config) for run in runs]
-    names = dict.fromkeys(name for own in options for name in own if not name.startswith(OF_PLACES))
-    values = {name: [own.get(name) for own in options] for name in names}
-    return {name: own for name, own in values.items() if any(value != own[0] for value in own)}
+    return {name: [own.get(name) for own in options] for name in dict.fromkeys(name for own in options for name in own)}
+
+
+def differing(runs: Sequence[Overview]) -> dict[str, list[Any]]:
+    """The options in which runs differ, but for places of files; see `option_values`."""
+    return {
+        name: values
+        for name, values in option_values(runs).items()
+        if not name.startswith(OF_PLACES) and any(value != values[0] for value in values)
+    }
