@@ -39,7 +39,7 @@ def inner(began: float, arguments: list[str]) -> None:
     keep_compiled()  # as the command does, before jax is imported
     from vae_jax import data
     from vae_jax.evaluation.evaluator import Evaluator
-    from vae_jax.runs import checkpoint, drawing, recorder
+    from vae_jax.runs import checkpoint, final_pictures, recorder
     from vae_jax.training import single
 
     seconds = dict.fromkeys(STAGES, 0.0)
@@ -73,7 +73,7 @@ def inner(began: float, arguments: list[str]) -> None:
     timed(checkpoint.Keeper, "__init__", "checkpoints")
     timed(recorder.Recorder, "epoch", "pictures")  # and, as an inner stage, the checkpoint
     timed(recorder.Recorder, "finish", "pictures")
-    for owner, name in ((recorder, "pairs"), (drawing, "grid"), (recorder, "loss_curve")):
+    for owner, name in ((recorder, "pairs"), (final_pictures, "grid"), (recorder, "loss_curve")):
         timed(owner, name, "pictures")
     sys.argv = ["vae-jax", "train", *arguments]
     code = cli.main()

@@ -25,7 +25,7 @@ from run_fixtures import TINY, compiled_once, flags, snapshot
 from user_fixtures import SECOND, public_folder, user
 
 import vae_jax
-from vae_jax.cli import VERBS, compare, evaluate, main, sweep, train, use
+from vae_jax.cli import VERBS, compare, evaluate, main, reconstruct, sweep, train
 from vae_jax.cli.common import load_data, progress
 from vae_jax.cli.pictures import label_of
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, ModelConfig, load_config, shipped
@@ -388,7 +388,7 @@ def altered(path, change):
 
 
 OPENING = [
-    *([verb] for verb in use.VERBS),
+    *([verb] for verb in reconstruct.VERBS),
     ["export", "{}", "model.safetensors"],
     ["train", "--resume", "--out"],
 ]
@@ -986,7 +986,7 @@ def test_evaluate_says_of_what_bits_are(likelihood, treatment, bits, expected):
     assert evaluate._bits(trained, network, 0.0) == (8 if bits else None)
 
 
-@pytest.mark.parametrize("verb", use.VERBS)
+@pytest.mark.parametrize("verb", reconstruct.VERBS)
 def test_what_is_no_run(refused, made, verb, tmp_path):
     for run in (tmp_path / "none", tmp_path, made / "config.yaml"):
         assert str(run) in refused(verb, run)

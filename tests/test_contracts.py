@@ -29,7 +29,7 @@ from vae_jax.likelihoods import LIKELIHOODS, Likelihood
 from vae_jax.model import notebook
 from vae_jax.model.build import build
 from vae_jax.model.fits import check_vectors
-from vae_jax.model.use import make_model
+from vae_jax.model.model import make_model
 from vae_jax.networks import NETWORKS
 from vae_jax.objectives import OBJECTIVES, Objective, Phase
 from vae_jax.posteriors import KL, POSTERIORS, Posterior, Sample

@@ -547,7 +547,7 @@ def test_what_others_left_is_removed_after_a_day(array_config):
 WAITING = """
 import sys
 from pathlib import Path
-from vae_jax.data.lock import locked
+from vae_jax.files.wait import locked
 
 with locked(Path(sys.argv[1]), "it", lambda line: print(line, flush=True)) as alone:
     print(alone, flush=True)
@@ -581,7 +581,7 @@ def test_a_lock_is_held_by_one_process_and_goes_with_it(tmp_path):
 
 
 def test_where_nothing_can_be_locked_each_works_for_itself(tmp_path):
-    from vae_jax.data.lock import locked
+    from vae_jax.files.wait import locked
 
     (tmp_path / "file").write_text("not a folder")
     with locked(tmp_path / "file" / "lock", "it", lambda line: None) as alone:

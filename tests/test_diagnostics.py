@@ -13,7 +13,7 @@ from vae_jax.errors import UserError
 from vae_jax.evaluation import diagnostics
 from vae_jax.evaluation.latents import make_posteriors
 from vae_jax.model.build import build
-from vae_jax.model.use import make_model
+from vae_jax.model.model import make_model
 from vae_jax.posteriors.gaussian import diagonal_log_prob, diagonal_transform
 
 CONFIG = Config(model=ModelConfig(network="mlp", layers=(16,), latent=3), train=TrainConfig(epochs=1))

@@ -473,7 +473,7 @@ def test_convolutions_take_bits_as_vectors():
     network = {"model.network": "convolutional", "model.channels": [4, 4], "model.batch_norm": False}
     options = BITS | OBJECTIVES_OF_BITS["loo"] | network | {"model.latent": 4}
     built = build(adapted(Config(), **options), (8, 8, 1))
-    variables = jax.eval_shape(built.network.init, jax.random.key(0))
+    variables = jax.eval_shape(built.composition.init, jax.random.key(0))
     images = jnp.zeros((2, 8, 8, 1))
     terms, _ = jax.eval_shape(
         lambda variables: built.terms(variables, images, jax.random.key(1), train=True), variables

@@ -15,7 +15,7 @@ from vae_jax.evaluation.evaluator import make_evaluator, means
 from vae_jax.keys import make_keys
 from vae_jax.model import batches
 from vae_jax.model.build import build
-from vae_jax.model.use import make_model
+from vae_jax.model.model import make_model
 from vae_jax.runs.fit import fit
 
 CONFIG = Config(model=ModelConfig(channels=(4, 6), latent=3), train=TrainConfig(epochs=1, batch_size=16))

@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from vae_jax.data import Dataset, Split
-from vae_jax.model.use import Model
+from vae_jax.model.model import Model
 from vae_jax.pictures import plots
 from vae_jax.pictures.plots import comparison, latent_plane, loss_curve, new_figure
 from vae_jax.pictures.sheet import grid, pairs, png, save_picture
 from vae_jax.pictures.sweeps import sweep_curves, sweep_grid
-from vae_jax.runs.drawing import draw_latent_plane
+from vae_jax.runs.final_pictures import draw_latent_plane
 
 PANELS = ("test −ELBO", "test reconstruction", "test KL")
 LINE, GAP = 2, 8  # pixels between pictures, and the wider gap below a row of reconstructions

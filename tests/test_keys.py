@@ -17,7 +17,7 @@ from vae_jax.evaluation import latents
 from vae_jax.evaluation.diagnostics import diagnose
 from vae_jax.evaluation.evaluator import make_terms
 from vae_jax.model.build import build
-from vae_jax.model.use import make_model
+from vae_jax.model.model import make_model
 from vae_jax.objectives import Objective
 from vae_jax.training.step import make_step
 

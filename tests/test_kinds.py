@@ -16,7 +16,7 @@ import vae_jax
 from vae_jax import cli, likelihoods
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, adapted, check_used, load_config, with_options
 from vae_jax.data import Dataset, Split, load, resolve
-from vae_jax.data.shape import settled
+from vae_jax.data.image_size import settled
 from vae_jax.errors import UserError
 from vae_jax.evaluation import estimators
 from vae_jax.evaluation.evaluator import make_evaluator
@@ -274,7 +274,7 @@ def test_pseudo_inputs_are_examples():
     variables = built.init(jax.random.key(0))
     inputs = pseudo_inputs(variables.params["prior"], jax.nn.softmax)
     np.testing.assert_allclose(inputs.sum(-1), np.ones((5, 4)), rtol=1e-12)
-    network = built.network
+    network = built.composition
     z = network.sample_prior(variables, jax.random.key(1), 7)
     log_prior = network.apply(variables, lambda model: model.log_prior(z))[0]
     heads = network.apply(variables, lambda model: model.encode(inputs))[0]
@@ -291,7 +291,7 @@ def test_an_autoencoders_loss_is_the_squared_error_of_what_it_decodes(kind):
     variables, images = built.init(jax.random.key(0)), data_of(kind).test.images
     x = np.eye(3)[images] if kind == "categories" else images.astype(float)
     terms, _ = built.terms(variables, x, jax.random.key(1))
-    pictures = vae_jax.model.use.make_model(*built, variables).reconstruct(x)
+    pictures = vae_jax.model.model.make_model(*built, variables).reconstruct(x)
     np.testing.assert_allclose(terms["loss"], np.square(x - pictures).reshape(20, -1).sum(1), rtol=1e-12)
     if kind == "categories":
         np.testing.assert_allclose(pictures.sum(-1), 1, rtol=1e-12)

@@ -13,7 +13,7 @@ import vae_jax
 from vae_jax import networks
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig
 from vae_jax.model.build import build
-from vae_jax.model.use import Model
+from vae_jax.model.model import Model
 from vae_jax.training.start import start_from
 
 CONFIG = Config(model=ModelConfig(network="mlp", latent=3))

@@ -9,7 +9,7 @@ from vae_jax.config import Config, ModelConfig, ObjectiveConfig
 from vae_jax.errors import UserError
 from vae_jax.evaluation import samplers
 from vae_jax.model.build import build
-from vae_jax.model.use import make_model
+from vae_jax.model.model import make_model
 
 
 def two_islands(count):

@@ -19,7 +19,7 @@ ORDER = [
     "shapes",
     "files",
     "registry",
-    "expectation",
+    "part_outputs",
     "links",
     "spec",
     "options",

@@ -13,7 +13,7 @@ from user_fixtures import FIRST, GROUP, SECOND, public_folder, user
 from vae_jax.cli import compiled
 from vae_jax.config import DataConfig
 from vae_jax.data import load
-from vae_jax.data.lock import locked
+from vae_jax.files.wait import locked
 
 IMAGES = np.random.RandomState(0).randint(0, 256, (20, 8, 8)).astype(np.uint8)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from vae_jax.errors import UserError
     from vae_jax.interop.weights import load_weights, save_weights
     from vae_jax.model.build import build
-    from vae_jax.model.use import Model
+    from vae_jax.model.model import Model
     from vae_jax.runs.fit import fit
     from vae_jax.runs.reading import load as load_run
     from vae_jax.runs.reading import use
@@ -44,7 +44,7 @@ __all__ = [
 _PLACES = {
     "Config": "config:Config",
     "Dataset": "data:Dataset",
-    "Model": "model.use:Model",
+    "Model": "model.model:Model",
     "Split": "data:Split",
     "TrainState": "training.state:TrainState",
     "Trained": "training.state:Trained",

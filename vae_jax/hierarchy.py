@@ -16,8 +16,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key, PyTree
 
 from vae_jax.errors import UserError
-from vae_jax.expectation import Shape, expect, expect_all, kind
 from vae_jax.keys import own_network_key, probing_key
+from vae_jax.part_outputs import Shape, expect, expect_all, kind
 from vae_jax.posteriors import Heads, Latents, Posterior, Sample
 from vae_jax.posteriors.base import Decoded
 from vae_jax.posteriors.gaussian import diagonal_log_prob, diagonal_transform

@@ -29,18 +29,18 @@ def _codes(options: Any) -> None:
     from vae_jax.networks import places
     from vae_jax.training.checks import labels_for
 
-    network, _ = build(trained.config, trained.image_shape)
+    composition, _ = build(trained.config, trained.image_shape)
     split = split_of(load_data(options, trained), options.split)
     key = make_keys(trained.config.seed).evaluate
-    feature_map = places(trained.config.model, network.spec)
-    in_place = feature_map is not None and network.latent_shape[:-1] == feature_map
-    use = use_of_codes(network, trained.variables, key, split.images, labels_for(trained.config, split), in_place)
+    feature_map = places(trained.config.model, composition.spec)
+    in_place = feature_map is not None and composition.latent_shape[:-1] == feature_map
+    use = use_of_codes(composition, trained.variables, key, split.images, labels_for(trained.config, split), in_place)
     figures = use.figures
     answer(
         f"{options.split}: {figures['codes_used']:.0f} of {use.total:,} codes used at {use.codes.shape[1]} places of "
-        f"{len(split):,} {network.spec.noun}s; perplexity {figures['perplexity']:.2f}"
+        f"{len(split):,} {composition.spec.noun}s; perplexity {figures['perplexity']:.2f}"
     )
-    pictures = (split.images / 255).astype(np.float32) if network.spec.is_picture else None
+    pictures = (split.images / 255).astype(np.float32) if composition.spec.is_picture else None
     answer(str(draw_use(path, use, pictures)))
 
 
@@ -65,7 +65,7 @@ def _decode(options: Any) -> None:
     from vae_jax.model.build import build
 
     shape = trained.image_shape
-    z = _checked(f"{source}, {name}" if name else str(source), name, z, build(trained.config, shape).network)
+    z = _checked(f"{source}, {name}" if name else str(source), name, z, build(trained.config, shape).composition)
     labels = np.full(len(z), label) if label is not None else labels if trained.config.model.classes else None
     if trained.config.model.classes and labels is None:
         raise UserError("--label: expected one, or an array `labels` in FILE, since this model gets labels; found none")
@@ -110,7 +110,7 @@ def _read(path: Path, name: str | None) -> tuple[str, Any, Any]:
         return "" if alone else chosen, file.read(chosen), file.read(labels) if labels else None
 
 
-def _checked(where: str, name: str, z: Any, network: "Composition") -> Any:
+def _checked(where: str, name: str, z: Any, composition: "Composition") -> Any:
     """z or codes as the model decodes them: z as floats, codes as whole numbers.
 
     What has the shape of codes alone is codes. What has that of z too is codes if it is called so, or has a type of
@@ -122,7 +122,7 @@ def _checked(where: str, name: str, z: Any, network: "Composition") -> Any:
     import jax
     import numpy as np
 
-    codes, latent = network.posterior.codes, network.latent_shape
+    codes, latent = composition.posterior.codes, composition.latent_shape
     shapes = [f"z (n, {', '.join(map(str, latent))})"]
     shapes += [f"codes (n, {', '.join(map(str, codes.shape))})"] if codes else []
     if z.dtype.kind not in "iuf":

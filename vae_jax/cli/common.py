@@ -22,7 +22,7 @@ from vae_jax.runs.folder import PRIOR, absolute_start, read_config, read_data
 if TYPE_CHECKING:
     from vae_jax.config import Config
     from vae_jax.data import Dataset, Split
-    from vae_jax.model.use import Model
+    from vae_jax.model.model import Model
     from vae_jax.training.state import Trained
 
 DATA_PATHS = ("manual_dir", "cache_dir", "path")

@@ -68,20 +68,20 @@ def _evaluate(options: Any) -> None:
     from vae_jax.objectives import FIGURES
     from vae_jax.training.checks import labels_for
 
-    network, objective = build(trained.config, trained.image_shape)
+    composition, objective = build(trained.config, trained.image_shape)
     for option, value in (("--nll-samples", options.nll_samples), ("--ais", options.ais)):
         if value is not None and not objective.generative:
             name = trained.config.objective.name
             raise UserError(f"{option}: expected a model with a likelihood to estimate; found objective {name}")
-        if value is not None and network.posterior.single:
+        if value is not None and composition.posterior.single:
             raise UserError(
                 f"{option}: expected a posterior with samples to weigh; found posterior "
                 f"{trained.config.posterior.name}, whose samples are all the same: the bound is reconstruction + KL"
             )
     if options.diagnostics:
-        check_vectors(network, "--diagnostics")
-    by_mean = options.latent == "mean" and not network.posterior.single
-    if by_mean and options.own_objective and looks_at_densities(trained.config, network, objective):
+        check_vectors(composition, "--diagnostics")
+    by_mean = options.latent == "mean" and not composition.posterior.single
+    if by_mean and options.own_objective and looks_at_densities(trained.config, composition, objective):
         raise UserError(
             f"--latent: expected sample with the trained prior, {trained.config.prior.name}, since the KL is made of "
             f"densities at samples of z; found mean; --no-prior evaluates the run's own objective, "
@@ -94,7 +94,7 @@ def _evaluate(options: Any) -> None:
         raise UserError(f"--images: expected at most the {len(whole):,} of --split {options.split}; found {count:,}")
     split = whole.spread(count)
     images, labels = split.images, labels_for(trained.config, split)
-    evaluate = make_evaluator(trained.config, network, objective, images, options.latent, labels)
+    evaluate = make_evaluator(trained.config, composition, objective, images, options.latent, labels)
     terms = evaluate(trained.variables, make_keys(trained.config.seed).evaluate)
     values = means(terms)
     loss = values["loss"]
@@ -105,7 +105,7 @@ def _evaluate(options: Any) -> None:
         "split": options.split,
         "latent": options.latent,
         "checkpoint": options.checkpoint,
-        "prior": trained.config.prior.name if objective.generative and not network.posterior.decodes else None,
+        "prior": trained.config.prior.name if objective.generative and not composition.posterior.decodes else None,
         **({"prior_left_out": options.prior_left_out} if options.prior_left_out else {}),
     }
     parts, adds_up = "", False
@@ -115,30 +115,32 @@ def _evaluate(options: Any) -> None:
         parts = f"reconstruction {reconstruction:.3f}{' +' if adds_up else ','} KL {kl:.3f}"
         parts = f" = {parts}" if adds_up else f" ({parts})"
     bound = loss if adds_up and options.latent == "sample" else None  # −ELBO, which z at the mean does not give
-    gives_bound = network.posterior.single or options.latent == "sample"  # else z at the mean gives none
-    if network.posterior.codes and gives_bound and "reconstruction" in values:
+    gives_bound = composition.posterior.single or options.latent == "sample"  # else z at the mean gives none
+    if composition.posterior.codes and gives_bound and "reconstruction" in values:
         figures["bound"] = bound = values["reconstruction"] + values["kl"]
     drawn = f", z: {options.latent}" if objective.generative else ""
     of = f"{len(images):,} of {len(whole):,}" if len(images) < len(whole) else f"{len(images):,}"
-    line = f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({of} {network.spec.noun}s{drawn})"
-    bits = None if bound is None else _bits(trained, network, bound)
+    line = f"{options.split} loss {loss:.3f}{parts} {objective.unit} ({of} {composition.spec.noun}s{drawn})"
+    bits = None if bound is None else _bits(trained, composition, bound)
     figures |= {} if bits is None else {"bits_per_dim": bits}
     if not options.json:
         answer(line)  # now, since the rest may take long
         if "bound" in figures and not adds_up:
             answer(f"bound {bound:.3f} {objective.unit}: reconstruction + KL from prior {trained.config.prior.name}")
         for name in sorted(values.keys() - {*FIGURES}):
-            together = f", of {block(trained.config, objective, len(images))} {network.spec.noun}s at a time"
+            together = f", of {block(trained.config, objective, len(images))} {composition.spec.noun}s at a time"
             of_batch = together * bool(objective.figures and name in objective.figures.of_batch)
             answer(f"{name} {values[name]:.4g} {objective.unit_of(name)}{of_batch}")
-        if objective.generative and (about_bits := _about_bits(trained, network, bits, "loss" if adds_up else "bound")):
+        if objective.generative and (
+            about_bits := _about_bits(trained, composition, bits, "loss" if adds_up else "bound")
+        ):
             answer(about_bits)
     if options.nll_samples or options.ais or options.diagnostics:
-        _say_if_slow(trained, network)
-    more, lines = _estimates(options, trained, network, split)
+        _say_if_slow(trained, composition)
+    more, lines = _estimates(options, trained, composition, split)
     figures |= more
     if options.diagnostics:
-        more, further = _diagnostics(options, trained, network, data, split)
+        more, further = _diagnostics(options, trained, composition, data, split)
         figures |= more
         lines += further
     if options.json:
@@ -147,26 +149,28 @@ def _evaluate(options: Any) -> None:
         answer(line)
 
 
-def _bits(trained: "Trained", network: "Composition", nats: float) -> float | None:
+def _bits(trained: "Trained", composition: "Composition", nats: float) -> float | None:
     """The bits per dimension of a −log p(x) or a bound, or None if it has none."""
     from vae_jax.likelihoods import bits_per_dimension
 
-    return bits_per_dimension(network.likelihood, trained.config.data.treatment, nats, math.prod(trained.image_shape))
+    return bits_per_dimension(
+        composition.likelihood, trained.config.data.treatment, nats, math.prod(trained.image_shape)
+    )
 
 
-def _about_bits(trained: "Trained", network: "Composition", bits: float | None, bound: str = "loss") -> str:
+def _about_bits(trained: "Trained", composition: "Composition", bits: float | None, bound: str = "loss") -> str:
     """The line below the loss: its bits per dimension and their formula, or the reason why there are none."""
     dimensions = math.prod(trained.image_shape)
     if bits is not None:
-        of = f"({bound} + {dimensions:,}·ln 256)" if network.likelihood.measure == "density" else bound
+        of = f"({bound} + {dimensions:,}·ln 256)" if composition.likelihood.measure == "density" else bound
         return f"at most {bits:.4f} bits per dimension of the 256 levels: {of} / ({dimensions:,}·ln 2)"
-    undequantized = network.spec.is_picture and trained.config.data.treatment != "dequantized"
-    if network.likelihood.measure == "density" and undequantized:
+    undequantized = composition.spec.is_picture and trained.config.data.treatment != "dequantized"
+    if composition.likelihood.measure == "density" and undequantized:
         return "no bits per dimension: the loss is of densities, comparable with data.treatment dequantized only"
     return ""
 
 
-def _say_if_slow(trained: "Trained", network: "Composition") -> None:
+def _say_if_slow(trained: "Trained", composition: "Composition") -> None:
     """Says if the convolutions of a user's network are slow in the compiled loops of the next figures."""
     import jax
     import jax.numpy as jnp
@@ -176,10 +180,10 @@ def _say_if_slow(trained: "Trained", network: "Composition") -> None:
     variables = trained.variables
 
     def decode(z: Any, labels: Any) -> Any:
-        return network.apply(variables, lambda model: model.decode(z), labels=labels)[0]
+        return composition.apply(variables, lambda model: model.decode(z), labels=labels)[0]
 
-    labels = jnp.zeros(1, jnp.int32) if network.classes else None
-    if is_slow_in_loops(jax.jit(decode).lower(jnp.zeros((1, *network.latent_shape)), labels)):
+    labels = jnp.zeros(1, jnp.int32) if composition.classes else None
+    if is_slow_in_loops(jax.jit(decode).lower(jnp.zeros((1, *composition.latent_shape)), labels)):
         say(
             f"the convolutions of {trained.config.model.network} are XLA's own, which are several times slower than "
             f"those of vae_jax.layers in the next figures, compiled loops on a CPU"
@@ -187,7 +191,7 @@ def _say_if_slow(trained: "Trained", network: "Composition") -> None:
 
 
 def _estimates(
-    options: Any, trained: "Trained", network: "Composition", split: "Split"
+    options: Any, trained: "Trained", composition: "Composition", split: "Split"
 ) -> tuple[dict[str, Any], list[str]]:
     """The requested estimates of −log p(x), as figures and as lines."""
     if options.nll_samples is None and options.ais is None:
@@ -199,12 +203,12 @@ def _estimates(
     from vae_jax.training.checks import labels_for
 
     key = estimates_key(make_keys(trained.config.seed).evaluate)
-    run = (trained.config, network, trained.variables, split.images)
-    labels, noun = labels_for(trained.config, split), network.spec.noun
+    run = (trained.config, composition, trained.variables, split.images)
+    labels, noun = labels_for(trained.config, split), composition.spec.noun
     figures, lines = {}, []
 
     def add_bits(name: str, nll: float) -> str:
-        if (bits := _bits(trained, network, nll)) is None:
+        if (bits := _bits(trained, composition, nll)) is None:
             return ""
         figures[f"{name}_bits_per_dim"] = bits
         return f", {bits:.4f} bits per dimension"
@@ -232,18 +236,18 @@ def _estimates(
 
 
 def _diagnostics(
-    options: Any, trained: "Trained", network: "Composition", data: "Dataset", split: "Split"
+    options: Any, trained: "Trained", composition: "Composition", data: "Dataset", split: "Split"
 ) -> tuple[dict[str, Any], list[str]]:
     """The figures of the latents, and their lines."""
     from vae_jax.evaluation import diagnostics
     from vae_jax.keys import diagnostics_key, make_keys
 
-    key, noun = diagnostics_key(make_keys(trained.config.seed).evaluate), network.spec.noun
+    key, noun = diagnostics_key(make_keys(trained.config.seed).evaluate), composition.spec.noun
     train = None if options.split == "train" else data.train
     with progress("aggregate posterior") as on_progress:
         figures = diagnostics.diagnose(
             trained.config,
-            network,
+            composition,
             trained.variables,
             split,
             key,
@@ -252,7 +256,7 @@ def _diagnostics(
             on_progress=on_progress,
         )
     lines = [
-        f"active units {figures['active_units']} of {network.latent} "
+        f"active units {figures['active_units']} of {composition.latent} "
         f"(variance of their means over {diagnostics.ACTIVE})"
     ]
     if figures["aggregate_kl"] is not None:
@@ -263,7 +267,7 @@ def _diagnostics(
         ]
     lines.append(
         f"squared error of reconstructions {figures['squared_error']:.4f} per {noun}, "
-        f"{figures['squared_error_per_pixel']:.6f} per {'pixel' if network.spec.is_picture else 'number'}"
+        f"{figures['squared_error_per_pixel']:.6f} per {'pixel' if composition.spec.is_picture else 'number'}"
     )
     if figures["probe_accuracy"] is not None:
         lines += [

@@ -18,7 +18,7 @@ from vae_jax.runs.folder import read_config, read_data
 from vae_jax.spec import NOT_IMAGE
 
 if TYPE_CHECKING:
-    from vae_jax.model.use import Model
+    from vae_jax.model.model import Model
     from vae_jax.pictures.sheet import Sheet
     from vae_jax.training.state import Trained
 

@@ -137,12 +137,12 @@ def _check_ways(options: Any, trained: "Trained") -> None:
     """
     from vae_jax.model.build import build
 
-    network, _ = build(trained.config, trained.image_shape)
+    composition, _ = build(trained.config, trained.image_shape)
     for name, given in (("temperature", options.temperature), ("top_p", options.top_p)):
-        if given is None or not network.prior or name in network.prior.how:
+        if given is None or not composition.prior or name in composition.prior.how:
             continue
         prior = trained.config.prior.name
-        if network.posterior.codes:
+        if composition.posterior.codes:
             found = f"{prior}, of which all codes are as likely" if prior == "uniform" else prior
             hint = f"; {trains_prior(options.run, '')} trains one"
         else:
@@ -157,12 +157,12 @@ def _fitted(options: Any, trained: "Trained", source: str) -> Any:
     from vae_jax.model.build import build
     from vae_jax.training.checks import labels_for
 
-    network, _ = build(trained.config, trained.image_shape)
+    composition, _ = build(trained.config, trained.image_shape)
     images = load_data(options, trained).train
     key, labels = make_keys(trained.config.seed).samplers, labels_for(trained.config, images)
     with progress(f"fitting {source}") as on_progress:
         return samplers.fit_sampler(
-            source, network, trained.variables, images.images, key, labels, on_progress=on_progress
+            source, composition, trained.variables, images.images, key, labels, on_progress=on_progress
         )
 
 

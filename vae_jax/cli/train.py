@@ -91,14 +91,14 @@ def train(
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     answer(f"device: {device}{f', {devices}' if devices.count > 1 else ''}")
     images = check(config, data.load(config.data, report=say))
-    network, objective = build(data.settled(config, images), images.image_shape)
-    shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
+    composition, objective = build(data.settled(config, images), images.image_shape)
+    shapes = jax.eval_shape(composition.init, make_keys(config.seed).init)
     held_out = f", {len(images.validation):,} validation" if images.validation is not None else ""
     name = cut(images.name, PATH)
     answer(
         f"data: {name}, {len(images.train):,} training{held_out} and {len(images.test):,} test {images.spec.noun}s "
         f"of {images.spec}; model: {config.model.network}, "
-        f"{networks.count_parameters(shapes.params):,} parameters, {network.latent} latent dimensions"
+        f"{networks.count_parameters(shapes.params):,} parameters, {composition.latent} latent dimensions"
     )
     stop_message = ""
     with _progress(config, images.spec.noun, devices.writes) as on_progress, stop_signals() as stop:

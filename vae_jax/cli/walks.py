@@ -86,7 +86,7 @@ def _traverse(options: Any) -> None:
     from vae_jax.model.fits import check_vectors
     from vae_jax.training.checks import labels_for
 
-    check_vectors(build(trained.config, trained.image_shape).network, "RUN")
+    check_vectors(build(trained.config, trained.image_shape).composition, "RUN")
     sheet = sheet_of(path, trained.image_shape, model.latent * steps, steps, f"--steps {steps}")
     test = load_data(options, trained).test
     if not 0 <= options.image < len(test):

@@ -14,7 +14,7 @@ from vae_jax.compare import report
 from vae_jax.compare.level import Level, OnProgress, Request
 from vae_jax.config import Config, as_sections
 from vae_jax.data.dataset import Dataset
-from vae_jax.data.shape import settled
+from vae_jax.data.image_size import settled
 from vae_jax.errors import UserError, argument
 from vae_jax.files.lock import writing
 from vae_jax.files.replace import remove

@@ -39,11 +39,11 @@ def _outputs(request: Request, precision: str) -> dict[str, Any]:
     pair.share(variables)
 
     def whole(model: BoundModel, images: Any) -> Any:
-        heads = model.encode(pair.network.treat(None, images))
+        heads = model.encode(pair.composition.treat(None, images))
         return heads, model.mean(model.decode(heads["mu"]))
 
     def ours(variables: Any, images: Any) -> Any:
-        return pair.network.trace(variables, partial(whole, images=images))
+        return pair.composition.trace(variables, partial(whole, images=images))
 
     trace = jax.jit(ours)(variables, jnp.asarray(images))
     heads, reconstruction = trace.result

@@ -53,7 +53,7 @@ def _gradients(request: Request, precision: str) -> dict[str, Any]:
     pair.share(variables)
     key = make_keys(config.seed).steps
     # The same step as in training, with another optimiser.
-    step = make_step(config, pair.network, pair.objective, recorder())
+    step = make_step(config, pair.composition, pair.objective, recorder())
     updated, ours, _ = jax.jit(lambda variables, images, key: step(variables, variables.params, images, key))(
         variables, jnp.asarray(images), step_key(key, 0)
     )

@@ -66,16 +66,16 @@ class Pair:
             raise UserError(f"model.precision: expected float32 to compare with; found {config.model.precision}")
         compute_exactly()
         self.config = config
-        self.network, self.objective = build(config, image_shape)
+        self.composition, self.objective = build(config, image_shape)
         self.dtype = jnp.zeros(()).dtype
         self.device = torch_device()
-        self.twin = TorchTwin(config.model, image_shape, tuple(self.network.posterior.heads))
+        self.twin = TorchTwin(config.model, image_shape, tuple(self.composition.posterior.heads))
         self.twin.to(self.device, torch.float64 if self.dtype == jnp.float64 else torch.float32)
         self._draws = jax.jit(self._draw)
 
     def variables(self, perturbed: bool = True) -> Variables:
         """The network's initial variables; if `perturbed`, with running statistics as after some training."""
-        variables = self.network.init(make_keys(self.config.seed).init)
+        variables = self.composition.init(make_keys(self.config.seed).init)
         if not perturbed:
             return variables
         random = np.random.RandomState(self.config.seed)
@@ -115,18 +115,18 @@ class Pair:
 
     def _draw(self, variables: Variables, images: Any, key: Key[Array, ""], step: Any) -> Draws:
         keys = step_keys(step_key(key, step))
-        targets = self.network.treat(None, images)
+        targets = self.composition.treat(None, images)
 
         def terms(model: BoundModel) -> Any:
             return self.objective.terms(keys.objective, model, targets, self.config.objective.options)
 
         def noise(model: BoundModel) -> Any:
             # With mean 0 and variance 1, z is the noise itself.
-            heads = {name: jnp.zeros((len(images), size)) for name, size in self.network.posterior.heads.items()}
+            heads = {name: jnp.zeros((len(images), size)) for name, size in self.composition.posterior.heads.items()}
             return model.sample(jax.random.clone(keys.objective), heads)[0]
 
-        trace = self.network.trace(variables, terms, keys.dropout, train=True)
-        return Draws(self.network.apply(variables, noise)[0], trace.masks)
+        trace = self.composition.trace(variables, terms, keys.dropout, train=True)
+        return Draws(self.composition.apply(variables, noise)[0], trace.masks)
 
 
 def difference(ours: Any, expected: Any) -> tuple[float, float]:

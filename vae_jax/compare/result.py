@@ -49,8 +49,8 @@ def sentence(test: dict[str, Any]) -> str:
 def train(request: Request, names: list[str]) -> dict[str, dict[str, Any]]:
     """Trains in all frameworks; returns their results by name."""
     config, data = request.config, request.data
-    network, objective = build(config, data.image_shape)
-    shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
+    composition, objective = build(config, data.image_shape)
+    shapes = jax.eval_shape(composition.init, make_keys(config.seed).init)
     common = {
         "format": "vae_jax results",
         "version": 1,

@@ -4,9 +4,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from vae_jax.config import DataConfig, expand
+from vae_jax.data.image_size import Kind, choose
 from vae_jax.data.npz import Arrays, Header, opened
 from vae_jax.data.resize import Resizer, check_size
-from vae_jax.data.shape import Kind, choose
 from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, file_state, required
 from vae_jax.data.split import Split
 from vae_jax.data.stored import check_levels, kind_of, to_labels, to_levels, to_stored

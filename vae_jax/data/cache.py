@@ -17,7 +17,6 @@ import numpy as np
 
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.dataset import Dataset
-from vae_jax.data.lock import locked
 from vae_jax.data.npz import Arrays, Header, opened
 from vae_jax.data.source import SPLITS, Report, Splits
 from vae_jax.data.split import Split
@@ -26,6 +25,7 @@ from vae_jax.errors import UserError, listed
 from vae_jax.files import checked
 from vae_jax.files.replace import NAME_LIMIT, replacing
 from vae_jax.files.user import user_cache
+from vae_jax.files.wait import locked
 
 FORMAT = "3"  # part of the key: increase it when the same input gives other images, or the file's content changes
 NAMES = {"text", *(f"{split}_{part}" for split in SPLITS for part in ("images", "labels"))}  # of the arrays

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from vae_jax.config import DataConfig, expand
+from vae_jax.data.image_size import Kind, choose
 from vae_jax.data.resize import FORMATS, READ, BadImage, Resizer, inspect
-from vae_jax.data.shape import Kind, choose
 from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, required
 from vae_jax.data.split import Split
 from vae_jax.errors import UserError, listed

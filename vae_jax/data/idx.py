@@ -24,12 +24,12 @@ from jaxtyping import UInt8
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.cache import NO_HOME, cache_folder
 from vae_jax.data.download import RemoteFile, download
-from vae_jax.data.lock import locked
 from vae_jax.data.resize import Resizer
 from vae_jax.data.source import Opened, Report, Splits, file_state
 from vae_jax.data.split import Split
 from vae_jax.device import memory
 from vae_jax.errors import UserError
+from vae_jax.files.wait import locked
 
 FILES = {  # split: its images and its labels
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),

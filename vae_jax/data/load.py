@@ -15,8 +15,8 @@ from vae_jax.data.dataset import Dataset, darkness, hold_out
 from vae_jax.data.digits import digits
 from vae_jax.data.folder import folder
 from vae_jax.data.idx import FASHION_MNIST, KMNIST, MNIST
+from vae_jax.data.image_size import check_configured
 from vae_jax.data.resize import Resizer
-from vae_jax.data.shape import check_configured
 from vae_jax.data.source import Opened, Report, Source, Splits
 from vae_jax.data.split import Split
 from vae_jax.data.tfds import tfds

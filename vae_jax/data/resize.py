@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from vae_jax.data.shape import Kind
+from vae_jax.data.image_size import Kind
 from vae_jax.device import memory
 from vae_jax.errors import UserError
 

@@ -24,12 +24,12 @@ from PIL import Image
 from vae_jax.config import DataConfig, expand
 from vae_jax.data.cache import NO_HOME, cache_folder
 from vae_jax.data.download import limited_requests, unreachable
-from vae_jax.data.lock import locked
+from vae_jax.data.image_size import Kind, choose
 from vae_jax.data.resize import Resizer, inspect
-from vae_jax.data.shape import Kind, choose
 from vae_jax.data.source import SPLITS, Opened, Report, Splits, required
 from vae_jax.data.split import Split
 from vae_jax.errors import UserError, listed, on_terminal
+from vae_jax.files.wait import locked
 
 BATCH = 1000  # records read at once
 

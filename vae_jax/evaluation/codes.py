@@ -60,7 +60,7 @@ class Use(NamedTuple):
 
 
 def use_of_codes(
-    network: Composition,
+    composition: Composition,
     variables: Variables,
     key: Key[Array, ""],
     images: Shaped[np.ndarray, "images *stored"],
@@ -70,7 +70,7 @@ def use_of_codes(
     """The codes that a model makes of images.
 
     Args:
-        network: of the run.
+        composition: of the run.
         variables: trained.
         key: of all draws.
         images: of a split.
@@ -80,13 +80,13 @@ def use_of_codes(
     Raises:
         UserError: if the model's z are made of no codes.
     """
-    if not (codes := network.posterior.codes):
-        raise UserError(f"RUN: expected a model whose z are made of codes; found z of shape {network.latent_shape}")
+    if not (codes := composition.posterior.codes):
+        raise UserError(f"RUN: expected a model whose z are made of codes; found z of shape {composition.latent_shape}")
     rows = math.prod(codes.shape)
 
     def look(number: Any, images: Array, labels: Array | None) -> tuple[Array, Array]:
         draw_key, treatment_key = batch_keys(key, number)
-        treated = network.treat(treatment_key, images)
+        treated = composition.treat(treatment_key, images)
 
         def of(model: BoundModel) -> tuple[Array, Array]:
             draw = model.draw(draw_key, treated)
@@ -95,7 +95,7 @@ def use_of_codes(
             distances = jnp.zeros(codes_of_z.shape) if model.distances is None else model.distances(draw.heads)
             return codes.numbered(codes_of_z).reshape(len(codes_of_z), rows), distances.reshape(len(codes_of_z), rows)
 
-        return network.apply(variables, of, labels=labels)[0]
+        return composition.apply(variables, of, labels=labels)[0]
 
     @jax.jit
     def looked(images: Array, labels: Array | None) -> tuple[Array, Array]:

@@ -150,13 +150,13 @@ def elbo_surgery(
     return Surgery(kl, information, float(np.log(len(z) if total is None else total)))
 
 
-def check_density(config: Config, network: Composition) -> None:
+def check_density(config: Config, composition: Composition) -> None:
     """Refuses a posterior without a density at any z, which the aggregate posterior needs.
 
     Raises:
         UserError: naming the posterior.
     """
-    if network.posterior.log_prob is None:
+    if composition.posterior.log_prob is None:
         reason = f"posterior {config.posterior.name}, whose density is known at its own samples only"
         if not objectives.get(config.objective).generative:
             reason = f"objective {config.objective.name}, whose code has no density"
@@ -164,7 +164,7 @@ def check_density(config: Config, network: Composition) -> None:
         raise UserError(f"{name}: the aggregate posterior needs a posterior's density at any z; found {reason}")
 
 
-def pairwise_log_prob(network: Composition, variables: Variables) -> PairwiseLogProb:
+def pairwise_log_prob(composition: Composition, variables: Variables) -> PairwiseLogProb:
     """log q(z_i|x_j) of a model's posteriors."""
 
     def log_prob(z: Array, heads: Heads) -> Array:
@@ -174,23 +174,23 @@ def pairwise_log_prob(network: Composition, variables: Variables) -> PairwiseLog
         def look(model: Any) -> Array:
             return model.log_posterior(z_by_image, heads)
 
-        return network.apply(variables, look)[0]
+        return composition.apply(variables, look)[0]
 
     return log_prob
 
 
-def make_squared_error(network: Composition, variables: Variables) -> Callable[..., Array]:
+def make_squared_error(composition: Composition, variables: Variables) -> Callable[..., Array]:
     """(images of a split, z, labels=None) -> ‖x − E[x|z]‖², (images,), summed over pixels and channels.
 
     x are the images' grey levels in [0, 1] without `data.treatment`; or an example's real numbers, or its one-hot
     categories.
     """
-    plain = treatment_of(network.spec)
+    plain = treatment_of(composition.spec)
 
     @jax.jit
     def squared_error(images: Any, z: Any, labels: Any = None) -> Array:
         def batch(_, images, z, labels):
-            pictures = network.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
+            pictures = composition.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
             return jnp.square(plain(None, images) - pictures).sum(range(1, pictures.ndim))
 
         return in_batches(batch, len(images), jnp.asarray(images), z, labels)
@@ -235,7 +235,7 @@ def nearest_neighbours(
 
 def diagnose(
     config: Config,
-    network: Composition,
+    composition: Composition,
     variables: Variables,
     split: Split,
     key: Key[Array, ""],
@@ -248,7 +248,7 @@ def diagnose(
 
     Args:
         config: of the run.
-        network: built from it.
+        composition: built from it.
         variables: trained.
         split: the images.
         key: for the latents drawn.
@@ -263,8 +263,8 @@ def diagnose(
         "knn_accuracy" of the centres. None for figures that the model has not: the aggregate posterior of a posterior
         without a density, accuracies without two classes of labels or without `train`.
     """
-    check_vectors(network, "diagnostics")
-    posteriors = make_posteriors(network, variables)
+    check_vectors(composition, "diagnostics")
+    posteriors = make_posteriors(composition, variables)
 
     def encode(split: Split, key: Key[Array, ""]) -> Any:
         return posteriors(key, split.images, split.labels if config.model.classes else None)
@@ -274,16 +274,16 @@ def diagnose(
     variances = unit_variances(results.centers)
     surgery = None
     try:
-        check_density(config, network)
+        check_density(config, composition)
     except UserError as error:
         report(str(error))
     else:
-        log_prob = pairwise_log_prob(network, variables)
+        log_prob = pairwise_log_prob(composition, variables)
         surgery = elbo_surgery(
             log_prob, results.heads, results.z, results.log_q, results.log_p, on_progress=on_progress
         )
     labels = split.labels if config.model.classes else None
-    errors = np.asarray(make_squared_error(network, variables)(split.images, results.centers, labels), np.float64)
+    errors = np.asarray(make_squared_error(composition, variables)(split.images, results.centers, labels), np.float64)
     probe = knn = None
     if train is not None and train.labels is not None and split.labels is not None and np.ptp(train.labels):
         learned_from = np.asarray(encode(train, training_images_key(key)).centers)
@@ -297,7 +297,7 @@ def diagnose(
         "mutual_information": surgery and surgery.mutual_information,
         "mutual_information_limit": surgery and surgery.limit,
         "squared_error": float(errors.mean()),
-        "squared_error_per_pixel": float(errors.mean() / np.prod(network.image_shape)),
+        "squared_error_per_pixel": float(errors.mean() / np.prod(composition.image_shape)),
         "probe_accuracy": probe,
         "knn_accuracy": knn,
     }

@@ -44,7 +44,7 @@ STEEPNESS = 4.0  # of the sigmoid that spaces the temperatures
 
 def importance_nll(
     config: Config,
-    network: Composition,
+    composition: Composition,
     variables: Variables,
     images: Shaped[np.ndarray, "images *stored"],
     key: Key[Array, ""],
@@ -60,7 +60,7 @@ def importance_nll(
 
     Args:
         config: of the run.
-        network: built from it.
+        composition: built from it.
         variables: of the network.
         images: as a split holds them, levels 0 to 255.
         key: of the treatment and of the samples.
@@ -72,20 +72,20 @@ def importance_nll(
         UserError: if k is below 1, the model is an autoencoder, which has no p(x), or memory does not suffice.
     """
     _require(config, samples=samples)
-    if network.posterior.single:
+    if composition.posterior.single:
         raise UserError(
             f"{argument('samples')}: expected a posterior with samples to weigh; found posterior "
             f"{config.posterior.name}, whose samples are all the same: the bound is reconstruction + KL"
         )
-    rows = _rows(network)
+    rows = _rows(composition)
     chunks = -(-samples // rows)
     chunk = -(-samples // chunks)
 
     def estimate(variables, images, labels, keys, _):
-        treated = jax.vmap(network.treat)(keys.treatment, images)
+        treated = jax.vmap(composition.treat)(keys.treatment, images)
 
         def of_model(function):
-            return network.apply(variables, function, labels=labels)[0]
+            return composition.apply(variables, function, labels=labels)[0]
 
         heads = of_model(lambda model: model.encode(treated))
 
@@ -109,7 +109,7 @@ def importance_nll(
 
 def annealed_nll(
     config: Config,
-    network: Composition,
+    composition: Composition,
     variables: Variables,
     images: Shaped[np.ndarray, "images *stored"],
     key: Key[Array, ""],
@@ -134,7 +134,7 @@ def annealed_nll(
 
     Args:
         config: of the run.
-        network: built from it.
+        composition: built from it.
         variables: of the network.
         images: as a split holds them, levels 0 to 255.
         key: of the treatment and of the chains.
@@ -150,14 +150,14 @@ def annealed_nll(
             memory does not suffice.
     """
     _require(config, temperatures=temperatures, chains=chains, leapfrog=leapfrog)
-    check_vectors(network, "annealed importance sampling, which moves z along gradients")
+    check_vectors(composition, "annealed importance sampling, which moves z along gradients")
     betas = _sigmoid_schedule(temperatures)
 
     def estimate(variables, images, labels, keys, exact):
-        treated = jax.vmap(network.treat)(keys.treatment, images)
+        treated = jax.vmap(composition.treat)(keys.treatment, images)
 
         def of_model(function):
-            return network.apply(variables, function, labels=labels)[0]
+            return composition.apply(variables, function, labels=labels)[0]
 
         def log_prior(z):
             value = of_model(lambda model: model.log_prior(z))
@@ -181,7 +181,7 @@ def annealed_nll(
                 number, last_beta, beta, size_given = step
                 size = adapted if size_given is None else size_given
                 log_w = log_w + (beta - last_beta) * point[2]
-                noise, uniform = jax.vmap(partial(_draw, shape=(len(first), network.latent)), (0, None), 1)(
+                noise, uniform = jax.vmap(partial(_draw, shape=(len(first), composition.latent)), (0, None), 1)(
                     keys, number
                 )
                 point, accepted = _hmc(at, point, beta, size, leapfrog, noise, uniform)
@@ -194,7 +194,7 @@ def annealed_nll(
             return log_w + (betas[-1] - betas[-2]) * point[2], sizes  # a move after the last weight changes nothing
 
         def from_prior(keys, chains):
-            draw = partial(network.sample_prior, variables)
+            draw = partial(composition.sample_prior, variables)
             return jax.vmap(lambda key: draw(first_z_key(key), chains), 0, 1)(keys)
 
         _, sizes = anneal(from_prior(keys.pilots, PILOTS), keys.pilots, betas)
@@ -205,7 +205,7 @@ def annealed_nll(
             log_w, _ = anneal(first, keys.chains, betas[::-1], sizes[::-1])
         return _log_add((jnp.full(len(images), -jnp.inf), jnp.zeros(len(images))), log_w)
 
-    batch = max(1, _rows(network) // max(chains, PILOTS))
+    batch = max(1, _rows(composition) // max(chains, PILOTS))
     what = argument("chains", chains)
     top, total = _over_images(what, estimate, variables, images, labels, key, batch, on_progress, exact)
     nll = math.log(chains) - top - np.log(total)
@@ -220,11 +220,11 @@ def _require(config: Config, **counts: int) -> None:
         raise UserError(f"objective.name: expected one with a p(x), to estimate it; found {config.objective.name}")
 
 
-def _rows(network: Composition) -> int:
+def _rows(composition: Composition) -> int:
     """The number of samples of z that are decoded at a time."""
     on_cpu = jax.default_backend() == "cpu"
     numbers, most = (CPU_NUMBERS, ROWS[0]) if on_cpu else (NUMBERS, ROWS[1])
-    return min(most, max(1, numbers // math.prod(network.image_shape)))
+    return min(most, max(1, numbers // math.prod(composition.image_shape)))
 
 
 def _log_add(carry: tuple[Array, Array], log_w: Float[Array, "samples images"]) -> tuple[Array, Array]:

@@ -112,7 +112,7 @@ def _shortened(shape: jax.ShapeDtypeStruct, count: int) -> jax.ShapeDtypeStruct:
 
 def make_evaluator(
     config: Config,
-    network: Composition,
+    composition: Composition,
     objective: Objective,
     images: Shaped[np.ndarray, "images *stored"],
     latent: str = "sample",
@@ -123,7 +123,7 @@ def make_evaluator(
 
     Args:
         config: of the run.
-        network: built from it.
+        composition: built from it.
         objective: built from it.
         images: to evaluate on.
         latent: "sample" draws z from the posterior; "mean" takes its mean (of a flow, its centre). Of a posterior
@@ -133,25 +133,25 @@ def make_evaluator(
     """
     if latent not in ("sample", "mean"):
         raise UserError(f"{argument('latent')}: expected sample or mean; found {latent!r}")
-    if network.posterior.single:  # its centre is its only sample
+    if composition.posterior.single:  # its centre is its only sample
         latent = "sample"
-    if latent == "mean" and looks_at_densities(config, network, objective):
+    if latent == "mean" and looks_at_densities(config, composition, objective):
         parts = f"posterior {config.posterior.name} and prior {config.prior.name}"
         raise UserError(
             f"{argument('latent')}: expected sample, since with objective {config.objective.name}, "
-            f"{f'network {config.model.network}' if network.posterior.decodes else parts} the loss is made of "
+            f"{f'network {config.model.network}' if composition.posterior.decodes else parts} the loss is made of "
             f"densities at samples of z; found mean"
         )
     devices = devices or Devices()
     size = block(config, objective, len(images))
     feed = Feed(images, config.train.shard_images, size, labels, devices)
-    terms = make_terms(config, network, objective, size, latent, devices)
+    terms = make_terms(config, composition, objective, size, latent, devices)
     return Evaluator(config, feed, jax.jit(terms, **devices.outputs), size, devices)
 
 
 def make_terms(
     config: Config,
-    network: Composition,
+    composition: Composition,
     objective: Objective,
     size: int | None = None,
     latent: str = "sample",
@@ -177,28 +177,28 @@ def make_terms(
         def batch(number, images, labels):
             _, treatment_key = batch_keys(key, number)
             images = devices.split(images) if devices else images
-            treated = network.treat(treatment_key, images)
+            treated = composition.treat(treatment_key, images)
 
             def terms(model: BoundModel) -> Terms:
                 result = {}
                 for place, phase in enumerate(objective.phases):
                     phase_key, _ = batch_keys(further_key(key, place) if place else key, number)
                     result |= phase.terms(phase_key, model, treated, options)
-                if (codes := network.posterior.codes) and model.codes:
+                if (codes := composition.posterior.codes) and model.codes:
                     draw = model.draw(batch_keys(key, number)[0], treated)
                     codes_of_z = model.codes(draw.z) if draw.codes is None else draw.codes
                     result[CODES] = codes.numbered(codes_of_z).reshape(len(treated), -1)
                 return result
 
             density = jnp.asarray(jnp.nan) if latent == "mean" else None
-            return network.apply(variables, terms, labels=labels, density=density)[0]
+            return composition.apply(variables, terms, labels=labels, density=density)[0]
 
         return in_batches(batch, len(images), images, labels, first=first, size=size, valid=valid)
 
     return evaluate
 
 
-def looks_at_densities(config: Config, network: Composition, objective: Objective) -> bool:
+def looks_at_densities(config: Config, composition: Composition, objective: Objective) -> bool:
     """Whether the objective's terms depend on densities at samples of z, which no single z can replace.
 
     A KL that is estimated from them does, and so does an importance-weighted bound.
@@ -208,11 +208,11 @@ def looks_at_densities(config: Config, network: Composition, objective: Objectiv
         def of(model: BoundModel) -> Terms:
             return objective.terms(probing_key(), model, images, config.objective.options)
 
-        return network.apply(variables, of, labels=labels, density=density)[0]
+        return composition.apply(variables, of, labels=labels, density=density)[0]
 
-    variables = jax.eval_shape(network.init, probing_key())
-    images = jnp.zeros((2, *network.image_shape))
-    labels = jax.ShapeDtypeStruct((2,), jnp.int32) if network.classes else None
+    variables = jax.eval_shape(composition.init, probing_key())
+    images = jnp.zeros((2, *composition.image_shape))
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32) if composition.classes else None
     return depends(terms, jnp.zeros(()), variables, images, labels)
 
 

@@ -33,22 +33,22 @@ class Posteriors(NamedTuple):
     log_p: Float[Array, " images"]
 
 
-def make_posteriors(network: Composition, variables: Variables) -> Callable[..., Posteriors]:
+def make_posteriors(composition: Composition, variables: Variables) -> Callable[..., Posteriors]:
     """(key, images of a split, labels=None) -> Posteriors; with labels if the model gets them."""
 
     @jax.jit
     def posteriors(key: Key[Array, ""], images: Any, labels: Any = None) -> Posteriors:
         def batch(number, images, labels):
             z_key, treatment_key = batch_keys(key, number)
-            treated = network.treat(treatment_key, images)
+            treated = composition.treat(treatment_key, images)
 
             def look(model: BoundModel) -> Posteriors:
                 heads = model.encode(treated)
                 z, log_q = model.sample(z_key, heads)
                 return Posteriors(heads, z, z, log_q, model.log_prior(z))
 
-            results = network.apply(variables, look, labels=labels)[0]
-            return results._replace(centers=network.center(variables, results.heads)[0])
+            results = composition.apply(variables, look, labels=labels)[0]
+            return results._replace(centers=composition.center(variables, results.heads)[0])
 
         return in_batches(batch, len(images), jnp.asarray(images), labels)
 

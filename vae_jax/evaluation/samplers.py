@@ -163,7 +163,7 @@ SAMPLERS = {"gmm": gaussian_mixture, "second_stage": second_stage}
 
 def fit_sampler(
     source: str,
-    network: Composition,
+    composition: Composition,
     variables: Variables,
     images: Shaped[np.ndarray, "images *stored"],
     key: Key[Array, ""],
@@ -174,7 +174,7 @@ def fit_sampler(
 
     Args:
         source: gmm or second_stage.
-        network: of the run.
+        composition: of the run.
         variables: trained.
         images: the training images.
         key: of the latents drawn and of the fit.
@@ -184,10 +184,10 @@ def fit_sampler(
     Raises:
         UserError: if the name is unknown or the model's latents are not finite.
     """
-    check_vectors(network, argument("source"))
+    check_vectors(composition, argument("source"))
     fit: Any = lookup(SAMPLERS, source, argument("source"))
     latents_key, fit_key = jax.random.split(key)
-    latents = np.asarray(make_posteriors(network, variables)(latents_key, images, labels).z)
+    latents = np.asarray(make_posteriors(composition, variables)(latents_key, images, labels).z)
     return fit(latents, fit_key, on_progress)
 
 

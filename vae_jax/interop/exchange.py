@@ -104,8 +104,8 @@ def import_run(
     if config.data.kind in NOT_IMAGE:
         raise UserError(f"data.kind: expected image to import weights of PyTorch's; found {config.data.kind}")
     shape = config.data.image_shape
-    network, _ = build(config, shape)
-    like = network.init(make_keys(config.seed).init)
+    composition, _ = build(config, shape)
+    like = composition.init(make_keys(config.seed).init)
     _check_exchangeable(config, like)
     model = f"model.network {config.model.network} as configured"
     weights = weights_file.read(path, to_state_dict(like), model, report)

@@ -106,8 +106,8 @@ def load_weights(path: str | Path, trust_code: bool = False) -> Trained:
     about = _read_about(path, metadata)
     shape = tuple(about.image_shape)
     config = _read_config(path, about.options, trust_code)
-    network, objective = build(config, shape)
-    like = jax.eval_shape(network.init, probing_key())
+    composition, objective = build(config, shape)
+    like = jax.eval_shape(composition.init, probing_key())
     expected = _by_name(like)
     weights_file.check_layout(path, layouts, expected, "the model in its metadata")
     with weights_file.opened(path, path) as stored:

@@ -39,11 +39,11 @@ class Built(NamedTuple):
         gradient, (terms, updated) = jax.grad(model.loss, has_aux=True)(variables.params, variables.state, images, key)
 
     Attributes:
-        network: the model.
+        composition: the model.
         objective: that is minimised.
     """
 
-    network: Composition
+    composition: Composition
     objective: Objective
 
     def init(
@@ -53,10 +53,10 @@ class Built(NamedTuple):
         labels: Int[Array, " batch"] | None = None,
     ) -> Variables:
         """The model's first variables; with images, parts that are made of data, as a codebook, are made of them."""
-        variables = self.network.init(key)
+        variables = self.composition.init(key)
         if images is None:
             return variables
-        return self.network.begin(variables, begin_key(key), jnp.asarray(images), labels)
+        return self.composition.begin(variables, begin_key(key), jnp.asarray(images), labels)
 
     def terms(
         self,
@@ -80,9 +80,9 @@ class Built(NamedTuple):
         """
         keys, images = step_keys(key), jnp.asarray(images)
         floats = jnp.issubdtype(images.dtype, jnp.floating)
-        targets = images if floats else self.network.treat(keys.treatment, images)
+        targets = images if floats else self.composition.treat(keys.treatment, images)
         more = {"train": train, "streams": keys.streams if train else None}
-        return self.network.apply(
+        return self.composition.apply(
             variables,
             lambda model: self.objective.terms(keys.objective, model, targets, self.objective.options),
             keys.dropout if train else None,

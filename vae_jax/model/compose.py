@@ -17,7 +17,6 @@ from vae_jax.config import Config
 from vae_jax.data.treatments import treatment_of
 from vae_jax.device.platforms import Platform, on
 from vae_jax.errors import UserError
-from vae_jax.expectation import Shape, expect
 from vae_jax.keys import objective_key, part_key, probing_key, step_keys
 from vae_jax.likelihoods import Likelihood
 from vae_jax.model.composition import PARTS, Composition
@@ -26,6 +25,7 @@ from vae_jax.model.labels import with_labels, with_planes
 from vae_jax.networks import Autoencoder, Network, Trace
 from vae_jax.objectives import BoundModel, Objective
 from vae_jax.objectives.base import make_draw
+from vae_jax.part_outputs import Shape, expect
 from vae_jax.posteriors import Heads, Latents, Posterior, Sample
 from vae_jax.priors import Aggregate, Prior
 from vae_jax.spec import Spec

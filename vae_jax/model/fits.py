@@ -7,12 +7,12 @@ import jax
 from vae_jax import likelihoods, objectives
 from vae_jax.config import Config
 from vae_jax.errors import UserError, listed
-from vae_jax.expectation import Shape
 from vae_jax.keys import probing_key
 from vae_jax.likelihoods import Likelihood
 from vae_jax.model.composition import PARTS, Composition
 from vae_jax.networks import Ties
 from vae_jax.objectives import Around, Objective
+from vae_jax.part_outputs import Shape
 from vae_jax.posteriors import Posterior
 from vae_jax.priors import Prior
 from vae_jax.shapes import Shapes
@@ -115,16 +115,16 @@ def refuse(option: str, expected: str, found: object) -> None:
     raise UserError(f"{option}: expected {expected}; found {found}")
 
 
-def check_vectors(network: Composition, task: str) -> None:
+def check_vectors(composition: Composition, task: str) -> None:
     """Refuses z that are no vectors of real numbers, for a task that reads their dimensions one by one or moves them.
 
     Raises:
         UserError: naming the task.
     """
-    if codes := network.posterior.codes:
+    if codes := composition.posterior.codes:
         description = f"codes, {codes.values} at {list(codes.shape)} places, between which there is nothing"
-    elif len(network.latent_shape) != 1:
-        description = f"z of shape {network.latent_shape}"
+    elif len(composition.latent_shape) != 1:
+        description = f"z of shape {composition.latent_shape}"
     else:
         return
     raise UserError(f"{task}: expected a model whose z are vectors; found {description}")

@@ -43,19 +43,19 @@ def table(trained: Any) -> str:
 
 def _rows(trained: Any) -> dict[str, str]:
     config = trained.config
-    network, objective = build(config, trained.image_shape)
-    spec = network.spec
+    composition, objective = build(config, trained.image_shape)
+    spec = composition.spec
     size = str(spec).replace("x", "×") + f", {config.data.treatment}" * spec.is_picture
     labels = f", {config.model.classes} labels" if config.model.classes else ""
     rows = {
         "data": f"{config.data.name or config.data.source}, {size}{labels}",
-        "network": f"{config.model.network}, {network.latent} latent dimensions",
+        "network": f"{config.model.network}, {composition.latent} latent dimensions",
         "parameters": f"{count_parameters(trained.state.variables.params):,}",
         "objective": config.objective.name,
     }
     if objective.generative:
         for part in ("posterior", "prior", "likelihood"):
-            brought = network.posterior.decodes and part != "likelihood"
+            brought = composition.posterior.decodes and part != "likelihood"
             rows[part] = "the network's own" if brought else getattr(config, part).name
     epochs = len(trained.history)
     rows["trained"] = f"{epochs} epoch{'s' * (epochs != 1)}, {int(trained.state.step):,} steps, seed {config.seed}"

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from vae_jax.config import ModelConfig, entry_of
 from vae_jax.errors import UserError
-from vae_jax.expectation import expect, expect_all
 from vae_jax.hierarchy import Hierarchy, Layered, layered
 from vae_jax.keys import own_network_key, probing_key, step_keys
 from vae_jax.networks.convolutional import convolutional
@@ -22,6 +21,7 @@ from vae_jax.networks.initialization import initialize
 from vae_jax.networks.layers import UNFILLED
 from vae_jax.networks.mlp import mlp
 from vae_jax.networks.residual import residual
+from vae_jax.part_outputs import expect, expect_all
 from vae_jax.posteriors import Posterior
 from vae_jax.priors import Prior
 from vae_jax.registry import check_functions, check_takes, users_line

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from vae_jax.config import ObjectiveConfig, entry_of
 from vae_jax.errors import UserError, listed, quoted
-from vae_jax.expectation import expect, kind
 from vae_jax.keys import probing_key
 from vae_jax.objectives.autoencoder import autoencoder, check_corruption, denoising_autoencoder
 from vae_jax.objectives.base import FIGURES, Around, BoundModel, Draw, Figures, Objective, Phase, Terms, in_order
@@ -25,6 +24,7 @@ from vae_jax.objectives.score import (
 )
 from vae_jax.objectives.vae import capacity_vae, check_kl, check_vae, vae
 from vae_jax.options import of_unknown_value, traced_of
+from vae_jax.part_outputs import expect, kind
 from vae_jax.registry import check_functions
 
 __all__ = [

@@ -15,9 +15,9 @@ from vae_jax.files.held import check_held
 from vae_jax.files.lock import writing
 from vae_jax.files.replace import scratch, write_text
 from vae_jax.model.build import build
-from vae_jax.model.use import make_model
+from vae_jax.model.model import make_model
 from vae_jax.runs import own_parts
-from vae_jax.runs.drawing import draw_samples
+from vae_jax.runs.final_pictures import draw_samples
 from vae_jax.runs.folder import ORIGIN, check_folder, delete
 from vae_jax.runs.identity import digest_of_run, plain_options
 from vae_jax.training.start import start_from
@@ -56,9 +56,9 @@ def adopt(
         )
     check_folder(folder, False, overwrite)
     shape = config.data.image_shape
-    network, objective = build(config, shape)
+    composition, objective = build(config, shape)
     state = start_from(config, objective, variables, 0)
-    model = make_model(network, objective, variables)
+    model = make_model(composition, objective, variables)
     names = own_parts.names_in(config)
     sources = own_parts.sources(names)
     with writing(folder):

@@ -42,8 +42,8 @@ def start_from_run(
     """
     assert config.train.start is not None
     folder = Path(config.train.start)
-    network, objective = build(config, image_shape)
-    fresh = network.init(make_keys(config.seed).init)
+    composition, objective = build(config, image_shape)
+    fresh = composition.init(make_keys(config.seed).init)
     initial = _leaves(fresh)
     given = _leaves(load(folder, report=report or warnings.warn, trust_code=trust_code).variables)
     for path, leaf in initial.items():

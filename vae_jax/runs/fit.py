@@ -5,7 +5,7 @@ from typing import Any
 
 from vae_jax.config import Config
 from vae_jax.data.dataset import Dataset
-from vae_jax.data.shape import settled
+from vae_jax.data.image_size import settled
 from vae_jax.device.devices import Devices
 from vae_jax.errors import Diverged
 from vae_jax.training.checks import check_jax

@@ -15,7 +15,7 @@ from vae_jax.errors import UserError, argument
 from vae_jax.files import checked
 from vae_jax.files.folders import is_folder
 from vae_jax.model.build import build
-from vae_jax.model.use import Model, make_model
+from vae_jax.model.model import Model, make_model
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import read_config, read_data
 from vae_jax.training.start import start, start_from
@@ -113,8 +113,8 @@ def use(trained: Trained) -> Model:
         >>> model.encode(data.test.images[:3])["mu"].shape
         (3, 20)
     """
-    network, objective = build(trained.config, trained.image_shape)
-    return make_model(network, objective, trained.variables)
+    composition, objective = build(trained.config, trained.image_shape)
+    return make_model(composition, objective, trained.variables)
 
 
 def checkpoint_to_resume(

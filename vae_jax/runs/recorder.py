@@ -22,7 +22,7 @@ from vae_jax.errors import Diverged, Stopped, UserError, in_words
 from vae_jax.files.held import make_inside
 from vae_jax.files.replace import remove, write_text
 from vae_jax.model.build import build
-from vae_jax.model.use import model_maker
+from vae_jax.model.model import model_maker
 from vae_jax.objectives import FIGURES
 from vae_jax.pictures.plots import load, loss_curve
 from vae_jax.pictures.sheet import pairs
@@ -35,7 +35,7 @@ from vae_jax.training.state import Trained, TrainState, evaluated_variables, nam
 
 if TYPE_CHECKING:
     from vae_jax.runs.checkpoint import Saved
-from vae_jax.runs.drawing import draw_latent_plane, draw_samples
+from vae_jax.runs.final_pictures import draw_latent_plane, draw_samples
 from vae_jax.runs.folder import DIVERGED
 from vae_jax.runs.identity import (
     DEVICE,
@@ -82,9 +82,9 @@ class Recorder:
             self.objective, self.models, self.digest, self.noted = like.objective, like.models, like.digest, like.noted
             self.sources = like.sources
         else:
-            network, self.objective = build(config, data.image_shape)
+            composition, self.objective = build(config, data.image_shape)
             self.sources = own_parts.sources(own_parts.names_in(config))  # as they are loaded now
-            self.models, self.digest = model_maker(network, self.objective), digest_of(config, data)
+            self.models, self.digest = model_maker(composition, self.objective), digest_of(config, data)
             self.noted = Data(data.name, digest_of_all(config, data, self.digest), data.class_names)
         self.best_by = "test_loss" if data.validation is None else "validation_loss"
 

@@ -31,7 +31,7 @@ def check_jax() -> None:
         )
 
 
-def check_batches(config: Config, images: int, network: Composition) -> None:
+def check_batches(config: Config, images: int, composition: Composition) -> None:
     """Refuses too many steps, and batches of one image if a network's images depend on one another.
 
     Raises:
@@ -45,7 +45,7 @@ def check_batches(config: Config, images: int, network: Composition) -> None:
             f"train.epochs: expected at most {STEPS // steps:,}, since an epoch has {steps:,} steps and at most "
             f"{STEPS:,} are counted; found {config.train.epochs}"
         )
-    if (size > 1 and images % size != 1) or not network.ties().couples:
+    if (size > 1 and images % size != 1) or not composition.ties().couples:
         return
     description = (
         "a batch of one image" if size == 1 else f"a last batch of one image ({images} images in batches of {size})"
@@ -57,13 +57,13 @@ def check_batches(config: Config, images: int, network: Composition) -> None:
     )
 
 
-def check_parameters(config: Config, network: Composition) -> None:
+def check_parameters(config: Config, composition: Composition) -> None:
     """Refuses a network whose parameters, with their gradient and the optimiser's state, do not fit into memory.
 
     Raises:
         UserError: naming the number of parameters.
     """
-    shapes = jax.eval_shape(network.init, make_keys(config.seed).init)
+    shapes = jax.eval_shape(composition.init, make_keys(config.seed).init)
     opt_state = jax.eval_shape(optimizer.build(config, 1).init, shapes.params)
     held = [shapes.params, shapes.params, opt_state]
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(held))
@@ -109,7 +109,7 @@ def check_numbers(config: Config, data: Dataset) -> None:
     """
     if data.spec.support != "reals":  # all other numbers are in [0, 1]
         return
-    if (interval := build(config, data.image_shape).network.likelihood.interval) is None:
+    if (interval := build(config, data.image_shape).composition.likelihood.interval) is None:
         return
     (least, most), (low, high) = interval, data.interval()
     if not least <= low <= high <= most:

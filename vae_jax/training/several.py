@@ -294,13 +294,13 @@ def check(config: Config, data: Dataset) -> None:
             f"members share them; found {config.train.shard_images} and up to "
             f"{max(images.nbytes for images in splits) / 1e6:,.0f} MB of images"
         )
-    network, objective = build(config, data.image_shape)
-    check_batches(config, len(data.train), network)
-    check_parameters(config, network)
+    composition, objective = build(config, data.image_shape)
+    check_batches(config, len(data.train), composition)
+    check_parameters(config, composition)
     check_labels(config, data)
     check_numbers(config, data)
     check_patience(config, data)
-    step_of(config, network, objective, 1)({})
+    step_of(config, composition, objective, 1)({})
 
 
 def program_that_fits(configs: Sequence[Config], images: Images, at_most: int | None = None) -> Several:

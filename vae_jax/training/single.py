@@ -62,20 +62,20 @@ class Single(Program):
             UserError: if the configuration does not fit the data, or memory does not suffice.
         """
         self.count, self.batch_size, self._devices = len(data.train), config.train.batch_size, devices
-        network, objective = build(config, data.image_shape)
-        check_batches(config, self.count, network)
-        check_parameters(config, network)
+        composition, objective = build(config, data.image_shape)
+        check_batches(config, self.count, composition)
+        check_parameters(config, composition)
         self.names, self.steps = names_of(objective), -(-self.count // self.batch_size)
         transformation = optimizer.build(config, self.steps)
-        step = step_of(config, network, objective, self.steps)
+        step = step_of(config, composition, objective, self.steps)
         self._keys = make_keys(config.seed)
 
-        some = first_images(config, data.train) if network.posterior.begin and not resume else None
+        some = first_images(config, data.train) if composition.posterior.begin and not resume else None
         state = resume[0] if resume else start(config, data.image_shape, self.count, some)
         # A copy, since the loop takes its argument's buffers over and the caller's state must survive.
         state = devices.whole(jax.jit(partial(jax.tree.map, jnp.copy))(state))
-        pack_state, self._unpack = make_packing(network.platform, transformation, objective)
-        if network.platform.packed:
+        pack_state, self._unpack = make_packing(composition.platform, transformation, objective)
+        if composition.platform.packed:
             pack_state, self._unpack = (jax.jit(function, **devices.outputs) for function in (pack_state, self._unpack))
         variables, state = state.variables, pack_state(state)
         check_labels(config, data)
@@ -86,7 +86,7 @@ class Single(Program):
         self._feed = Feed(data.train.images, config.train.shard_images, self.batch_size, labels, devices)
         self._evaluators = {
             name: make_evaluator(
-                config, network, objective, split.images, labels=labels_for(config, split), devices=devices
+                config, composition, objective, split.images, labels=labels_for(config, split), devices=devices
             )
             for name, split in (("test", data.test), ("validation", data.validation))
             if split is not None
@@ -105,13 +105,13 @@ class Single(Program):
         with compiling() as pool:
             loops = []
             for end, size, times in epoch_parts(self.count, self.batch_size):
-                lowered = lower_loop(step, self.batch_size, size, devices, arguments, network.platform, times)
+                lowered = lower_loop(step, self.batch_size, size, devices, arguments, composition.platform, times)
                 loops.append((end, size, begin_loop(lowered, pool)))
             small = [
                 self._shuffle.lower(self._keys.shuffle, zero),
                 self._finite.lower(watched(state.variables, state.opt_state)),
             ]
-            if network.platform.packed:
+            if composition.platform.packed:
                 small.append(cast(Any, self._unpack).lower(state))
             small = [pool.submit(program.compile) for program in small]
             for evaluate in self._evaluators.values():

@@ -35,11 +35,11 @@ def start(
     Raises:
         UserError: if the configuration does not fit together.
     """
-    network, objective = build(config, image_shape)
+    composition, objective = build(config, image_shape)
     key = make_keys(config.seed).init
-    variables = network.init(key)
-    if data and network.posterior.begin:
-        variables = jax.jit(network.begin)(variables, begin_key(key), *data)
+    variables = composition.init(key)
+    if data and composition.posterior.begin:
+        variables = jax.jit(composition.begin)(variables, begin_key(key), *data)
     return start_from(config, objective, variables, images)
 
 

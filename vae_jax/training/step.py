@@ -27,7 +27,7 @@ REDUCTIONS = {"sum": jnp.sum, "mean": jnp.mean}
 StepOf = Callable[[Mapping[str, Any]], Callable[..., Any]]  # the step by the numbers, see `step_of`
 
 
-def step_of(config: Config, network: Composition, objective: Objective, epoch: int) -> StepOf:
+def step_of(config: Config, composition: Composition, objective: Objective, epoch: int) -> StepOf:
     """The configured step as a function of numbers that replace the configuration's; see `make_step`.
 
     `epoch` is the steps of an epoch. The numbers are arguments of the program, not constants in it: so a member of a
@@ -36,14 +36,14 @@ def step_of(config: Config, network: Composition, objective: Objective, epoch: i
 
     def of(numbers: Mapping[str, Any]) -> Callable[..., Any]:
         options = config.objective.options_with(numbers)
-        return make_step(config, network, objective, optimizer.build(config, epoch, numbers), options)
+        return make_step(config, composition, objective, optimizer.build(config, epoch, numbers), options)
 
     return of
 
 
 def make_step(
     config: Config,
-    network: Composition,
+    composition: Composition,
     objective: Objective,
     transformation: Rule,
     options: Any = None,
@@ -69,7 +69,7 @@ def make_step(
         epoch: Float[Array, ""] | float = jnp.inf,
     ) -> tuple[Variables, PyTree, Float[Array, " figures"]]:
         first_keys = step_keys(key)
-        targets = network.treat(first_keys.treatment, images)
+        targets = composition.treat(first_keys.treatment, images)
         now, figures, gradients = variables if single else unpack(variables), {}, []
         states = [opt_state] if single else list(opt_state)
         for number, phase in enumerate(objective.phases):
@@ -84,7 +84,7 @@ def make_step(
                 params = trained if single else {**now.params, **trained}
                 then = unpack(now._replace(params=params))
                 more = {"labels": labels, "epoch": epoch, "streams": keys.streams}
-                result, updated = network.apply(then, terms, keys.dropout, train=not phase.still, **more)
+                result, updated = composition.apply(then, terms, keys.dropout, train=not phase.still, **more)
                 return reduce(loss_of(phase, result)), (updated, result)
 
             trained = now.params if single else objective.trained(phase, now.params)
@@ -98,7 +98,7 @@ def make_step(
         if objective.figures and set(figures) != set(names_of(objective)):
             known, given = listed(names_of(objective)), listed(in_order(figures))
             raise UserError(f"objective.name: expected the same figures of every batch, {known}; found {given}")
-        sums = batch_sums([figures[name] for name in in_order(figures)], network.platform)
+        sums = batch_sums([figures[name] for name in in_order(figures)], composition.platform)
         then = (now, states[0]) if single else (pack_like(variables, now), tuple(states))
         if config.train.skip_nonfinite:
             finite = all_finite((sums, gradients, watched(*then)))

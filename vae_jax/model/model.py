@@ -76,9 +76,9 @@ class Model(NamedTuple):
         return samples(self)
 
 
-def make_model(network: Composition, objective: Objective, variables: Variables) -> Model:
+def make_model(composition: Composition, objective: Objective, variables: Variables) -> Model:
     """The model with these variables, ready for use."""
-    return model_maker(network, objective).make(variables)
+    return model_maker(composition, objective).make(variables)
 
 
 class ModelMaker(NamedTuple):
@@ -93,27 +93,27 @@ class ModelMaker(NamedTuple):
     lower: Callable[[Variables, int], list[jax.stages.Lowered]]
 
 
-def model_maker(network: Composition, objective: Objective) -> ModelMaker:
+def model_maker(composition: Composition, objective: Objective) -> ModelMaker:
     """The maker of models of this network and objective."""
 
     def check(count: int, labels: Any) -> Any:
         if labels is None:  # a model that needs labels refuses this itself
             return labels
-        if not network.classes:
+        if not composition.classes:
             raise UserError("labels: expected none, since the model gets none (model.classes 0); found some")
         labels = labels if isinstance(labels, Tracer) else np.asarray(labels)
         if labels.shape != (count,) or not jnp.issubdtype(labels.dtype, jnp.integer):
             raise UserError(f"labels: expected {count} whole numbers; found {labels.dtype} of shape {labels.shape}")
         if isinstance(labels, Tracer):
             return labels
-        if not 0 <= labels.min(initial=0) <= labels.max(initial=0) < network.classes:
+        if not 0 <= labels.min(initial=0) <= labels.max(initial=0) < composition.classes:
             extremes = f"{labels.min()} to {labels.max()}"
-            raise UserError(f"labels: expected numbers from 0 to {network.classes - 1}; found {extremes}")
+            raise UserError(f"labels: expected numbers from 0 to {composition.classes - 1}; found {extremes}")
         return labels.astype(np.int32)
 
     def check_images(images: Any) -> Any:
         """The images: floats of the networks' shape, or whole numbers that the treatment turns into such floats."""
-        images, spec = images if isinstance(images, jax.Array) else np.asarray(images), network.spec
+        images, spec = images if isinstance(images, jax.Array) else np.asarray(images), composition.spec
         if spec.support == "reals" and images.dtype.kind in "iub":
             images = images.astype(float)
         treated = bool(jnp.issubdtype(images.dtype, jnp.floating))
@@ -143,21 +143,21 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
         return images if treated else images.astype(spec.dtype)
 
     def check_codes(codes: Any) -> Any:
-        assert network.posterior.codes
-        most = network.posterior.codes.values - 1
+        assert composition.posterior.codes
+        most = composition.posterior.codes.values - 1
         if not isinstance(codes, Tracer) and len(codes) and not 0 <= codes.min() <= codes.max() <= most:
             raise UserError(f"z: expected codes from 0 to {most}; found {codes.min()} to {codes.max()}")
         return codes.astype(np.int32)
 
     def check_latents(z: Any) -> Any:
-        z, codes = z if isinstance(z, jax.Array) else np.asarray(z), network.posterior.codes
+        z, codes = z if isinstance(z, jax.Array) else np.asarray(z), composition.posterior.codes
         if codes and jnp.issubdtype(z.dtype, jnp.integer) and z.ndim and len(z) and z.shape[1:] == codes.shape:
             return check_codes(z)
         if not (jnp.issubdtype(z.dtype, jnp.floating) or jnp.issubdtype(z.dtype, jnp.integer)):
             raise UserError(f"z: expected real numbers; found {z.dtype}")
-        if z.ndim == 0 or z.shape[1:] != network.latent_shape or not len(z):
-            one = "; one z alone is z[None]" if z.shape == network.latent_shape else ""
-            shape = ", ".join(map(str, network.latent_shape))
+        if z.ndim == 0 or z.shape[1:] != composition.latent_shape or not len(z):
+            one = "; one z alone is z[None]" if z.shape == composition.latent_shape else ""
+            shape = ", ".join(map(str, composition.latent_shape))
             raise UserError(f"z: expected shape (n, {shape}) with n at least 1; found {z.shape}{one}")
         return z if jnp.issubdtype(z.dtype, jnp.floating) else z.astype(float)
 
@@ -214,15 +214,15 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             batch = images[first : first + batches.BATCH]
             size = len(batch)
             full = batch if size == batches.BATCH else batch[jnp.minimum(jnp.arange(batches.BATCH), size - 1)]
-            parts.append(network.treat(encoding_key(number + first // batches.BATCH), full)[:size])
+            parts.append(composition.treat(encoding_key(number + first // batches.BATCH), full)[:size])
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts)
 
     @jax.jit
     def encode_batch(variables: Variables, number: Any, images: Any, labels: Any) -> dict[str, Array]:
         treated = images if jnp.issubdtype(images.dtype, jnp.floating) else treat(number, images)
-        heads = network.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
-        z = network.center(variables, heads)[0]
-        codes = network.center_codes(variables, heads)
+        heads = composition.apply(variables, lambda model: model.encode(treated), labels=labels)[0]
+        z = composition.center(variables, heads)[0]
+        codes = composition.center_codes(variables, heads)
         return {**heads, "mu": z, **({} if codes is None else {"codes": codes})}
 
     @jax.jit
@@ -231,11 +231,11 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
             made = model.vectors(z) if model.vectors and jnp.issubdtype(z.dtype, jnp.integer) else z
             return model.mean(model.decode(made))
 
-        return network.apply(variables, decode, labels=labels)[0]
+        return composition.apply(variables, decode, labels=labels)[0]
 
     @partial(jax.jit, static_argnames="count")
     def draw_batch(variables: Variables, key: Any, labels: Any, how: Any, count: int) -> Array:
-        return network.sample_prior(variables, key, count, labels, **how)
+        return composition.sample_prior(variables, key, count, labels, **how)
 
     def make(variables: Variables) -> Model:
         def encode(images: Any, labels: Any = None) -> dict[str, Array]:
@@ -268,15 +268,17 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
                 raise UserError(f"n: expected at least 1; found {n}")
 
             check_ways(how)
-            if strange := [name for name in how if name not in network.prior.how]:
-                knows = f"which takes {listed(network.prior.how)} only" if network.prior.how else "which takes none"
+            if strange := [name for name in how if name not in composition.prior.how]:
+                knows = (
+                    f"which takes {listed(composition.prior.how)} only" if composition.prior.how else "which takes none"
+                )
                 raise UserError(f"{argument(strange[0])}: expected none with this model's prior, {knows}; found one")
             labels = None if labels is None else jnp.asarray(check(n, labels))
-            if network.prior.how:
+            if composition.prior.how:
                 return draw_in_blocks(sampling_key(key), n, labels, how)
 
             def sample_prior(key: Key[Array, ""]) -> Array:
-                return network.sample_prior(variables, sampling_key(key), n, *([] if labels is None else [labels]))
+                return composition.sample_prior(variables, sampling_key(key), n, *([] if labels is None else [labels]))
 
             if n > MANY:
                 check_memory(largest_operation(sample_prior, key), f"n {n}: drawing z from the prior")
@@ -285,18 +287,18 @@ def model_maker(network: Composition, objective: Objective) -> ModelMaker:
         def sample(key: Key[Array, ""], n: Any, labels: Any = None, **how: Any) -> Array:
             return decode(draw(key, n, labels, **how), labels)
 
-        plane = network.latent_shape == (2,) and not network.posterior.codes
+        plane = composition.latent_shape == (2,) and not composition.posterior.codes
         if not objective.generative:
-            return Model(encode, decode, reconstruct, None, network.latent, None, network.classes, plane)
-        return Model(encode, decode, reconstruct, sample, network.latent, draw, network.classes, plane)
+            return Model(encode, decode, reconstruct, None, composition.latent, None, composition.classes, plane)
+        return Model(encode, decode, reconstruct, sample, composition.latent, draw, composition.classes, plane)
 
     def lower(variables: Variables, n: int) -> list[jax.stages.Lowered]:
         room, number = room_for(n), np.int32(0)
         variables = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
-        images = jax.ShapeDtypeStruct((room, *network.spec.stored), network.spec.dtype)
-        labels = jax.ShapeDtypeStruct((room,), jnp.int32) if network.classes else None
+        images = jax.ShapeDtypeStruct((room, *composition.spec.stored), composition.spec.dtype)
+        labels = jax.ShapeDtypeStruct((room,), jnp.int32) if composition.classes else None
         encoded = encode_batch.trace(variables, number, images, labels)
-        z = jax.ShapeDtypeStruct((room, *network.latent_shape), encoded.out_info["mu"].dtype)
+        z = jax.ShapeDtypeStruct((room, *composition.latent_shape), encoded.out_info["mu"].dtype)
         return [encoded.lower(), decode_batch.lower(variables, number, z, labels)]
 
     return ModelMaker(make, lower)

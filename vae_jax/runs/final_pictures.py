@@ -10,7 +10,7 @@ from vae_jax.config import (
 )
 from vae_jax.data import Dataset
 from vae_jax.keys import make_keys
-from vae_jax.model.use import Model
+from vae_jax.model.model import Model
 from vae_jax.pictures.plots import latent_plane
 from vae_jax.pictures.sheet import Picture, grid
 
