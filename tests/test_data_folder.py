@@ -480,14 +480,14 @@ def test_bad_images_are_left_out_and_listed(mixed):
     options = {"path": str(mixed), "image_size": 4, "test": 1.0, "cache_dir": str(mixed.parent / "cache")}
     data = load(DataConfig("folder", skip_bad=True, **options), report=lines.append)
     assert [line.split(": ")[0] for line in data.skipped] == [str(mixed / name) for name in BAD]
-    assert "data.skip_bad: 6 images are left out" in lines
+    assert "data.skip_bad: 6 images left out" in lines
     assert [line.strip() for line in lines if line.startswith("  ")] == list(data.skipped)
     assert data.class_names == ("cat", "dog")  # a class of bad images only is none
     # The cache remembers which ones.
     again = []
     cached = load(DataConfig("folder", skip_bad=True, **options), report=again.append)
     assert cached.skipped == data.skipped
-    assert "data.skip_bad: 6 images are left out" in again
+    assert "data.skip_bad: 6 images left out" in again
     # And not for those who want to know.
     refused(mixed, mixed / "dog" / "3.png", "cannot be read")
     # What is left is what would be there without them.

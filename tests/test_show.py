@@ -21,6 +21,11 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def wide_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
 def shown(capsys, *arguments):
     capsys.readouterr()
     code = main(["show", *map(str, arguments)])
@@ -52,6 +57,14 @@ def test_runs_differ_in_what_is_shown(runs, capsys):
         "objective.beta": [1.0, 4.0],
         "train.epochs": [1, 2],
     }
+
+
+def test_a_table_that_is_too_wide_is_turned_round(runs, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = shown(capsys, runs / "one", runs / "two").splitlines()
+    assert lines[0].split() == ["run", str(runs / "one"), str(runs / "two")]
+    assert "objective.beta" in [line.split()[0] for line in lines]
+    assert [line.split()[1:] for line in lines if line.startswith("objective.beta")] == [["1", "4"]]
 
 
 def test_a_sweep_is_its_members_and_json_is_for_programs(runs, capsys):

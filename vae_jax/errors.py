@@ -178,6 +178,11 @@ def listed(things: Iterable[Any], most: int = LISTED, between: str = ", ") -> st
     return between.join(cut(thing, PATH) for thing in first(things, most))
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number of things in words: "1 image", "1,200 images"."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def on_terminal(stream: Any) -> bool:
     """Whether a standard stream is a terminal; it is None in a process started without one."""
     return stream is not None and stream.isatty()

@@ -256,6 +256,7 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
         allow_abbrev=False,
     )
     verb.options(parser)
+    parser.show_defaults()
     try:
         options = read(parser, arguments, verb.base)
     except UserError as error:

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Any
 
 from vae_jax.config import Config, find, read_file, with_options
@@ -11,6 +12,7 @@ from vae_jax.config.parts import PARTS
 from vae_jax.config.section import SECTIONS, options_class
 from vae_jax.errors import UserError, brief, cut
 from vae_jax.options import FIRST, KINDS, SIZE_LIMIT, TEXT_LIMIT, Option, as_text, nearest, options_in
+from vae_jax.registry import lookup
 
 SHORT = {"--from": "train.start"}  # flags of options by another name
 NUMBER = re.compile(r"[-+]?[0-9]{1,18}")
@@ -32,6 +34,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         raise UserError(brief(message))
+
+    def show_defaults(self) -> None:
+        """Adds the default of every option so far to its help, where there is one and the help does not say it."""
+        for action in self._actions:
+            default = action.default if isinstance(action.default, str | int | float) else None
+            if default not in (None, False, argparse.SUPPRESS) and action.help and "default" not in action.help:
+                action.help += f" (default {default})".replace("%", "%%")
 
 
 def whole(text: str) -> int:
@@ -106,9 +115,11 @@ def read(
     asked = next((place for place, argument in enumerate(rest) if argument in HELP), None)
     if parser.configured and asked is not None:
         named = SECTIONS if rest[asked] == "--help-all" else {argument.partition(".")[0] for argument in changes}
-        shown = {*named, *parser.first, *(argument for argument in rest[asked + 1 :] if argument in SECTIONS)}
         config = _shown(parser, rest[:asked], base) if file is None else read_file(file)
-        _add_help(parser, with_options(config, **changes), shown)
+        only = list(takewhile(lambda argument: not argument.startswith("-"), rest[asked + 1 :]))
+        for argument in only:
+            lookup(SECTIONS, argument, "--help")
+        _add_help(parser, with_options(config, **changes), {*named, *parser.first}, only)
     try:
         parsed, unknown = parser.parse_known_args(rest)
     except argparse.ArgumentError as error:
@@ -150,12 +161,19 @@ def _check_length(argument: str, flag: str, most: int) -> None:
         raise UserError(f"{cut(flag)}: expected at most {most:,} characters; found {len(argument):,}")
 
 
-def _add_help(parser: Parser, config: Config, shown: set[str]) -> None:
+def _add_help(parser: Parser, config: Config, shown: set[str], only: list[str]) -> None:
     """Adds a configuration's options to the help.
 
     Of the sections in `shown` it adds all options, and those of the part that the section names; of the others only
-    those marked FIRST.
+    those marked FIRST. If there are sections in `only`, help shows all of them and nothing else.
     """
+    if only:
+        for action in parser._actions:
+            action.help = argparse.SUPPRESS
+        parser.epilog = parser.description = None
+        for name in only:
+            _add_section(parser, config, name)
+        return
     first = parser.add_argument_group(
         "configuration",
         None
@@ -163,19 +181,29 @@ def _add_help(parser: Parser, config: Config, shown: set[str]) -> None:
         else "The main options. Another part's options: `--objective.name iwae --help`; all options: --help-all.",
     )
     _add_to(first, "", {"seed": options_in(Config)["seed"]}, {"seed": config.seed})
-    for name, kind in SECTIONS.items():
-        section = getattr(config, name)
-        part = options_in(options_class(name, section.part)) if name in PARTS else {}
-        if name not in shown:
-            for options, values in ((options_in(kind), vars(section)), (part, part and vars(section.options))):
-                marked = {option: known for option, known in options.items() if FIRST in known.marks}
-                _add_to(first, f"{name}.", _changeable(parser, name, marked), values)
+    for name in SECTIONS:
+        if name in shown:
+            _add_section(parser, config, name)
             continue
-        title, options = f"{name}: {kind.__doc__.partition('.')[0]}", _changeable(parser, name, options_in(kind))
+        for _, options, values in _options_of(parser, config, name):
+            marked = {option: known for option, known in options.items() if FIRST in known.marks}
+            _add_to(first, f"{name}.", marked, values)
+
+
+def _add_section(parser: Parser, config: Config, name: str) -> None:
+    """Adds all options of a section to the help, and those of the part that it names."""
+    for title, options, values in _options_of(parser, config, name):
         if options:
-            _add_to(parser.add_argument_group(title), f"{name}.", options, vars(section))
-        if part := _changeable(parser, name, part):
-            _add_to(parser.add_argument_group(f"{name} {section.part}"), f"{name}.", part, vars(section.options))
+            _add_to(parser.add_argument_group(title), f"{name}.", options, values)
+
+
+def _options_of(parser: Parser, config: Config, name: str) -> list[tuple[str, dict[str, Option], dict[str, Any]]]:
+    """Of a section and of the part that it names, if it names one: a title, the options, and their values."""
+    section, kind = getattr(config, name), SECTIONS[name]
+    groups = [(f"{name}: {kind.__doc__.partition('.')[0]}", options_in(kind), vars(section))]
+    if name in PARTS and (of_part := options_in(options_class(name, section.part))):
+        groups.append((f"{name} {section.part}", of_part, vars(section.options)))
+    return [(title, _changeable(parser, name, options), values) for title, options, values in groups]
 
 
 def _changeable(parser: Parser, section: str, options: dict[str, Option]) -> dict[str, Option]:

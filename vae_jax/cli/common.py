@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from vae_jax.cli.arguments import whole
 from vae_jax.config import DataConfig, check_section, expand
 from vae_jax.device import coordinator
-from vae_jax.errors import UserError, brief, listed, memory_is_full, on_terminal, printable, quoted
+from vae_jax.errors import UserError, brief, listed, memory_is_full, printable, quoted
 from vae_jax.files.folders import check_writable
 from vae_jax.files.held import check_no_link
 from vae_jax.runs import own_parts
@@ -93,32 +93,9 @@ def warnings_in_lines() -> Iterator[None]:
         warnings.showwarning = before
 
 
-def bar_of(*columns: Any) -> Any:
-    """Rich's progress bar with these columns, on standard error; it disappears at the end."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    # Standard output passes through the bar's console only if both are the same terminal.
-    return Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=on_terminal(sys.stdout))
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A context with a live bar for (done, total) on a terminal, None elsewhere."""
-    if not on_terminal(sys.stderr):
-        yield None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-    bar = bar_of(TextColumn(what, markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    task = bar.add_task("", total=None)
-    with bar:
-        yield lambda done, total: bar.update(task, total=total, completed=done)
-
-
 def run_options(parser: Any) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, made by `vae-jax train`")
-    parser.add_argument("--checkpoint", default="latest", help="latest or best")
+    parser.add_argument("--checkpoint", default="latest", help="whose weights: latest or best")
     for name in DATA_PATHS:
         parser.add_argument(f"--data.{name}", default=None, help=f"instead of the run's own data.{name}")
     parser.add_argument(
@@ -186,16 +163,16 @@ def devices_options(parser: Any) -> None:
     parser.add_argument(
         "--distributed", action="store_true", help="be one of several processes, each started with the same command"
     )
-    parser.add_argument("--coordinator", default=None, metavar="HOST:PORT", help="of the first process …")
-    parser.add_argument("--processes", type=whole, default=None, metavar="N", help="… the number of processes …")
+    parser.add_argument("--coordinator", default=None, metavar="HOST:PORT", help="address of the first process")
+    parser.add_argument("--processes", type=whole, default=None, metavar="N", help="number of processes")
     parser.add_argument(
         "--process",
         type=whole,
         default=None,
         metavar="I",
-        help="… and the number of this one, from 0 on; Slurm, Kubernetes and Open MPI set all three",
+        help="number of this process, from 0 on; Slurm, Kubernetes and Open MPI set the last three",
     )
-    parser.add_argument("--wait", type=whole, default=50, metavar="SECONDS", help="for all processes to start")
+    parser.add_argument("--wait", type=whole, default=50, metavar="SECONDS", help="longest wait for the others")
 
 
 def join_processes(options: Any) -> None:
@@ -258,9 +235,9 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
         raise UserError(
             f"{asked}: jax finds no such device here ({reason}); the extras cuda and tpu install jax's support for them"
         ) from error
-    from vae_jax.device.devices import cores
+    from vae_jax.device.devices import described
 
-    return f"{device.platform} ({device.device_kind}{f', {cores()} cores' if device.platform == 'cpu' else ''})"
+    return described(device)
 
 
 def open_run(options: Any) -> "tuple[Trained, Model]":

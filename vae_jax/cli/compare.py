@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vae_jax.cli.arguments import add_options, whole
-from vae_jax.cli.common import Verb, absolute_paths, answer, bar_of, device_option, positive, say, set_device
+from vae_jax.cli.common import Verb, absolute_paths, answer, device_option, positive, say, set_device
+from vae_jax.cli.progress import bar_of
 from vae_jax.config import expand
 from vae_jax.errors import UserError, on_terminal
 from vae_jax.files.folders import check_writable, contents

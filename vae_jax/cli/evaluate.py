@@ -5,7 +5,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli.arguments import whole
-from vae_jax.cli.common import Verb, answer, load_data, open_run, positive, progress, run_options, say, split_of
+from vae_jax.cli.common import Verb, answer, load_data, open_run, positive, run_options, say, split_of
+from vae_jax.cli.progress import progress
 from vae_jax.errors import UserError, quoted
 
 if TYPE_CHECKING:

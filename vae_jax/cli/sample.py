@@ -10,12 +10,12 @@ from vae_jax.cli.common import (
     open_run,
     out_option,
     positive,
-    progress,
     run_options,
     say,
     seed_of,
     trains_prior,
 )
+from vae_jax.cli.progress import progress
 from vae_jax.errors import UserError, quoted
 
 if TYPE_CHECKING:

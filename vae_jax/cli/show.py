@@ -1,6 +1,7 @@
 """`vae-jax show`: shows runs side by side, as a table."""
 
 import json
+import shutil
 from typing import Any
 
 from vae_jax.cli.common import Verb, answer
@@ -45,23 +46,25 @@ def _run(options: Any) -> None:
         for row in rows:
             answer(json.dumps(row, ensure_ascii=False))
         return
-    for line in table(rows):
+    for line in table(rows, shutil.get_terminal_size((120, 24)).columns):
         answer(line)
     for run in runs:
         if run.reason:
             answer(f"{run.folder}: {run.reason}")
 
 
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """The lines of a table; a single run gives a line per value."""
+def table(rows: list[dict[str, Any]], width: int = 120) -> list[str]:
+    """The lines of a table, a run a line; if it is wider than this, a run a column; of a single run a value a line."""
     names = dict.fromkeys(name for row in rows for name in row)
     columns = [name for name in names if any(_text(row, name) for row in rows)]
     if len(rows) == 1:
-        width = max(map(len, columns))
-        return [f"{name:<{width}}  {_text(rows[0], name)}" for name in columns]
+        widest = max(map(len, columns))
+        return [f"{name:<{widest}}  {_text(rows[0], name)}" for name in columns]
     cells = [columns, *([_text(row, name) or "–" for name in columns] for row in rows)]
-    widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
     numeric = [all(isinstance(row.get(name), int | float | None) for row in rows) for name in columns]
+    if sum(max(map(len, column)) + 2 for column in zip(*cells, strict=True)) > width:
+        cells, numeric = list(map(list, zip(*cells, strict=True))), [False] * len(cells)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return [
         "  ".join(
             cell.rjust(width) if right else cell.ljust(width)

@@ -19,7 +19,7 @@ from vae_jax.cli.common import (
 )
 from vae_jax.cli.train import say_too_late, stop_requested, stop_signals
 from vae_jax.config import Config
-from vae_jax.errors import PATH, Stopped, UserError, cut, on_terminal, printable
+from vae_jax.errors import PATH, Stopped, UserError, counted, cut, on_terminal, printable
 from vae_jax.runs import own_parts
 
 
@@ -62,10 +62,8 @@ def _sweep(options: Any) -> int:
     images = data.load(sweep.config.data, report=say)
     answer(
         f"data: {cut(images.name, PATH)}, {len(images.train):,} training and {len(images.test):,} test "
-        f"{images.spec.noun}s of {images.spec}; members: {count:,} = {sweep.seeds} seed{'s' * (sweep.seeds > 1)}"
-        + "".join(
-            f" × {len(values)} value{'s' * (len(values) > 1)} of {option}" for option, values in sweep.settings.items()
-        )
+        f"{images.spec.noun}s of {images.spec}; members: {count:,} = {counted(sweep.seeds, 'seed')}"
+        + "".join(f" × {counted(len(values), 'value')} of {option}" for option, values in sweep.settings.items())
     )
     stop_message, ended = "", None
     with _progress(images.spec.noun) as on_progress, stop_signals() as stop:
@@ -93,7 +91,7 @@ def _sweep(options: Any) -> int:
     for line in (folder / "table.md").read_text(encoding="utf-8").splitlines():
         answer(line)
     if diverged := [member for member in ended if member.failure]:
-        answer(f"{len(diverged)} of {count} members diverged; members.csv says where")
+        answer(f"{len(diverged)} of {counted(count, 'member')} diverged; members.csv says where")
     answer(f"sweep folder: {folder}, with members.csv, table.csv and table.md")
     for path in sorted((folder / "figures").glob("*.png")):
         answer(f"  picture: {path}")

@@ -15,7 +15,6 @@ from vae_jax.cli.common import (
     Verb,
     absolute_paths,
     answer,
-    bar_of,
     devices_options,
     folder_of,
     folder_options,
@@ -23,8 +22,9 @@ from vae_jax.cli.common import (
     say,
     set_device,
 )
+from vae_jax.cli.progress import Lines, bar_of
 from vae_jax.config import Config, expand
-from vae_jax.errors import PATH, Stopped, UserError, cut, on_terminal
+from vae_jax.errors import PATH, Stopped, UserError, counted, cut, on_terminal
 from vae_jax.interruption import SAME
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import check_folder, read_config
@@ -100,6 +100,9 @@ def train(
         f"of {images.spec}; model: {config.model.network}, "
         f"{networks.count_parameters(shapes.params):,} parameters, {composition.latent} latent dimensions"
     )
+    if (count := len(images.train)) < config.train.batch_size:
+        few = counted(count, f"training {images.spec.noun}")
+        say(f"train.batch_size {config.train.batch_size}: a batch has {few}, since there are no more")
     stop_message = ""
     with _progress(config, images.spec.noun, devices.writes) as on_progress, stop_signals() as stop:
         try:
@@ -127,7 +130,8 @@ def train(
             say(f"vae-jax: {stop_message}; {again} goes on from there")
         return 128 + (stop[0] if stop else signal.SIGTERM)  # another process may have got the signal
     say_too_late(stop)
-    answer(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {len(trained.history)} epochs")
+    epochs = counted(len(trained.history), "epoch")
+    answer(f"test loss {trained.history[-1]['test_loss']:.2f} {objective.unit} after {epochs}")
     answer(f"run folder: {folder}")
     for path in pictures(folder):
         answer(f"  picture: {path}")
@@ -204,9 +208,23 @@ def _epoch_line(figures: dict[str, Any], config: Config, unit: str, noun: str) -
 
 @contextmanager
 def _progress(config: Config, noun: str, shown: bool) -> Iterator[Callable[..., None] | None]:
-    """A context with a live bar on a terminal, None elsewhere."""
-    if not shown or not on_terminal(sys.stderr):
+    """A context with a live bar on a terminal, elsewhere with lines between those of long epochs."""
+    if not shown:
         yield None
+        return
+    if not on_terminal(sys.stderr):
+        say("compiling …")
+        lines, epoch = Lines("training"), 1
+
+        def line(progress: Any) -> None:
+            nonlocal epoch
+            if progress.epoch != epoch:  # which has printed its line
+                epoch = progress.epoch
+                lines.heard()
+            done, total = (progress.epoch - 1) * progress.steps + progress.step, config.train.epochs * progress.steps
+            lines.show(done, total, f", epoch {progress.epoch}, loss {progress.loss:.2f}")
+
+        yield line
         return
     from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from vae_jax.compare import results
 from vae_jax.compare.level import Level
+from vae_jax.errors import counted
 from vae_jax.files.replace import write_text
 from vae_jax.files.tables import escaped
 from vae_jax.pictures.plots import comparison
@@ -61,14 +62,13 @@ def write(folder: Path, config: dict[str, Any], data: str, epochs: int, levels: 
     """Writes the three files with the levels answered so far; `epochs` are those of the independent runs."""
     import jax
 
-    from vae_jax.device.devices import cores
+    from vae_jax.device.devices import described
 
-    device = jax.devices()[0]
     content = {
         "format": "vae_jax comparison",
         "version": 1,
         "data": data,
-        "device": f"{device.platform} ({device.device_kind}, {cores()} cores)",
+        "device": described(jax.devices()[0]),
         "versions": _versions(),
         "config": config,
         "epochs": epochs,
@@ -186,7 +186,7 @@ def _result(details: dict[str, Any]) -> list[str]:
         f"Data: {escaped(entries[0]['data'])}. Test loss, {escaped(unit)}: mean ± standard deviation over "
         f"runs.",
         "",
-        *_table(["epoch", *(f"{name} ({len(losses)} runs)" for name, losses in runs.items())], rows),
+        *_table(["epoch", *(f"{name} ({counted(len(losses), 'run')})" for name, losses in runs.items())], rows),
         "",
         f"Test: {details['test']}.",
         "",

@@ -72,28 +72,25 @@ def _about(job: Job) -> dict[str, Any]:
     """The framework's name, version and device; loads its libraries and prepares its device."""
     import jax
 
-    from vae_jax.device.devices import cores
+    from vae_jax.device.devices import described
     from vae_jax.version import __version__
 
     if job.platforms:
         jax.config.update("jax_platforms", job.platforms)
-    device = jax.devices()[0]
-    kind = f"{cores()} cores" if device.platform == "cpu" else device.device_kind
-    described = f"{device.platform} ({kind})"
     if job.framework == "vae_jax":
         return {
             "framework": "vae_jax",
             "framework_version": f"{__version__}, jax {jax.__version__}",
-            "device": described,
+            "device": described(jax.devices()[0]),
         }
     import torch
 
     import vae_jax.interop.torch_training  # noqa: F401
     from vae_jax.compare.pair import torch_device
-    from vae_jax.device.devices import cores
 
     torch.zeros(1, device=torch_device())
-    theirs = f"gpu ({torch.cuda.get_device_name()})" if torch_device() == "cuda" else f"cpu ({cores()} cores)"
+    cpu = described(jax.devices("cpu")[0])
+    theirs = f"gpu ({torch.cuda.get_device_name()})" if torch_device() == "cuda" else cpu
     return {"framework": "PyTorch", "framework_version": torch.__version__, "device": theirs}
 
 

@@ -15,7 +15,7 @@ from vae_jax.data.image_size import Kind, choose
 from vae_jax.data.resize import FORMATS, READ, BadImage, Resizer, inspect
 from vae_jax.data.source import SPLIT_OF, Opened, Report, Splits, required
 from vae_jax.data.split import Split
-from vae_jax.errors import UserError, listed
+from vae_jax.errors import UserError, counted, listed
 
 FORMAT_OF = {ending: kind for kind, endings in FORMATS.items() for ending in endings}
 SAMPLE = 1000  # images, evenly spread, whose colours are examined to choose the channels
@@ -233,12 +233,12 @@ def _report_splits(
         counts.update({name: len(images) for name, images in classes.items()})
         count = sum(map(len, classes.values()))
         place = "" if folders[split] == root else f"the {split} images are those in {folders[split].name}, "
-        parts.append(f"{place}{count:,} image{'s' * (count != 1)}")
+        parts.append(f"{place}{counted(count, 'image')}")
     if "validation" in folders and "test" not in folders:
         parts.append(f"as there is no test folder, test images are held out of the training images ({config.test:g})")
     number = len(counts.keys() - {""})
     names = listed(f"{name} ({count:,})" for name, count in sorted(counts.items()) if name)
-    parts.append(f"{number:,} class{'es' * (number != 1)}: {names}" if number else "no classes")
+    parts.append(f"{counted(number, 'class', 'classes')}: {names}" if number else "no classes")
     report(f"{root}: {'; '.join(parts)}")
 
 
@@ -247,7 +247,7 @@ def _report_files(root: Path, paths: Sequence[Path], ignored: Sequence[Path], re
     formats = Counter(FORMAT_OF[path.suffix.lower()] for path in paths)
     if ignored or len(formats) > 1:
         kinds = ", ".join(f"{count:,} {kind}" for kind, count in formats.most_common())
-        report(f"{root}: {len(paths):,} images ({kinds}){_ignored_text(ignored, root)}")
+        report(f"{root}: {counted(len(paths), 'image')} ({kinds}){_ignored_text(ignored, root)}")
 
 
 def _ignored_text(ignored: Sequence[Path], root: Path) -> str:
@@ -257,7 +257,9 @@ def _ignored_text(ignored: Sequence[Path], root: Path) -> str:
         hidden = "hidden" if path.name.startswith(".") else ""
         kinds.setdefault(hidden or path.suffix.lower() or "without an ending", []).append(path)
     some = [f"{len(paths):,} {kind} ({os.path.relpath(paths[0], root)})" for kind, paths in kinds.items()]
-    return f"; left out are {len(ignored):,} other files: {listed(some)}" if ignored else ""
+    if not ignored:
+        return ""
+    return f"; left out {'is' if len(ignored) == 1 else 'are'} {counted(len(ignored), 'other file')}: {listed(some)}"
 
 
 def _identities_above(folder: Path) -> set[tuple[int, int]]:

@@ -20,7 +20,7 @@ from vae_jax.data.resize import Resizer
 from vae_jax.data.source import Opened, Report, Source, Splits
 from vae_jax.data.split import Split
 from vae_jax.data.tfds import tfds
-from vae_jax.errors import UserError, first
+from vae_jax.errors import UserError, counted, first
 from vae_jax.registry import lookup
 from vae_jax.spec import NOT_IMAGE
 
@@ -71,7 +71,7 @@ def load(config: DataConfig, *, report: Report | None = None) -> Dataset:
     for line in splits.notes:
         report(line)
     if splits.skipped:
-        report(f"data.skip_bad: {len(splits.skipped):,} images are left out")
+        report(f"data.skip_bad: {counted(len(splits.skipped), 'image')} left out")
         for line in first(splits.skipped):
             report(f"  {line}")
     train, test, validation = splits.train, splits.test, splits.validation

@@ -81,7 +81,7 @@ def required(value: str | None, option: str, source: str) -> str:
         UserError: if it is not set.
     """
     if not value:
-        raise UserError(f"{option} is not set: data.source {source} needs it")
+        raise UserError(f"{option}: expected one, which data.source {source} needs; found none")
     return value
 
 

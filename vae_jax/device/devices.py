@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree
 
-from vae_jax.errors import UserError, argument
+from vae_jax.errors import UserError, argument, counted
 
 AXIS = "images"
 
@@ -23,6 +23,13 @@ AXIS = "images"
 def cores() -> int:
     """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def described(device: Any) -> str:
+    """A device in words: "cpu, 2 cores", "gpu (NVIDIA H100)"."""
+    if device.platform == "cpu":
+        return f"cpu, {counted(cores(), 'core')}"
+    return f"{device.platform} ({device.device_kind})"
 
 
 class Devices:

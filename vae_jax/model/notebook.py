@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vae_jax.errors import counted
 from vae_jax.keys import showing_key
 from vae_jax.model.build import build
 from vae_jax.networks import count_parameters
@@ -58,7 +59,7 @@ def _rows(trained: Any) -> dict[str, str]:
             brought = composition.posterior.decodes and part != "likelihood"
             rows[part] = "the network's own" if brought else getattr(config, part).name
     epochs = len(trained.history)
-    rows["trained"] = f"{epochs} epoch{'s' * (epochs != 1)}, {int(trained.state.step):,} steps, seed {config.seed}"
+    rows["trained"] = f"{counted(epochs, 'epoch')}, {int(trained.state.step):,} steps, seed {config.seed}"
     for name, figure in (trained.history[-1] if trained.history else {}).items():
         split, _, what = name.partition("_")
         if split in ("train", "validation", "test") and what != "seconds":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float, Int64
 
-from vae_jax.errors import cut, listed
+from vae_jax.errors import counted, cut, listed
 
 if TYPE_CHECKING:
     OwnPath = Path
@@ -123,7 +123,7 @@ def comparison(
                 mean,
                 "o-" if len(epochs) < 20 else "-",
                 color=f"C{i}",
-                label=plain(f"{name} ({len(runs)} runs)"),
+                label=plain(f"{name} ({counted(len(runs), 'run')})"),
             )
             axes.plot(epochs, runs.T, color=f"C{i}", alpha=0.35, linewidth=0.7)
             if len(runs) > 1:

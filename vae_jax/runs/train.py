@@ -16,7 +16,7 @@ from vae_jax.config import (
 )
 from vae_jax.data import Dataset, settled
 from vae_jax.device.devices import Devices
-from vae_jax.errors import Diverged, Stopped, argument
+from vae_jax.errors import Diverged, Stopped, argument, counted
 from vae_jax.files.lock import writing
 from vae_jax.runs import own_parts
 from vae_jax.runs.fit import fit
@@ -141,5 +141,5 @@ def train(
 
 def stopped_line(config: Config, history: list[dict[str, Any]]) -> str:
     """The line about a run that has stopped early."""
-    count = config.train.patience
-    return f"stopped after epoch {len(history)}: validation loss has not fallen for {count} epoch{'s' * (count != 1)}"
+    count = config.train.patience or 0
+    return f"stopped after epoch {len(history)}: validation loss has not fallen for {counted(count, 'epoch')}"

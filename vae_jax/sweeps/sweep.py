@@ -15,7 +15,7 @@ from vae_jax.config import (
     with_values,
 )
 from vae_jax.data import Dataset, settled
-from vae_jax.errors import Diverged, Stopped, UserError
+from vae_jax.errors import Diverged, Stopped, UserError, counted
 from vae_jax.files.held import LOCK, check_no_link
 from vae_jax.files.lock import check_unlocked, writing
 from vae_jax.files.replace import remove, write_text
@@ -245,7 +245,7 @@ def _train_group(
     like = Recorder(group[0].config, data, folder / group[0].name) if waiting else None
     for step, pending in sorted(waiting.items(), key=lambda item: item[0]):
         show(step // steps, step / (epochs * steps), 0.0)
-        report_group(f"compiling {_counted(len(pending), 'member')} as one program")
+        report_group(f"compiling {counted(len(pending), 'member')} as one program")
         program = several.program_that_fits([member.config for member, _ in pending], images, most)
         turns = -(-len(pending) // program.size)
         some = f", for {program.size} at once, in {turns} turns" if turns > 1 else ""
@@ -274,10 +274,6 @@ def _train_group(
                 return fewer
     show(epochs, 1.0, 0.0)
     return 0
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 def _train_together(
