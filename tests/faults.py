@@ -155,7 +155,7 @@ def half_write(folder: Path) -> str:
 
 
 def again(folder: Path, options: list[str], always: bool = False) -> list[str]:
-    """How a run is resumed: as it told to, once it has begun."""
+    """How a run is resumed: as the run says, once it has begun."""
     begun = (folder / "config.yaml").exists() and not always
     return ["train", "--out", str(folder), "--resume", *([] if begun else options)]
 
@@ -370,7 +370,7 @@ def raises(work: Path, count: int, seed: int) -> int:
         wrong = [] if code == 2 else [f"exit code {code}"]
         if not (lines[-1].startswith("vae-jax: error: ") and f"{RAISING}:" in lines[-1] and f": {kind}" in lines[-1]):
             wrong.append(f"said {said}")
-        signs = ("Traceback", "anew", "start the run again", "rewritten", "passed over")
+        signs = ("Traceback", "start the run again", "rewritten", "passed over")
         if blamed := [line for line in lines if any(sign in line for sign in signs)]:
             wrong.append(f"blamed {blamed}")
         if (bytes_in(run), bytes_in(sweep)) != before:
@@ -477,13 +477,13 @@ def press(work: Path, arguments: list[str], core: int, moment: float | None, see
     for folder in (out, scratch):
         folder.mkdir()
     places = {"RUN": work / "whole", "OUT": out, "WEIGHTS": work / "weights.safetensors", "PICKLE": work / "weights.pt"}
-    told = arguments
+    spelled = arguments
     for name, place in places.items():
-        told = [each.replace(name, str(place)) for each in told]
+        spelled = [each.replace(name, str(place)) for each in spelled]
     whole = bytes_in(work / "whole")
     began = time.monotonic()
     process = subprocess.Popen(
-        [sys.executable, "-m", "vae_jax", *told],
+        [sys.executable, "-m", "vae_jax", *spelled],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -577,7 +577,7 @@ def presses(work: Path, count: int, seed: int, only: str) -> int:
 # --- One of two processes --------------------------------------------------------------------------------------------
 
 SOON = 60  # seconds in which the process that is left must have stopped
-TOLD = "another process has ended"
+ENDED = "another process has ended"
 
 
 def start_two(folder: Path, options: list[str], more: Sequence[list[str]] = ([], [])) -> list[subprocess.Popen]:
@@ -587,8 +587,8 @@ def start_two(folder: Path, options: list[str], more: Sequence[list[str]] = ([],
         port = free.getsockname()[1]
     cores = sorted(os.sched_getaffinity(0))
     both = ["--distributed", "--coordinator", f"127.0.0.1:{port}", "--processes", "2"]
-    told = [[*options, *both, "--process", str(i), *more[i]] for i in (0, 1)]
-    return [start(folder, told[i], cores[i % len(cores)], always=True) for i in (0, 1)]
+    commands = [[*options, *both, "--process", str(i), *more[i]] for i in (0, 1)]
+    return [start(folder, commands[i], cores[i % len(cores)], always=True) for i in (0, 1)]
 
 
 def processes(work: Path, count: int, seed: int, options: list[str], late: bool) -> int:
@@ -620,7 +620,7 @@ def processes(work: Path, count: int, seed: int, options: list[str], late: bool)
         both[killed].communicate()
         if took > SOON:
             wrong.append(f"the other took {took:.0f} s to stop: {said}")
-        if left.returncode != 0 and ("Traceback" in said or (TOLD not in said and "expected 2 processes" not in said)):
+        if left.returncode != 0 and ("Traceback" in said or (ENDED not in said and "expected 2 processes" not in said)):
             wrong.append(f"exit code {left.returncode}: {said}")
         both = start_two(folder, options)
         again_said = [process.communicate()[1] for process in both]

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, verified, ranked, and what is damaged is told, passed over and never deleted."""
+"""Checkpoints: whole or not at all, verified, ranked, and damaged ones are reported, passed over, never deleted."""
 
 import errno
 import json
@@ -347,13 +347,13 @@ def test_every_flipped_bit_is_detected(two):
         flipped = bytearray(whole)
         flipped[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
         path.write_bytes(flipped)
-        told = []
+        reported = []
         with pytest.raises(DamageError):
             read_description(two / "2")
         if trial % 10 == 0:
-            assert int(restore(two, "latest", state_of, told.append).state.step) == 1
-            assert len(told) == 1
-            assert str(two / "2") in told[0]
+            assert int(restore(two, "latest", state_of, reported.append).state.step) == 1
+            assert len(reported) == 1
+            assert str(two / "2") in reported[0]
         path.write_bytes(whole)
     assert int(restore(two, "latest", state_of, silent).state.step) == 2
 
@@ -379,27 +379,27 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damage_is_told_passed_over_and_moved_out_of_the_way(two, damage):
+def test_damage_is_said_passed_over_and_moved_out_of_the_way(two, damage):
     damage(two / "2")
     before = snapshot(two)
-    told = []
-    assert int(restore(two, "latest", state_of, told.append).state.step) == 1
-    assert len(told) == 1
-    assert str(two / "2") in told[0]
+    reported = []
+    assert int(restore(two, "latest", state_of, reported.append).state.step) == 1
+    assert len(reported) == 1
+    assert str(two / "2") in reported[0]
     assert snapshot(two) == before  # reading moves nothing
 
     content = snapshot(two / "2")
-    told = []
-    keeping = keeper(two, report=told.append)
-    assert len(told) == 1
-    assert str(two / "2") in told[0]
+    reported = []
+    keeping = keeper(two, report=reported.append)
+    assert len(reported) == 1
+    assert str(two / "2") in reported[0]
     assert snapshot(two / DAMAGED / "2") == content
     keeping.save(saved(2), 3.0)
     assert int(restore(two, "latest", state_of, silent).state.step) == 2
     assert snapshot(two / DAMAGED / "2") == content
 
 
-# What a description may say wrongly whose hash was computed anew, and what is told of it.
+# What a description may say wrongly whose hash was computed again, and the line on it.
 RESEALED = {
     "history: expected a list; found 'x'": {"history": "x"},
     "history[0]: expected an object; found 1": {"history": [1]},
@@ -435,9 +435,9 @@ def test_what_a_description_says_is_looked_at_after_its_hash(two, said):
     description = json.loads(path.read_text())["checkpoint"] | RESEALED[said]
     sha256 = sha256_of(json.dumps(description, sort_keys=True).encode())
     path.write_text(json.dumps({"sha256": sha256, "checkpoint": description}))
-    told = []
-    assert int(restore(two, "latest", state_of, told.append).state.step) == 1
-    (line,) = told
+    reported = []
+    assert int(restore(two, "latest", state_of, reported.append).state.step) == 1
+    (line,) = reported
     assert line.startswith(f"{two / '2'}: damaged, {DESCRIPTION}: {said}")
     assert len(line) < 500
 
@@ -451,16 +451,16 @@ def test_files_outside_a_checkpoint_are_none_of_it(two, tmp_path):
         description["files"][name] = _file_sha256(tmp_path / "mine")
         sha256 = sha256_of(json.dumps(description, sort_keys=True).encode())
         path.write_text(json.dumps({"sha256": sha256, "checkpoint": description}))
-        told = []
-        restore(two, "latest", state_of, told.append)
-        assert told == [f"{two / '2'}: damaged, {min(name, '../../mine')} is missing; it is passed over"]
+        reported = []
+        restore(two, "latest", state_of, reported.append)
+        assert reported == [f"{two / '2'}: damaged, {min(name, '../../mine')} is missing; it is passed over"]
 
 
 def test_the_arrays_of_another_step_are_damage(two):
     shutil.copytree(two / "2", two / "3")
-    told = []
-    assert int(restore(two, "latest", state_of, told.append).state.step) == 2
-    assert told == [f"{two / '3'}: damaged, its arrays are those of step 2; it is passed over"]
+    reported = []
+    assert int(restore(two, "latest", state_of, reported.append).state.step) == 2
+    assert reported == [f"{two / '3'}: damaged, its arrays are those of step 2; it is passed over"]
 
 
 def test_a_second_damaged_checkpoint_of_a_step_is_kept_too(two):
@@ -474,10 +474,10 @@ def test_the_damaged_best_is_passed_over_too(tmp_path):
     folder = tmp_path / "checkpoints"
     kept(folder, [1.0, 3.0, 2.0], keep=3)
     largest(folder / "1").write_bytes(b"")
-    told = []
-    assert int(restore(folder, "best", state_of, told.append).state.step) == 3
-    assert len(told) == 1
-    assert str(folder / "1") in told[0]
+    reported = []
+    assert int(restore(folder, "best", state_of, reported.append).state.step) == 3
+    assert len(reported) == 1
+    assert str(folder / "1") in reported[0]
 
 
 def test_all_damaged_is_refused(two):
@@ -487,15 +487,15 @@ def test_all_damaged_is_refused(two):
         restore(two, "latest", state_of, lambda line: None)
 
 
-def test_half_written_checkpoints_are_told_and_set_aside(two):
+def test_half_written_checkpoints_are_said_and_set_aside(two):
     for name in (".3.99.tmp", "4.orbax-checkpoint-tmp-17"):
         (two / name / "state").mkdir(parents=True)
     (two / ".1.deleted").mkdir()
     (two / "notes").mkdir()
     assert int(restore(two, "latest", state_of, silent).state.step) == 2
-    told = []
-    keeper(two, report=told.append)
-    assert ["half-written, the process died while saving; moved to" in line for line in told] == [True, True]
+    reported = []
+    keeper(two, report=reported.append)
+    assert ["half-written, the process died while saving; moved to" in line for line in reported] == [True, True]
     assert {path.name for path in (two / DAMAGED).iterdir()} == {"3.99.tmp", "4.orbax-checkpoint-tmp-17"}
     assert {path.name for path in two.iterdir()} == {"1", "2", "notes", DAMAGED}
 
@@ -510,15 +510,15 @@ def test_a_wrong_array_is_damage_even_with_right_files(two, monkeypatch):
             return state._replace(opt_state={"m": state.opt_state["m"] + 1})
 
     monkeypatch.setattr(checkpoint, "checkpointer", Wrong)
-    told = []
+    reported = []
     with pytest.raises(UserError, match="none"):
-        restore(two, "latest", state_of, told.append)
-    assert "opt_state['m']" in told[0]
+        restore(two, "latest", state_of, reported.append)
+    assert "opt_state['m']" in reported[0]
     monkeypatch.undo()
     # What was passed over is moved, so that the run that goes on from step 1 can save its own step 2.
-    told = []
-    Keeper(two, 1, told.append, newest=1).save(saved(2), 3.0)
-    assert str(two / DAMAGED / "2") in told[0]
+    reported = []
+    Keeper(two, 1, reported.append, newest=1).save(saved(2), 3.0)
+    assert str(two / DAMAGED / "2") in reported[0]
     assert steps(two) == [1, 2]
 
 
@@ -705,7 +705,7 @@ def test_a_stored_run_opens_and_goes_on(stored, tmp_path_factory):
         assert int(trained.state.step) == 20
     config = load_config(stored / "config.yaml", **{"train.epochs": 3})
     data = load(config.data)
-    told = []
+    reported = []
     with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
         evaluate = make_evaluator(config, *build(config, data.image_shape), data.test.images)
         found = means(evaluate(trained.state.variables, make_keys(0).evaluate))["loss"]
@@ -713,8 +713,8 @@ def test_a_stored_run_opens_and_goes_on(stored, tmp_path_factory):
         changed = load_config(stored / "config.yaml", **{"objective.beta": 2.0})
         with pytest.raises(UserError, match=r"objective\.beta \(the run has 1\.0, found 2\.0\)"):
             train(changed, data, stored, resume=True)
-        trained = train(config, data, stored, resume=True, report=told.append)
-    assert "after epoch 2, step 20" in told[0]
+        trained = train(config, data, stored, resume=True, report=reported.append)
+    assert "after epoch 2, step 20" in reported[0]
     assert len(trained.history) == 3
     assert trained.history[2]["test_loss"] < summary["test_loss"]
     assert sorted(path.name for path in (stored / "checkpoints").iterdir()) == ["30"]

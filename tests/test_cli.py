@@ -155,9 +155,9 @@ def test_help_of_a_command(capsys, verb):
     entries = re.split(r"\n  (?=-)", text.split("\noptions:")[1].split("\nexample")[0])[1:]
     assert len(entries) == len(set(entries)) > (0 if verb == "configs" else 3)  # which has none but --help
     for entry in entries:
-        option, _, told = " ".join(entry.split("\n\n")[0].split()).partition(" ")
-        told = re.sub(r"^\S*[A-Z_]{3,}\S* |\((type|default):.*", "", told)
-        assert len(re.findall(r"\w+", told)) >= 2, f"{option} has no help"
+        option, _, description = " ".join(entry.split("\n\n")[0].split()).partition(" ")
+        description = re.sub(r"^\S*[A-Z_]{3,}\S* |\((type|default):.*", "", description)
+        assert len(re.findall(r"\w+", description)) >= 2, f"{option} has no help"
 
 
 def test_help_shows_what_matters_first(capsys):
@@ -274,7 +274,7 @@ def test_unknown_option(refused, verb, tmp_path):
 
 
 @pytest.mark.parametrize("verb", [name for name, verb in VERBS.items() if verb.usage.startswith(("RUN", "FILE"))])
-def test_what_is_missing_is_told(refused, verb):
+def test_what_is_missing_is_said(refused, verb):
     assert f"vae-jax {verb} {VERBS[verb].usage}" in refused(verb)
 
 
@@ -701,15 +701,15 @@ def test_a_home_folder_that_there_is_not(command, refused, copied, tmp_path, mon
     config = load_config(**{**TINY, "data.source": "array", "data.path": "mine.npy", "data.test": 10}).data
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", "/dev/null")
-    told = []
-    vae_jax.load_data(replace(config, validation=0.0), report=told.append)
-    assert len([line for line in told if line.startswith("the images are not cached in /dev/null")]) == 1
-    told.clear()
+    reported = []
+    vae_jax.load_data(replace(config, validation=0.0), report=reported.append)
+    assert len([line for line in reported if line.startswith("the images are not cached in /dev/null")]) == 1
+    reported.clear()
     monkeypatch.delenv("HOME")
     monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
-    data = vae_jax.load_data(replace(config, validation=0.0), report=told.append)
+    data = vae_jax.load_data(replace(config, validation=0.0), report=reported.append)
     line = "the images are not cached: there is no home folder (HOME); data.cache_dir names another one"
-    assert told.count(line) == 1
+    assert reported.count(line) == 1
     assert len(data.train) == 30
     before = snapshot(tmp_path)
     for path in ("~/run", "~", "~nobody-of-this-name/run"):
@@ -765,7 +765,7 @@ def test_epoch_lines_are_short():
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_on_a_terminal_a_bar_shows_and_a_signal_saves_and_stops(tmp_path, cache, number):
-    """One run on a pseudo-terminal, told to stop while it trains."""
+    """One run on a pseudo-terminal that is stopped while it trains."""
     folder = tmp_path / "run"
     options = flags(**{**TINY, "out": folder, "train.epochs": 100_000, "train.chunk_steps": 1})
     terminal, its_side = pty.openpty()
@@ -800,7 +800,7 @@ def test_on_a_terminal_a_bar_shows_and_a_signal_saves_and_stops(tmp_path, cache,
                 child.send_signal(number)
                 interrupted = True
         hangs = child.poll() is None and time.monotonic() > deadline
-        assert not hangs, f"it hangs; told to stop: {interrupted}\n{shown[-9000:]}"
+        assert not hangs, f"it hangs; stopped: {interrupted}\n{shown[-9000:]}"
         code = child.wait(60)
     finally:
         child.kill()
@@ -1258,7 +1258,7 @@ def test_an_autoencoder(command, refused, tmp_path):
 
 
 def test_a_conditional_model(command, refused, tmp_path):
-    """Told the digit, through every command: what is drawn follows the label."""
+    """Given the digit, through every command: what is drawn follows the label."""
     folder = tmp_path / "run"
     mlp = {name: value for name, value in TINY.items() if not name.startswith(("model.", "train.chunk"))}
     mlp |= {"model.network": "mlp", "model.layers": [32], "model.latent": 2, "model.classes": 10, "train.epochs": 1}
@@ -1320,7 +1320,7 @@ def folder_of_levels(root, classes):
 
 
 def test_classes_are_matched_by_name(command, refused, tmp_path, capsys, monkeypatch):
-    """Of a model that is told labels: the numbers of other data's classes are those of the run."""
+    """Of a model that gets labels: the numbers of other data's classes are those of the run."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     full, folder = folder_of_levels(tmp_path / "full", "abcd"), tmp_path / "run"
     mlp = {"model.network": "mlp", "model.layers": [8], "model.latent": 2, "model.classes": 4, "train.epochs": 1}
@@ -1364,7 +1364,7 @@ def test_a_label_is_a_name_or_a_number(tmp_path, capsys):
             label(other)
 
 
-def test_classes_that_a_model_is_not_told_get_further_numbers(tmp_path, capsys):
+def test_classes_that_a_model_is_not_said_get_further_numbers(tmp_path, capsys):
     """It may be asked what it makes of them."""
     path = folder_of_levels(tmp_path / "other", "bxa")
     config = load_config(

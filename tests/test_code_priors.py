@@ -124,8 +124,8 @@ def learned(network, stays, steps, batch=64, rate=1e-2):
         own, chosen = jax.random.split(key)
         labels = jax.random.randint(chosen, (batch,), 0, len(stays))
         maps, _ = chains(own, batch, jnp.asarray(stays)[labels])
-        told = labels if len(stays) > 1 else None
-        gradient = jax.grad(lambda params: -log_prob_of(network, params, maps, told).mean())(params)
+        given = labels if len(stays) > 1 else None
+        gradient = jax.grad(lambda params: -log_prob_of(network, params, maps, given).mean())(params)
         updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(params, updates), state), None
 

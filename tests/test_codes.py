@@ -662,7 +662,7 @@ def test_a_prior_beside_relaxed_samples_is_refused_since_no_gradient_would_reach
 
 
 @pytest.mark.parametrize("figure", ["codes", "perplexity"])
-def test_figures_of_codes_and_an_objectives_own_are_told_apart(figure, monkeypatch):
+def test_figures_of_codes_and_an_objectives_own_are_said_apart(figure, monkeypatch):
     def terms(key, model, images, options):
         draw = model.draw(key, images)
         return {"loss": -draw.log_px + draw.cost, figure: images.mean((1, 2, 3))}

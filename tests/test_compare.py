@@ -209,8 +209,8 @@ def test_all_levels(command, tmp_path):
     for level in ("function", "gradient", "trajectory"):
         assert f"{level}: agrees" in out
     assert "result: differs" in out
-    told = json.loads((folder / "comparison.json").read_text())["config"]
-    assert (told["objective"]["beta"], told["posterior"]["name"]) == (1.0, "diagonal_gaussian")
+    config_of_file = json.loads((folder / "comparison.json").read_text())["config"]
+    assert (config_of_file["objective"]["beta"], config_of_file["posterior"]["name"]) == (1.0, "diagonal_gaussian")
     assert {path.name for path in contents(folder)} == {
         "comparison.json",
         "comparison.md",
@@ -312,7 +312,7 @@ def test_the_levels_have_an_order_and_their_own_data(tmp_path, monkeypatch):
     assert asked["result"].config.train.epochs == 2
 
 
-def test_a_diverging_framework_is_told(tmp_path, command):
+def test_a_diverging_framework_is_said(tmp_path, command):
     pytest.importorskip("torch", reason="needs the extra torch")
     from vae_jax.compare.result import Worker
     from vae_jax.compare.worker import Job
@@ -409,7 +409,7 @@ def test_refused(command, tmp_path, monkeypatch, arguments, named):
     assert snapshot(tmp_path) == before
 
 
-def test_a_framework_that_fails_is_told(tmp_path):
+def test_a_framework_that_fails_is_said(tmp_path):
     pytest.importorskip("torch", reason="needs the extra torch")
     from vae_jax.compare.result import Worker
     from vae_jax.compare.worker import Job

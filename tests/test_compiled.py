@@ -216,7 +216,7 @@ def test_the_programs_not_used_for_longest_go_first(commands, monkeypatch):
     assert sorted(path.name for path in commands.folder.glob("jit_old*")) == ["jit_old-2-cache", "jit_old-3-cache"]
     monkeypatch.setattr(compiled, "LIMIT", 1)
     commands.run()
-    assert list(commands.folder.iterdir()) == [commands.entry]  # written anew
+    assert list(commands.folder.iterdir()) == [commands.entry]  # written again
 
 
 def test_other_warnings_are_shown(commands, monkeypatch):

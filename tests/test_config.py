@@ -716,8 +716,10 @@ def test_any_override(option, value):
 @pytest.mark.parametrize("section", [Config, *SECTIONS.values()])
 def test_docstring_tells_every_field(section):
     attributes = section.__doc__.split("Attributes:")[1]
-    told = re.findall(r"^ {8}(\w+): \S", attributes, re.MULTILINE)
-    assert told == [field.name for field in dataclasses.fields(section) if field.name not in ("changed", "listed")]
+    documented = re.findall(r"^ {8}(\w+): \S", attributes, re.MULTILINE)
+    assert documented == [
+        field.name for field in dataclasses.fields(section) if field.name not in ("changed", "listed")
+    ]
 
 
 def test_the_list_of_configurations_says_what_each_promises(capsys):

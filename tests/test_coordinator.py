@@ -44,7 +44,7 @@ def listening(host: str = "127.0.0.1", shared: bool = False) -> socket.socket:
     return other
 
 
-def test_it_listens_where_it_was_told_and_nowhere_else():
+def test_it_listens_where_it_was_said_and_nowhere_else():
     """Really joined, with a listing of the process's sockets; by Slurm's environment too, and where jax's own tells."""
     first, second, third = ports = [free_port() for _ in range(3)]
     slurm = {
@@ -59,13 +59,13 @@ def test_it_listens_where_it_was_told_and_nowhere_else():
     ]
     joined = [
         subprocess.Popen(
-            [sys.executable, "-c", JOIN, json.dumps(told)],
+            [sys.executable, "-c", JOIN, json.dumps(job)],
             env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for told, environment, _ in cases
+        for job, environment, _ in cases
     ]
     for process, port, (_, _, expected) in zip(joined, ports, cases, strict=True):
         out, said = process.communicate(timeout=100)
@@ -103,7 +103,7 @@ def test_ctrl_c_while_it_waits_for_the_others(tmp_path):
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
 def test_a_port_in_use_is_refused_in_one_line(tmp_path, capsys, host, shared):
-    """Told so by the command, since jax's service may crash."""
+    """The command says so, since jax's service may crash."""
     with closing(listening(host, shared)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         more = ["--distributed", "--coordinator", address, "--processes", "2", "--process", "0"]

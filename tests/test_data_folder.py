@@ -441,7 +441,7 @@ def test_any_depth_of_folders(root):
     assert (len(data.train), data.class_names) == (1, ("a",))
 
 
-def test_names_are_told_on_one_line(root):
+def test_names_are_said_on_one_line(root):
     path = root / "a\nb\x1b[31m" / "1.png"
     path.parent.mkdir()
     path.write_text("no image")

@@ -387,7 +387,7 @@ def mnist_config(tmp_path_factory):
 
 
 def bilinear(images: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear enlarging, written anew: triangle weights, each pass rounded to 8 bits."""
+    """Bilinear enlarging, written in another way: triangle weights, each pass rounded to 8 bits."""
     places = (np.arange(size) + 0.5) * images.shape[1] / size - 0.5
     weights = np.maximum(0, 1 - np.abs(places[:, None] - np.arange(images.shape[1])))
     weights = (weights / weights.sum(1, keepdims=True)).astype(np.float32)

@@ -149,8 +149,16 @@ def write_images(root, *shapes: tuple[int, ...]):
             "data.image_size 20 and data.channels 3, chosen for 3 images of 20x20, in col",
         ),
         ([(9, 9), (9, 9, 3)], (9, 9, 3), "of 9x9, in colour"),
-        ([(20, 20), (24, 24), (24, 24), (31, 40)], (24, 24, 1), "of 20x20 to 40x31, grey; those that are not square"),
-        ([(20, 30, 4)] * 2, (20, 20, 3), "of 30x20, in colour; those that are not square are stretched"),
+        (
+            [(20, 20), (24, 24), (24, 24), (31, 40)],
+            (24, 24, 1),
+            "of 20x20 to 40x31, grey; those not square (width x height)",
+        ),
+        (
+            [(20, 30, 4)] * 2,
+            (20, 20, 3),
+            "of 30x20, in colour; those not square (width x height) are stretched",
+        ),
         ([(70, 90), (300, 200)], (64, 64, 1), "of 90x70 to 200x300, grey; at most 64 is chosen, more must be set"),
         ([(40, 40), (600, 700)], (40, 40, 1), "of 40x40 to 700x600"),
     ],
@@ -329,15 +337,15 @@ def test_damage_anywhere_is_found(array_config):
     (file,) = cached_files(array_config)
     content = file.read_bytes()
     places = [*range(0, len(content), 97), *range(len(content) - 60, len(content), 7)]
-    anew = 0
+    remade = 0
     for place in places:
         damaged = bytearray(content)
         damaged[place] ^= 0xFF
         file.write_bytes(damaged)
         lines = []
         same(first, load(array_config, report=lines.append))
-        anew += any("making it again" in line for line in lines)
-    assert anew > 0.8 * len(places)  # the rest is padding and file times in the zip format
+        remade += any("making it again" in line for line in lines)
+    assert remade > 0.8 * len(places)  # the rest is padding and file times in the zip format
 
 
 @pytest.mark.parametrize("size", [0, 1, 100, -1])

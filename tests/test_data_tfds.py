@@ -153,7 +153,11 @@ def test_grey_images(config):
     [
         ("pil", (6, 6, 3), "data.image_size 6 and data.channels 3, chosen for images of 6x6, in colour"),
         ("grey", (6, 6, 1), "data.image_size 6 and data.channels 1, chosen for images of 6x6, grey"),
-        ("sizes", (8, 8, 3), "chosen for 8 images of 9x7 to 9x9, in colour; those that are not square are stretched"),
+        (
+            "sizes",
+            (8, 8, 3),
+            "chosen for 8 images of 9x7 to 9x9, in colour; those not square (width x height) are stretched",
+        ),
     ],
 )
 def test_size_and_channels_are_the_images_own(kind, expected, said, config):

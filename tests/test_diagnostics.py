@@ -139,11 +139,11 @@ def untrained(small_data):
 
 def test_diagnose(untrained, small_data):
     network, objective, variables = untrained
-    key, told = jax.random.key(1), []
+    key, reported = jax.random.key(1), []
     found = diagnostics.diagnose(
-        CONFIG, network, variables, small_data.test, key, train=small_data.train, report=told.append
+        CONFIG, network, variables, small_data.test, key, train=small_data.train, report=reported.append
     )
-    assert not told
+    assert not reported
     posteriors = make_posteriors(network, variables)(key, small_data.test.images)
     model = make_model(network, objective, variables)
     np.testing.assert_allclose(posteriors.centers, model.encode(small_data.test.images)["mu"], rtol=1e-6)
@@ -171,11 +171,11 @@ def test_diagnose(untrained, small_data):
 def test_an_autoencoder_has_no_aggregate_posterior(small_data):
     config = replace(CONFIG, objective=replace(CONFIG.objective, name="autoencoder"))
     network, _ = build(config, small_data.image_shape)
-    variables, told = network.init(jax.random.key(0)), []
+    variables, reported = network.init(jax.random.key(0)), []
     with pytest.raises(UserError, match="objective autoencoder, whose code has no density"):
         diagnostics.check_density(config, network)
-    found = diagnostics.diagnose(config, network, variables, small_data.test, jax.random.key(1), report=told.append)
-    assert len(told) == 1
+    found = diagnostics.diagnose(config, network, variables, small_data.test, jax.random.key(1), report=reported.append)
+    assert len(reported) == 1
     assert found["aggregate_kl"] is found["mutual_information"] is None
     assert found["squared_error"] > 0
 

@@ -276,7 +276,7 @@ def test_piwae_has_iwaes_gradient_of_the_decoder_and_miwaes_of_the_encoder():
 
 def test_no_estimate_depends_on_how_the_work_is_split(monkeypatch):
     config, network, _ = model_of()
-    wide, key, told = variables_of(1.3), jax.random.key(1), []
+    wide, key, reported = variables_of(1.3), jax.random.key(1), []
 
     def both(**more):
         annealed = annealed_nll(config, network, wide, IMAGES, key, temperatures=5, chains=4, leapfrog=2, **more)
@@ -285,11 +285,11 @@ def test_no_estimate_depends_on_how_the_work_is_split(monkeypatch):
     whole = both()
     monkeypatch.setattr(estimators, "THREADS", 1)
     monkeypatch.setattr(estimators, "ROWS", (5, 5))  # less than an image's 17 samples: chunks, the last not full
-    for parts, expected in zip(both(on_progress=lambda *so_far: told.append(so_far)), whole, strict=True):
+    for parts, expected in zip(both(on_progress=lambda *so_far: reported.append(so_far)), whole, strict=True):
         np.testing.assert_allclose(parts, expected, atol=1e-5)
     monkeypatch.setattr(estimators, "ROWS", (3 * 4, 3 * 4))  # three images with their chains: the last batch not full
     np.testing.assert_allclose(both()[1], whole[1], atol=1e-5)
-    assert told[:8] == [(done, 8) for done in range(1, 9)]
+    assert reported[:8] == [(done, 8) for done in range(1, 9)]
     assert np.ptp(whole[0] - exact_nll()) > 0.1  # the samples matter
 
 

@@ -330,48 +330,48 @@ PREFIXES = ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net.vae.mod
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_what_wrappers_put_before_names_is_left_out(exported, expected, tmp_path, prefix):
-    path, told = tmp_path / "m.safetensors", []
+    path, reported = tmp_path / "m.safetensors", []
     save_file({f"{prefix}{name}": array for name, array in load_file(exported).items()}, path)
-    found = weights_file.read(path, expected, "the model", told.append).arrays
+    found = weights_file.read(path, expected, "the model", reported.append).arrays
     assert {name: array.tolist() for name, array in found.items()} == {
         name: array.tolist() for name, array in load_file(exported).items()
     }
-    (line,) = told
+    (line,) = reported
     assert f"{path}: names are taken without what a wrapper has added, " in line
     assert f" for {prefix}" in line
 
 
 def test_what_wrappers_put_into_names_is_left_out(exported, expected, tmp_path):
     """As `torch.compile` of single layers does."""
-    path, told = tmp_path / "m.safetensors", []
+    path, reported = tmp_path / "m.safetensors", []
     arrays = load_file(exported)
     save_file({name.replace("fc1.", "fc1._orig_mod."): array for name, array in arrays.items()}, path)
-    found = weights_file.read(path, expected, "the model", told.append).arrays
+    found = weights_file.read(path, expected, "the model", reported.append).arrays
     np.testing.assert_array_equal(found["fc1.bias"], arrays["fc1.bias"])
-    assert "fc1.weight for fc1._orig_mod.weight" in told[0] or "fc1.bias for fc1._orig_mod.bias" in told[0]
+    assert "fc1.weight for fc1._orig_mod.weight" in reported[0] or "fc1.bias for fc1._orig_mod.bias" in reported[0]
     # Where a tensor would have two places, and where the rest does not fit, they are named as they are stored.
     save_file({**arrays, "module.fc1.bias": arrays["fc1.bias"]}, path)
     with pytest.raises(UserError, match=r"not expected: module\.fc1\.bias"):
-        weights_file.read(path, expected, "the model", told.append)
+        weights_file.read(path, expected, "the model", reported.append)
     save_file({"module.conv9.bias": arrays["fc1.bias"]}, path)
     with pytest.raises(UserError, match=r"not expected: module\.conv9\.bias"):
-        weights_file.read(path, expected, "the model", told.append)
-    assert len(told) == 1
+        weights_file.read(path, expected, "the model", reported.append)
+    assert len(reported) == 1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
 def test_numbers_of_another_precision_are_converted(exported, expected, tmp_path, dtype):
-    path, told = tmp_path / "m.safetensors", []
+    path, reported = tmp_path / "m.safetensors", []
     arrays = {
         name: array.astype(jnp.dtype(dtype)) if array.dtype == np.float32 else array.astype(np.int32)
         for name, array in load_file(exported).items()
     }
     save_file(arrays, path)
-    found = weights_file.read(path, expected, "the model", told.append).arrays
+    found = weights_file.read(path, expected, "the model", reported.append).arrays
     for name, array in found.items():
         assert array.dtype == expected[name].dtype
         np.testing.assert_array_equal(array, arrays[name].astype(expected[name].dtype))
-    assert told == [f"{path}: numbers are converted, {dtype} to float32, int32 to int64"]
+    assert reported == [f"{path}: numbers are converted, {dtype} to float32, int32 to int64"]
 
 
 def test_numbers_too_large_for_their_type_are_refused(exported, refused, tmp_path):
@@ -409,7 +409,7 @@ HOSTILE = {
     "offsets backwards": (one([4], [16, 0]), WHOLE),
     "a negative shape": (one([-4], [0, 16]), WHOLE),
     "an unknown type": (one([4], [0, 16], dtype="F128"), WHOLE),
-    "more data than told": (one([4], [0, 16], data=20), WHOLE),
+    "more data than said": (one([4], [0, 16], data=20), WHOLE),
     "text": (b"conv1.weight: 1 2 3\n" * 100, SIZE),
     "other tensors": (
         one([4], [0, 16]),

@@ -144,9 +144,9 @@ def test_loss_curve_of_an_autoencoder_has_one_panel(tmp_path, drawn):
 
 
 def test_loss_curve_shows_an_objectives_own_figures_with_their_units(tmp_path, drawn):
-    told = [{**epoch, "train_codes": 3.0, "test_codes": 4.0} for epoch in history(2, ("train", "test"), 0.5)]
+    epochs = [{**epoch, "train_codes": 3.0, "test_codes": 4.0} for epoch in history(2, ("train", "test"), 0.5)]
     units = {"codes": "codes in use"}
-    loss_curve(tmp_path / "loss.png", told, lambda name: units.get(name, "nats per image"))
+    loss_curve(tmp_path / "loss.png", epochs, lambda name: units.get(name, "nats per image"))
     assert [panel.get_title() for panel in drawn[0].axes] == ["loss", "reconstruction", "KL", "codes"]
     assert [panel.get_ylabel() for panel in drawn[0].axes] == ["nats per image", "", "", "codes in use"]
     assert list(drawn[0].axes[3].lines[1].get_ydata()) == [4.0, 4.0]
@@ -229,10 +229,10 @@ def test_names_in_pictures_are_text(tmp_path, drawn):
     assert len(other) == len(names)
 
 
-def test_signs_that_the_font_does_not_have_are_told_in_one_line(tmp_path):
-    with pytest.warns(UserWarning, match="boxes stand for signs that the font lacks: 日, 本$") as told:
+def test_signs_that_the_font_does_not_have_are_said_in_one_line(tmp_path):
+    with pytest.warns(UserWarning, match="boxes stand for signs that the font lacks: 日, 本$") as warned:
         sweep_curves(tmp_path / "a.png", {"日本": {"loss": np.ones((2, 3))}}, "日", "")
-    assert len(told) == 1
+    assert len(warned) == 1
     assert read(tmp_path / "a.png").ndim == 3
 
 

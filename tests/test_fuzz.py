@@ -731,7 +731,7 @@ def test_results_of_other_frameworks(place, content):
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
-    """A folder of two sound checkpoints, of a state as small as can be."""
+    """A folder of two whole checkpoints, of a state as small as can be."""
     folder = tmp_path_factory.mktemp("checkpoints") / "checkpoints"
     keeper = Keeper(folder, 2, print)
     figures = {**dict.fromkeys(Epoch._fields, 1.0), "chunk_steps": 4, "skipped_steps": 0}
@@ -747,9 +747,9 @@ def tiny_state(step: int = 0) -> TrainState:
 
 
 def restored(folder: Path) -> tuple[Saved | None, list[str]]:
-    """What is restored, or None where all is refused, and what is told of it."""
-    told: list[str] = []
-    return outcome(lambda: restore(folder, "latest", lambda images: tiny_state(), told.append), folder), told
+    """What is restored, or None where all is refused, and the lines on it."""
+    reported: list[str] = []
+    return outcome(lambda: restore(folder, "latest", lambda images: tiny_state(), reported.append), folder), reported
 
 
 @fuzzed(1500, 30)
@@ -766,14 +766,14 @@ def test_checkpoints_whose_hash_was_computed_anew(checkpoints, data):
         content = json.dumps(sealed).encode()
     try:
         path.write_bytes(content)
-        found, told = restored(checkpoints)
+        found, reported = restored(checkpoints)
     finally:
         path.write_bytes(whole)
     if found is None:  # another model's, as far as anyone can know
-        assert not told
+        assert not reported
         return
-    assert int(found.state.step) == 2 - len(told)
-    assert all(line.startswith(f"{path.parent}: damaged, ") and len(line) < 20_000 for line in told)
+    assert int(found.state.step) == 2 - len(reported)
+    assert all(line.startswith(f"{path.parent}: damaged, ") and len(line) < 20_000 for line in reported)
     assert [type(each) for each in found[1:]] == [list, int, str, dict, dict, str]
     assert [epoch["epoch"] for epoch in found.history] == list(range(1, int(found.state.step) + 1))
 

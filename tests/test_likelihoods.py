@@ -71,7 +71,7 @@ def run(config, outputs, pixels):
     return np.asarray(log_prob), np.asarray(gradient)[:, 0, 0], np.asarray(mean).ravel()
 
 
-def test_values_of_different_measures_are_told_apart():
+def test_values_of_different_measures_are_said_apart():
     def kind(name, treatment, **parts):
         return measured(get(LikelihoodConfig(name), SHAPES)._replace(**parts), name, treatment)
 

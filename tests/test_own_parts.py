@@ -414,7 +414,7 @@ def copied(made, tmp_path):
     for name in ("config.yaml", "code/sources.json"):
         path = tmp_path / "run" / name
         path.write_text(path.read_text().replace(str(made), str(tmp_path)))
-    own_parts.keep({}, own_parts.names_in(read_config(tmp_path / "run")), tmp_path / "run")  # signed anew
+    own_parts.keep({}, own_parts.names_in(read_config(tmp_path / "run")), tmp_path / "run")  # signed again
     return tmp_path / "run"
 
 

@@ -189,8 +189,8 @@ def test_cluster_files_have_the_syntax_of_their_kind():
         list(yaml.safe_load_all((folder / "jobset.yaml").read_text()))[-1],
     )
     container = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"][0]
-    told = re.search(r"vae-jax (train .*?) \|\|", slurm)[1].replace('"$RUN"', "runs/article").split()
-    for command in (told, container["command"][1:]):  # the command takes these options
+    arguments = re.search(r"vae-jax (train .*?) \|\|", slurm)[1].replace('"$RUN"', "runs/article").split()
+    for command in (arguments, container["command"][1:]):  # the command takes these options
         options = cli._parse("train", VERBS["train"], command[1:])
         assert options.distributed
         assert options.resume

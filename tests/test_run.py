@@ -185,7 +185,7 @@ def test_a_run_notes_its_data_and_their_classes(whole, data):
     assert trained.class_names == reading.load(folder).class_names == tuple("0123456789")
 
 
-# What the files of a run may say wrongly, and what is told of it.
+# What the files of a run may say wrongly, and the line on it.
 MISWRITTEN = [
     ("data.json", "[" * 100_000, "expected JSON without deep nesting; found hundreds of brackets in one another"),
     ("data.json", "[]", "expected an object; found a list of 0"),
@@ -225,7 +225,7 @@ def test_a_run_without_validation_images_does_not_go_on_with_some(data, copied):
 
 
 def test_digests_tell_data_apart(data):
-    """Other images in any split; where the model is told labels, also other labels and other names of them."""
+    """Other images in any split; where the model gets labels, also other labels and other names of them."""
     told_labels = replace(CONFIG, model=replace(CONFIG.model, classes=10))
     names = tuple("1023456789")
     others = [
@@ -356,12 +356,14 @@ def test_resuming_a_finished_run_changes_nothing(whole, data, copied):
     assert {**before, "seconds": 0} == {**after, "seconds": 0}
 
 
-def test_going_on_elsewhere_is_told(data, copied, monkeypatch):
+def test_going_on_elsewhere_is_said(data, copied, monkeypatch):
     """On as many cores nothing is, see `test_a_damaged_checkpoint_is_never_trained_on`."""
-    here, told = cores(), []
+    here, reported = cores(), []
     monkeypatch.setattr("vae_jax.runs.identity.cores", lambda: 99)
-    train(with_train(epochs=4), data, copied, resume=True, report=told.append)
-    assert told[1].startswith(f"warning: {copied} was trained with cores {here} (now 99): it goes on, but may not end")
+    train(with_train(epochs=4), data, copied, resume=True, report=reported.append)
+    assert reported[1].startswith(
+        f"warning: {copied} was trained with cores {here} (now 99): it goes on, but may not end"
+    )
     assert summary(copied)["cores"] == 99
 
 
@@ -409,13 +411,13 @@ def test_a_configuration_edited_by_hand_is_not_taken_without_a_word(data, copied
         f"{copied}: resume=True continues a run as it began; changed: {changed}"
     )
     assert snapshot(copied) == before
-    told = []
-    reading.load(copied, report=told.append)
-    assert told == [f"warning: {copied}/config.yaml is not what the run was trained with; changed: {changed}"]
+    reported = []
+    reading.load(copied, report=reported.append)
+    assert reported == [f"warning: {copied}/config.yaml is not what the run was trained with; changed: {changed}"]
     # With what it was trained with it goes on, and its configuration tells so again.
-    told = []
-    train(CONFIG, data, copied, resume=True, report=told.append)
-    assert told[0] == f"warning: {copied}/config.yaml was changed, and is rewritten as the run began: {changed}"
+    reported = []
+    train(CONFIG, data, copied, resume=True, report=reported.append)
+    assert reported[0] == f"warning: {copied}/config.yaml was changed, and is rewritten as the run began: {changed}"
     assert read_config(copied) == CONFIG
 
 
@@ -629,12 +631,12 @@ def test_a_damaged_checkpoint_is_never_trained_on(whole, data, tmp_path, damage)
     damage(max(step.rglob("*"), key=lambda path: path.stat().st_size * path.is_file()))
     with pytest.warns(UserWarning, match="passed over"):
         assert len(reading.load(folder).history) == 2
-    told = []
-    train(CONFIG, data, folder, resume=True, report=told.append)
-    assert [str(step) in line for line in told] == [True, True, False]
-    assert "damaged" in told[0]
-    assert str(folder / "checkpoints" / "damaged" / step.name) in told[1]
-    assert told[2] == f"continuing {folder} after epoch 2, step {2 * STEPS}"
+    reported = []
+    train(CONFIG, data, folder, resume=True, report=reported.append)
+    assert [str(step) in line for line in reported] == [True, True, False]
+    assert "damaged" in reported[0]
+    assert str(folder / "checkpoints" / "damaged" / step.name) in reported[1]
+    assert reported[2] == f"continuing {folder} after epoch 2, step {2 * STEPS}"
     same(reading.load(folder).state, whole[1].state)
     assert metrics(folder) == metrics(whole[0])
 

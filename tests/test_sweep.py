@@ -214,10 +214,10 @@ def test_the_memory_of_shuffling_is_counted():
 
 def test_images_are_there_once_for_all_programs(small_data):
     images = several.Images(small_data)
-    told = replace(PLAIN, model=replace(PLAIN.model, classes=10))
-    assert images.of("train", PLAIN)[0] is images.of("train", told)[0]
+    labelled = replace(PLAIN, model=replace(PLAIN.model, classes=10))
+    assert images.of("train", PLAIN)[0] is images.of("train", labelled)[0]
     assert images.of("train", PLAIN)[1] is None
-    np.testing.assert_array_equal(images.of("test", told)[1], small_data.test.labels)
+    np.testing.assert_array_equal(images.of("test", labelled)[1], small_data.test.labels)
 
 
 def test_streamed_data_are_refused(small_data):
@@ -343,24 +343,24 @@ def test_members_killed_at_different_steps_go_on(base, images, tmp_path, monkeyp
         assert figures(now.history) == figures(then.history)
 
 
-def test_a_diverging_member_is_told_and_the_table_counts_it(base, images, tmp_path, monkeypatch):
+def test_a_diverging_member_is_said_and_the_table_counts_it(base, images, tmp_path, monkeypatch):
     monkeypatch.setattr(several, "is_slow_in_loops", lambda lowered: True)  # as with a user's nn.Conv
     plan = make_sweep(base, 1, ["train.learning_rate=1e-3,1e30"])
     said, seen = [], []
     found = run(plan, images, tmp_path / "sweep", report=said.append, on_progress=lambda groups: seen.append(groups[0]))
-    assert any(group.diverged and group.epoch == 1 for group in seen)  # told when it happens
+    assert any(group.diverged and group.epoch == 1 for group in seen)  # reported when it happens
     assert [bool(each.failure) for each in found] == [False, True]
     assert said[0] == "group 1/1: compiling 2 members as one program"
     assert re.fullmatch(r"group 1/1: compiled in \d+\.\d s", said[1])
     assert said.pop(2).startswith("group 1/1: the convolutions of mlp are XLA's own, several times slower")
     assert len(said) == 3
     assert said[2].startswith("learning_rate=1e+30,seed=0: training diverged in epoch 1")
-    told = tmp_path / "sweep" / "learning_rate=1e+30,seed=0" / "diverged.txt"
-    assert told.read_text().strip() in said[2]
-    before = told.stat().st_mtime_ns
+    note = tmp_path / "sweep" / "learning_rate=1e+30,seed=0" / "diverged.txt"
+    assert note.read_text().strip() in said[2]
+    before = note.stat().st_mtime_ns
     again = run(plan, images, tmp_path / "sweep", resume=True)  # it is not trained again to the same end
     assert [each.failure for each in again] == [each.failure for each in found]
-    assert told.stat().st_mtime_ns == before
+    assert note.stat().st_mtime_ns == before
     assert "| 1e+30 | 1 | – | – | – | – | 1 |" in (tmp_path / "sweep" / "table.md").read_text()
 
 
@@ -594,7 +594,7 @@ def test_a_users_file_is_named_from_where_the_command_was_given(tmp_path, capsys
         (["a/b", "c/b"], ["a_b", "c_b"]),
     ],
 )
-def test_files_of_one_name_in_different_folders_are_told_apart(values, labels):
+def test_files_of_one_name_in_different_folders_are_said_apart(values, labels):
     assert _labels(values) == labels
 
 
@@ -631,7 +631,7 @@ def test_what_does_not_fit_the_data_leaves_an_earlier_sweep_alone(base, images, 
 
 
 WRITTEN = {"config": {"train.epochs": 2}, "seeds": 2, "set": {"objective.beta": ["0.5", "1"]}}
-# What sweep.json may say wrongly, and what is told of it.
+# What sweep.json may say wrongly, and the line on it.
 MISWRITTEN = {
     "--seeds, --set: expected 1 to 10,000 members; found 1,000,000,000 seeds × 2 values": {"seeds": 10**9},
     "--seeds, --set: expected 1 to 10,000 members; found -1 seeds × 2 values": {"seeds": -1},

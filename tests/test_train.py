@@ -263,7 +263,7 @@ def test_fewer_images_than_a_batch(small_data):
     assert found.history[0]["article_train_loss"] == pytest.approx(10 * found.history[0]["train_loss"])
 
 
-def test_divergence_is_told(small_data):
+def test_divergence_is_said(small_data):
     config = with_train(PLAIN, learning_rate=1e30, epochs=5)
     expected = (
         r"diverged in epoch 1: the loss of step [2-5] of 5 is (nan|inf); last finite: loss \d+\.\d+ per image in step "
@@ -274,7 +274,7 @@ def test_divergence_is_told(small_data):
         fit(config, small_data)
 
 
-def test_divergence_in_the_last_step_is_told(small_data):
+def test_divergence_in_the_last_step_is_said(small_data):
     with pytest.raises(
         Diverged, match=r"epoch 1: the (test|validation) loss is (nan|inf); last finite: train loss \d+"
     ):
@@ -454,7 +454,7 @@ def test_autoencoders_train(small_data, name):
 
 
 def test_training_warns_where_levels_stay_dark(small_data, tmp_path):
-    """Of data made by hand: whoever loads a data set has been told, and a copy of it is not looked at again."""
+    """Of data made by hand: who loads a data set has seen the line, and a copy of it is not looked at again."""
     dark = Dataset("dark", Split(small_data.train.images // 255), small_data.test)
     for begin in (
         lambda data: fit(PLAIN, data),

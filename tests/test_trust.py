@@ -76,7 +76,7 @@ def refused(function, *arguments, **named):
     return str(caught.value)
 
 
-def told(capsys, *arguments):
+def outcome_of(capsys, *arguments):
     code = cli.main([str(each) for each in arguments])
     return code, capsys.readouterr().err
 
@@ -168,7 +168,7 @@ def test_code_that_no_training_of_ones_own_has_put_there_is_run_by_no_command(
     monkeypatch.chdir(tmp_path)
     before = snapshot(tmp_path)
     for arguments in COMMANDS if strange in (by_path, by_copy) else (COMMANDS[0], COMMANDS[-1]):
-        code, said = told(capsys, *arguments)
+        code, said = outcome_of(capsys, *arguments)
         assert (code, len(said.splitlines())) == (2, 1)
         assert said.startswith("vae-jax: error: run: expected code that your own training has put there; found ")
         assert names[0] in said or str(tmp_path / names[0]) in said
@@ -179,11 +179,11 @@ def test_code_that_no_training_of_ones_own_has_put_there_is_run_by_no_command(
     assert snapshot(tmp_path) == before
     assert used(mine, trust_code=True).endswith(names[0].rpartition(":")[2])
     if "e1" not in str(place) and "subprocess" not in str(place):
-        code, said = told(capsys, "evaluate", "run", FLAG)
+        code, said = outcome_of(capsys, "evaluate", "run", FLAG)
         assert "found none; has its first epoch finished?" in said.splitlines()[-1]  # it is opened
 
 
-def test_every_command_that_opens_a_run_can_be_told_to_trust_it():
+def test_every_command_that_opens_a_run_can_be_said_to_trust_it():
     known = set()
     for name, verb in cli.VERBS.items():
         parser = Parser(exit_on_error=False)
@@ -196,7 +196,7 @@ def test_a_sweeps_code_is_not_run_either(tmp_path, monkeypatch, capsys, ran):
     plan = make_sweep(Config(), 2, [f"objective.name=vae,{evil(tmp_path / 'evil.py')}:bound"])
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "sweep.json").write_text(specification(plan))
-    code, said = told(capsys, "sweep", "--out", tmp_path / "sweep", "--resume")
+    code, said = outcome_of(capsys, "sweep", "--out", tmp_path / "sweep", "--resume")
     assert (code, len(said.splitlines())) == (2, 1)
     assert f"{tmp_path}/sweep: expected code that your own training has put there; found {tmp_path}/evil.py" in said
     assert not ran.exists()
@@ -204,7 +204,7 @@ def test_a_sweeps_code_is_not_run_either(tmp_path, monkeypatch, capsys, ran):
     monkeypatch.setattr(
         "vae_jax.sweeps.plan.check_sweep_folder", lambda *_: opened.append(1) or exec("raise KeyboardInterrupt")
     )
-    assert told(capsys, "sweep", "--out", tmp_path / "sweep", "--resume", FLAG)[0] == 130
+    assert outcome_of(capsys, "sweep", "--out", tmp_path / "sweep", "--resume", FLAG)[0] == 130
     assert opened
 
 

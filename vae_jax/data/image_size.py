@@ -80,7 +80,7 @@ def choose(
     if config.image_size is None and size == LARGEST < min(last.width, last.height):
         line += f"; at most {LARGEST} is chosen, more must be set"
     if any(kind.width != kind.height for kind in seen):
-        line += "; those that are not square are stretched"
+        line += "; those not square (width x height) are stretched"
     report(line)
     return size, channels
 
