@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from vae_jax.config import Config
 from vae_jax.data import Dataset
 from vae_jax.data.split import Split
 from vae_jax.device.platforms import Platform
@@ -28,6 +29,7 @@ from vae_jax.pages.program import Program, program_of
 from vae_jax.spec import NOT_IMAGE
 from vae_jax.training.checks import labels_for
 from vae_jax.training.state import Trained
+from vae_jax.variables import Variables
 
 Report = Callable[[str], None]
 
@@ -98,7 +100,7 @@ def content_of(trained: Trained, model: Model, data: Dataset, points: int, repor
         raise UserError("RUN: expected a model that encodes images to finite numbers; found NaN or infinities")
     inputs = encoded["codes"].reshape(count, -1).astype(np.int32) if codes else z
     middle, axes, shares = principal_axes(z)
-    program = decoder_program(trained)
+    program = decoder_program(trained.config, trained.image_shape, trained.variables)
     if program.coarse:
         report("the page decodes with 32 bits, the model with fewer: its pictures differ by the model's rounding")
     return {
@@ -127,13 +129,18 @@ def content_of(trained: Trained, model: Model, data: Dataset, points: int, repor
     }
 
 
-def decoder_program(trained: Trained) -> Program:
+def decoder_program(config: Config, image_shape: tuple[int, ...], variables: Variables) -> Program:
     """The decoder: z or codes, (1, size), and the label (1,) if the model gets one -> the picture's numbers.
+
+    Args:
+        config: of the model.
+        image_shape: (height, width, channels).
+        variables: trained.
 
     Raises:
         UserError: naming an operation that a page cannot compute.
     """
-    composition = build(trained.config, trained.image_shape, Platform("native")).composition
+    composition = build(config, image_shape, Platform("native")).composition
     codes, shape = composition.posterior.codes, composition.latent_shape
     size, number = (math.prod(codes.shape), jnp.int32) if codes else (math.prod(shape), jnp.float32)
     arguments = {"z": jax.ShapeDtypeStruct((1, size), number)}
@@ -146,7 +153,7 @@ def decoder_program(trained: Trained) -> Program:
                 return model.mean(model.decode(model.vectors(z.reshape(1, *codes.shape))))
             return model.mean(model.decode(z.reshape(1, *shape)))
 
-        return composition.apply(trained.variables, look, labels=label)[0].astype(jnp.float32)
+        return composition.apply(variables, look, labels=label)[0].astype(jnp.float32)
 
     return program_of(decode, arguments)
 

@@ -24,7 +24,7 @@ UNARY = (
 )
 BINARY = (
     *("add", "and", "atan2", "div", "eq", "ge", "gt", "le", "lt", "max", "min", "mul", "ne", "or", "pow", "rem"),
-    *("sub", "xor"),
+    *("shift_left", "shift_right_arithmetic", "shift_right_logical", "sub", "xor"),
 )
 REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "prod"} | {
     "reduce_and": "min",
@@ -51,7 +51,7 @@ def _unary(name: str) -> Rule:
 def _binary(name: str) -> Rule:
     def rule(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[Any]) -> list[Value]:
         kind = kind_of(types[0].dtype)
-        function = f"{name}_int" if name in ("mul", "div", "pow") and kind == "int" else name
+        function = f"{name}_int" if name in ("mul", "div") and kind == "int" else name
         return [steps.add("binary", inputs, types[0].shape, kind, f=function)]
 
     return rule
@@ -68,8 +68,9 @@ def _convert(steps: Steps, params: dict[str, Any], inputs: list[Value], types: l
 
 
 def _integer_pow(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[Any]) -> list[Value]:
-    exponent = np.asarray(params["y"], np.int32)
-    return [steps.add("binary", [inputs[0], exponent], types[0].shape, kind_of(types[0].dtype), f="pow")]
+    exponent, kind = np.asarray(params["y"], np.int32), kind_of(types[0].dtype)
+    function = "pow_int" if kind == "int" else "pow"
+    return [steps.add("binary", [inputs[0], exponent], types[0].shape, kind, f=function)]
 
 
 def _round(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[Any]) -> list[Value]:
@@ -177,7 +178,7 @@ def _pad(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[
         offset += (low + start * step) * usual[axis]
         strides.append(step * usual[axis])
     kept = sliced(steps, value, starts, counts, [1] * len(counts)) if math.prod(counts) else None
-    parts = [] if kept is None else [(kept, strides, offset)]
+    parts = [] if kept is None else [(kept, strides, int(offset))]
     return [steps.put(types[0].shape, kind_of(types[0].dtype), fill, parts)]
 
 
@@ -314,6 +315,7 @@ RULES: dict[str, Rule] = {
     **{name: _unary(name) for name in UNARY},
     **{name: _binary(name) for name in BINARY},
     **dict.fromkeys(SAME, _same),
+    "add_any": _binary("add"),
     **{name: _reduction(function) for name, function in REDUCTIONS.items()},
     **{name: _cumulation(function) for name, function in CUMULATIONS.items()},
     "argmax": _arg("argmax"),
