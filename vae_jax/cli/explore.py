@@ -47,8 +47,6 @@ VERBS = {
         "write a page of the latent space in which the decoder runs, and open it in the browser",
         _options,
         _run,
-        "examples:\n"
-        "  vae-jax explore runs/digits\n"
-        "  vae-jax explore runs/digits --out digits.html --no-open",
+        "examples:\n  vae-jax explore runs/digits\n  vae-jax explore runs/digits --out digits.html --no-open",
     ),
 }

@@ -82,7 +82,7 @@ const explorer = (() => {
     say(text);
     for (const slider of sliders) slider.follow();
     follow();
-    drawMap();
+    drawMarks();
   };
 
   /** Shows another z or other codes, once for each frame of the screen. */
@@ -105,7 +105,7 @@ const explorer = (() => {
 
   // An axis of the map is a direction of z, from an origin: coordinate = direction · (z − origin).
   const principal = (number) => ({
-    name: `principal axis ${number + 1} (${Math.round(100 * data.shares[number])}% of the variance)`,
+    name: `principal axis ${number + 1} (${Math.round(100 * data.shares[number])}%)`,
     direction: directions?.subarray(number * size, (number + 1) * size),
     origin: middle,
     points: Float32Array.from({ length: points.count }, (_, n) => xy[2 * n + number]),
@@ -157,12 +157,13 @@ const explorer = (() => {
   const COLOURS = ["#2f7ed8", "#e07b1f", "#2f9e44", "#d22f2f", "#8e5bd6", "#9c6644", "#17a2a8", "#c2a400", "#7a8088", "#ec7fc0"];
   const colourOf = (label) => (label < COLOURS.length ? COLOURS[label] : `hsl(${(label * 137.5) % 360} 60% 50%)`);
 
+  // The points are drawn once and copied while the mark moves.
+  const layer = document.createElement("canvas");
   const drawMap = () => {
-    const { box, toX, toY } = scaled(), sharp = window.devicePixelRatio || 1;
-    map.width = Math.max(1, Math.round(box.width * sharp));
-    map.height = Math.max(1, Math.round(box.height * sharp));
-    const pen = map.getContext("2d"), style = getComputedStyle(document.documentElement);
-    const text = style.getPropertyValue("--text").trim(), [a, b] = axes();
+    const { box, toX, toY } = scaled(), sharp = window.devicePixelRatio || 1, [a, b] = axes();
+    layer.width = map.width = Math.max(1, Math.round(box.width * sharp));
+    layer.height = map.height = Math.max(1, Math.round(box.height * sharp));
+    const pen = layer.getContext("2d");
     pen.scale(sharp, sharp);
     for (let n = 0; n < points.count; n++) {
       pen.globalAlpha = shownPoint(n) ? 0.75 : 0.07;
@@ -171,7 +172,16 @@ const explorer = (() => {
       pen.arc(toX(a.points[n]), toY(b.points[n]), 2.6, 0, 7);
       pen.fill();
     }
-    pen.globalAlpha = 1;
+    drawMarks();
+  };
+  const drawMarks = () => {
+    const { toX, toY } = scaled(), sharp = window.devicePixelRatio || 1;
+    const pen = map.getContext("2d"), style = getComputedStyle(document.documentElement);
+    const text = style.getPropertyValue("--text").trim();
+    pen.resetTransform();
+    pen.clearRect(0, 0, map.width, map.height);
+    pen.drawImage(layer, 0, 0);
+    pen.scale(sharp, sharp);
     pen.font = "600 14px system-ui, sans-serif";
     const mark = (place, letter) => {
       const [x, y] = [toX(place[0]), toY(place[1])];
@@ -214,7 +224,7 @@ const explorer = (() => {
     at("path").disabled = !(state.a && state.b);
     at("path").value = end === "a" ? 0 : 1;
     followPath();
-    drawMap();
+    drawMarks();
   };
   const followPath = () => {
     at("path-help").textContent = state.a && state.b
@@ -386,8 +396,8 @@ const explorer = (() => {
     };
   }
   at("map-help").textContent = codes
-    ? "Click an image to take its codes; arrow keys walk from image to image. Hover to see images."
-    : "Click or drag to decode a point of this plane; what the plane does not show of z stays. Arrow keys move, with Shift further; Enter takes the nearest image. Hover to see images.";
+    ? "Click an image to take its codes; arrow keys walk from image to image. Hover to see images. Percentages are shares of the variance of z."
+    : "Click or drag to decode a point of this plane; what the plane does not show of z stays. Arrow keys move, with Shift further; Enter takes the nearest image. Hover to see images. Percentages are shares of the variance of z.";
 
   // --- Class, A and B, samples ---------------------------------------------------------------------------------------
 
@@ -415,7 +425,7 @@ const explorer = (() => {
   at("temperatures-label").hidden = !prior.temperatures;
   at("prior").textContent = {
     normal: "z = temperature × noise, from the prior N(0, I)" + (data.classes ? ", of the chosen class." : "."),
-    drawn: `From ${PLURAL(prior.count ?? 0, "z")} of the prior ${prior.name}, drawn when this page was made` + (prior.labels ? "; those of the chosen class." : "."),
+    drawn: `From the prior ${prior.name}: ${PLURAL(prior.count ?? 0, "draw")} made with this page` + (prior.labels ? ", here those of the chosen class." : "."),
     none: `None: ${prior.why}.`,
   }[prior.kind];
   const draw = () => {
@@ -449,6 +459,7 @@ const explorer = (() => {
   }
   window.addEventListener("resize", drawMap);
   window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawMap);
+  drawMap();
   takeImage(0);
   if (prior.kind !== "none") draw();
 

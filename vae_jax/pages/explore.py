@@ -170,8 +170,8 @@ def principal_axes(z: Float[np.ndarray, "points latent"]) -> tuple[np.ndarray, n
     else:
         from scipy.sparse.linalg import svds
 
-        _, singular, found = svds(centred, 2, v0=np.ones(min(centred.shape)))
-        found, squares = found[::-1], np.square(singular)[::-1]
+        _, singular, rows = svds(centred, 2, v0=np.ones(min(centred.shape)))
+        found, squares = np.asarray(rows)[::-1], np.square(singular)[::-1]
     axes[: len(found)], variances[: len(squares)] = found, squares
     signs = np.sign(axes[np.arange(2), np.abs(axes).argmax(1)])  # so that the largest number of an axis is positive
     shares = np.maximum(variances, 0) / total if total > 0 else np.zeros(2)

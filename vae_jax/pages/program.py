@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Literal
 
@@ -72,7 +73,7 @@ def program_of(function: Callable[..., Any], arguments: Mapping[str, jax.ShapeDt
 
 def _known(value: Any) -> Any:
     """A constant as numpy has it; keys of random numbers stay jax's."""
-    return value if jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.extended) else np.asarray(value)
+    return value if jnp.issubdtype(getattr(value, "dtype", np.float32), jax.dtypes.extended) else np.asarray(value)
 
 
 class _Translation:

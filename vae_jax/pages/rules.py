@@ -94,9 +94,7 @@ def _broadcast(steps: Steps, params: dict[str, Any], inputs: list[Value], types:
     value, shape = inputs[0], types[0].shape
     assert isinstance(value, Slot)
     strides = [0] * len(shape)
-    for axis, size, stride in zip(
-        params["broadcast_dimensions"], value.shape, row_major(value.shape), strict=True
-    ):
+    for axis, size, stride in zip(params["broadcast_dimensions"], value.shape, row_major(value.shape), strict=True):
         strides[axis] = 0 if size == 1 else stride
     return [steps.viewed(value, shape, strides)]
 
@@ -119,7 +117,7 @@ def _transpose(steps: Steps, params: dict[str, Any], inputs: list[Value], types:
 def reversed_along(steps: Steps, value: Value, axes: Sequence[int]) -> Value:
     """The value with these axes running backwards."""
     if isinstance(value, np.ndarray):
-        return np.flip(value, axes)
+        return np.flip(value, tuple(axes))
     usual = row_major(value.shape)
     strides = [-stride if axis in axes else stride for axis, stride in enumerate(usual)]
     return steps.viewed(value, value.shape, strides, sum((value.shape[axis] - 1) * usual[axis] for axis in axes))
@@ -295,9 +293,7 @@ def _convolution(steps: Steps, params: dict[str, Any], inputs: list[Value], type
         pairs = {name: [0 if name == "low" else 1, *pair] for name, pair in pairs.items()}
     four = shape if axes == 2 else (*shape[:2], 1, shape[2])
     pairs = {name: [int(number) for number in pair] for name, pair in pairs.items()}
-    made = steps.add(
-        "convolve", [images, kernel], four, "float", groups=params["feature_group_count"], **pairs
-    )
+    made = steps.add("convolve", [images, kernel], four, "float", groups=params["feature_group_count"], **pairs)
     order = [of_result.index(axis) for axis in range(axes + 2)]
     return [steps.transposed(steps.reshaped(made, shape), order)]
 
