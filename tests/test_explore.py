@@ -56,7 +56,7 @@ def conditional(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def coded(tmp_path_factory):
-    options = {"model.network": "mlp", "posterior.name": "codebook", "posterior.codes": 16, **UNIFORM}
+    options = {"model.network": "mlp", "posterior.name": "codebook", "posterior.codes": 16, "prior.name": "uniform"}
     options |= {"posterior.places": [2, 3], "model.channels": None, "model.hidden": None, "objective.beta": None}
     return trained(tmp_path_factory.mktemp("coded") / "run", **options)
 

@@ -228,6 +228,7 @@ def test_what_does_not_depend_on_the_arguments_is_computed_before():
 
 
 SMALL = {"model.latent": 3, "model.channels": (4, 6), "model.hidden": 8}
+UNIFORM = {"prior.name": "uniform"}
 CODES = {
     "model.network": "mlp",
     "model.layers": (8,),
@@ -296,6 +297,11 @@ def check_decoder(driver, options, shape=(8, 8, 1), tolerance=TOLERANCE):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_page_decodes_as_the_model_does(blank, name):
     assert not check_decoder(blank, MODELS[name]).coarse
+
+
+def test_the_articles_decoder_is_small(blank):
+    program = check_decoder(blank, {}, (32, 32, 1))  # the default configuration has the article's model
+    assert len(json.dumps(program.as_json())) < 700_000  # 108,433 parameters, four bytes each, in base64
 
 
 def test_colours_and_larger_images(blank):
