@@ -31,15 +31,21 @@ PYTEST := $(BIN)/python -m pytest $(SHARED)
 QUICKLY := $(shell $(PYTHON) -c 'import sys; print("--xla_cpu_use_fusion_emitters=false" * (sys.version_info[:2] == (3, 11)))')
 QUICK := checkpoint compiled config convolution data_load evaluate likelihoods run
 
-.PHONY: train test test-newest lint torture docs bench clean
+.PHONY: train test test-newest lint torture docs bench clean chromium
 
 train: $(BIN)/.installed
 	$(BIN)/vae-jax train --config $(CONFIG) --out $(RUN) $(ARGS)
 
-test: $(BIN)/.installed-test lint
+test: $(BIN)/.installed-test lint chromium
 	XLA_FLAGS="$(XLA_FLAGS) $(QUICKLY)" $(PYTEST) -m "not optimized"
 	$(PYTEST) -m optimized
 	$(if $(ALSO),$(MAKE) test-newest,@echo "no Python 3.12 beside $(PYTHON): the newest jax is not tested")
+
+# Pages are tested in Chromium. Root on Debian gets it here; elsewhere, without it, those tests are skipped.
+chromium:
+	@command -v chromedriver >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && { apt-get update -qq; \
+	    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver; } >/dev/null 2>&1; } || \
+	    echo "no Chromium here (apt-get install chromium chromium-driver): tests of pages are skipped"
 
 test-newest: $(ALSO_BIN)/.installed
 	$(ALSO_BIN)/python -m pytest $(SHARED) $(QUICK:%=tests/test_%.py)

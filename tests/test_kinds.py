@@ -460,6 +460,7 @@ def test_every_command_works_or_says_why_not(tmp_path, monkeypatch, capsys, kind
             "model.latent: expected the run's own, 2, of which the prior is trained; found 5",
         ),
         "codes": (["run"], "RUN: expected a model whose z are made of codes; found z of shape (2,)"),
+        "explore": (["run"], f"RUN: expected a model of images; found data of kind {kind}"),
         "export": (["run", "new.safetensors"], "model.network: expected convolutional"),
         "import": (["x.safetensors", "other", *options], "data.kind: expected image to import"),
         "compare": (options, "data.kind: expected image to compare with PyTorch"),

@@ -42,6 +42,7 @@ ORDER = [
     "training",
     "runs",
     "sweeps",
+    "pages",
     "interop",
     "compare",
     "cli",

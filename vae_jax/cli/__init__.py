@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vae_jax import interruption
-from vae_jax.cli import codes, compare, configs, exchange, prior, reconstruct, show, sweep, train
+from vae_jax.cli import codes, compare, configs, exchange, explore, prior, reconstruct, show, sweep, train
 from vae_jax.cli.arguments import Parser, read
 from vae_jax.cli.common import Verb, flag, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
@@ -38,6 +38,7 @@ VERBS = {
     **prior.VERBS,
     **sweep.VERBS,
     **reconstruct.VERBS,
+    **explore.VERBS,
     **codes.VERBS,
     **exchange.VERBS,
     **show.VERBS,
