@@ -35,7 +35,7 @@ const explorer = (() => {
     let most = 0;
     for (let row = 0, n = 0; row * size < z.length; row++) {
       const made = decode(z.subarray(row * size, (row + 1) * size), data.check.labels?.[row]);
-      for (let m = 0; m < made.length; m++) most = Math.max(most, Math.abs(made[m] - wanted[n++])) || (made[m] === made[m] ? most : NaN);
+      for (let m = 0; m < made.length; m++) most = Math.max(most, Math.abs(made[m] - wanted[n++]));
     }
     return most;
   };
