@@ -213,7 +213,7 @@ def _progress(config: Config, noun: str, shown: bool) -> Iterator[Callable[..., 
         yield None
         return
     if not on_terminal(sys.stderr):
-        say("compiling …")
+        answer("compiling …")
         lines, epoch = Lines("training"), 1
 
         def line(progress: Any) -> None:
