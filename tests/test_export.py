@@ -17,9 +17,9 @@ from run_fixtures import TINY, compiled_once, flags, snapshot
 from vae_jax import load_config
 from vae_jax.cli import main
 from vae_jax.errors import UserError
-from vae_jax.interop.card import NO_LICENCE
+from vae_jax.interop.card import NO_LICENCE, card_of
 from vae_jax.interop.functions import functions_of
-from vae_jax.interop.onnx_file import write_onnx
+from vae_jax.interop.onnx_file import translated, write_onnx
 from vae_jax.interop.onnx_graph import to_onnx
 from vae_jax.interop.stablehlo import write_stablehlo
 from vae_jax.model.build import build
@@ -72,7 +72,7 @@ def trained_of(name, **changes):
     random = np.random.RandomState(0)
 
     def moved(leaf):
-        return leaf + (0.1 * random.rand(*leaf.shape)).astype(leaf.dtype) if leaf.dtype.kind == "f" else leaf
+        return leaf + (0.2 * random.rand(*leaf.shape) - 0.1).astype(leaf.dtype) if leaf.dtype.kind == "f" else leaf
 
     variables = jax.tree.map(moved, composition.init(jax.random.key(1)))
     return Trained(config, shape, start_from(config, objective, variables, 0), [], None)
@@ -133,7 +133,8 @@ def test_stablehlo_computes_what_the_model_does(name, tmp_path):
 def test_onnx_computes_what_the_model_does(name, tmp_path):
     trained = trained_of(name)
     functions = functions_of(trained)
-    written = write_onnx(functions, tmp_path / "model.onnx", "a card")
+    written = translated(functions)
+    write_onnx(written.models, tmp_path / "model.onnx", "a card")
     assert set(written.left_out) == ({"encode"} if name in NO_ONNX_ENCODER else set())
     for batch in (1, 7):
         inputs, labels = inputs_of(trained, batch)
@@ -211,6 +212,13 @@ OPERATIONS = {
     "signs": lambda x: jnp.sign(x) + jnp.floor(x) + jnp.ceil(x) + jnp.round(3 * x),
     "powers": lambda x: x**3 + jnp.abs(x) ** 0.7 + jnp.sqrt(jnp.abs(x)) + lax.rsqrt(jnp.abs(x) + 1),
     "errors": lambda x: lax.erf(x) + lax.erfc(x / 2),
+    "small numbers": lambda x: jnp.log1p(jnp.abs(x) * 1e-7) * 1e7 + jnp.expm1(x * 1e-7) * 1e7,
+    "logarithm of softplus": lambda x: jnp.log(jax.nn.softplus(10 * x)),
+    "rounded away": lambda x: lax.round(jnp.round(4 * x) / 2, lax.RoundingMethod.AWAY_FROM_ZERO),
+    "product with what is the same for all": lambda x: (
+        x[..., 0] @ jnp.ones((6, 4)) + jnp.zeros((x.shape[0], 4, 4)) @ TABLE[:4]
+    ),
+    "sum over no axis": lambda x: jnp.sum(x, ()),
     "comparisons": lambda x: ((x >= 0.1) & ~(x > 0.5) | (x != x.max()) & (x <= 1) & (x < 3)).astype(jnp.float32),
     "whole numbers": lambda x: lax.rem(jnp.round(9 * x).astype(jnp.int32), 4),
     "activations": lambda x: (
@@ -246,6 +254,8 @@ def test_an_operation(name):
     ("function", "message"),
     [
         (lambda x: jnp.sort(x, 1), "found sort"),
+        (lambda x: lax.select_n(jnp.argmax(x, 0) % 3, x[0], x[1], x[2]), "found one between 3"),
+        (lambda x: x.astype(jnp.int32) & 3, "expected operations as ONNX has them"),
         (lambda x: lax.scan(lambda c, _: (c + 1, c), x, None, 3)[0], "found scan"),
         (lambda x: jnp.roll(x, jnp.argmax(x[0, 0, 0]), 1), "found "),
         (
@@ -255,7 +265,7 @@ def test_an_operation(name):
     ],
 )
 def test_what_is_not_translated_is_named(function, message):
-    with pytest.raises(UserError, match=f"^--to onnx: expected .*{message}"):
+    with pytest.raises(UserError, match=f"^--to onnx: .*{message}"):
         to_onnx(function, {"x": jax.ShapeDtypeStruct((3, 4, 6, 2), jnp.float32)}, ["y"])
 
 
@@ -384,12 +394,54 @@ def test_users_own_networks_are_exported_also_if_they_take_the_size_of_a_batch(o
         with zipfile.ZipFile(tmp_path / "m.zip") as archive:
             decode = jax.export.deserialize(archive.read("decode.jax")).call
         np.testing.assert_allclose(decode(inputs["z"])["pictures"], wanted["decode"]["pictures"], rtol=1e-5, atol=1e-5)
-    assert write_onnx(functions[1:], tmp_path / "m.onnx", "").gaps["decode"] < 1e-5
+    decode = onnxruntime.InferenceSession(translated(functions[1:]).models["decode"].SerializeToString())
+    (pictures,) = decode.run(None, {"z": inputs["z"]})
+    np.testing.assert_allclose(pictures, wanted["decode"]["pictures"], rtol=1e-5, atol=1e-5)
 
 
-def test_weights_in_half_precision_compute_in_float32_in_onnx(tmp_path):
+def test_weights_in_half_precision_compute_in_float32_in_onnx():
     trained = trained_of("convolutional")
     half = trained._replace(config=replace(trained.config, model=replace(trained.config.model, precision="bfloat16")))
-    whole = write_onnx(functions_of(trained), tmp_path / "a.onnx", "")
-    assert write_onnx(functions_of(half, "float32"), tmp_path / "b.onnx", "").gaps == whole.gaps
-    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    whole, rounded = (translated(functions_of(of, "float32")).models["decode"] for of in (trained, half))
+    assert whole.SerializeToString() == rounded.SerializeToString()
+
+
+def test_numbers_that_are_not_finite_do_not_pass_the_check():
+    def functions(call):
+        return [replace_call(functions_of(trained_of("mlp"))[1], call)]
+
+    def nowhere(z):  # a value that jax has and the graph has not
+        return {"pictures": jnp.where(jnp.isnan(jnp.log(z)), 1.0, jnp.log(z)) * jnp.inf}
+
+    with pytest.raises(UserError, match=r"^--to onnx: expected decode to give finite numbers; found others"):
+        translated(functions(nowhere))
+
+
+def test_a_later_export_leaves_no_encoder_of_an_earlier_model(tmp_path):
+    write_onnx(translated(functions_of(trained_of("mlp"))).models, tmp_path / "m.onnx", "")
+    assert (tmp_path / "m.encode.onnx").exists()
+    write_onnx(translated(functions_of(trained_of("flow"))).models, tmp_path / "m.onnx", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_card_has_no_places_and_only_the_functions_that_the_file_holds(tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "net.py").write_text((OWN / "groupnorm.py").read_text())
+    own = f"{tmp_path}/secret/net.py:GroupNormNet"
+    data = {"data.source": "mnist", "data.manual_dir": f"{tmp_path}/secret"}
+    trained = trained_of("own", **data, **{"model.network": own})
+    objective = build(trained.config, trained.image_shape).objective
+    card = card_of(trained, objective, "a|b\nc", None, functions_of(trained)[1:])
+    assert "secret" not in card
+    assert "net.py:GroupNormNet" in card
+    assert "`decode`" in card
+    assert "`encode`" not in card
+    assert "# a\\|b c\n" in card
+
+
+@pytest.mark.parametrize("licence", ["mit\nmodel-index: []", "a b", "", "x" * 101])
+def test_what_is_no_licence_is_refused(run, command, tmp_path, licence):
+    code, _, err = command("export", run, tmp_path / "m.onnx", "--to", "onnx", "--licence", licence)
+    assert code == 2
+    assert "--licence: expected an identifier as apache-2.0 or mit; found" in err
+    assert not list(tmp_path.iterdir())

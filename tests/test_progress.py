@@ -39,6 +39,16 @@ def test_a_line_of_the_commands_own_puts_the_next_one_off(clock, capsys):
     assert capsys.readouterr().err == "training: 98%, epoch 3, about 1 s left\n"
 
 
+def test_what_was_done_before_is_no_measure_of_speed(clock, capsys):
+    """Compiling comes before the first call, and a resumed run has many epochs already."""
+    lines = progress.Lines("training")
+    clock.append(clock[-1] + 100)  # compiling
+    lines.show(80, 100)
+    clock.append(clock[-1] + 100)
+    lines.show(81, 100)
+    assert capsys.readouterr().err == "training: 81%, about 32 min left\n"
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(0.2, "1 s"), (40.0, "40 s"), (99.0, "99 s"), (720.0, "12 min"), (5940.0, "99 min"), (12600.0, "3.5 h")],

@@ -39,7 +39,8 @@ class Parser(argparse.ArgumentParser):
         """Adds the default of every option so far to its help, where there is one and the help does not say it."""
         for action in self._actions:
             default = action.default if isinstance(action.default, str | int | float) else None
-            if default not in (None, False, argparse.SUPPRESS) and action.help and "default" not in action.help:
+            shown = default is not None and default is not False and default != argparse.SUPPRESS
+            if shown and action.help and "default" not in action.help:
                 action.help += f" (default {default})".replace("%", "%%")
 
 
@@ -116,7 +117,9 @@ def read(
     if parser.configured and asked is not None:
         named = SECTIONS if rest[asked] == "--help-all" else {argument.partition(".")[0] for argument in changes}
         config = _shown(parser, rest[:asked], base) if file is None else read_file(file)
-        only = list(takewhile(lambda argument: not argument.startswith("-"), rest[asked + 1 :]))
+        only = list(dict.fromkeys(takewhile(lambda argument: not argument.startswith("-"), rest[asked + 1 :])))
+        if any(not action.option_strings for action in parser._actions):  # other words are the command's own
+            only = [argument for argument in only if argument in SECTIONS]
         for argument in only:
             lookup(SECTIONS, argument, "--help")
         _add_help(parser, with_options(config, **changes), {*named, *parser.first}, only)

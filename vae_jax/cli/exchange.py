@@ -34,11 +34,12 @@ def _export(options: Any) -> None:
     path, folder = expand(options.file), expand(options.run)
     check_code(options, folder)
     set_device("cpu")
-    from vae_jax.interop.export import check_target, export, written_by
+    from vae_jax.interop.export import check_licence, check_target, export, written_by
 
     check_target(path, options.to)
-    if path.is_dir():
-        raise UserError(f"{path}: expected a file, found a folder")
+    check_licence(options.licence)
+    if folders := [target for target in written_by(path, options.to) if target.is_dir()]:
+        raise UserError(f"{folders[0]}: expected a file, found a folder")
     if not options.overwrite and (there := [target for target in written_by(path, options.to) if target.exists()]):
         raise UserError(f"{there[0]}: there is such a file already; --overwrite writes over it")
     check_no_link(folder, path.parent)

@@ -18,7 +18,8 @@ class Lines:
     def __init__(self, what: str) -> None:
         """Starts the time of a command, which the lines call `what`."""
         self._what = what
-        self._begun = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when it was shown first, and how much was done already
         self._wait = FIRST_WAIT
 
     def heard(self) -> None:
@@ -28,10 +29,11 @@ class Lines:
     def show(self, done: int, total: int, more: str = "") -> None:
         """Prints a line if the last one is long ago."""
         now = time.monotonic()
-        if not 0 < done < total or now - self._last < self._wait:
+        self._first = begun, before = self._first or (now, done)  # compiling came before, or what a run had already
+        if not before < done < total or now - self._last < self._wait:
             return
         self._last, self._wait = now, min(2 * self._wait, LONGEST_WAIT)
-        left = span((now - self._begun) * (total - done) / done)
+        left = span((now - begun) * (total - done) / (done - before))
         say(f"{self._what}: {done / total:.0%}{more}, about {left} left")
 
 

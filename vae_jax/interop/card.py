@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import yaml
 
-from vae_jax.config import Config, options_of
+from vae_jax.config import Config
 from vae_jax.interop.functions import Function
 from vae_jax.networks import count_parameters
 from vae_jax.objectives import Objective
-from vae_jax.runs import identity
+from vae_jax.runs.overview import PLACES, public_options
 from vae_jax.training.state import Trained
 from vae_jax.version import __version__
 
@@ -35,7 +35,8 @@ def card_of(
         functions: that the file holds.
         use: how the file is used, in Markdown.
     """
-    config = trained.config
+    config, options = trained.config, public_options(trained.config)
+    name = cell(name)
     front = ["---", "library_name: vae_jax", "tags: [vae, jax, image-generation]"]
     front += [f"license: {licence}"] * (licence is not None) + ["---", ""]
     labels = f", {config.model.classes} labels" if config.model.classes else ""
@@ -47,12 +48,12 @@ def card_of(
         *_table(
             {
                 "data": f"{config.data.name or config.data.source}, {'×'.join(map(str, trained.image_shape))}{labels}",
-                "networks": f"{config.model.network}, {count_parameters(trained.variables.params):,} parameters",
+                "networks": f"{options['model.network']}, {count_parameters(trained.variables.params):,} parameters",
                 "latent dimensions": config.model.latent,
-                "posterior": config.posterior.name,
-                "prior": config.prior.name,
-                "likelihood": config.likelihood.name,
-                "objective": config.objective.name,
+                "posterior": options["posterior.name"],
+                "prior": options["prior.name"],
+                "likelihood": options["likelihood.name"],
+                "objective": options["objective.name"],
                 "training": f"{len(trained.history)} epochs, {int(trained.state.step):,} steps, seed {config.seed}",
             }
         ),
@@ -74,8 +75,8 @@ def card_of(
 def _options(config: Config) -> str:
     """The configuration in YAML, without places of this machine and what a run keeps."""
     sections: dict[str, Any] = {}
-    for name, value in options_of(config).items():
-        if name.startswith((*identity.LOCAL, "train.start")):
+    for name, value in public_options(config).items():
+        if name in PLACES or name.startswith("output."):
             continue
         section, dot, option = name.rpartition(".")
         place = sections.setdefault(section, {}) if dot else sections
@@ -83,8 +84,13 @@ def _options(config: Config) -> str:
     return yaml.safe_dump(sections, sort_keys=False, default_flow_style=None)
 
 
+def cell(text: str) -> str:
+    """A name on one line, with signs that end a table's cell escaped."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
 def _table(rows: Mapping[str, Any]) -> list[str]:
-    return ["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows.items())]
+    return ["| | |", "|---|---|", *(f"| {name} | {cell(str(text))} |" for name, text in rows.items())]
 
 
 def _figures(trained: Trained, objective: Objective) -> list[str]:

@@ -1,5 +1,6 @@
 """Exports runs for other tools: PyTorch's weights, StableHLO or ONNX, with a model card beside the file."""
 
+import re
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from vae_jax.files.replace import write_text
 from vae_jax.interop.card import card_of
 from vae_jax.interop.exchange import export_run
 from vae_jax.interop.functions import functions_of
-from vae_jax.interop.onnx_file import onnx_paths, write_onnx
+from vae_jax.interop.onnx_file import FUNCTIONS, onnx_path, translated, write_onnx
 from vae_jax.interop.stablehlo import write_stablehlo
 from vae_jax.model.build import build
 from vae_jax.registry import lookup
@@ -73,21 +74,22 @@ def _stablehlo(request: Request, **how: object) -> Export:
 
 def _onnx(request: Request, **how: object) -> Export:
     functions = functions_of(request.trained, "float32")
-    paths = onnx_paths(functions, request.path)
+    made = translated(functions)
     lines = [
         "import onnxruntime",
         f"decode = onnxruntime.InferenceSession({request.path.name!r})",
         f"(pictures,) = decode.run(None, {{{_arguments(request.trained, named=True)}}})",
     ]
-    card = request.card(functions, "\n".join(["```python", *lines, "```"]))
-    written = write_onnx(functions, request.path, card)
+    held = [function for function in functions if function.name in made.models]
+    files = "\n".join(f"- `{function.name}` is in `{onnx_path(function.name, request.path).name}`" for function in held)
+    card = request.card(held, "\n".join(["```python", *lines, "```", "", files]))
     write_text(card_path(request.path), card)
-    about = [f"{paths[name].name}: {name}, as jax computes it to {gap:.1g}" for name, gap in written.gaps.items()]
-    about += [f"{name} is left out: {why}" for name, why in written.left_out.items()]
+    written = write_onnx(made.models, request.path, card)
+    about = [f"{name}: as jax computes it to {gap:.1g}" for name, gap in made.gaps.items()]
+    about += [f"{name} is left out: {why}" for name, why in made.left_out.items()]
     if (precision := request.trained.config.model.precision) != "float32":
         about.append(f"computed in float32, where the run has {precision}")
-    others = [paths[name] for name in written.gaps if name != "decode"]
-    return Export([card_path(request.path), *others, request.path], about)
+    return Export([card_path(request.path), *written], about)
 
 
 def _arguments(trained: Trained, named: bool = False) -> str:
@@ -119,10 +121,20 @@ def check_target(path: Path, to: str) -> None:
         raise UserError(f"{path}: expected a name that ends in {suffix}, for --to {to}; found {quoted(path.name)}")
 
 
+def check_licence(licence: str | None) -> None:
+    """Refuses what is no identifier of a licence.
+
+    Raises:
+        UserError: naming what was expected.
+    """
+    if licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,99}", licence):
+        raise UserError(f"--licence: expected an identifier as apache-2.0 or mit; found {quoted(licence)}")
+
+
 def written_by(path: Path, to: str) -> list[Path]:
     """The files that an export may write."""
-    more = [path.with_suffix(f".{name}{path.suffix}") for name in ("encode", "decode_codes")] if to == "onnx" else []
-    return [path, card_path(path), *more]
+    files = [onnx_path(name, path) for name in FUNCTIONS] if to == "onnx" else [path]
+    return [*files, card_path(path)]
 
 
 def export(
@@ -140,7 +152,7 @@ def export(
         folder: of the run.
         path: of the file: .safetensors for torch, .zip for stablehlo, .onnx for onnx.
         to: torch, the weights for `load_state_dict`; stablehlo, encoder and decoder for `jax.export.deserialize`; or
-            onnx, the decoder, and the encoder beside it as FILE.encode.onnx.
+            onnx, the decoder, and the encoder beside model.onnx as model.encode.onnx.
         checkpoint: latest or best.
         licence: of the weights, for the card.
         report: see `vae_jax.runs.reading.load`.
@@ -152,6 +164,7 @@ def export(
     """
     path, folder = Path(path), Path(folder)
     check_target(path, to)
+    check_licence(licence)
     trained = load(folder, checkpoint, report, trust_code)
     _, objective = build(trained.config, trained.image_shape)
 

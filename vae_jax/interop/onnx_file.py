@@ -16,42 +16,36 @@ from vae_jax.interop.functions import Function
 
 TOLERANCE = 1e-5  # of results, beside their size
 CHECKED = (1, 7)  # batches
+FUNCTIONS = ("encode", "decode_codes", "decode")  # as they are written
 
 
-def onnx_paths(functions: list[Function], path: Path) -> dict[str, Path]:
-    """The file of every function."""
-    return {
-        function.name: path if function.name == "decode" else path.with_suffix(f".{function.name}{path.suffix}")
-        for function in functions
-    }
+def onnx_path(function: str, path: Path) -> Path:
+    """The file of a function, beside the decoder's."""
+    return path if function == "decode" else path.with_suffix(f".{function}{path.suffix}")
 
 
-class Written(NamedTuple):
-    """What is written.
+class Translated(NamedTuple):
+    """A model's functions as ONNX.
 
     Attributes:
-        gaps: for every function the largest difference from jax's results, on random inputs, beside the results' size.
-        left_out: why functions other than the decoder are not written.
+        models: of the functions that could be translated, by name.
+        gaps: their largest differences from jax's results, on random inputs, beside the results' size.
+        left_out: why functions other than the decoder could not be translated.
     """
 
+    models: dict[str, Any]
     gaps: dict[str, float]
     left_out: dict[str, str]
 
 
-def write_onnx(functions: list[Function], path: Path, about: str) -> Written:
-    """Writes a model for every function, for any batch, after onnxruntime has computed what jax does.
+def translated(functions: list[Function]) -> Translated:
+    """The functions as models for any batch, after onnxruntime has computed what jax does.
 
     A function that cannot be translated is left out, unless it is the decoder.
-
-    Args:
-        functions: of the model.
-        path: of the decoder.
-        about: a text on the model, kept in the files.
 
     Raises:
         UserError: if the extra is missing, the decoder has operations that are not translated, or onnxruntime computes
             something else than jax.
-        OSError: if a file cannot be written.
     """
     try:
         import onnxruntime  # type: ignore[import-untyped]
@@ -59,45 +53,79 @@ def write_onnx(functions: list[Function], path: Path, about: str) -> Written:
         from vae_jax.interop.onnx_graph import to_onnx
     except ImportError as error:
         raise UserError("--to onnx: expected the extra onnx, pip install 'vae_jax[onnx]'") from error
-    files, gaps, left_out = {}, {}, {}
+    models, gaps, left_out = {}, {}, {}
     for function in functions:
         try:
-            model = to_onnx(function.call, function.inputs, function.outputs, about)
+            models[function.name], gaps[function.name] = _checked(function, to_onnx, onnxruntime)
         except UserError as error:
             if function.name == "decode":
                 raise
             left_out[function.name] = str(error)
-            continue
-        content = model.SerializeToString()
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        gaps[function.name] = max(
-            _gap(function, lambda inputs: session.run(list(function.outputs), inputs), batch)  # noqa: B023
-            for batch in CHECKED
+    return Translated(models, gaps, left_out)
+
+
+def _checked(function: Function, to_onnx: Any, onnxruntime: Any) -> tuple[Any, float]:
+    """A function's model, and the largest difference of its results from jax's.
+
+    Raises:
+        UserError: see `translated`.
+    """
+    model = to_onnx(function.call, function.inputs, function.outputs)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs = list(function.outputs)
+    gap = float(np.max([_gap(function, lambda inputs: session.run(outputs, inputs), batch) for batch in CHECKED]))
+    if not gap <= TOLERANCE:
+        raise UserError(
+            f"--to onnx: expected onnxruntime to compute {function.name} as jax does, to {TOLERANCE}; found a "
+            f"difference of {gap:.2g}"
         )
-        if not gaps[function.name] <= TOLERANCE:
-            raise UserError(
-                f"--to onnx: expected onnxruntime to compute {function.name} as jax does, to {TOLERANCE}; found a "
-                f"difference of {gaps[function.name]:.2g}"
-            )
-        files[onnx_paths(functions, path)[function.name]] = content
-    for target, content in files.items():
+    return model, gap
+
+
+def write_onnx(models: dict[str, Any], path: Path, about: str) -> list[Path]:
+    """Writes models by function, with a text on them; deletes the files of functions that there are no longer.
+
+    Returns:
+        The files, the decoder's last.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    written = []
+    for name in FUNCTIONS:
+        target = onnx_path(name, path)
+        if name not in models:
+            target.unlink(missing_ok=True)  # of an earlier model, to whose decoder it belonged
+            continue
+        models[name].doc_string = models[name].graph.doc_string = about
         with replacing(target) as file:
-            file.write(content)
-    return Written(gaps, left_out)
+            file.write(models[name].SerializeToString())
+        written.append(target)
+    return written
 
 
 def _gap(function: Function, run: Callable[[dict[str, np.ndarray]], Any], batch: int) -> float:
-    """The largest difference of a function's results for random inputs, relative where they are greater than 1."""
+    """The largest difference of a function's results for random inputs, relative where they are greater than 1.
+
+    Raises:
+        UserError: if jax's results are not finite, with which nothing can be compared.
+    """
     random = np.random.default_rng(batch)
     inputs = {}
     for name, shape in function.inputs.items():
         sizes = batch, *shape.shape[1:]
-        whole = function.values.get(name)
-        drawn = random.random(sizes) if whole is None else random.integers(0, whole, sizes)
+        if name in function.values:
+            drawn = random.integers(0, function.values[name], sizes)
+        else:  # images lie in [0, 1], z anywhere
+            drawn = random.random(sizes) if name == "images" else random.normal(scale=2, size=sizes)
         inputs[name] = drawn.astype(shape.dtype)
     expected = jax.jit(function.call)(*inputs.values())
-    gaps = [0.0]
+    gaps = []
     for name, array in zip(function.outputs, run(inputs), strict=True):
         wanted = np.asarray(expected[name], np.float64)
-        gaps.append(float(np.max(np.abs(array - wanted) / np.maximum(1, np.abs(wanted)))))
-    return max(gaps)
+        if not np.isfinite(wanted).all():
+            raise UserError(f"--to onnx: expected {function.name} to give finite numbers; found others among {name}")
+        if np.shape(array) != wanted.shape:
+            raise UserError(f"--to onnx: expected {name} of shape {wanted.shape}; onnxruntime gives {np.shape(array)}")
+        gaps.append(np.max(np.abs(array - wanted) / np.maximum(1, np.abs(wanted))))
+    return float(np.max(gaps))  # NaN if one is

@@ -9,16 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 from jax.extend.core import Literal
-from onnx import ModelProto, checker, helper
+from onnx import ModelProto, checker, helper, shape_inference
 
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, brief
 from vae_jax.interop.functions import for_any_batch
-from vae_jax.interop.onnx_operations import ELEMENTWISE, OPERATIONS, VIEWS, elementwise, split
+from vae_jax.interop.onnx_operations import ELEMENTWISE, OPERATIONS, elementwise, split
 from vae_jax.interop.onnx_tensors import Graph, Value, value_of
+from vae_jax.interop.onnx_views import VIEWS
 
 OPSET, IR = 18, 10  # of 2022 and 2024: onnxruntime from 1.18 on reads both
 CALLS = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "custom_jvp_call": "call_jaxpr"}
-CALLS |= {"custom_vjp_call": "call_jaxpr", "remat": "jaxpr", "checkpoint": "jaxpr"}
+CALLS |= {"custom_vjp_call": "call_jaxpr", "remat": "jaxpr", "remat2": "jaxpr", "checkpoint": "jaxpr"}
 
 
 def to_onnx(
@@ -44,7 +45,8 @@ def to_onnx(
         for name, shape in inputs.items()
     ]
     values = [value_of(constant) for constant in traced.consts]
-    results = _run(graph, traced.jaxpr, [*values, *arguments])
+    with for_any_batch("--to onnx"):
+        results = _run(graph, traced.jaxpr, [*values, *arguments])
     named = {}
     for name, value in zip(outputs, results, strict=True):
         graph.nodes.append(helper.make_node("Identity", [graph.full(value)], [name], name=name))
@@ -63,7 +65,10 @@ def to_onnx(
         producer_name="vae_jax",
         doc_string=about,
     )
-    checker.check_model(model, full_check=True)
+    try:
+        checker.check_model(model, full_check=True)
+    except (checker.ValidationError, shape_inference.InferenceError) as error:
+        raise UserError(f"--to onnx: expected operations as ONNX has them; found others: {brief(error)}") from error
     return model
 
 

@@ -5,86 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax import lax
 from onnx import helper
 
 from vae_jax.errors import UserError
 from vae_jax.interop.onnx_tensors import Graph, Value
-
-# --- Views: the tensor stays as it is ---------------------------------------------------------------------------------
-
-
-def _transpose(graph: Graph, value: Value, shape: tuple[Any, ...], params: Any) -> Value:
-    return value._replace(shape=shape, axes=tuple(value.axes[axis] for axis in params["permutation"]))
-
-
-def _broadcast(graph: Graph, value: Value, shape: tuple[Any, ...], params: Any) -> Value:
-    axes: list[int | None] = [None] * len(shape)
-    for axis, place in enumerate(params["broadcast_dimensions"]):
-        if value.shape[axis] == shape[place]:  # else it has the size 1, and repeats
-            axes[place] = value.axes[axis]
-    return value._replace(shape=shape, axes=tuple(axes))
-
-
-def _squeeze(graph: Graph, value: Value, shape: tuple[Any, ...], params: Any) -> Value:
-    kept = [axis for axis in range(len(value.shape)) if axis not in params["dimensions"]]
-    return value._replace(shape=shape, axes=tuple(value.axes[axis] for axis in kept))
-
-
-def _same(graph: Graph, value: Value, shape: tuple[Any, ...], params: Any) -> Value:
-    return value
-
-
-def _reshape(graph: Graph, value: Value, shape: tuple[Any, ...], params: Any) -> Value:
-    if params.get("dimensions") is not None:
-        order = params["dimensions"]
-        turned = tuple(value.shape[axis] for axis in order)
-        value = _transpose(graph, value, turned, {"permutation": order})
-    groups = _groups(value.shape, shape)
-    axes: list[int | None] = [None] * len(shape)
-    if all(len(before) == len(after) == 1 for before, after in groups):
-        for (before,), (after,) in groups:
-            axes[after] = value.axes[before]
-        return value._replace(shape=shape, axes=tuple(axes))
-    # A group's axes must lie side by side; the groups keep the order of the tensor.
-    repeating = any(value.axes[axis] is None for before, after in groups if len(before) > 1 for axis in before)
-    groups.sort(key=lambda group: min((p for a in group[0] if (p := value.axes[a]) is not None), default=0))
-    order = [axis for before, _ in groups for axis in before]
-    units = [axis for axis in range(len(value.shape)) if axis not in order and value.axes[axis] is not None]
-    name = graph.arrange(value, [*order, *units], whole=repeating or any(value.axes[axis] is None for axis in order))
-    places = [place for _, after in groups for place in after]
-    for number, place in enumerate(places):
-        axes[place] = number
-    return Value(shape, value.dtype, tuple(axes), graph.reshape(name, [shape[p] for p in places]), len(places))
-
-
-def _groups(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[tuple[list[int], list[int]]]:
-    """Pairs of neighbouring axes with the same product, of two shapes of an array; axes of size 1 are left out."""
-    old = [axis for axis, size in enumerate(before) if size != 1]
-    new = [axis for axis, size in enumerate(after) if size != 1]
-    groups: list[tuple[list[int], list[int]]] = []
-    while old or new:
-        left, right = [old.pop(0)], [new.pop(0)]
-        while (a := math.prod(before[i] for i in left)) != (b := math.prod(after[i] for i in right)):
-            if a < b:
-                left.append(old.pop(0))
-            else:
-                right.append(new.pop(0))
-        groups.append((left, right))
-    return groups
-
-
-VIEWS: dict[str, Callable[[Graph, Value, tuple[Any, ...], Any], Value]] = {
-    "transpose": _transpose,
-    "broadcast_in_dim": _broadcast,
-    "squeeze": _squeeze,
-    "expand_dims": lambda graph, value, shape, params: _reshape(graph, value, shape, {}),
-    "reshape": _reshape,
-    "copy": _same,
-    "copy_p": _same,
-    "optimization_barrier": _same,
-    "stop_gradient": _same,
-}
-
 
 # --- Element by element -----------------------------------------------------------------------------------------------
 
@@ -108,8 +33,40 @@ def _power(graph: Graph, names: Sequence[str], dtype: np.dtype, params: Any) -> 
 
 
 def _select(graph: Graph, names: Sequence[str], dtype: np.dtype, params: Any) -> str:
-    which, if_false, if_true = names  # of more cases, `which` is a whole number: the checker refuses that
+    if len(names) != 3:
+        raise UserError(f"--to onnx: expected a choice between two; found one between {len(names) - 1}")
+    which, if_false, if_true = names
     return graph.node("Where", which, if_true, if_false)
+
+
+def _round(graph: Graph, names: Sequence[str], dtype: np.dtype, params: Any) -> str:
+    if params["rounding_method"] == lax.RoundingMethod.TO_NEAREST_EVEN:
+        return graph.node("Round", *names)
+    moved = graph.node("Add", graph.node("Abs", *names), graph.constant(0.5, dtype))
+    return graph.node("Mul", graph.node("Sign", *names), graph.node("Floor", moved))
+
+
+def _log1p(graph: Graph, x: str, dtype: np.dtype) -> str:
+    """log(1 + x) to full precision: log(u) · x / (u − 1) with u = 1 + x as it is rounded (Kahan)."""
+    one = _one(graph, dtype)
+    u = graph.node("Add", x, one)
+    moved = graph.node("Sub", u, one)
+    none = graph.node("Equal", moved, graph.constant(0, dtype))
+    ratio = graph.node("Div", x, graph.node("Where", none, one, moved))
+    # Where 1 + x is infinite, so is the logarithm, and the ratio is no number.
+    endless = graph.node("IsInf", u)
+    scaled = graph.node("Mul", graph.node("Log", u), graph.node("Where", endless, one, ratio))
+    return graph.node("Where", none, x, scaled)
+
+
+def _expm1(graph: Graph, x: str, dtype: np.dtype) -> str:
+    """exp(x) − 1 to full precision: 2t / (1 − t) with t = tanh(x / 2) near 0."""
+    one, two = _one(graph, dtype), graph.constant(2, dtype)
+    t = graph.node("Tanh", graph.node("Div", x, two))
+    near = graph.node("Less", graph.node("Abs", x), one)
+    small = graph.node("Where", near, t, graph.constant(0, dtype))
+    ratio = graph.node("Div", graph.node("Mul", two, small), graph.node("Sub", one, small))
+    return graph.node("Where", near, ratio, graph.node("Sub", graph.node("Exp", x), one))
 
 
 ELEMENTWISE: dict[str, Emit] = {
@@ -140,7 +97,6 @@ ELEMENTWISE: dict[str, Emit] = {
             "not": "Not",
             "or": "Or",
             "pow": "Pow",
-            "round": "Round",
             "sign": "Sign",
             "sin": "Sin",
             "sqrt": "Sqrt",
@@ -150,10 +106,12 @@ ELEMENTWISE: dict[str, Emit] = {
     },
     "clamp": lambda graph, names, dtype, params: graph.node("Min", graph.node("Max", *names[:2]), names[2]),
     "convert_element_type": _cast,
+    # Its error is absolute: below 1e-7 of 1, where jax keeps small values.
     "erfc": lambda graph, names, dtype, params: graph.node("Sub", _one(graph, dtype), graph.node("Erf", *names)),
-    "expm1": lambda graph, names, dtype, params: graph.node("Sub", graph.node("Exp", *names), _one(graph, dtype)),
+    "expm1": lambda graph, names, dtype, params: _expm1(graph, names[0], dtype),
     "integer_pow": _power,
-    "log1p": lambda graph, names, dtype, params: graph.node("Log", graph.node("Add", *names, _one(graph, dtype))),
+    "log1p": lambda graph, names, dtype, params: _log1p(graph, names[0], dtype),
+    "round": _round,
     "rem": lambda graph, names, dtype, params: graph.node("Mod", *names, fmod=1),
     "is_finite": lambda graph, names, dtype, params: graph.node(
         "Not", graph.node("Or", graph.node("IsInf", *names), graph.node("IsNaN", *names))
@@ -200,7 +158,7 @@ def _product(graph: Graph, given: Sequence[Value], aval: Any, params: Any) -> Va
     left, right = given
     free = [axis for axis in range(len(left.shape)) if axis not in (*left_axes, *left_batch)]
     other = [axis for axis in range(len(right.shape)) if axis not in (*right_axes, *right_batch)]
-    if left_batch or (isinstance(left.tensor, str) and isinstance(right.tensor, str)):
+    if left_batch or (left.known is None and right.known is None):
         letters = iter("abcdefghijklmnopqrstuvwxyz")
         of_left = [next(letters) for _ in left.shape]
         of_right = [next(letters) for _ in right.shape]
@@ -209,7 +167,7 @@ def _product(graph: Graph, given: Sequence[Value], aval: Any, params: Any) -> Va
         out = [of_left[a] for a in (*left_batch, *free)] + [of_right[b] for b in other]
         equation = f"{''.join(of_left)},{''.join(of_right)}->{''.join(out)}"
         return _result(aval, graph.node("Einsum", graph.full(left), graph.full(right), equation=equation))
-    swapped = not isinstance(left.tensor, str)  # the known array is the second factor
+    swapped = left.known is not None  # the known array is the second factor
     if swapped:
         left, right, left_axes, right_axes, free, other = right, left, right_axes, left_axes, other, free
     name = graph.arrange(left, [*free, *left_axes], whole=True)
@@ -251,6 +209,9 @@ def _convolution(graph: Graph, given: Sequence[Value], aval: Any, params: Any) -
         raise UserError("--to onnx: expected convolutions with strides, or transposed ones; found one that is both")
     if min(more["pads"]) < 0:
         raise UserError(f"--to onnx: expected convolutions with padding of at least 0; found {more['pads']}")
+    limits = zip(more.get("output_padding", ()), spread, dilations, strict=False)
+    if any(further >= max(step, dilation) for further, step, dilation in limits):
+        raise UserError("--to onnx: expected transposed convolutions with less further padding than their stride")
     name = graph.node(operator, x, graph.constant(kernel), group=groups, dilations=dilations, **more)
     return _result(aval, name, [numbers.out_spec.index(axis) for axis in range(len(aval.shape))])
 
@@ -258,9 +219,10 @@ def _convolution(graph: Graph, given: Sequence[Value], aval: Any, params: Any) -
 def _reduction(operator: str) -> Callable[..., Value]:
     def reduce(graph: Graph, given: Sequence[Value], aval: Any, params: Any) -> Value:
         (value,) = given
-        name = graph.full(value)
-        name = graph.node(operator, name, graph.constant(params["axes"], np.int64), keepdims=0)
-        return _result(aval, name)
+        if not params["axes"]:
+            return value
+        axes = graph.constant(params["axes"], np.int64)
+        return _result(aval, graph.node(operator, graph.full(value), axes, keepdims=0))
 
     return reduce
 

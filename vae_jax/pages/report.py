@@ -2,6 +2,8 @@
 
 import base64
 import math
+import os
+import re
 import shlex
 import tempfile
 from collections.abc import Sequence
@@ -14,8 +16,7 @@ from vae_jax.config import Config, options_of
 from vae_jax.errors import counted
 from vae_jax.options import as_text
 from vae_jax.pages.page import escaped, page
-from vae_jax.runs import identity
-from vae_jax.runs.overview import Overview, differing
+from vae_jax.runs.overview import Overview, differing, public_options
 
 MOST_PICTURES = 24 << 20  # bytes of pictures in a page
 SPLITS = ("train", "validation", "test")
@@ -41,20 +42,27 @@ def report(runs: Sequence[Overview]) -> str:
     else:
         title = runs[0].folder.absolute().name
     changed = differing(runs)
-    for run in runs:
-        section, left = _section(run, "h2" if len(runs) > 1 else "h1", changed, left)
+    for name, run in zip(names_of(runs), runs, strict=True):
+        section, left = _section(run, name, "h2" if len(runs) > 1 else "h1", changed, left)
         body.append(section)
     return page(title, "\n".join(body))
 
 
+def names_of(runs: Sequence[Overview]) -> list[str]:
+    """The runs' folders without the path that all share."""
+    folders = [run.folder.absolute() for run in runs]
+    shared = os.path.commonpath([folder.parent for folder in folders])
+    return [os.path.relpath(folder, shared) for folder in folders]
+
+
 def in_words(run: Overview) -> str:
     """What a run is and where it ended, in a few sentences."""
-    config, summary = run.config, run.summary
+    config, summary, options = run.config, run.summary, public_options(run.config)
     size = f" with {summary['parameters']:,} parameters" if "parameters" in summary else ""
-    parts = [f"The network {config.model.network}{size} and {counted(config.model.latent, 'latent dimension')}"]
-    parts.append(f"objective {config.objective.name}")
-    if config.objective.name not in ("autoencoder", "denoising_autoencoder"):
-        parts += [f"{part} {getattr(config, part).name}" for part in ("posterior", "prior", "likelihood")]
+    parts = [f"The network {options['model.network']}{size} and {counted(config.model.latent, 'latent dimension')}"]
+    parts.append(f"objective {options['objective.name']}")
+    if run.last("test_kl"):
+        parts += [f"{part} {options[f'{part}.name']}" for part in ("posterior", "prior", "likelihood")]
     if config.model.classes:
         parts.append(f"{config.model.classes} labels")
     data = run.data or config.data.name or config.data.source
@@ -62,7 +70,7 @@ def in_words(run: Overview) -> str:
         data += f" ({summary['train_images']:,} training and {summary['test_images']:,} test examples)"
     trained = (
         f"Trained on {data} for {counted(len(run.history), 'epoch')} of {config.train.epochs}, in batches of "
-        f"{config.train.batch_size}, with {config.optimizer.name} at a learning rate of {config.train.learning_rate:g}"
+        f"{config.train.batch_size}, with {options['optimizer.name']}, learning rate {config.train.learning_rate:g}"
     )
     sentences = [f"{'; '.join(parts)}.", f"{trained}."]
     if (loss := run.last("test_loss")) is not None:
@@ -95,19 +103,19 @@ def repeat(config: Config) -> str:
     usual = options_of(Config())
     options = {
         name: value
-        for name, value in options_of(config).items()
+        for name, value in public_options(config).items()
         if usual.get(name, ...) != value and not name.startswith(("output.", "data.cache_dir"))
     }
     flags = [f"--{name} {shlex.quote(as_text(value))}" for name, value in options.items()]
     return " \\\n  ".join(["vae-jax train --out runs/again", *flags])
 
 
-def _section(run: Overview, heading: str, changed: dict[str, Any], left: int) -> tuple[str, int]:
+def _section(run: Overview, name: str, heading: str, changed: dict[str, Any], left: int) -> tuple[str, int]:
     """A run's part of the page, and how many bytes of pictures are left for the others."""
     said = events(run)
     lines = [
         "<section>",
-        f"<{heading}>{escaped(run.folder.absolute().name)}</{heading}>",
+        f"<{heading}>{escaped(name)}</{heading}>",
         f"<p>{escaped(in_words(run))}</p>",
         *(f'<p class="warning">{escaped(line)}</p>' for line in said),
         *([] if said else ['<p class="quiet">Nothing was skipped, and the run is finished.</p>']),
@@ -128,8 +136,8 @@ def _section(run: Overview, heading: str, changed: dict[str, Any], left: int) ->
     lines += [
         "<details><summary>How to repeat it</summary>",
         f"<pre>{escaped(repeat(run.config))}</pre>",
-        f"<p>or, from its folder: <code>vae-jax train --config {escaped(shlex.quote(str(run.folder)))}/config.yaml "
-        "--out runs/again</code></p></details>",
+        "<p>or, beside its folder: <code>vae-jax train --config "
+        f"{escaped(shlex.quote(run.folder.absolute().name))}/config.yaml --out runs/again</code></p></details>",
         _environment(run),
         _options(run, changed),
         "</section>",
@@ -177,8 +185,7 @@ def _environment(run: Overview) -> str:
 def _options(run: Overview, changed: dict[str, Any]) -> str:
     rows = [
         [f"<mark>{escaped(name)}</mark>" if name in changed else escaped(name), escaped(as_text(value))]
-        for name, value in options_of(run.config).items()
-        if not name.startswith(identity.LOCAL)
+        for name, value in public_options(run.config).items()
     ]
     marked = " (marked where the runs differ)" if changed else ""
     return f"<details><summary>All options{marked}</summary>{_table(['option', 'value'], rows, raw=True)}</details>"
@@ -186,7 +193,7 @@ def _options(run: Overview, changed: dict[str, Any]) -> str:
 
 def _comparison(runs: Sequence[Overview]) -> str:
     """A table of the runs, with the options in which they differ and the lowest loss marked."""
-    changed = differing(runs)
+    changed, names = differing(runs), names_of(runs)
     losses = [loss for run in runs if (loss := run.last("test_loss")) is not None and math.isfinite(loss)]
     comparable = len({run.unit for run in runs if run.unit}) < 2 and len({run.data for run in runs if run.data}) < 2
     rows = []
@@ -197,13 +204,13 @@ def _comparison(runs: Sequence[Overview]) -> str:
             text = f"<strong>{text}</strong>"
         rows.append(
             [
-                escaped(run.folder.absolute().name),
+                escaped(names[place]),
                 escaped(run.state),
                 escaped(run.data),
                 f"{len(run.history)}",
                 text,
                 escaped(run.unit),
-                *(f"<mark>{escaped(as_text(values[place]))}</mark>" for values in changed.values()),
+                *(f"<mark>{escaped(as_text(public_options(run.config).get(name)))}</mark>" for name in changed),
             ]
         )
     head = ["run", "state", "data", "epochs", "test loss", "unit", *changed]
@@ -216,9 +223,10 @@ def _curves(runs: Sequence[Overview]) -> str:
     """The runs' test losses by epoch, in one picture."""
     from vae_jax.pictures.sweeps import sweep_curves
 
+    names = names_of(runs)
     histories = {
-        run.folder.absolute().name: np.array([[epoch.get("test_loss", math.nan) for epoch in run.history]], float)
-        for run in runs
+        name: np.array([[epoch.get("test_loss", math.nan) for epoch in run.history]], float)
+        for name, run in zip(names, runs, strict=True)
         if run.history
     }
     some = dict(list(histories.items())[:CURVES])
@@ -240,8 +248,8 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _picture(path: Path, caption: str = "") -> str:
-    if not caption and path.stem.startswith(EPOCH):
-        caption = f"test images above their reconstructions, after epoch {int(path.stem.removeprefix(EPOCH))}"
+    if not caption and (epoch := re.fullmatch(EPOCH + r"(\d+)", path.stem)):
+        caption = f"test images above their reconstructions, after epoch {int(epoch[1])}"
     caption = caption or CAPTIONS.get(path.stem, path.stem.replace("_", " "))
     data = base64.b64encode(path.read_bytes()).decode()
     return (

@@ -1,5 +1,6 @@
 """Runs at a glance: what their folders say of them, side by side, with the options in which they differ."""
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,9 +9,11 @@ from vae_jax.config import Config
 from vae_jax.config.change import options_of
 from vae_jax.errors import UserError
 from vae_jax.files import checked
+from vae_jax.runs import own_parts
 from vae_jax.runs.folder import DIVERGED, read_config, read_data, read_reason
 
 # In which runs may differ though they are the same models: where files lie and what is kept of them.
+PLACES = ("data.manual_dir", "data.cache_dir", "data.path", "train.start")  # options that are paths
 OF_PLACES = ("output.", "data.cache_dir", "data.manual_dir", "train.chunk_steps")
 
 
@@ -48,7 +51,11 @@ class Overview(NamedTuple):
     def best(self) -> tuple[float, int] | None:
         """The lowest test loss, or validation loss if images are held out, and the epoch that has it."""
         of = "validation_loss" if any("validation_loss" in epoch for epoch in self.history) else "test_loss"
-        losses = [(epoch[of], epoch["epoch"]) for epoch in self.history if isinstance(epoch.get(of), int | float)]
+        losses = [
+            (epoch[of], epoch["epoch"])
+            for epoch in self.history
+            if isinstance(epoch.get(of), int | float) and math.isfinite(epoch[of])
+        ]
         return min(losses, default=None)
 
 
@@ -106,6 +113,19 @@ def option_values(runs: Sequence[Overview]) -> dict[str, list[Any]]:
     """All options of runs, with their values run by run; None if a run has no such option."""
     options = [options_of(run.config) for run in runs]
     return {name: [own.get(name) for own in options] for name in dict.fromkeys(name for own in options for name in own)}
+
+
+def public_options(config: Config) -> dict[str, Any]:
+    """All options for other people's eyes: files of code without their folders, and PATH for places on this machine."""
+    names = set(own_parts.names_in(config))
+    options = options_of(config)
+    for name, value in options.items():
+        if isinstance(value, str) and value in names:
+            file, _, entry = value.rpartition(":")
+            options[name] = f"{Path(file).name}:{entry}"
+        elif name in PLACES and value is not None:
+            options[name] = "PATH"
+    return options
 
 
 def differing(runs: Sequence[Overview]) -> dict[str, list[Any]]:
