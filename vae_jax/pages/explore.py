@@ -64,7 +64,7 @@ def explore(
     check(trained)
     content = {"title": title, **content_of(trained, model, data, points, report)}
     body = resource("explore.html").replace("{title}", escaped(title))
-    made = page(f"{title}: latent space", body, ["program.js", "explore.js"], content)
+    made = page(f"{title}: latent space", body, ["page.js", "program.js", "map.js", "explore.js"], content)
     if len(made) > MOST:
         raise UserError(f"RUN: expected a model that fits into a page of {MOST >> 20} MB; found {len(made) >> 20} MB")
     return made
