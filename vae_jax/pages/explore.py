@@ -19,7 +19,7 @@ from vae_jax.device.platforms import Platform
 from vae_jax.errors import UserError, counted
 from vae_jax.evaluation.diagnostics import ACTIVE
 from vae_jax.evaluation.latents import make_posteriors
-from vae_jax.keys import diagnostics_key, make_keys
+from vae_jax.keys import diagnostics_key, make_keys, showing_key
 from vae_jax.model.build import build
 from vae_jax.model.composition import Composition
 from vae_jax.model.model import Model
@@ -224,7 +224,7 @@ def prior_of(trained: Trained, composition: Composition, model: Model) -> dict[s
         labels = np.arange(max(DRAWN, composition.classes)) % composition.classes
         count = len(labels)
     ways = [{"temperature": one} for one in TEMPERATURES] if "temperature" in composition.prior.how else [{}]
-    drawn = [model.draw(jax.random.key(0), count, labels, **way) for way in ways]
+    drawn = [model.draw(showing_key(), count, labels, **way) for way in ways]
     codes = composition.posterior.codes
 
     def codes_of(z: Any) -> Any:
