@@ -1060,7 +1060,7 @@ def test_data_that_have_gone(refused, copied, tmp_path):
 def written(command, *arguments) -> Path:
     """The one file that a command says it has written."""
     (line,) = command(*arguments)
-    shown = re.sub(r": \w+ \(\d.*", "", line)  # encode tells the arrays too
+    shown = re.sub(r": \w+ \(\d.*", "", line)  # encode names the arrays too
     path = Path(ast.literal_eval(f'"{shown}"'))
     assert path.is_file()
     assert {hidden.name for hidden in path.parent.glob(".*")} <= {LOCK}
@@ -1197,10 +1197,22 @@ def test_encode_to_a_name_without_ending(command, made, tmp_path):
 
 
 def test_interpolate(command, made, copied, tmp_path):
+    """A row's images stand at its ends, the decoded path from one z to the other between them."""
+    from vae_jax import load_data, load_run
+
     path = written(command, "interpolate", copied, "-n", 2, "--steps", 5)
     assert path == copied / "figures" / "interpolation.png"
-    scale = 768 // 40
-    assert pixels(path).shape == (2 * (8 * scale + 2) + 2, 5 * (8 * scale + 2) + 2)
+    scale = 768 // (7 * 8)
+    side, picture = 8 * scale + 2, pixels(path)
+    assert picture.shape == (2 * side + 2, 7 * side + 2)
+    images = load_data(load_run(copied).config.data).test.images[..., 0]
+    shown = picture[2:, 2:].reshape(2, side, 7, side)[:, : 8 * scale : scale, :, : 8 * scale : scale]
+    chosen = np.random.RandomState(0).choice(len(images), 4, replace=False)
+    np.testing.assert_array_equal(shown[:, :, 0], images[chosen[:2]])
+    np.testing.assert_array_equal(shown[:, :, -1], images[chosen[2:]])
+    arrays = written(command, "interpolate", made, "-n", 2, "--steps", 5, "--out", tmp_path / "path.npz")
+    decoded = np.load(arrays)["images"].reshape(2, 5, 8, 8).swapaxes(1, 2)
+    assert np.abs(shown[:, :, 1:-1] - 255 * decoded).max() <= 0.51
     again = written(command, "interpolate", made, "-n", 2, "--steps", 5, "--out", tmp_path / "again.png")
     assert again.read_bytes() == path.read_bytes()
     other = written(command, "interpolate", made, "-n", 2, "--steps", 5, "--seed", 1, "--out", tmp_path / "other.png")
@@ -1211,25 +1223,58 @@ def test_interpolate_more_pairs_than_images(command, made, tmp_path):
     written(command, "interpolate", made, "-n", 300, "--steps", 12, "--out", tmp_path / "many.png")
 
 
-def test_traverse(command, copied, tmp_path):
-    """Each row varies one dimension alone: at the middle, where z is 0 there, they differ by the others only."""
-    path = written(command, "traverse", copied, "--image", 3, "--steps", 5, "--extent", 2)
-    assert path == copied / "figures" / "traversal.png"
+def test_traverse(copied, tmp_path, monkeypatch, capsys):
+    """A row varies one dimension alone; the first row that with the largest KL; those next to unused are left out."""
     from vae_jax import load_data, load_run, use
+    from vae_jax.evaluation import latents
 
     trained = load_run(copied)
+    model, images = use(trained), load_data(trained.config.data).test.images
+    heads = {name: np.asarray(head, np.float64) for name, head in model.encode(images).items()}
+    kl = (np.exp(heads["log_var"]) + heads["mu"] ** 2 - 1 - heads["log_var"]).mean(0) / 2
+    order = np.argsort(-kl)
+    # Both are hardly used after two epochs; the limit lies between them, and then above both.
+    for limit, kept in ((kl.mean(), order[:1]), (kl.max() + 1, order)):
+        monkeypatch.setattr(latents, "INERT", limit)
+        out = tmp_path / f"{len(kept)}.png"
+        assert main(["traverse", str(copied), "--image=3", "--steps=5", "--extent=2", f"--out={out}"]) == 0
+        said = f"z {order[1]}\n" if len(kept) == 1 else "so none is left out\n"
+        assert capsys.readouterr().err.endswith(said)
+        scale = 768 // 40
+        side, picture = 8 * scale + 2, pixels(out)
+        margin = picture.shape[1] - 5 * side - 2
+        assert 80 < margin < 200
+        assert picture.shape[0] == len(kept) * side + 2
+        assert (picture[:, :margin].min(), picture[:, :margin].max()) == (0, 255)  # the label
+        for row, dimension in enumerate(kept):
+            for step, value in enumerate(np.linspace(-2, 2, 5)):
+                z = heads["mu"][3:4].astype(np.float32)
+                z[0, dimension] = value
+                expected = np.rint(np.asarray(model.decode(z))[0, :, :, 0] * 255)
+                top, left = 2 + row * side, margin + 2 + step * side
+                found = picture[top : top + 8 * scale : scale, left : left + 8 * scale : scale].astype(float)
+                assert np.abs(found - expected).max() <= 1  # a level may fall on either side of a half
+
+
+def test_traversals_in_an_array_have_all_dimensions_by_number(command, copied, tmp_path):
+    from vae_jax import load_data, load_run, use
+
+    path = written(command, "traverse", copied, "--steps", 3, "--extent", 2, "--out", tmp_path / "all.npz")
+    trained = load_run(copied)
     model = use(trained)
-    mean = np.asarray(model.encode(load_data(trained.config.data).test.images[3:4])["mu"])
-    image, scale = pixels(path), 768 // 40
-    assert image.shape == (2 * (8 * scale + 2) + 2, 5 * (8 * scale + 2) + 2)
-    for dimension in range(2):
-        for step, value in enumerate(np.linspace(-2, 2, 5)):
-            z = mean.copy()
-            z[0, dimension] = value
-            expected = np.rint(np.asarray(model.decode(z))[0, :, :, 0] * 255)
-            top, left = 2 + dimension * (8 * scale + 2), 2 + step * (8 * scale + 2)
-            found = image[top : top + 8 * scale : scale, left : left + 8 * scale : scale].astype(float)
-            assert np.abs(found - expected).max() <= 1  # a level may fall on either side of a half
+    z = np.asarray(model.encode(load_data(trained.config.data).test.images[:1])["mu"]).repeat(6, 0)
+    z[[0, 1, 2], 0] = z[[3, 4, 5], 1] = [-2, 0, 2]
+    np.testing.assert_allclose(np.load(path)["images"], model.decode(z), atol=1e-6)
+
+
+def test_reconstruct_does_not_write_over_the_last_picture(command, copied):
+    first = written(command, "reconstruct", copied, "-n", 4)
+    before = first.read_bytes()
+    second = written(command, "reconstruct", copied, "-n", 6)
+    assert (first.name, second.name) == ("reconstructions.png", "reconstructions_2.png")
+    assert first.read_bytes() == before
+    assert written(command, "reconstruct", copied, "-n", 6, "--out", first) == first  # a name that is given is taken
+    assert first.read_bytes() == second.read_bytes()
 
 
 # --- An autoencoder --------------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def test_export_the_best_and_not_over_a_file(made, command, tmp_path):
     assert (code, path.read_bytes()) == (2, written)
     assert "--overwrite" in err
     assert command("export", made, path, "--overwrite")[0] == 0
-    assert [each.name for each in tmp_path.iterdir()] == ["model.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "model.safetensors.md"]
 
 
 @pytest.mark.parametrize(

@@ -493,6 +493,9 @@ def test_every_command_works_or_says_why_not(tmp_path, monkeypatch, capsys, kind
         elif verb == "show":
             code, out, err = command(["show", "run"], capsys)
             assert "nats per example" in out
+        elif verb == "report":
+            code, out, err = command(["report", "run"], capsys)
+            assert "nats per example" in Path("run/report.html").read_text()
         elif verb in arrays:
             name, array, more, count = arrays[verb]
             code, out, err = command([verb, "run", *more], capsys)

@@ -189,7 +189,13 @@ def test_every_command_that_opens_a_run_can_be_said_to_trust_it():
         parser = Parser(exit_on_error=False)
         verb.options(parser)
         known |= {name} if FLAG in parser.format_help() else set()
-    assert set(cli.VERBS) - known == {"import", "compare", "configs", "show"}  # which open no run, or run no code of it
+    assert set(cli.VERBS) - known == {
+        "import",
+        "compare",
+        "configs",
+        "show",
+        "report",
+    }  # which open no run, or run no code of it
 
 
 def test_a_sweeps_code_is_not_run_either(tmp_path, monkeypatch, capsys, ran):

@@ -6,8 +6,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from vae_jax.errors import UserError, listed
+from vae_jax.shapes import Size
 
-Shape = tuple[int, ...]
+Shape = tuple[Size, ...]
 
 
 def expect(what: str, value: Any, shape: Shape) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+Size = Any  # of an axis: a whole number, or the symbol of one while a function is exported for any batch
+
 
 class Shapes(NamedTuple):
     """The sizes that are fixed before a part is made.

@@ -13,12 +13,13 @@ and the channels, or none.
 from jaxtyping import Array, Float
 
 from vae_jax.device.platforms import current
+from vae_jax.shapes import Size
 
 Features = Float[Array, "tiles channels *places tile"]
 Images = Float[Array, "batch *places channels"]
 
 
-def tiles(batch: int) -> int:
+def tiles(batch: Size) -> int:
     """How many tiles of equal size a batch is split into; 1 if it has no divisor near the wanted size."""
     wanted = current().tile
     if not wanted:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vae_jax import interruption
-from vae_jax.cli import codes, compare, configs, exchange, explore, prior, reconstruct, show, sweep, train
+from vae_jax.cli import codes, compare, configs, exchange, explore, prior, reconstruct, report, show, sweep, train
 from vae_jax.cli.arguments import Parser, read
 from vae_jax.cli.common import Verb, flag, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
@@ -42,6 +42,7 @@ VERBS = {
     **codes.VERBS,
     **exchange.VERBS,
     **show.VERBS,
+    **report.VERBS,
     **compare.VERBS,
 }
 

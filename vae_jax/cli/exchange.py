@@ -1,4 +1,4 @@
-"""`vae-jax export` and `vae-jax import`: weights to and from PyTorch."""
+"""`vae-jax export` and `vae-jax import`: models for other tools, and weights from PyTorch."""
 
 import shlex
 from typing import Any
@@ -15,32 +15,39 @@ from vae_jax.runs.folder import check_folder
 
 def _export_options(parser: Any) -> None:
     parser.add_argument("run", metavar="RUN", help="a run folder, made by `vae-jax train`")
-    parser.add_argument("file", metavar="FILE", help="the file to write; its name ends in .safetensors")
-    parser.add_argument("--to", default="torch", help="names and layouts: torch, for load_state_dict")
-    parser.add_argument("--checkpoint", default="latest", help="latest or best")
+    parser.add_argument("file", metavar="FILE", help="the file to write: .safetensors, .zip or .onnx; a card, .md, too")
+    parser.add_argument(
+        "--to",
+        default="torch",
+        help="torch (weights for load_state_dict, .safetensors), stablehlo (encoder and decoder for jax.export, .zip) "
+        "or onnx (for onnxruntime, .onnx)",
+    )
+    parser.add_argument("--checkpoint", default="latest", help="whose weights: latest or best")
+    parser.add_argument("--licence", default=None, metavar="NAME", help="of the weights, for the card: apache-2.0, …")
     parser.add_argument("--overwrite", action="store_true", help="write over FILE if it exists")
     trust_option(parser)
 
 
 def _export(options: Any) -> None:
-    if options.to != "torch":
-        raise UserError(f"--to: expected torch; found {quoted(options.to)}")
     if options.checkpoint not in ("latest", "best"):
         raise UserError(f"--checkpoint: expected latest or best; found {quoted(options.checkpoint)}")
     path, folder = expand(options.file), expand(options.run)
     check_code(options, folder)
+    set_device("cpu")
+    from vae_jax.interop.export import check_target, export, written_by
+
+    check_target(path, options.to)
     if path.is_dir():
         raise UserError(f"{path}: expected a file, found a folder")
-    if path.exists() and not options.overwrite:
-        raise UserError(f"{path}: there is such a file already; --overwrite writes over it")
+    if not options.overwrite and (there := [target for target in written_by(path, options.to) if target.exists()]):
+        raise UserError(f"{there[0]}: there is such a file already; --overwrite writes over it")
     check_no_link(folder, path.parent)
     check_writable(path.parent)
-    set_device("cpu")
-    from vae_jax.interop.exchange import export_run
-
-    shapes = export_run(folder, path, options.checkpoint, say, options.trust_code)
-    answer(f"{path}: {len(shapes)} tensors with PyTorch's names and layouts")
-    answer(f"  in PyTorch: model.load_state_dict(safetensors.torch.load_file({str(path)!r}), strict=True)")
+    exported = export(folder, path, options.to, options.checkpoint, options.licence, say, options.trust_code)
+    for line in exported.about:
+        answer(f"  {line}")
+    for written in exported.files:
+        answer(str(written))
 
 
 def _import_options(parser: Any) -> None:
@@ -77,10 +84,13 @@ def _import(options: Any) -> None:
 
 VERBS = {
     "export": Verb(
-        "write a run's weights for PyTorch",
+        "write a run's model for PyTorch, StableHLO or ONNX, with a model card",
         _export_options,
         _export,
-        "example:\n  vae-jax export runs/digits --to torch model.safetensors",
+        "examples:\n"
+        "  vae-jax export runs/digits --to torch model.safetensors\n"
+        "  vae-jax export runs/digits --to stablehlo model.zip\n"
+        "  vae-jax export runs/digits --to onnx model.onnx --licence apache-2.0",
         usage="RUN FILE",
     ),
     "import": Verb(

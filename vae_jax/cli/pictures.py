@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +65,7 @@ def save_arrays(path: Path, **arrays: Any) -> None:
         np.savez(file, allow_pickle=False, **arrays)
 
 
-def _save_blocks(path: Path, name: str, count: int, blocks: Iterator[tuple[range, Any]]) -> None:
+def _save_blocks(path: Path, name: str, count: int, blocks: Iterator[tuple[Sequence[int], Any]]) -> None:
     """Writes `count` pictures or examples, which come in blocks, as `save_arrays(path, **{name: …})` would."""
     import zipfile
 
@@ -77,7 +77,7 @@ def _save_blocks(path: Path, name: str, count: int, blocks: Iterator[tuple[range
         made.open(f"{name}.npy", "w", force_zip64=True) as images,
     ):
         for numbers, pictures in blocks:
-            if not numbers.start:
+            if not numbers[0]:
                 header = np.lib.format.header_data_from_array_1_0(pictures)
                 np.lib.format.write_array_header_1_0(images, {**header, "shape": (count, *pictures.shape[1:])})
             images.write(pictures.tobytes())
@@ -127,17 +127,28 @@ def picture_target(options: Any, stem: str) -> Path:
     return path
 
 
-def sheet_of(path: Path, shape: tuple[int, ...], count: int, columns: int, what: str) -> "Sheet | None":
-    """The sheet of `count` pictures; None if an array is written."""
+def free(path: Path, options: Any) -> Path:
+    """The file, or if the command has chosen its name and it exists, the next one with a number: PICTURE_2.png."""
+    numbered, number = path, 1
+    while options.out is None and numbered.exists():
+        number += 1
+        numbered = path.with_stem(f"{path.stem}_{number}")
+    return numbered
+
+
+def sheet_of(
+    path: Path, shape: tuple[int, ...], count: int, columns: int, what: str, labels: Sequence[str] = ()
+) -> "Sheet | None":
+    """The sheet of `count` pictures, with labels of its rows; None if an array is written."""
     from vae_jax.pictures.sheet import Sheet
 
-    return None if path.suffix == ".npz" else Sheet(count, shape, columns=columns, what=what)
+    return None if path.suffix == ".npz" else Sheet(count, shape, columns=columns, what=what, labels=labels)
 
 
 def write_pictures(
-    path: Path, sheet: "Sheet | None", trained: "Trained", count: int, blocks: Iterator[tuple[range, Any]]
+    path: Path, sheet: "Sheet | None", trained: "Trained", count: int, blocks: Iterator[tuple[Sequence[int], Any]]
 ) -> None:
-    """Writes pictures that come in blocks, as a sheet or as an array."""
+    """Writes pictures that come in blocks, as a sheet or as an array; of an array the blocks are in order."""
     if sheet is None:
         _save_blocks(path, f"{trained.config.data.noun}s", count, blocks)
         answer(str(path))

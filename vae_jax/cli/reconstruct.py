@@ -20,7 +20,7 @@ from vae_jax.spec import NOT_IMAGE
 
 if TYPE_CHECKING:
     pass
-from vae_jax.cli.pictures import decoded, label_of, label_option, picture_target, save_arrays
+from vae_jax.cli.pictures import decoded, free, label_of, label_option, picture_target, save_arrays
 
 
 def _reconstruct_options(parser: Any) -> None:
@@ -30,15 +30,15 @@ def _reconstruct_options(parser: Any) -> None:
     label_option(parser, "of the image files")
     out_option(
         parser,
-        "RUN/figures/reconstructions.png; a name ending in .npz, the default if the data are no images, gets the "
-        "arrays `originals` and `reconstructions`",
+        "RUN/figures/reconstructions.png, or with the next number that is free; a name ending in .npz, the default if "
+        "the data are no images, gets the arrays `originals` and `reconstructions`",
     )
 
 
 def _reconstruct(options: Any) -> None:
     import numpy as np
 
-    path = picture_target(options, "figures/reconstructions")
+    path = free(picture_target(options, "figures/reconstructions"), options)
     count, label = positive(options.n, "-n"), label_of(options)
     trained, model = open_run(options)
     from vae_jax.data import read_images

@@ -19,7 +19,7 @@ from vae_jax.config import Config
 from vae_jax.data.split import Split
 from vae_jax.data.treatments import treatment_of
 from vae_jax.errors import UserError, argument
-from vae_jax.evaluation.latents import make_posteriors
+from vae_jax.evaluation.latents import ACTIVE, make_posteriors
 from vae_jax.keys import training_images_key
 from vae_jax.model.batches import in_batches
 from vae_jax.model.composition import Composition
@@ -27,7 +27,6 @@ from vae_jax.model.fits import check_vectors
 from vae_jax.posteriors import Heads
 from vae_jax.variables import Variables
 
-ACTIVE = 0.01  # a unit is active if the variance of its mean over the images is larger
 BLOCK = 256  # pairs of z and posterior are computed in blocks of BLOCK × BLOCK, which bounds the memory
 NEIGHBOURS = 5
 

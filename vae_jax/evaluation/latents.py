@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from vae_jax.keys import batch_keys
 from vae_jax.model.batches import in_batches
@@ -13,6 +14,9 @@ from vae_jax.model.composition import Composition
 from vae_jax.objectives import BoundModel
 from vae_jax.posteriors import Heads, Latents
 from vae_jax.variables import Variables
+
+ACTIVE = 0.01  # a unit is active if the variance of its mean over the images is larger
+INERT = 0.01  # nats; a dimension whose mean KL is smaller says next to nothing about the image
 
 
 class Posteriors(NamedTuple):
@@ -53,3 +57,37 @@ def make_posteriors(composition: Composition, variables: Variables) -> Callable[
         return in_batches(batch, len(images), jnp.asarray(images), labels)
 
     return posteriors
+
+
+class Use(NamedTuple):
+    """How much the dimensions of z are used.
+
+    Attributes:
+        by: the measure: "KL", the mean of a dimension's KL(q(z|x) ‖ p(z)) over images, in nats, if the KL has parts by
+            dimension; otherwise "variance", that of the posterior's centre over images.
+        order: the dimensions' numbers, the most used one first, (latent,).
+        use: of the dimensions in this order, (latent,).
+        inert: whether they are next to unused, (latent,).
+    """
+
+    by: str
+    order: Int[np.ndarray, " latent"]
+    use: Float[np.ndarray, " latent"]
+    inert: Bool[np.ndarray, " latent"]
+
+
+def use_of_dimensions(
+    composition: Composition, variables: Variables, key: Key[Array, ""], images: Any, labels: Any = None
+) -> Use:
+    """How much the dimensions of z, a vector, are used by images of a split; with labels if the model gets them."""
+    posteriors = make_posteriors(composition, variables)(key, images, labels)
+
+    def mean_kl(model: BoundModel) -> Array | None:
+        return model.kl_by_dimension and model.kl_by_dimension(posteriors.heads).mean(0)
+
+    kl = composition.apply(variables, mean_kl)[0]
+    by, least = ("variance", ACTIVE) if kl is None else ("KL", INERT)
+    centers = np.asarray(posteriors.centers, np.float64).reshape(len(posteriors.centers), -1)
+    use = np.asarray(centers.var(0) if kl is None else kl, np.float64)
+    order = np.argsort(-use, kind="stable")
+    return Use(by, order, use[order], use[order] < least)

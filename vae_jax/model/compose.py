@@ -28,6 +28,7 @@ from vae_jax.objectives.base import make_draw
 from vae_jax.part_outputs import Shape, expect
 from vae_jax.posteriors import Heads, Latents, Posterior, Sample
 from vae_jax.priors import Aggregate, Prior
+from vae_jax.shapes import Size
 from vae_jax.spec import Spec
 from vae_jax.variables import Variables
 
@@ -91,7 +92,7 @@ def compose(
             expect(f"{named['posterior']}, {what}, cost", sample.cost, lead)
         return sample
 
-    def noise(key: Key[Array, ""], lead: tuple[int, ...], dtype: Any) -> PyTree:
+    def noise(key: Key[Array, ""], lead: tuple[Size, ...], dtype: Any) -> PyTree:
         return posterior.noise(key, lead) if posterior.noise else jax.random.normal(key, (*lead, *shape), dtype)
 
     def aggregate_of(
@@ -168,7 +169,7 @@ def compose(
             lead = outputs.shape[:-axes]
             images = jnp.broadcast_to(images, (*lead, *images.shape[1:])).reshape(-1, *images.shape[1:])
             log_px = likelihood.log_prob(px, outputs.reshape(-1, *outputs.shape[-axes:]), images)
-            expect(f"{named['likelihood']}, log_prob", log_px, (len(images),))
+            expect(f"{named['likelihood']}, log_prob", log_px, (images.shape[0],))
             return log_px.reshape(lead)
 
         def log_posterior(z: Latents, heads: Heads) -> Array:
@@ -205,7 +206,7 @@ def compose(
         def mean(outputs: Array) -> Array:
             flat = outputs.reshape(-1, *outputs.shape[-axes:])
             pictures = likelihood.mean(px, flat)
-            expect(f"{named['likelihood']}, mean", pictures, (len(flat), *image_shape))
+            expect(f"{named['likelihood']}, mean", pictures, (flat.shape[0], *image_shape))
             return pictures.reshape(*outputs.shape[:-axes], *pictures.shape[1:])
 
         aggregate = aggregate_of(autoencoder, parts["posterior"], labels)

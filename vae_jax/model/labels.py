@@ -22,7 +22,7 @@ def with_planes(images: Array, labels: Int[Array, " batch"] | None, classes: int
     if not classes:
         return images
     hot = _one_hot(labels, classes, images.dtype)
-    planes = hot.reshape(len(hot), *(1,) * (images.ndim - 2), classes)
+    planes = hot.reshape(hot.shape[0], *(1,) * (images.ndim - 2), classes)
     return jnp.concatenate([images, jnp.broadcast_to(planes, (*images.shape[:-1], classes))], -1)
 
 
@@ -31,6 +31,6 @@ def with_labels(z: Array, labels: Int[Array, " batch"] | None, classes: int) -> 
     if not classes:
         return z
     hot = _one_hot(labels, classes, z.dtype)
-    samples = len(z) // len(hot)
-    hot = jnp.broadcast_to(hot, (samples, *hot.shape)).reshape(len(z), *(1,) * (z.ndim - 2), classes)
+    samples = z.shape[0] // hot.shape[0]
+    hot = jnp.broadcast_to(hot, (samples, *hot.shape)).reshape(z.shape[0], *(1,) * (z.ndim - 2), classes)
     return jnp.concatenate([z, jnp.broadcast_to(hot, (*z.shape[:-1], classes))], -1)

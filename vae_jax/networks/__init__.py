@@ -25,7 +25,7 @@ from vae_jax.part_outputs import expect, expect_all
 from vae_jax.posteriors import Posterior
 from vae_jax.priors import Prior
 from vae_jax.registry import check_functions, check_takes, users_line
-from vae_jax.shapes import Shapes
+from vae_jax.shapes import Shapes, Size
 from vae_jax.spec import Spec
 from vae_jax.variables import Variables
 
@@ -162,7 +162,7 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
 
         def encode(images: Array) -> dict[str, Array]:
             result = in_precision("encode", images)
-            shapes = {name: (len(images), *shape) for name, shape in head_shapes.items()}
+            shapes = {name: (images.shape[0], *shape) for name, shape in head_shapes.items()}
             if isinstance(result, Mapping):
                 result = {name: _unflattened(head, shapes.get(name)) for name, head in result.items()}
             expect_all(f"model.network {config.network}, encode", result, shapes)
@@ -170,7 +170,7 @@ def build(config: ModelConfig, shapes: Shapes) -> Network:
 
         def decode(z: Array) -> Array:
             result = in_precision("decode", z)
-            expect(f"model.network {config.network}, decode", result, (len(z), *axes, channels * outputs))
+            expect(f"model.network {config.network}, decode", result, (z.shape[0], *axes, channels * outputs))
             return result.astype(z.dtype)
 
         return Autoencoder(encode, decode)
@@ -361,7 +361,7 @@ def _part(module: nn.Module, name: str, config: ModelConfig) -> Callable[..., An
     return part
 
 
-def _unflattened(head: Any, shape: tuple[int, ...] | None) -> Any:
+def _unflattened(head: Any, shape: tuple[Size, ...] | None) -> Any:
     """A head in its shape, also if a network has given its numbers in a row."""
     flat = shape and (shape[0], math.prod(shape[1:]))
     return head.reshape(shape) if shape and getattr(head, "shape", None) == flat else head

@@ -86,12 +86,12 @@ class MLP(nn.Module):
         self.decoder = Decoder(self.options, self.shapes.outputs * math.prod(self.shapes.image_shape))
 
     def encode(self, x: Float[Array, "batch *shape"], *, train: bool) -> dict[str, Float[Array, "batch _"]]:
-        heads = self.encoder(x.reshape(len(x), -1).T)
+        heads = self.encoder(x.reshape(x.shape[0], -1).T)
         return {name: head.T for name, head in heads.items()}
 
     def decode(self, z: Float[Array, "batch *latent"], *, train: bool) -> Float[Array, "batch *shape"]:
         *axes, channels = self.shapes.image_shape
-        return self.decoder(z.reshape(len(z), -1).T).T.reshape(-1, *axes, self.shapes.outputs * channels)
+        return self.decoder(z.reshape(z.shape[0], -1).T).T.reshape(-1, *axes, self.shapes.outputs * channels)
 
 
 def mlp(options: MLPOptions, shapes: Shapes) -> MLP:

@@ -17,8 +17,7 @@ from vae_jax.data import Dataset
 from vae_jax.data.split import Split
 from vae_jax.device.platforms import Platform
 from vae_jax.errors import UserError, counted
-from vae_jax.evaluation.diagnostics import ACTIVE
-from vae_jax.evaluation.latents import make_posteriors
+from vae_jax.evaluation.latents import use_of_dimensions
 from vae_jax.keys import diagnostics_key, make_keys, showing_key
 from vae_jax.model.build import build
 from vae_jax.model.composition import Composition
@@ -36,7 +35,6 @@ Report = Callable[[str], None]
 POINTS = 2000  # images on the map
 LATENTS = 1 << 19  # numbers of all points' z in a page
 THUMBNAIL = 32  # pixels of a small picture's longer side
-INERT = 0.01  # nats; a dimension whose mean KL is smaller says next to nothing about the image
 TOLERANCE, COARSE = 1e-4, 0.05  # of a picture that the page decodes; COARSE where the model computes in fewer bits
 DRAWN = 64  # z of a prior that are drawn here, for each temperature
 TEMPERATURES = (0.5, 0.75, 1.0)  # of a prior over codes
@@ -182,27 +180,19 @@ def dimensions(trained: Trained, composition: Composition, images: Split, z: np.
     """How much each dimension is used, in falling order, and the interval of its slider.
 
     Returns:
-        "by": the measure: "KL", the mean of its KL(q(z|x) ‖ p(z)) in nats, if these have one by dimension; otherwise
-            "variance", that of the posterior's centre over the images.
-        "order", "use", "inert": of each dimension in this order, its number, its use, and whether it is next to none.
+        "by", "order", "use", "inert": see `vae_jax.evaluation.latents.Use`.
         "low", "high": by number.
     """
     key, labels = diagnostics_key(make_keys(trained.config.seed).evaluate), labels_for(trained.config, images)
-    heads = make_posteriors(composition, trained.variables)(key, images.images, labels).heads
-    kl = composition.apply(
-        trained.variables, lambda model: model.kl_by_dimension and model.kl_by_dimension(heads).mean(0)
-    )[0]
-    by, least = ("variance", ACTIVE) if kl is None else ("KL", INERT)
-    use = np.asarray(z.var(0, dtype=np.float64) if kl is None else kl, np.float64)
-    order = np.argsort(-use, kind="stable")
-    around = 4.0 if composition.prior.kind == "standard_normal" and by == "KL" else 0.0
+    use = use_of_dimensions(composition, trained.variables, key, images.images, labels)
+    around = 4.0 if composition.prior.kind == "standard_normal" and use.by == "KL" else 0.0
     low, high = z.min(0), z.max(0)
     margin = np.maximum(0.25 * (high - low), 1e-3)
     return {
-        "by": by,
-        "order": order.tolist(),
-        "use": use[order].tolist(),
-        "inert": (use[order] < least).tolist(),
+        "by": use.by,
+        "order": use.order.tolist(),
+        "use": use.use.tolist(),
+        "inert": use.inert.tolist(),
         "low": np.minimum(low - margin, -around).round(3).tolist(),
         "high": np.maximum(high + margin, around).round(3).tolist(),
     }

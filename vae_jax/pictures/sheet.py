@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from vae_jax.device.memory import check
 from vae_jax.errors import UserError
@@ -23,6 +23,7 @@ else:  # only from Python 3.12 on Path can be the base of a class
 
 Pictures = Float[np.ndarray, "n height width channels"]
 LINE, GAP = 2, 8  # pixels between the pictures of a sheet
+TEXT = 16  # pixels, the height of labels
 PIXELS = (1 << 31) - 1  # of a picture; Pillow counts in 32 bits
 
 
@@ -45,7 +46,15 @@ def save_picture(path: Path, write: Any) -> Picture:
 class Sheet:
     """A picture of rows of pictures, which come in blocks; small ones are enlarged by a whole factor."""
 
-    def __init__(self, count: int, shape: tuple[int, ...], columns: int, gap_after_rows: int = 0, what: str = ""):
+    def __init__(
+        self,
+        count: int,
+        shape: tuple[int, ...],
+        columns: int,
+        gap_after_rows: int = 0,
+        what: str = "",
+        labels: Sequence[str] = (),
+    ):
         """Checks that it can be drawn; allocates nothing yet.
 
         Args:
@@ -54,6 +63,7 @@ class Sheet:
             columns: pictures in a row.
             gap_after_rows: leaves a wider gap after so many rows; 0 for none.
             what: names the picture in messages; begins with the options to blame.
+            labels: of the rows, written left of them.
 
         Raises:
             UserError: if the picture has more than PIXELS pixels.
@@ -62,7 +72,7 @@ class Sheet:
         self._height, self._width, self._channels = shape
         self._columns, self._rows = columns, -(-count // columns)
         self._scale = max(1, 768 // (columns * self._width))
-        self._gap_after_rows = gap_after_rows
+        self._gap_after_rows, self._labels = gap_after_rows, labels
         self._canvas = None
         height, width = self._size = (
             self._top(self._rows - 1) + self._height * self._scale + LINE,
@@ -93,7 +103,20 @@ class Sheet:
     def write(self, file: Any) -> None:
         """Writes it as a PNG; some picture must have been put."""
         assert self._canvas is not None
-        Image.fromarray(self._canvas[..., 0] if self._channels == 1 else self._canvas).save(file, "PNG")
+        image = Image.fromarray(self._canvas[..., 0] if self._channels == 1 else self._canvas)
+        (self._labelled(image) if self._labels else image).save(file, "PNG")
+
+    def _labelled(self, image: Image.Image) -> Image.Image:
+        """The sheet with the rows' labels in a margin left of it."""
+        font = ImageFont.load_default(TEXT)
+        margin = 2 * GAP + int(max(font.getlength(label) for label in self._labels))
+        wide = Image.new(image.mode, (margin + image.width, image.height), "white")
+        wide.paste(image, (margin, 0))
+        draw = ImageDraw.Draw(wide)
+        for row, label in enumerate(self._labels):
+            middle = self._top(row) + self._height * self._scale / 2
+            draw.text((GAP, middle), label, fill="black", font=font, anchor="lm")
+        return wide
 
     def save(self, path: Path) -> Picture:
         """Saves it as a PNG."""

@@ -8,7 +8,7 @@ from jax.nn import log_sigmoid, sigmoid
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from vae_jax.posteriors.base import KL, Codes, Heads, Latents, Posterior, Sample
-from vae_jax.shapes import Shapes
+from vae_jax.shapes import Shapes, Size
 
 
 def bernoulli(options: None, shapes: Shapes) -> Posterior:
@@ -19,7 +19,7 @@ def bernoulli(options: None, shapes: Shapes) -> Posterior:
     """
     latent = shapes.latent
 
-    def noise(key: Key[Array, ""], lead: tuple[int, ...]) -> Float[Array, "*lead latent"]:
+    def noise(key: Key[Array, ""], lead: tuple[Size, ...]) -> Float[Array, "*lead latent"]:
         return uniform_noise(key, (*lead, latent))
 
     def transform(variables: PyTree, u: Float[Array, "*batch latent"], heads: Heads) -> Sample:
@@ -61,7 +61,7 @@ def bernoulli(options: None, shapes: Shapes) -> Posterior:
     )
 
 
-def uniform_noise(key: Key[Array, ""], shape: tuple[int, ...]) -> Float[Array, "*shape"]:
+def uniform_noise(key: Key[Array, ""], shape: tuple[Size, ...]) -> Float[Array, "*shape"]:
     """Uniform numbers in (0, 1), whose logits are finite."""
     kind = jnp.result_type(float)
     return jax.random.uniform(key, shape, kind, minval=jnp.finfo(kind).tiny, maxval=1.0)

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from vae_jax.errors import UserError
 from vae_jax.options import one_of, only
 from vae_jax.posteriors.base import KL, Codes, Heads, Posterior, Sample
-from vae_jax.shapes import Shapes
+from vae_jax.shapes import Shapes, Size
 from vae_jax.variables import Variables
 
 Logits = Float[Array, "*batch variables classes"]  # also probabilities and z, which have the same shape
@@ -89,7 +89,7 @@ def categorical(options: CategoricalOptions, shapes: Shapes) -> Posterior:
         logits = heads["mu"].astype(jnp.promote_types(heads["mu"].dtype, jnp.float32))
         return mixed(log_softmax(logits), options.mixing)
 
-    def noise(key: Key[Array, ""], lead: tuple[int, ...]) -> Logits:
+    def noise(key: Key[Array, ""], lead: tuple[Size, ...]) -> Logits:
         return jax.random.gumbel(key, (*lead, *shape))  # of uniform numbers from the least positive one up
 
     def transform(variables: PyTree, gumbel: Logits, heads: Heads) -> Sample:

@@ -14,7 +14,7 @@ from vae_jax.errors import UserError
 from vae_jax.options import one_of
 from vae_jax.posteriors.base import Codes, Heads, Latents, Posterior, Sample
 from vae_jax.posteriors.places import over_codes, places_of, precise
-from vae_jax.shapes import Shapes
+from vae_jax.shapes import Shapes, Size
 from vae_jax.variables import Variables
 
 LLOYD_STEPS = 10  # of k-means, when a codebook is made of data
@@ -307,6 +307,6 @@ def _unit(vectors: Float[Array, "*any latent"]) -> Float[Array, "*any latent"]:
     return vectors * lax.rsqrt(jnp.square(vectors).sum(-1, keepdims=True) + SMALLEST)
 
 
-def _summed(differences: Vectors, lead: tuple[int, ...]) -> Float[Array, "*batch"]:
+def _summed(differences: Vectors, lead: tuple[Size, ...]) -> Float[Array, "*batch"]:
     """The squares, summed over an image's places and dimensions."""
     return jnp.square(differences).reshape(*lead, -1).sum(-1)

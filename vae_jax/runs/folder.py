@@ -21,7 +21,10 @@ ORIGIN, DIVERGED = "imported.json", "diverged.txt"
 REASON_LIMIT = 1 << 16  # bytes of the reason why a run diverged
 # The contents of a run, in the order of deletion, but its configuration, which makes the folder a run's and is
 # overwritten.
-CONTENTS = ("figures", "latents_*.npz", "summary.json", "metrics.jsonl", "checkpoints", PRIOR, DATA, ORIGIN, DIVERGED)
+CONTENTS = (
+    *("figures", "latents_*.npz", "explore.html", "report.html", "summary.json", "metrics.jsonl", "checkpoints"),
+    *(PRIOR, DATA, ORIGIN, DIVERGED),
+)
 
 
 def read_config(folder: Path) -> Config:

@@ -1,0 +1,395 @@
+"""Models for other tools: StableHLO and ONNX compute what the model does, and a card goes with them."""
+
+import json
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from run_fixtures import TINY, compiled_once, flags, snapshot
+
+from vae_jax import load_config
+from vae_jax.cli import main
+from vae_jax.errors import UserError
+from vae_jax.interop.card import NO_LICENCE
+from vae_jax.interop.functions import functions_of
+from vae_jax.interop.onnx_file import write_onnx
+from vae_jax.interop.onnx_graph import to_onnx
+from vae_jax.interop.stablehlo import write_stablehlo
+from vae_jax.model.build import build
+from vae_jax.model.model import make_model
+from vae_jax.runs.reading import load, use
+from vae_jax.training.start import start_from
+from vae_jax.training.state import Trained
+
+onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx: onnx and onnxruntime")
+
+OWN = Path(__file__).parent / "own"
+LADDER = f"{OWN}/ladder.py:ladder"
+SMALL = {"data.image_size": 8, "data.channels": 1, "model.latent": 3}
+CONVOLUTIONS = {**SMALL, "model.channels": [4, 8]}
+CODES = {**CONVOLUTIONS, "prior.name": "uniform"}
+MODELS = {
+    "convolutional": {**CONVOLUTIONS, "model.hidden": 16},
+    "mlp": {**SMALL, "model.network": "mlp", "model.gated": True},
+    "residual": {**CONVOLUTIONS, "model.network": "residual", "data.channels": 3},
+    "conditional": {**CONVOLUTIONS, "model.classes": 5},
+    "odd": {
+        **CONVOLUTIONS,
+        "data.image_size": 13,
+        "model.kernel": 5,
+        "model.strides": [2, 3],
+        "model.paddings": [2, 1],
+    },
+    "gaussian": {**CONVOLUTIONS, "likelihood.name": "gaussian", "model.activation": "gelu"},
+    "continuous_bernoulli": {**SMALL, "model.network": "mlp", "likelihood.name": "continuous_bernoulli"},
+    "logistic": {**CONVOLUTIONS, "likelihood.name": "discretized_logistic_mixture", "data.channels": 3},
+    "flow": {**SMALL, "model.network": "mlp", "posterior.name": "iaf"},
+    "codebook": {**CODES, "posterior.name": "codebook", "posterior.codes": 16},
+    "fsq": {**CODES, "posterior.name": "fsq", "posterior.levels": [5, 4, 3]},
+    "autoencoder": {**CONVOLUTIONS, "objective.name": "autoencoder"},
+}
+NO_ONNX_ENCODER = {"flow", "codebook"}  # of loops and searches
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory):
+    with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
+        yield
+
+
+def trained_of(name, **changes):
+    """An untrained model whose numbers are none of those that it begins with."""
+    config = load_config(**{**MODELS.get(name, SMALL), **changes})
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    composition, objective = build(config, shape)
+    random = np.random.RandomState(0)
+
+    def moved(leaf):
+        return leaf + (0.1 * random.rand(*leaf.shape)).astype(leaf.dtype) if leaf.dtype.kind == "f" else leaf
+
+    variables = jax.tree.map(moved, composition.init(jax.random.key(1)))
+    return Trained(config, shape, start_from(config, objective, variables, 0), [], None)
+
+
+def inputs_of(trained, batch):
+    """Random images, z and labels, by name."""
+    random, composition = np.random.default_rng(batch), build(trained.config, trained.image_shape).composition
+    inputs = {
+        "images": random.random((batch, *trained.image_shape)).astype(np.float32),
+        "z": random.normal(size=(batch, *composition.latent_shape)).astype(np.float32),
+    }
+    if codes := composition.posterior.codes:
+        inputs["codes"] = random.integers(0, codes.values, (batch, *codes.shape)).astype(np.int32)
+    labels = random.integers(0, 5, batch).astype(np.int32) if composition.classes else None
+    return inputs, labels
+
+
+def expected_of(trained, inputs, labels):
+    """What the model itself computes, by function."""
+    model = make_model(*build(trained.config, trained.image_shape), trained.variables)
+    results = {
+        "encode": model.encode(inputs["images"], labels),
+        "decode": {"pictures": model.decode(inputs["z"], labels)},
+    }
+    if "codes" in inputs:
+        results["decode_codes"] = {"pictures": model.decode(inputs["codes"], labels)}
+    return results
+
+
+def arguments_of(function, inputs, labels):
+    return [labels if name == "labels" else inputs[name] for name in function.inputs]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_stablehlo_computes_what_the_model_does(name, tmp_path):
+    trained = trained_of(name)
+    functions = functions_of(trained)
+    write_stablehlo(functions, tmp_path / "model.zip", "a card")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        programs = {
+            function.name: jax.export.deserialize(archive.read(f"{function.name}.jax")) for function in functions
+        }
+        assert json.loads(archive.read("functions.json"))["decode"]["outputs"] == ["pictures"]
+        assert archive.read("README.md") == b"a card"
+    for batch in (1, 7):
+        inputs, labels = inputs_of(trained, batch)
+        for function, wanted in expected_of(trained, inputs, labels).items():
+            assert programs[function].platforms == ("cpu", "cuda", "tpu")
+            of = next(each for each in functions if each.name == function)
+            results = programs[function].call(*arguments_of(of, inputs, labels))
+            assert sorted(results) == sorted(wanted)
+            for output, array in wanted.items():
+                np.testing.assert_allclose(results[output], array, rtol=1e-5, atol=1e-5, err_msg=f"{function} {output}")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_onnx_computes_what_the_model_does(name, tmp_path):
+    trained = trained_of(name)
+    functions = functions_of(trained)
+    written = write_onnx(functions, tmp_path / "model.onnx", "a card")
+    assert set(written.left_out) == ({"encode"} if name in NO_ONNX_ENCODER else set())
+    for batch in (1, 7):
+        inputs, labels = inputs_of(trained, batch)
+        expected = expected_of(trained, inputs, labels)
+        assert set(written.gaps) | set(written.left_out) == set(expected)
+        for function in functions:
+            if function.name in written.left_out:
+                continue
+            file = "model.onnx" if function.name == "decode" else f"model.{function.name}.onnx"
+            session = onnxruntime.InferenceSession(tmp_path / file, providers=["CPUExecutionProvider"])
+            assert [given.name for given in session.get_inputs()] == list(function.inputs)
+            assert session.get_inputs()[0].shape[0] == "batch"
+            results = session.run(None, dict(zip(function.inputs, arguments_of(function, inputs, labels), strict=True)))
+            for output, array in zip(session.get_outputs(), results, strict=True):
+                wanted = expected[function.name][output.name]
+                np.testing.assert_allclose(
+                    array, wanted, rtol=1e-5, atol=1e-5, err_msg=f"{function.name} {output.name}"
+                )
+
+
+def test_convolutions_stay_convolutions(tmp_path):
+    """One node a layer of the network, in NCHW, without transpositions between them."""
+    (decode,) = (function for function in functions_of(trained_of("convolutional")) if function.name == "decode")
+    names = [node.op_type for node in to_onnx(decode.call, decode.inputs, decode.outputs).graph.node]
+    assert names.count("ConvTranspose") == 2
+    assert "Gather" not in names
+    assert "Transpose" not in names[: len(names) - 1 - names[::-1].index("ConvTranspose")]
+
+
+# --- Operations -------------------------------------------------------------------------------------------------------
+
+TABLE = np.random.RandomState(1).rand(6, 4).astype(np.float32)
+KERNEL = np.random.RandomState(2).rand(3, 2, 2, 3).astype(np.float32)
+NUMBERS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
+
+NONE = (0, 0), (0, 0)
+
+
+def convolved(x, **options):
+    return lax.conv_general_dilated(x, KERNEL, dimension_numbers=NUMBERS, precision=lax.Precision.HIGHEST, **options)
+
+
+# Functions of x, (batch, 4, 6, 2).
+OPERATIONS = {
+    "merge": lambda x: jnp.tanh(x.reshape(x.shape[0], 24, 2)),
+    "merge turned": lambda x: jnp.tanh(x.transpose(0, 3, 2, 1).reshape(x.shape[0], 12, 4)),
+    "merge with the batch": lambda x: jnp.exp(x.reshape(-1, 6, 2)),
+    "split": lambda x: jnp.sin(x.reshape(x.shape[0], 2, 2, 6, 2)).transpose(0, 4, 1, 2, 3),
+    "split and merge": lambda x: x.reshape(x.shape[0], 2, 2, 12).swapaxes(1, 3) * 2,
+    "new axes": lambda x: jnp.sin(x)[:, None, ..., None] * jnp.ones((1, 1, 4, 6, 2, 3)),
+    "sum": lambda x: x.transpose(3, 0, 1, 2).sum((1, 3)),
+    "sum of repeats": lambda x: jnp.broadcast_to(x[:, :1], (x.shape[0], 5, 6, 2)).sum(1),
+    "repeats": lambda x: jnp.broadcast_to(x[:, :, :1], x.shape).reshape(x.shape[0], 4, 12),
+    "repeats over the batch": lambda x: jnp.concatenate(
+        [x[..., 0, :], jnp.broadcast_to(TABLE[:4, :2], (x.shape[0], 4, 2))], 1
+    ),
+    "extremes": lambda x: jnp.stack([x.max(1), x.min(1)], -1),
+    "products of entries": lambda x: x.prod(2),
+    "softmax": lambda x: jax.nn.softmax(x, 1),
+    "logsumexp": lambda x: jax.nn.logsumexp(x, 2),
+    "places of extremes": lambda x: jnp.argmax(x, 2) * 10 + jnp.argmin(x, 2),
+    "product": lambda x: jnp.einsum("bhwc,wd->bhcd", x, TABLE, precision="highest"),
+    "product from the left": lambda x: jnp.tensordot(TABLE, x, ([1], [1]), precision="highest"),
+    "product over two axes": lambda x: jnp.einsum("bhwc,wh->bc", x, TABLE, precision="highest"),
+    "product of two": lambda x: jnp.einsum("bhwc,bhvc->bhwv", x, jnp.cos(x), precision="highest"),
+    "outer product": lambda x: jnp.einsum("bhwc,bvuc->bhwvu", x, x[:, :2], precision="highest"),
+    "slices": lambda x: lax.slice_in_dim(x, 1, 4, axis=1)[:, :, 2] - lax.slice_in_dim(x, 0, 6, 2, axis=2)[:, 1:, 1],
+    "pieces": lambda x: jnp.subtract(*jnp.split(x, 2, 2)),
+    "padding": lambda x: jnp.pad(x, ((0, 0), (1, 2), (0, 3), (0, 0)), constant_values=7.0),
+    "choice": lambda x: jnp.where(x > 0, jnp.log1p(jnp.abs(x)), jnp.expm1(x)),
+    "one-hot": lambda x: jax.nn.one_hot(jnp.argmax(x, 1), 4).sum(-2),
+    "rows of a table": lambda x: jnp.asarray(TABLE)[jnp.argmax(x, 2)],
+    "numbers of the batch": lambda x: x[:, 0, 0, 0] * 0 + jnp.arange(x.shape[0]),
+    "bounds": lambda x: jnp.clip(x, -0.5, 0.25),
+    "signs": lambda x: jnp.sign(x) + jnp.floor(x) + jnp.ceil(x) + jnp.round(3 * x),
+    "powers": lambda x: x**3 + jnp.abs(x) ** 0.7 + jnp.sqrt(jnp.abs(x)) + lax.rsqrt(jnp.abs(x) + 1),
+    "errors": lambda x: lax.erf(x) + lax.erfc(x / 2),
+    "comparisons": lambda x: ((x >= 0.1) & ~(x > 0.5) | (x != x.max()) & (x <= 1) & (x < 3)).astype(jnp.float32),
+    "whole numbers": lambda x: lax.rem(jnp.round(9 * x).astype(jnp.int32), 4),
+    "activations": lambda x: (
+        jax.nn.gelu(x) + jax.nn.elu(x) + jax.nn.silu(x) + jax.nn.softplus(x) + jax.nn.leaky_relu(x)
+    ),
+    "convolution": lambda x: convolved(x, window_strides=(2, 1), padding=((1, 2), (0, 1))),
+    "dilated convolution": lambda x: convolved(x, window_strides=(1, 1), padding="SAME", rhs_dilation=(1, 2)),
+    "transposed convolution": lambda x: convolved(
+        x, window_strides=(1, 1), padding=((2, 2), (1, 1)), lhs_dilation=(2, 2)
+    ),
+    "transposed, uneven": lambda x: convolved(x, window_strides=(1, 1), padding=((1, 3), (0, 2)), lhs_dilation=(3, 2)),
+    "convolution turned": lambda x: lax.conv_general_dilated(
+        x.transpose(3, 1, 2, 0), KERNEL, (1, 1), "VALID", dimension_numbers=("CHWN", "HWIO", "CHWN")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_operation(name):
+    function = OPERATIONS[name]
+    (batch,) = jax.export.symbolic_shape("b")
+    model = to_onnx(function, {"x": jax.ShapeDtypeStruct((batch, 4, 6, 2), jnp.float32)}, ["y"])
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for count in (1, 2, 5):
+        x = np.random.default_rng(count).normal(size=(count, 4, 6, 2)).astype(np.float32)
+        (found,) = session.run(None, {"x": x})
+        expected = np.asarray(jax.jit(function)(x))
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: jnp.sort(x, 1), "found sort"),
+        (lambda x: lax.scan(lambda c, _: (c + 1, c), x, None, 3)[0], "found scan"),
+        (lambda x: jnp.roll(x, jnp.argmax(x[0, 0, 0]), 1), "found "),
+        (
+            lambda x: convolved(x, window_strides=(2, 2), padding=((0, 0), (0, 0)), lhs_dilation=(2, 2)),
+            "found one that is both",
+        ),
+    ],
+)
+def test_what_is_not_translated_is_named(function, message):
+    with pytest.raises(UserError, match=f"^--to onnx: expected .*{message}"):
+        to_onnx(function, {"x": jax.ShapeDtypeStruct((3, 4, 6, 2), jnp.float32)}, ["y"])
+
+
+# --- The command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", "--config", "digits", *flags(**TINY), "--train.epochs=1", "--out", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a command; gives its exit code, its output and its errors."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+ALONE = """
+import sys, zipfile
+import numpy as np
+z = np.load(sys.argv[2])["z"]
+if sys.argv[1].endswith(".zip"):
+    import jax
+    decode = jax.export.deserialize(zipfile.ZipFile(sys.argv[1]).read("decode.jax")).call
+    pictures = [np.asarray(decode(z[i:i + n])["pictures"]) for n in (1, 7) for i in range(0, len(z), n)]
+else:
+    import onnxruntime
+    decode = onnxruntime.InferenceSession(sys.argv[1])
+    pictures = [decode.run(None, {"z": z[i:i + n]})[0] for n in (1, 7) for i in range(0, len(z), n)]
+assert not {"vae_jax", "flax"} & set(sys.modules)
+np.save(sys.argv[3], np.concatenate(pictures))
+"""
+
+
+@pytest.mark.parametrize(("to", "file"), [("stablehlo", "model.zip"), ("onnx", "model.onnx")])
+def test_a_process_without_this_package_decodes(run, command, tmp_path, to, file):
+    code, out, err = command("export", run, tmp_path / file, "--to", to, "--licence", "mit")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == str(tmp_path / file)
+    z = np.random.default_rng(0).normal(size=(100, TINY["model.latent"])).astype(np.float32)
+    np.savez(tmp_path / "z.npz", z=z)
+    arguments = [tmp_path / file, tmp_path / "z.npz", tmp_path / "pictures.npy"]
+    subprocess.run([sys.executable, "-c", ALONE, *map(str, arguments)], check=True, cwd=tmp_path, timeout=200)
+    expected = np.asarray(use(load(run)).decode(z))
+    np.testing.assert_allclose(np.load(tmp_path / "pictures.npy"), np.concatenate([expected] * 2), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("to", "file"), [("stablehlo", "m.zip"), ("onnx", "m.onnx"), ("torch", "m.safetensors")])
+def test_a_card_goes_with_it(run, command, tmp_path, to, file):
+    assert command("export", run, tmp_path / file, "--to", to, "--licence", "cc-by-4.0")[0] == 0
+    card = (tmp_path / f"{file}.md").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    assert "license: cc-by-4.0" in card
+    assert f"| test loss | {summary['test_loss']:,.2f} nats per image |" in card
+    assert f"{summary['parameters']:,} parameters" in card
+    assert "manual_dir" not in card
+    assert file in card
+    first = (tmp_path / file).read_bytes()
+    assert command("export", run, tmp_path / file, "--to", to, "--overwrite")[0] == 0
+    assert NO_LICENCE in (tmp_path / f"{file}.md").read_text()
+    if to == "torch":
+        assert (tmp_path / file).read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["m.onnx", "--to", "stablehlo"],
+            "m.onnx: expected a name that ends in .zip, for --to stablehlo; found 'm.onnx'",
+        ),
+        (["m.zip", "--to", "onnx"], "m.zip: expected a name that ends in .onnx, for --to onnx; found 'm.zip'"),
+        (["m.onnx", "--to", "onxx"], "--to: expected one of torch, stablehlo, onnx; found 'onxx' (did you mean onnx?)"),
+        (["there.onnx", "--to", "onnx"], "there.encode.onnx: there is such a file already; --overwrite writes over it"),
+    ],
+)
+def test_export_refuses(run, command, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.encode.onnx").write_text("mine")
+    before = snapshot(tmp_path)
+    code, _, err = command("export", run, *arguments)
+    assert (code, err) == (2, f"vae-jax: error: {message}\n")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("to", "file", "module"), [("stablehlo", "m.zip", "flatbuffers"), ("onnx", "m.onnx", "onnxruntime")]
+)
+def test_a_missing_extra_is_named(run, command, tmp_path, monkeypatch, to, file, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    code, _, err = command("export", run, tmp_path / file, "--to", to)
+    assert code == 2
+    assert f"--to {to}: expected the extra {to}, pip install 'vae_jax[{to}]'" in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_network_that_needs_to_know_the_batch(tmp_path):
+    trained = trained_of("mlp")
+    functions = [replace_call(function, lambda z: {"pictures": z * len(z)}) for function in functions_of(trained)[1:]]
+    with pytest.raises(UserError, match=r"^--to stablehlo: expected networks for a batch of any size; found one that"):
+        write_stablehlo(functions, tmp_path / "m.zip", "")
+    assert not list(tmp_path.iterdir())
+
+
+def replace_call(function, call):
+    return function._replace(call=call)
+
+
+@pytest.mark.parametrize("own", [LADDER, f"{OWN}/vit.py:ViT", f"{OWN}/groupnorm.py:GroupNormNet"])
+def test_users_own_networks_are_exported_also_if_they_take_the_size_of_a_batch(own, tmp_path):
+    trained = trained_of("own", **{"model.network": own})
+    functions = functions_of(trained)
+    write_stablehlo(functions, tmp_path / "m.zip", "")
+    for batch in (1, 7):
+        inputs, labels = inputs_of(trained, batch)
+        wanted = expected_of(trained, inputs, labels)
+        with zipfile.ZipFile(tmp_path / "m.zip") as archive:
+            decode = jax.export.deserialize(archive.read("decode.jax")).call
+        np.testing.assert_allclose(decode(inputs["z"])["pictures"], wanted["decode"]["pictures"], rtol=1e-5, atol=1e-5)
+    assert write_onnx(functions[1:], tmp_path / "m.onnx", "").gaps["decode"] < 1e-5
+
+
+def test_weights_in_half_precision_compute_in_float32_in_onnx(tmp_path):
+    trained = trained_of("convolutional")
+    half = trained._replace(config=replace(trained.config, model=replace(trained.config.model, precision="bfloat16")))
+    whole = write_onnx(functions_of(trained), tmp_path / "a.onnx", "")
+    assert write_onnx(functions_of(half, "float32"), tmp_path / "b.onnx", "").gaps == whole.gaps
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

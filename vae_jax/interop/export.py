@@ -1,0 +1,163 @@
+"""Exports runs for other tools: PyTorch's weights, StableHLO or ONNX, with a model card beside the file."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from vae_jax.errors import UserError, quoted
+from vae_jax.files.replace import write_text
+from vae_jax.interop.card import card_of
+from vae_jax.interop.exchange import export_run
+from vae_jax.interop.functions import functions_of
+from vae_jax.interop.onnx_file import onnx_paths, write_onnx
+from vae_jax.interop.stablehlo import write_stablehlo
+from vae_jax.model.build import build
+from vae_jax.registry import lookup
+from vae_jax.runs.reading import load
+from vae_jax.training.state import Trained
+
+
+class Export(NamedTuple):
+    """A run as another tool's file.
+
+    Attributes:
+        files: that were written, the model's own last.
+        about: lines on them.
+    """
+
+    files: list[Path]
+    about: list[str]
+
+
+class Request(NamedTuple):
+    """What is to be exported.
+
+    Attributes:
+        folder: of the run.
+        path: of the file.
+        trained: the run's model.
+        card: (functions, how the file is used) -> the model card's text.
+    """
+
+    folder: Path
+    path: Path
+    trained: Trained
+    card: Callable[..., str]
+
+
+def _torch(request: Request, **how: object) -> Export:
+    shapes = export_run(request.folder, request.path, **how)  # type: ignore[arg-type]
+    use = f"model.load_state_dict(safetensors.torch.load_file({str(request.path.name)!r}), strict=True)"
+    card = card_path(request.path)
+    write_text(card, request.card(None, f"```python\n{use}\n```"))
+    about = [f"{len(shapes)} tensors with PyTorch's names and layouts", f"in PyTorch: {use}"]
+    return Export([card, request.path], about)
+
+
+def _stablehlo(request: Request, **how: object) -> Export:
+    functions = functions_of(request.trained)
+    name = request.path.name
+    lines = [
+        "import zipfile, jax",
+        f"programs = zipfile.ZipFile({name!r})",
+        'decode = jax.export.deserialize(programs.read("decode.jax")).call',
+        f'pictures = decode({_arguments(request.trained)})["pictures"]',
+    ]
+    card = request.card(functions, "\n".join(["```python", *lines, "```"]))
+    write_stablehlo(functions, request.path, card)
+    write_text(card_path(request.path), card)
+    names = ", ".join(function.name for function in functions)
+    return Export([card_path(request.path), request.path], [f"{names}, for cpu, cuda and tpu, and any batch"])
+
+
+def _onnx(request: Request, **how: object) -> Export:
+    functions = functions_of(request.trained, "float32")
+    paths = onnx_paths(functions, request.path)
+    lines = [
+        "import onnxruntime",
+        f"decode = onnxruntime.InferenceSession({request.path.name!r})",
+        f"(pictures,) = decode.run(None, {{{_arguments(request.trained, named=True)}}})",
+    ]
+    card = request.card(functions, "\n".join(["```python", *lines, "```"]))
+    written = write_onnx(functions, request.path, card)
+    write_text(card_path(request.path), card)
+    about = [f"{paths[name].name}: {name}, as jax computes it to {gap:.1g}" for name, gap in written.gaps.items()]
+    about += [f"{name} is left out: {why}" for name, why in written.left_out.items()]
+    if (precision := request.trained.config.model.precision) != "float32":
+        about.append(f"computed in float32, where the run has {precision}")
+    others = [paths[name] for name in written.gaps if name != "decode"]
+    return Export([card_path(request.path), *others, request.path], about)
+
+
+def _arguments(trained: Trained, named: bool = False) -> str:
+    """How z and labels are given to an exported decoder."""
+    names = ["z", "labels"] if trained.config.model.classes else ["z"]
+    return ", ".join(f'"{name}": {name}' for name in names) if named else ", ".join(names)
+
+
+FORMATS: dict[str, tuple[str, Callable[..., Export]]] = {
+    "torch": (".safetensors", _torch),
+    "stablehlo": (".zip", _stablehlo),
+    "onnx": (".onnx", _onnx),
+}
+
+
+def card_path(path: Path) -> Path:
+    """The model card of a file, beside it."""
+    return path.with_name(f"{path.name}.md")
+
+
+def check_target(path: Path, to: str) -> None:
+    """Refuses a format that there is not, and a file's name that does not end as the format's do.
+
+    Raises:
+        UserError: naming what was expected.
+    """
+    suffix, _ = lookup(FORMATS, to, "--to")
+    if path.suffix != suffix:
+        raise UserError(f"{path}: expected a name that ends in {suffix}, for --to {to}; found {quoted(path.name)}")
+
+
+def written_by(path: Path, to: str) -> list[Path]:
+    """The files that an export may write."""
+    more = [path.with_suffix(f".{name}{path.suffix}") for name in ("encode", "decode_codes")] if to == "onnx" else []
+    return [path, card_path(path), *more]
+
+
+def export(
+    folder: str | Path,
+    path: str | Path,
+    to: str = "torch",
+    checkpoint: str = "latest",
+    licence: str | None = None,
+    report: Callable[[str], None] = warnings.warn,
+    trust_code: bool = False,
+) -> Export:
+    """Writes a run's model for another tool, and a model card beside it; existing files are replaced.
+
+    Args:
+        folder: of the run.
+        path: of the file: .safetensors for torch, .zip for stablehlo, .onnx for onnx.
+        to: torch, the weights for `load_state_dict`; stablehlo, encoder and decoder for `jax.export.deserialize`; or
+            onnx, the decoder, and the encoder beside it as FILE.encode.onnx.
+        checkpoint: latest or best.
+        licence: of the weights, for the card.
+        report: see `vae_jax.runs.reading.load`.
+        trust_code: see there.
+
+    Raises:
+        UserError: if there is no such run, its model cannot be exported so, or the file's name has another ending.
+        OSError: if a file cannot be written.
+    """
+    path, folder = Path(path), Path(folder)
+    check_target(path, to)
+    trained = load(folder, checkpoint, report, trust_code)
+    _, objective = build(trained.config, trained.image_shape)
+
+    def card(functions: object, use: str) -> str:
+        return card_of(trained, objective, path.stem, licence, functions, use)  # type: ignore[arg-type]
+
+    _, write = FORMATS[to]
+    request = Request(folder, path, trained, card)
+    return write(request, checkpoint=checkpoint, report=report, trust_code=trust_code)
