@@ -25,6 +25,7 @@ LONGEST = (
     "test_cli",
     "test_run",
     "test_models",
+    "test_explore",
 )
 
 

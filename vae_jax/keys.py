@@ -165,7 +165,7 @@ def probing_key() -> OneKey:
 
 
 def showing_key() -> OneKey:
-    """The key for the samples that show a model in a notebook: always the same."""
+    """The key for the samples that show a model in a notebook or on a page: always the same."""
     return jax.random.key(0)
 
 

@@ -18,7 +18,7 @@ from vae_jax.data.split import Split
 from vae_jax.device.platforms import Platform
 from vae_jax.errors import UserError, counted
 from vae_jax.evaluation.latents import use_of_dimensions
-from vae_jax.keys import diagnostics_key, make_keys
+from vae_jax.keys import diagnostics_key, make_keys, showing_key
 from vae_jax.model.build import build
 from vae_jax.model.composition import Composition
 from vae_jax.model.model import Model
@@ -62,7 +62,7 @@ def explore(
     check(trained)
     content = {"title": title, **content_of(trained, model, data, points, report)}
     body = resource("explore.html").replace("{title}", escaped(title))
-    made = page(f"{title}: latent space", body, ["program.js", "explore.js"], content)
+    made = page(f"{title}: latent space", body, ["page.js", "program.js", "map.js", "explore.js"], content)
     if len(made) > MOST:
         raise UserError(f"RUN: expected a model that fits into a page of {MOST >> 20} MB; found {len(made) >> 20} MB")
     return made
@@ -214,7 +214,7 @@ def prior_of(trained: Trained, composition: Composition, model: Model) -> dict[s
         labels = np.arange(max(DRAWN, composition.classes)) % composition.classes
         count = len(labels)
     ways = [{"temperature": one} for one in TEMPERATURES] if "temperature" in composition.prior.how else [{}]
-    drawn = [model.draw(jax.random.key(0), count, labels, **way) for way in ways]
+    drawn = [model.draw(showing_key(), count, labels, **way) for way in ways]
     codes = composition.posterior.codes
 
     def codes_of(z: Any) -> Any:
