@@ -199,7 +199,8 @@ def test_a_convolution_along_one_axis(blank):
         (lambda x: lax.while_loop(lambda x: x.sum() < 9, lambda x: x + 1, x), X, "found while$"),
         (lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, length=1000)[0], X, "a loop of 1,000 passes"),
         (lambda x: lax.conv(x, x, (1, 1, 1), "SAME"), floats(1, 1, 3, 3, 3), "3 axes"),
-        (lambda x: x + 1, np.arange(3, dtype=np.uint32), "found uint32"),
+        *((jnp.square, np.arange(3).astype(name), f"found {name}$") for name in ("uint32", "int8", "uint8", "int16")),
+        (lambda x: x.astype(jnp.int8).astype(jnp.float32), X, "found int8$"),
         (lambda x: x.argmax(), X, None),
     ],
 )  # fmt: skip
