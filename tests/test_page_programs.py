@@ -143,6 +143,17 @@ SHIFTS = {
     "cumulated logarithms": (lambda x: lax.cumlogsumexp(x, 1), X),
     "taken": (lambda n, x: (x[n % 3], jnp.take(x, n % 4, 1), x[n % 3, n % 4]), OTHERS, X),
     "taken outside": (lambda n, x: jnp.take(x, n, 0, mode="fill"), NUMBERS, X),
+    "taken outside, filled": (
+        lambda n, x: [
+            *(jnp.take(x, n, 0, mode="fill", fill_value=fill) for fill in (np.inf, -np.inf, np.nan, 0.1)),
+            jnp.take(n, n, 0, mode="fill"),
+            jnp.take(n, n, 0, mode="fill", fill_value=7),
+            jnp.take(x > 0, n, 0, mode="fill"),
+            jnp.take(x > 0, n, 0, mode="fill", fill_value=False),
+        ],
+        NUMBERS,
+        X,
+    ),
     "taken from known": (lambda n: jnp.asarray(X)[n % 3, :2], OTHERS),
     "taken along": (lambda n, x: jnp.take_along_axis(x, n % 3, 0), OTHERS, X),
     "sliced somewhere": (lambda n, x: lax.dynamic_slice(x, (n[0, 0], n[0, 1] - 7), (2, 3)), OTHERS, X),
@@ -201,6 +212,8 @@ def test_a_convolution_along_one_axis(blank):
         (lambda x: lax.conv(x, x, (1, 1, 1), "SAME"), floats(1, 1, 3, 3, 3), "3 axes"),
         *((jnp.square, np.arange(3).astype(name), f"found {name}$") for name in ("uint32", "int8", "uint8", "int16")),
         (lambda x: x.astype(jnp.int8).astype(jnp.float32), X, "found int8$"),
+        (lambda n: lax.reduce_and(n, (0,)), NUMBERS, "found reduce_and of int32$"),
+        (lambda n: lax.reduce_or(n, (0,)), NUMBERS, "found reduce_or of int32$"),
         (lambda x: x.argmax(), X, None),
     ],
 )  # fmt: skip

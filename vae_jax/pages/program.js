@@ -220,9 +220,8 @@ const Program = (() => {
         }
       };
     },
-    gather: (step, out, [a, indices, first]) => {
+    gather: (step, out, [a, indices, first, fill]) => {
       const within = places(step.slice, step.slice_strides, 0), size = within.length, axes = step.most.length;
-      const fill = step.fill ?? (step.kind === "float" ? NaN : -2147483648);
       return () => {
         for (let row = 0; row < first.length; row++) {
           let start = first[row], outside = false;
@@ -231,7 +230,7 @@ const Program = (() => {
             outside ||= index !== kept;
             start += kept * step.strides[axis];
           }
-          for (let n = 0; n < size; n++) out[row * size + n] = outside && step.fills ? fill : a[start + within[n]];
+          for (let n = 0; n < size; n++) out[row * size + n] = outside && fill ? fill[0] : a[start + within[n]];
         }
       };
     },
