@@ -161,6 +161,21 @@ def _concatenate(steps: Steps, params: dict[str, Any], inputs: list[Value], type
     return [joined(steps, inputs, params["dimension"], types[0].shape, kind_of(types[0].dtype))]
 
 
+def _stack(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[Any]) -> list[Value]:
+    axis, shape = params["axis"], types[0].shape
+    parts = [steps.reshaped(value, (*shape[:axis], 1, *shape[axis + 1 :])) for value in inputs]
+    return [joined(steps, parts, axis, shape, kind_of(types[0].dtype))]
+
+
+def _unstack(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[Any]) -> list[Value]:
+    value, axis, parts = inputs[0], params["axis"], []
+    shape = (*value.shape[:axis], 1, *value.shape[axis + 1 :])
+    for number, kind in enumerate(types):
+        starts = [number if place == axis else 0 for place in range(len(shape))]
+        parts.append(steps.reshaped(sliced(steps, value, starts, shape, [1] * len(shape)), kind.shape))
+    return parts
+
+
 def _pad(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[Any]) -> list[Value]:
     value, fill = inputs
     starts, counts, offset, strides = [], [], 0, []
@@ -342,7 +357,9 @@ RULES: dict[str, Rule] = {
     "slice": _slice,
     "split": _split,
     "squeeze": _as_shape,
+    "stack": _stack,
     "transpose": _transpose,
+    "unstack": _unstack,
 }
 
 
