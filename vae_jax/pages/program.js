@@ -47,6 +47,14 @@ const Program = (() => {
     return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
   };
 
+  // 1 − erf loses its digits as erf comes near 1. There it is e^(−x²)/√π · 1/(x + ½/(x + 1/(x + 1½/(x + …)))).
+  const erfc = (x) => {
+    if (x < 2) return 1 - erf(x);
+    let below = x;
+    for (let n = 60; n > 0; n--) below = x + n / 2 / below;
+    return Math.exp(-x * x) / (Math.sqrt(Math.PI) * below);
+  };
+
   const roundEven = (x) => {
     const low = Math.floor(x);
     return x - low !== 0.5 ? Math.round(x) : low % 2 === 0 ? low : low + 1;
@@ -57,7 +65,7 @@ const Program = (() => {
     abs: unary(Math.abs), acos: unary(Math.acos), acosh: unary(Math.acosh), asin: unary(Math.asin),
     asinh: unary(Math.asinh), atan: unary(Math.atan), atanh: unary(Math.atanh), cbrt: unary(Math.cbrt),
     ceil: unary(Math.ceil), cos: unary(Math.cos), cosh: unary(Math.cosh), erf: unary(erf),
-    erfc: unary((x) => 1 - erf(x)), exp2: unary((x) => 2 ** x), expm1: unary(Math.expm1), floor: unary(Math.floor),
+    erfc: unary(erfc), exp2: unary((x) => 2 ** x), expm1: unary(Math.expm1), floor: unary(Math.floor),
     is_finite: unary((x) => (Number.isFinite(x) ? 1 : 0)), log: unary(Math.log), log1p: unary(Math.log1p),
     not: unary((x) => ~x), not_bool: unary((x) => 1 - x), round_even: unary(roundEven),
     round_away: unary((x) => Math.sign(x) * Math.floor(Math.abs(x) + 0.5)), rsqrt: unary((x) => 1 / Math.sqrt(x)),
@@ -72,13 +80,13 @@ const Program = (() => {
 
   const binary = (f) => (out, a, i, b, j) => { for (let n = 0; n < out.length; n++) out[n] = f(a[i[n]], b[j[n]]); };
   const BINARY = {
-    and: binary((a, b) => a & b), atan2: binary(Math.atan2), div_int: binary((a, b) => Math.trunc(a / b)),
+    and: binary((a, b) => a & b), atan2: binary(Math.atan2), div_int: binary((a, b) => (b ? Math.trunc(a / b) : -1)),
     eq: binary((a, b) => (a === b ? 1 : 0)), ge: binary((a, b) => (a >= b ? 1 : 0)),
     gt: binary((a, b) => (a > b ? 1 : 0)), le: binary((a, b) => (a <= b ? 1 : 0)),
     lt: binary((a, b) => (a < b ? 1 : 0)), max: binary(Math.max), min: binary(Math.min), mul_int: binary(Math.imul),
     ne: binary((a, b) => (a !== b ? 1 : 0)), or: binary((a, b) => a | b), pow: binary(Math.pow),
     pow_int: binary((a, b) => { let made = 1; for (; b > 0; b--) made = Math.imul(made, a); return made; }),
-    rem: binary((a, b) => a % b), shift_left: binary((a, b) => (b > 31 ? 0 : a << b)),
+    rem: binary((a, b) => a % b), rem_int: binary((a, b) => (b ? a % b : a)), shift_left: binary((a, b) => (b > 31 ? 0 : a << b)),
     shift_right_arithmetic: binary((a, b) => a >> Math.min(b, 31)),
     shift_right_logical: binary((a, b) => (b > 31 ? 0 : a >>> b)), xor: binary((a, b) => a ^ b),
     add: (out, a, i, b, j) => { for (let n = 0; n < out.length; n++) out[n] = a[i[n]] + b[j[n]]; },
@@ -196,7 +204,8 @@ const Program = (() => {
             let best = 0;
             for (let c = 1; c < columns; c++) {
               const value = a[row * columns + c], known = a[row * columns + best];
-              if (least ? value < known : value > known) best = c;
+              if (Number.isNaN(known)) break; // the first NaN is the result
+              if (Number.isNaN(value) || (least ? value < known : value > known)) best = c;
             }
             out[row] = best;
           }

@@ -49,7 +49,7 @@ def _unary(name: str) -> Rule:
 def _binary(name: str) -> Rule:
     def rule(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[Any]) -> list[Value]:
         kind = kind_of(types[0].dtype)
-        function = f"{name}_int" if name in ("mul", "div") and kind == "int" else name
+        function = f"{name}_int" if name in ("mul", "div", "rem") and kind == "int" else name
         return [steps.add("binary", inputs, types[0].shape, kind, f=function)]
 
     return rule
