@@ -498,6 +498,35 @@ def test_principal_axes_are_those_of_the_covariances():
     assert explore.principal_axes(np.zeros((5, 3), np.float32))[2].tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("points", [2, 3, 4, 64])
+def test_principal_axes_of_fewer_points_than_dimensions(points, monkeypatch):
+    z = (np.random.RandomState(1).randn(points, 1024) * np.linspace(0.1, 3, 1024)).astype(np.float32)
+    centred = z.astype(float) - z.mean(0, dtype=float)
+    values, vectors = np.linalg.eigh(centred @ centred.T)  # of the points, whose axes are sums of their rows
+    monkeypatch.setattr(np.linalg, "eigh", None)  # of 1024 × 1024 numbers takes long
+    _, axes, shares = explore.principal_axes(z)
+    for number in range(min(2, points - 1)):
+        right = vectors[:, -1 - number] @ centred
+        assert abs(axes[number] @ right) / np.linalg.norm(right) == pytest.approx(1, abs=1e-4)
+        assert shares[number] == pytest.approx(values[-1 - number] / values.sum(), rel=1e-4)
+
+
+@pytest.mark.parametrize("points", [1, 2, 5, 64])
+def test_equal_points_of_many_dimensions_have_no_axes(points):
+    middle, axes, shares = explore.principal_axes(np.full((points, 1024), 0.3, np.float32))
+    assert (middle == np.float32(0.3)).all()
+    assert not axes.any()
+    assert shares.tolist() == [0, 0]
+
+
+def test_points_on_a_line_have_one_axis():
+    line = np.random.RandomState(2).randn(1024)
+    _, axes, shares = explore.principal_axes(np.outer(np.arange(8), line).astype(np.float32))
+    assert abs(axes[0] @ line) / np.linalg.norm(line) == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(shares, [1, 0], atol=1e-6)
+    assert np.isfinite(axes).all()
+
+
 @pytest.mark.parametrize(("shape", "wanted"), [((7, 5, 1), (7, 5)), ((64, 32, 1), (32, 16)), ((40, 80, 3), (16, 32))])
 def test_thumbnails_are_small_and_in_rows(shape, wanted):
     images = RANDOM.randint(0, 256, (10, *shape)).astype(np.uint8)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from scipy import special
 
 from vae_jax.config import Config, adapted
 from vae_jax.errors import UserError
@@ -69,6 +70,8 @@ def check(driver, function, *arrays, tolerance=2e-6):
 X, Y, POSITIVE, UNIT = floats(3, 4), floats(3, 4), floats(3, 4, low=0.1, high=3.0), floats(3, 4, low=-0.95, high=0.95)
 NUMBERS, OTHERS = RANDOM.randint(-9, 10, (3, 4)).astype(np.int32), RANDOM.randint(1, 5, (3, 4)).astype(np.int32)
 HALVES = np.array([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, 2.4, -2.6], np.float32)
+BY_NOTHING = np.array([[7, -7, 0, -(2**31), 9], [0, 0, 0, -1, -2]], np.int32)
+HOLES = np.array([[1, np.nan, 5, np.nan], [np.nan, np.inf, 2, -3], [4, np.inf, -np.inf, 2]], np.float32)
 WIDE = np.array([-50, -6.5, -3, -1e-4, 0, 1e-4, 0.3, 2, 5.9, 50], np.float32)
 
 
@@ -107,12 +110,24 @@ def test_functions_of_two_numbers(blank, name):
     check(blank, getattr(lax, name), X, same)
 
 
+def test_small_complements_of_erf_are_kept(blank):
+    x = np.concatenate([np.linspace(-9, 9, 289), [1.999, 2.001, 5.999, 6.001]]).astype(np.float32)
+    program, named = program_at(lambda x: (lax.erfc(x), jnp.log(lax.erfc(x))), x)
+    found, logarithms = browser.computed(blank, program, **named)
+    right = special.erfc(x.astype(float))
+    np.testing.assert_allclose(found, right, rtol=1e-4)
+    np.testing.assert_allclose(logarithms, np.log(right), rtol=0, atol=1e-4)
+    ends = np.array([-np.inf, 20, np.inf, np.nan], np.float32)
+    assert str(browser.computed(blank, *program_at(lax.erfc, ends)[:1], x0=ends)[0]) == "[ 2.  0.  0. nan]"
+
+
 SHIFTS = {
     "jnp.pow": (lambda x, y: x**y, POSITIVE, Y),
     "integer_pow": (lambda x: (x**3, x**-2), X),
     "rem": (lax.rem, X, POSITIVE),
     "mul of whole numbers": (lambda a, b: a * b * 100_003, NUMBERS, OTHERS),
     "div of whole numbers": (lambda a, b: (lax.div(a, b), lax.rem(a, b), a // b, a % b), NUMBERS, OTHERS),
+    "div of whole numbers by 0": (lambda a, b: (lax.div(a, b), lax.rem(a, b), a // b, a % b), *BY_NOTHING),
     "pow of whole numbers": (lambda a, b: (a**b, a**3), NUMBERS, OTHERS),
     "shifts": (lambda a, b: (a << b, a >> b, lax.shift_right_logical(a, b), a << (30 + b)), NUMBERS, OTHERS),
     "bits": (lambda a, b: (a & b, a | b, a ^ b, ~a), NUMBERS, OTHERS),
@@ -131,18 +146,33 @@ SHIFTS = {
     "sliced": (lambda x: (x[1:], x[:, 1:3], x[::2, ::3], lax.slice(x, (1, 0), (3, 3), (1, 2))), X),
     "split": (lambda x: jnp.split(x, [1, 3], 1), X),
     "concatenated": (lambda x, y: jnp.concatenate([x, y[:, :1], np.ones((3, 2), np.float32)], 1), X, Y),
+    "stacked": (lambda x, y: [jnp.stack([x, y, np.ones((3, 4), np.float32)], axis) for axis in (0, 1, -1)], X, Y),
+    "stacked truth": (lambda n: jnp.stack([n > 0, n > 3]), NUMBERS),
+    "unstacked": (lambda x: (*jnp.unstack(x), *jnp.unstack(x.reshape(3, 2, 2), axis=1), *jnp.unstack(x, axis=-1)), X),
     "padded": (lambda x: (jnp.pad(x, ((1, 0), (2, 3))), jnp.pad(x, 1, constant_values=7)), X),
     "padded inside": (lambda x: lax.pad(x, np.float32(-1), [(1, 2, 1), (0, 1, 2)]), X),
     "padded and cut": (lambda x: lax.pad(x, np.float32(5), [(-1, 1, 0), (-2, -1, 1)]), X),
     "cut to nothing": (lambda x: lax.pad(x, np.float32(5), [(-4, 6, 0), (0, 0, 0)]), X),
     "summed": (lambda x: (x.sum(), x.sum(0), x.sum(1), x.reshape(3, 2, 2).sum((0, 2)), x.mean(-1)), X),
     "extremes": (lambda x: (x.max(0), x.min(1), x.argmax(1), x.argmin(0), x.prod(1)), X),
+    "extremes with NaN": (lambda x: (x.argmax(1), x.argmin(1), x.argmax(0), x.argmin(0)), HOLES),
     "any and all": (lambda x: ((x > 0).any(0), (x > -1).all(1)), X),
     "cumulated": (lambda x: (x.cumsum(0), x.cumsum(1), x.cumprod(1), lax.cummax(x, 0), lax.cummin(x, 1)), X),
     "cumulated backwards": (lambda x: (lax.cumsum(x, 0, True), lax.cumlogsumexp(x, 0, True)), X),
     "cumulated logarithms": (lambda x: lax.cumlogsumexp(x, 1), X),
     "taken": (lambda n, x: (x[n % 3], jnp.take(x, n % 4, 1), x[n % 3, n % 4]), OTHERS, X),
     "taken outside": (lambda n, x: jnp.take(x, n, 0, mode="fill"), NUMBERS, X),
+    "taken outside, filled": (
+        lambda n, x: [
+            *(jnp.take(x, n, 0, mode="fill", fill_value=fill) for fill in (np.inf, -np.inf, np.nan, 0.1)),
+            jnp.take(n, n, 0, mode="fill"),
+            jnp.take(n, n, 0, mode="fill", fill_value=7),
+            jnp.take(x > 0, n, 0, mode="fill"),
+            jnp.take(x > 0, n, 0, mode="fill", fill_value=False),
+        ],
+        NUMBERS,
+        X,
+    ),
     "taken from known": (lambda n: jnp.asarray(X)[n % 3, :2], OTHERS),
     "taken along": (lambda n, x: jnp.take_along_axis(x, n % 3, 0), OTHERS, X),
     "sliced somewhere": (lambda n, x: lax.dynamic_slice(x, (n[0, 0], n[0, 1] - 7), (2, 3)), OTHERS, X),
@@ -199,7 +229,10 @@ def test_a_convolution_along_one_axis(blank):
         (lambda x: lax.while_loop(lambda x: x.sum() < 9, lambda x: x + 1, x), X, "found while$"),
         (lambda x: lax.scan(lambda c, _: (jnp.sin(c), None), x, length=1000)[0], X, "a loop of 1,000 passes"),
         (lambda x: lax.conv(x, x, (1, 1, 1), "SAME"), floats(1, 1, 3, 3, 3), "3 axes"),
-        (lambda x: x + 1, np.arange(3, dtype=np.uint32), "found uint32"),
+        *((jnp.square, np.arange(3).astype(name), f"found {name}$") for name in ("uint32", "int8", "uint8", "int16")),
+        (lambda x: x.astype(jnp.int8).astype(jnp.float32), X, "found int8$"),
+        (lambda n: lax.reduce_and(n, (0,)), NUMBERS, "found reduce_and of int32$"),
+        (lambda n: lax.reduce_or(n, (0,)), NUMBERS, "found reduce_or of int32$"),
         (lambda x: x.argmax(), X, None),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""JAX's operations that leave an ONNX graph's tensor as it is, or only change its sizes: transpositions, new axes, …."""
+"""JAX's operations that leave the tensors of an ONNX graph as they are, or only change their sizes."""
 
 import math
 from collections.abc import Callable

@@ -48,6 +48,14 @@ const Program = (() => {
     return (2 / Math.sqrt(Math.PI)) * Math.exp(-x * x) * sum;
   };
 
+  // 1 − erf loses its digits as erf comes near 1. There it is e^(−x²)/√π · 1/(x + ½/(x + 1/(x + 1½/(x + …)))).
+  const erfc = (x) => {
+    if (x < 2) return 1 - erf(x);
+    let below = x;
+    for (let n = 60; n > 0; n--) below = x + n / 2 / below;
+    return Math.exp(-x * x) / (Math.sqrt(Math.PI) * below);
+  };
+
   const roundEven = (x) => {
     const low = Math.floor(x);
     return x - low !== 0.5 ? Math.round(x) : low % 2 === 0 ? low : low + 1;
@@ -69,7 +77,7 @@ const Program = (() => {
     cos: unary(Math.cos),
     cosh: unary(Math.cosh),
     erf: unary(erf),
-    erfc: unary((x) => 1 - erf(x)),
+    erfc: unary(erfc),
     exp2: unary((x) => 2 ** x),
     expm1: unary(Math.expm1),
     floor: unary(Math.floor),
@@ -108,7 +116,7 @@ const Program = (() => {
   const BINARY = {
     and: binary((a, b) => a & b),
     atan2: binary(Math.atan2),
-    div_int: binary((a, b) => Math.trunc(a / b)),
+    div_int: binary((a, b) => (b ? Math.trunc(a / b) : -1)),
     eq: binary((a, b) => (a === b ? 1 : 0)),
     ge: binary((a, b) => (a >= b ? 1 : 0)),
     gt: binary((a, b) => (a > b ? 1 : 0)),
@@ -126,6 +134,7 @@ const Program = (() => {
       return made;
     }),
     rem: binary((a, b) => a % b),
+    rem_int: binary((a, b) => (b ? a % b : a)),
     shift_left: binary((a, b) => (b > 31 ? 0 : a << b)),
     shift_right_arithmetic: binary((a, b) => a >> Math.min(b, 31)),
     shift_right_logical: binary((a, b) => (b > 31 ? 0 : a >>> b)),
@@ -284,7 +293,8 @@ const Program = (() => {
             for (let c = 1; c < columns; c++) {
               const value = a[row * columns + c],
                 known = a[row * columns + best];
-              if (least ? value < known : value > known) best = c;
+              if (Number.isNaN(known)) break; // the first NaN is the result
+              if (Number.isNaN(value) || (least ? value < known : value > known)) best = c;
             }
             out[row] = best;
           }
@@ -308,11 +318,10 @@ const Program = (() => {
         }
       };
     },
-    gather: (step, out, [a, indices, first]) => {
+    gather: (step, out, [a, indices, first, fill]) => {
       const within = places(step.slice, step.slice_strides, 0),
         size = within.length,
         axes = step.most.length;
-      const fill = step.fill ?? (step.kind === "float" ? NaN : -2147483648);
       return () => {
         for (let row = 0; row < first.length; row++) {
           let start = first[row],
@@ -323,7 +332,7 @@ const Program = (() => {
             outside ||= index !== kept;
             start += kept * step.strides[axis];
           }
-          for (let n = 0; n < size; n++) out[row * size + n] = outside && step.fills ? fill : a[start + within[n]];
+          for (let n = 0; n < size; n++) out[row * size + n] = outside && fill ? fill[0] : a[start + within[n]];
         }
       };
     },

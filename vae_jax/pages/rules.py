@@ -26,10 +26,8 @@ BINARY = (
     *("add", "and", "atan2", "div", "eq", "ge", "gt", "le", "lt", "max", "min", "mul", "ne", "or", "pow", "rem"),
     *("shift_left", "shift_right_arithmetic", "shift_right_logical", "sub", "xor"),
 )
-REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "prod"} | {
-    "reduce_and": "min",
-    "reduce_or": "max",
-}
+REDUCTIONS = {"reduce_sum": "sum", "reduce_max": "max", "reduce_min": "min", "reduce_prod": "prod"}
+TRUTHS = {"reduce_and": "min", "reduce_or": "max"}
 CUMULATIONS = {"cumsum": "sum", "cumprod": "prod", "cummax": "max", "cummin": "min", "cumlogsumexp": "logsumexp"}
 ROUND = {0: "round_away", 1: "round_even"}
 
@@ -51,7 +49,7 @@ def _unary(name: str) -> Rule:
 def _binary(name: str) -> Rule:
     def rule(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[Any]) -> list[Value]:
         kind = kind_of(types[0].dtype)
-        function = f"{name}_int" if name in ("mul", "div") and kind == "int" else name
+        function = f"{name}_int" if name in ("mul", "div", "rem") and kind == "int" else name
         return [steps.add("binary", inputs, types[0].shape, kind, f=function)]
 
     return rule
@@ -163,6 +161,21 @@ def _concatenate(steps: Steps, params: dict[str, Any], inputs: list[Value], type
     return [joined(steps, inputs, params["dimension"], types[0].shape, kind_of(types[0].dtype))]
 
 
+def _stack(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[Any]) -> list[Value]:
+    axis, shape = params["axis"], types[0].shape
+    parts = [steps.reshaped(value, (*shape[:axis], 1, *shape[axis + 1 :])) for value in inputs]
+    return [joined(steps, parts, axis, shape, kind_of(types[0].dtype))]
+
+
+def _unstack(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[Any]) -> list[Value]:
+    value, axis, parts = inputs[0], params["axis"], []
+    shape = (*value.shape[:axis], 1, *value.shape[axis + 1 :])
+    for number, kind in enumerate(types):
+        starts = [number if place == axis else 0 for place in range(len(shape))]
+        parts.append(steps.reshaped(sliced(steps, value, starts, shape, [1] * len(shape)), kind.shape))
+    return parts
+
+
 def _pad(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[Any]) -> list[Value]:
     value, fill = inputs
     starts, counts, offset, strides = [], [], 0, []
@@ -192,18 +205,20 @@ def _gather(steps: Steps, params: dict[str, Any], inputs: list[Value], types: li
         along = np.arange(batch[of], dtype=np.int32) * strides[axis]
         first = first + along.reshape([-1 if place == of else 1 for place in range(len(batch))])
     mode, fill = str(params["mode"]), params.get("fill_value")
+    fills = "FILL" in mode.upper() or mode == "1"
+    if fill is None:
+        fill = {"float": np.nan, "int": np.iinfo(np.int32).min, "bool": True}[kind]
+    fillings = [np.asarray(fill, types[0].dtype)] if fills else []  # a constant, since JSON has no infinities
     count, size = math.prod(batch), math.prod(sizes[axis] for axis in kept)
     made = steps.add(
         "gather",
-        [operand, steps.reshaped(indices, (count, indices.shape[-1])), first.reshape(count)],
+        [operand, steps.reshaped(indices, (count, indices.shape[-1])), first.reshape(count), *fillings],
         (count, size),
         kind,
         strides=[strides[axis] for axis in numbers.start_index_map],
         most=[operand.shape[axis] - sizes[axis] for axis in numbers.start_index_map],
         slice=[sizes[axis] for axis in kept],
         slice_strides=[strides[axis] for axis in kept],
-        fills="FILL" in mode.upper() or mode == "1",
-        fill=float(fill) if fill is not None and np.isfinite(fill) else None,
     )
     whole = steps.reshaped(made, (*batch, *(sizes[axis] for axis in kept)))
     offsets, rest = numbers.offset_dims, iter(range(len(batch)))
@@ -226,8 +241,6 @@ def _dynamic_slice(steps: Steps, params: dict[str, Any], inputs: list[Value], ty
         most=[whole - size for whole, size in zip(operand.shape, sizes, strict=True)],
         slice=sizes,
         slice_strides=strides,
-        fills=False,
-        fill=None,
     )
     return [steps.reshaped(made, sizes)]
 
@@ -243,6 +256,15 @@ def _reduction(name: str) -> Rule:
         rows = steps.reshaped(steps.transposed(value, [*kept, *axes]), shape)
         made = steps.add("reduce", [rows], shape[:1], kind_of(types[0].dtype), f=name)
         return [steps.reshaped(made, types[0].shape)]
+
+    return rule
+
+
+def _truth(name: str) -> Rule:
+    def rule(steps: Steps, params: dict[str, Any], inputs: list[Value], types: list[Any]) -> list[Value]:
+        if types[0].dtype != np.bool_:  # of the bits of whole numbers
+            raise unknown(f"{name} of {types[0].dtype}")
+        return _reduction(TRUTHS[name])(steps, params, inputs, types)
 
     return rule
 
@@ -313,6 +335,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(SAME, _same),
     "add_any": _binary("add"),
     **{name: _reduction(function) for name, function in REDUCTIONS.items()},
+    **{name: _truth(name) for name in TRUTHS},
     **{name: _cumulation(function) for name, function in CUMULATIONS.items()},
     "argmax": _arg("argmax"),
     "argmin": _arg("argmin"),
@@ -334,7 +357,9 @@ RULES: dict[str, Rule] = {
     "slice": _slice,
     "split": _split,
     "squeeze": _as_shape,
+    "stack": _stack,
     "transpose": _transpose,
+    "unstack": _unstack,
 }
 
 

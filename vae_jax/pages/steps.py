@@ -38,13 +38,13 @@ def kind_of(dtype: Any) -> str:
     """How a page keeps numbers of this type.
 
     Raises:
-        UserError: if 32 bits of a page's whole numbers do not hold them.
+        UserError: if they are whole numbers other than int32, which a page's do not hold, or which wrap around earlier.
     """
     if dtype == np.bool_:
         return "bool"
     if jnp.issubdtype(dtype, jnp.floating):
         return "float"
-    if jnp.issubdtype(dtype, jnp.integer) and jnp.iinfo(dtype).max <= np.iinfo(np.int32).max:
+    if dtype == np.int32:
         return "int"
     raise UserError(f"decoder: expected numbers that a page can compute with; found {dtype}")
 
