@@ -37,7 +37,7 @@ def _train_options(parser: Any) -> None:
     folder_options(parser, "RUN", "run")
     parser.add_argument(
         "--log",
-        default="",
+        default=None,
         metavar="NAME,…",
         help="log to tensorboard, wandb or trackio, or to a logger of your own, FILE.py:ENTRY",
     )
@@ -47,7 +47,7 @@ def _train_options(parser: Any) -> None:
 
 def _check(options: Any) -> None:
     """Refuses loggers that are unknown or not installed."""
-    if options.log:
+    if options.log is not None:
         from vae_jax.loggers.several import chosen
 
         chosen(options.log)
@@ -80,7 +80,7 @@ def train(
         check: is given the run's configuration and data before anything is built, and gives the data to train on.
         again: the command that goes on with the run once it is stopped; by default this one.
     """
-    log = getattr(options, "log", "")
+    log = getattr(options, "log", None) or ()  # a prior is trained without
     folder = folder_of(options, "the run folder to make", "runs/first")
     check_folder(folder, options.resume, options.overwrite)
     config = options.configuration
@@ -139,7 +139,7 @@ def train(
             trained, stop_message = None, str(stopped)
     if trained is None:
         again = f"`{again or f'vae-jax train --out {shlex.quote(str(folder))}'} --resume"
-        again += f" --log {shlex.quote(log)}" if log else ""
+        again += f" --log {shlex.quote(options.log)}" if log else ""
         again += f" --device {options.device}`" if options.device else "`"
         if devices.processes > 1:
             again = "the same command in every process with --resume"

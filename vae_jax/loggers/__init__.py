@@ -5,15 +5,13 @@ A logger never stops a run: where it fails, one line says so, and the run goes o
 
 from collections.abc import Callable
 
+from vae_jax.loggers import tensorboard, trackio, wandb
 from vae_jax.loggers.base import LoggedRun as LoggedRun
 from vae_jax.loggers.base import Logger as Logger
-from vae_jax.loggers.tensorboard import tensorboard
-from vae_jax.loggers.trackio import trackio
-from vae_jax.loggers.wandb import wandb
 
 # Begin the log of a run, or go on with it; each imports its package when it is called.
 LOGGERS: dict[str, Callable[[LoggedRun], Logger]] = {
-    "tensorboard": tensorboard,
-    "wandb": wandb,
-    "trackio": trackio,
+    "tensorboard": tensorboard.start,
+    "wandb": wandb.start,
+    "trackio": trackio.start,
 }

@@ -17,7 +17,8 @@ from vae_jax.files.checked import open_file
 from vae_jax.loggers.base import LoggedRun, Logger, check_no_links, make_own_folder, table
 
 RECORD_LIMIT = 1 << 28  # bytes of an event
-SUMMARY, CONFIG = "summary/text_summary", "config/text_summary"  # as TensorBoard's text page names them
+# As TensorBoard's page of texts names them. The units stand beside the figures too, where its server shows that.
+CONFIG, UNITS, SUMMARY = (f"{name}/text_summary" for name in ("config", "units", "summary"))
 MODULES = ("event", "summary", "tensor", "tensor_shape")
 LAST = "chunk_steps"  # the figure that is written last: where it is, all are
 
@@ -39,7 +40,7 @@ def _parts() -> Parts:
     return Parts(**classes)
 
 
-def tensorboard(run: LoggedRun) -> Logger:
+def start(run: LoggedRun) -> Logger:
     """Begins a run's event files, or goes on with them.
 
     Raises:
@@ -70,12 +71,18 @@ def tensorboard(run: LoggedRun) -> Logger:
         values(step, parts.Summary.Value(tag=tag, metadata=metadata, tensor=tensor))
 
     def epoch(figures: dict[str, Any]) -> None:
+        if (UNITS, 0) not in tags:
+            text(UNITS, 0, {name: unit for name in figures if (unit := run.unit_of(name))})
+            tags.add((UNITS, 0))
         order = sorted(figures, key=lambda name: name == LAST)
         scalars = [
             parts.Summary.Value(
                 tag=name,
                 simple_value=figures[name],
-                metadata=parts.SummaryMetadata(summary_description=run.unit_of(name)),
+                metadata=parts.SummaryMetadata(
+                    plugin_data=parts.SummaryMetadata.PluginData(plugin_name="scalars"),
+                    summary_description=run.unit_of(name),
+                ),
             )
             for name in order
             if name != "epoch"

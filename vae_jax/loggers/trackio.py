@@ -23,7 +23,7 @@ PROJECT = "vae_jax"
 ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")  # where these name a place, it is not a folder
 
 
-def trackio(run: LoggedRun) -> Logger:
+def start(run: LoggedRun) -> Logger:
     """Begins a run of trackio's, or goes on with it.
 
     Raises:

@@ -23,7 +23,7 @@ WHOLE, FIRST, LAST = 1, 2, 4
 RECORD_LIMIT = 1 << 26  # bytes of a record
 
 
-def wandb(run: LoggedRun) -> Logger:
+def start(run: LoggedRun) -> Logger:
     """Begins a run of W&B's, or goes on with it.
 
     Raises:

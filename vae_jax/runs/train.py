@@ -154,7 +154,7 @@ def train(
 
 
 def _loggers(names: str | Sequence[str]) -> "dict[str, Start]":
-    if not names:
+    if names == ():
         return {}
     from vae_jax.loggers.several import chosen
 
