@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -10,6 +11,7 @@ import sys
 import warnings
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from vae_jax.loggers import LOGGERS, several, trackio, wandb
 from vae_jax.loggers.base import LoggedRun, Logger, table
 from vae_jax.runs.train import train
 
+PAGE = Path(__file__).parent.parent / "docs" / "loggers.md"
 CONFIG = Config(
     data=DataConfig(image_size=8, channels=1),
     model=ModelConfig(channels=(4, 8), latent=2, hidden=16),
@@ -269,6 +272,21 @@ def test_one_that_holds_epochs_gets_the_others(tmp_path):
     assert given == [2, 3, 5]
     logs.end({"epochs": 5}, [("loss", tmp_path)])
     assert given == [2, 3, 5, None]  # it has the end already
+
+
+def test_the_logger_of_the_page_holds_every_epoch_once(data, tmp_path, monkeypatch):
+    """Also of a run that was cut back."""
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "losses.py").write_text(code, encoding="utf-8")
+    config, folder = replace(CONFIG, output=replace(CONFIG.output, keep_checkpoints=9)), tmp_path / "run"
+    train(config, data, folder)
+    for _ in range(2):
+        for step in (18, 24):
+            shutil.rmtree(folder / "checkpoints" / str(step))
+        train(config, data, folder, resume=True, log="losses.py:losses")
+        lines = (folder / "logs" / "losses.csv").read_text().splitlines()
+        assert lines == [f"{epoch['epoch']},{epoch['test_loss']}" for epoch in metrics(folder)]
 
 
 @needs_tensorboard

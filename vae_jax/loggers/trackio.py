@@ -7,7 +7,7 @@ failure here, and at the end its database is looked at.
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from contextvars import copy_context
 from functools import partial
@@ -33,43 +33,50 @@ def start(run: LoggedRun) -> Logger:
     trackio = _imported(run)
     storage, where = import_module("trackio.sqlite_storage").SQLiteStorage, import_module("trackio.utils").TRACKIO_DIR
     elsewhere = next((place for name in ELSEWHERE if (place := os.environ.get(name))), "")
-    with _as_error():
-        # In a context of its own, in which no other run is ended, and which this process does not look at when it ends.
-        begin = partial(trackio.init, PROJECT, name=run.id, config=dict(run.config), resume="allow", embed=False)
-        tracked = copy_context().run(begin)
 
     def rows() -> list[dict[str, Any]]:
-        return storage.get_logs(PROJECT, run=run.id)
+        return [] if elsewhere else storage.get_logs(PROJECT, run=run.id)
 
-    last = 0
-    if elsewhere:  # the server has all up to the step that it goes on with
-        last = getattr(tracked, "_next_step", 1) - 1
-        held, ended = frozenset(range(1, last + 1)), 0
-    else:
-        held = frozenset(row["step"] for row in rows() if "epoch" in row)
-        ended = max((row["step"] for row in rows() if "summary" in row), default=0)
+    def units(names: Iterable[str]) -> dict[str, str]:
+        return {f"unit of {name}": unit for name in names if (unit := run.unit_of(name))}
+
+    earlier = rows()
+    epochs = [row for row in earlier if "epoch" in row]
+    config = {**run.config, **units(epochs[0] if epochs else ())}
+    with _as_error():
+        # In a context of its own, in which no other run is ended, and which this process does not look at when it ends.
+        begin = partial(trackio.init, PROJECT, name=run.id, config=config, resume="allow", embed=False)
+        tracked = copy_context().run(begin)
+    held = {row["step"] for row in epochs}
+    if elsewhere:  # where all is up to the step that it goes on with
+        held = set(range(1, getattr(tracked, "_next_step", 1)))
+    ended = max((row["step"] for row in earlier if "summary" in row), default=0)
     logged: set[int] = set()
+    pictures: dict[str, Any] = {}
+
+    def log(step: int, row: dict[str, Any]) -> None:
+        with _as_error():
+            tracked.log({**row, **pictures}, step=step)
+        pictures.clear()
 
     def epoch(figures: dict[str, Any]) -> None:
         if not logged and isinstance(tracked.config, dict):  # it is written with the first row
-            tracked.config |= {f"unit of {name}": unit for name in figures if (unit := run.unit_of(name))}
-        with _as_error():
-            tracked.log(dict(figures), step=figures["epoch"])
+            tracked.config |= units(figures)
+        log(figures["epoch"], figures)
         logged.add(figures["epoch"])
 
     def picture(name: str, path: Path, epoch: int) -> None:
-        with _as_error():
-            tracked.log({name: trackio.Image(str(path))}, step=epoch)
+        pictures[name] = trackio.Image(str(path))
 
     def end(summary: dict[str, Any] | None) -> None:
+        if summary is not None:
+            log(summary["epochs"], {"summary": trackio.Markdown(table(summary))})
         with _as_error():
-            if summary is not None:
-                tracked.log({"summary": trackio.Markdown(table(summary))}, step=summary["epochs"])
             tracked.finish()
         if not elsewhere and (missing := logged.difference(row["step"] for row in rows() if "epoch" in row)):
             raise UserError(f"{where}: expected epoch {min(missing)} in trackio's database, found none")
 
-    return Logger(epoch, picture, end, held, ended, elsewhere or str(where))
+    return Logger(epoch, picture, end, frozenset(held), ended, elsewhere or str(where))
 
 
 def _imported(run: LoggedRun) -> Any:
