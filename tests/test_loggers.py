@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from faults import TINY, content, differences
 from run_fixtures import compiled_once, snapshot
+from wandb_server import serving
 
 from vae_jax import cli
 from vae_jax.config import Config, DataConfig, ModelConfig, OutputConfig, TrainConfig
@@ -376,6 +377,7 @@ def test_all_three_after_a_run_was_killed_cut_back_and_stopped(own, tmp_path):
     assert lasting(history) == lasting(metrics(whole))
     check_tensorboard(folder)
 
+    assert all(path.stat().st_size > 7 for path in folder.glob("logs/wandb/*/*.wandb"))  # `wandb sync` takes none empty
     rows, configuration, summary, ids = of_wandb(folder / "logs" / "wandb")
     last = dict(rows)[10]  # an epoch's figures may be in several sessions' files, but are of one step
     assert [step for step, _ in rows] == [2, 4, 6, 8, 10, 11]
@@ -398,6 +400,41 @@ def test_all_three_after_a_run_was_killed_cut_back_and_stopped(own, tmp_path):
     assert configuration["model.latent"] == 2
     assert configuration["unit of test_loss"] == "nats per image"
     assert ids == {name}
+
+
+@needs_wandb
+def test_wandb_goes_on_at_its_server(own, tmp_path):
+    """Behind the run after a kill; cut back behind the server; trained further; the server out of reach."""
+    folder = tmp_path / "run"
+    tiny = [*TINY, "--output.keep_checkpoints=9", "--train.chunk_steps=10"]
+    command = ["-m", "vae_jax", "train", "--out", str(folder), "--log", f"wandb,{own}:kill"]
+    with serving() as server:
+        settings = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": "0" * 40, "WANDB_MODE": "online"}
+        environment = os.environ | settings | {"KILL": "2", "SIGNAL": "9"}
+        killed = subprocess.run([sys.executable, *command, *tiny], capture_output=True, timeout=250, env=environment)
+        assert killed.returncode == -signal.SIGKILL
+        command.append("--resume")
+        ended = run_python(*command, **settings)
+        (name,) = server.rows
+        assert f"log: wandb in {server.url}/me/vae_jax/runs/{name}\n" in ended.stdout
+        assert [row["_step"] for row in server.rows[name]] == [2, 4, 6, 7]
+        shutil.rmtree(folder / "checkpoints" / "30")
+        run_python(*command, "--train.epochs=4", **settings)
+        rows = server.rows[name]
+        assert [row["_step"] for row in rows] == [2, 4, 6, 7, 8, 9]
+        assert [row["test_loss"] for row in rows if "test_loss" in row] == [row["test_loss"] for row in metrics(folder)]
+        assert {file.split("/")[-1].split("_")[0] for file in server.files if "media" in file} == {
+            "reconstructions",
+            "latent",
+            "loss",
+            "samples",
+        }
+    command = ["-m", "vae_jax", "train", "--out", str(tmp_path / "other"), "--log", "wandb", *tiny, "--train.epochs=1"]
+    alone = run_python(*command, **settings, WANDB_INIT_TIMEOUT="5")
+    (line,) = (line for line in alone.stdout.splitlines() if "warning" in line)
+    assert line.startswith("warning: --log wandb: ")
+    assert line.endswith("; the run goes on without it")
+    assert (tmp_path / "other" / "summary.json").is_file()
 
 
 # --- What fails ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 
 from vae_jax.errors import UserError
 from vae_jax.files.checked import open_file
+from vae_jax.files.replace import remove
 from vae_jax.loggers.base import LoggedRun, Logger, make_own_folder
 
 PROJECT = "vae_jax"
@@ -32,8 +33,10 @@ def start(run: LoggedRun) -> Logger:
     """
     wandb: Any = import_module("wandb")
     own = None if os.environ.get("WANDB_DIR") else run.folder
+    name = os.environ.get("WANDB_RUN_ID") or run.id
     if own:
         _check(make_own_folder(run, "wandb"))
+        _remove_empty(own / "wandb", name)
     given = wandb.setup(wandb.Settings(silent=True)).settings.mode
     mode = "offline" if given in ("offline", "dryrun") else given
     if mode == "disabled":
@@ -41,7 +44,6 @@ def start(run: LoggedRun) -> Logger:
     if mode == "online" and not wandb.login(prompt=False):
         mode = "offline"
         run.report("wandb: neither WANDB_API_KEY is set nor `wandb login` done: it logs offline, for `wandb sync`")
-    name = os.environ.get("WANDB_RUN_ID") or run.id
     if mode == "offline":
         _wait_for_a_name(Path(os.environ.get("WANDB_DIR") or run.folder) / "wandb", name)
     tracked = wandb.init(
@@ -104,6 +106,13 @@ def _check(folder: Path) -> None:
     for path in folder.iterdir():
         if path.is_symlink():
             raise UserError(f"{path}: expected a file or a folder of W&B's own, found a link")
+
+
+def _remove_empty(folder: Path, name: str) -> None:
+    """Removes what killed processes left of offline trainings without a record: `wandb sync` stops there."""
+    for path in folder.glob(f"offline-run-*-{name}/run-{name}.wandb"):
+        if path.stat().st_size <= len(HEADER):
+            remove(path.parent)
 
 
 def _wait_for_a_name(folder: Path, name: str) -> None:
