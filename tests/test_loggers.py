@@ -331,21 +331,29 @@ def test_tensorboard_goes_on_however_often_and_wherever_a_run_stops(data, plain,
 
 
 @needs_tensorboard
-def test_half_an_epoch_in_tensorboards_file_is_written_again(data, tmp_path):
-    """Where a process died while it wrote, or its disk has lost what was written last."""
-    folder = tmp_path / "run"
-    train(CONFIG, data, folder, log="tensorboard")
-    (file,) = (folder / "logs" / "tensorboard").iterdir()
+def test_what_is_cut_off_in_tensorboards_file_is_written_again_and_nothing_twice(plain, tmp_path):
+    """Wherever the process died that wrote it."""
+    history, picture = metrics(plain), plain / "figures" / "reconstructions_epoch_0004.png"
+    run = LoggedRun(tmp_path / "logs", "run", "", {"seed": 1}, lambda name: "nats", len(history), print)
+    run.folder.mkdir()
+    start = {"tensorboard": LOGGERS["tensorboard"]}
+
+    def log():
+        several.Loggers(start, run, history, lambda epoch: [("picture", picture)]).end()
+
+    log()
+    (file,) = (run.folder / "tensorboard").iterdir()
     whole = file.read_bytes()
-    for length in (len(whole) // 3, len(whole) // 2, 20, 0):
-        for old in (folder / "logs" / "tensorboard").iterdir():
+    for length in range(0, len(whole), len(whole) // 60):
+        for old in (run.folder / "tensorboard").iterdir():
             old.unlink()
         file.write_bytes(whole[:length])
-        train(CONFIG, data, folder, resume=True, log="tensorboard")
-        events = of_tensorboard(folder / "logs" / "tensorboard")
-        for name in ("train_loss", "chunk_steps"):
-            assert sorted({scalar.step for scalar in events.Scalars(name)}) == [1, 2, 3, 4]
-        assert [scalar.step for scalar in events.Scalars("chunk_steps")] == [1, 2, 3, 4]
+        log()
+        events = of_tensorboard(run.folder / "tensorboard")
+        for name in (name for name in history[0] if name != "epoch"):
+            assert [scalar.step for scalar in events.Scalars(name)] == [1, 2, 3, 4]
+        assert [image.step for image in events.Images("picture")] == [1, 2, 3, 4]
+        assert len(events.Tensors("config/text_summary")) == 1
 
 
 @needs_tensorboard

@@ -85,13 +85,15 @@ def start(run: LoggedRun) -> Logger:
                 ),
             )
             for name in order
-            if name != "epoch"
+            if name != "epoch" and (name, figures["epoch"]) not in tags  # of an epoch that was written in half
         ]
         for scalar in scalars:
             values(figures["epoch"], scalar)
         writer.flush()
 
     def picture(name: str, path: Path, epoch: int) -> None:
+        if (name, epoch) in tags:
+            return
         content = path.read_bytes()
         width, height = struct.unpack(">II", content[16:24])  # of a PNG file
         image = parts.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
