@@ -25,6 +25,7 @@ from vae_jax.data import Dataset, Split, load
 from vae_jax.errors import Stopped, UserError
 from vae_jax.loggers import LOGGERS, several, trackio, wandb
 from vae_jax.loggers.base import LoggedRun, Logger, table
+from vae_jax.runs.recorder import Follower
 from vae_jax.runs.train import train
 
 PAGE = Path(__file__).parent.parent / "docs" / "loggers.md"
@@ -258,6 +259,15 @@ def test_one_that_does_not_know_what_it_holds_gets_all_again(data, own, tmp_path
     assert [line[1]["epoch"] for line in lines if line[0] == "epoch"] == [1, 2, 3, 4]
     first = next(line[1:] for line in lines if line[0] == "picture")
     assert first == ["reconstructions", "reconstructions_epoch_0002.png", 2]
+
+
+def test_of_several_processes_one_logs(data, tmp_path):
+    begun = []
+    follower = Follower(CONFIG, data, tmp_path / "run", log={"a": begun.append})
+    follower.open(None, print)
+    follower.end_logs()
+    assert begun == []
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_that_holds_epochs_gets_the_others(tmp_path):
