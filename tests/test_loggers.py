@@ -83,7 +83,12 @@ def without():
     return None
 '''
 needs_tensorboard, needs_wandb, needs_trackio = (
-    pytest.mark.skipif(not several._is_installed(name), reason=f"needs {name}: pip install 'vae_jax[{name}]'")
+    pytest.mark.skipif(
+        not several._is_installed(name),
+        reason=f"needs {name}: pip install 'vae_jax[{name}]'; not in the extra of tests, since it holds pillow below 13"
+        if name == "trackio"
+        else f"needs {name}: pip install 'vae_jax[{name}]'",
+    )
     for name in LOGGERS
 )
 
