@@ -19,6 +19,9 @@ BIN := $(VENV)/bin
 # elsewhere pip would fetch gigabytes of CUDA, so there those tests are skipped unless torch is installed already.
 TORCH := $(shell $(PYTHON) -c 'import sys; print(",torch" if sys.version_info[:2] == (3, 11) else "")')
 
+# The tests of trackio need it, but it holds pillow below 13: Python 3.12 has the newest pillow, and none of these tests.
+TRACKIO := $(shell $(PYTHON) -c 'import sys; print(",trackio" if sys.version_info[:2] == (3, 11) else "")')
+
 # Python 3.11 has jax 0.10 at the newest; a part of the suite runs on Python 3.12 with the newest jax as well.
 ALSO := $(shell $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && \
     for each in python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python; do \
@@ -71,7 +74,7 @@ $(BIN)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(BIN)/.installed-test: $(BIN)/.installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,docs$(TORCH)]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,docs$(TORCH)$(TRACKIO)]'
 	touch $@
 
 $(ALSO_BIN)/.installed: pyproject.toml constraints.txt

@@ -16,6 +16,7 @@ from vae_jax.data import Dataset, Split
 LONGEST = (
     "test_composition",
     "test_faults",
+    "test_loggers",
     "test_sweep",
     "test_torch",
     "test_train",

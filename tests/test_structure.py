@@ -40,6 +40,7 @@ ORDER = [
     "model",
     "evaluation",
     "training",
+    "loggers",
     "runs",
     "sweeps",
     "pages",

@@ -35,8 +35,22 @@ if TYPE_CHECKING:
 
 def _train_options(parser: Any) -> None:
     folder_options(parser, "RUN", "run")
+    parser.add_argument(
+        "--log",
+        default=None,
+        metavar="NAME,…",
+        help="log to tensorboard, wandb or trackio, or to a logger of your own, FILE.py:ENTRY",
+    )
     devices_options(parser)
     add_options(parser)
+
+
+def _check(options: Any) -> None:
+    """Refuses loggers that are unknown or not installed."""
+    if options.log is not None:
+        from vae_jax.loggers.several import chosen
+
+        chosen(options.log)
 
 
 def _base(options: Any) -> Config | None:
@@ -66,6 +80,7 @@ def train(
         check: is given the run's configuration and data before anything is built, and gives the data to train on.
         again: the command that goes on with the run once it is stopped; by default this one.
     """
+    log = getattr(options, "log", None) or ()  # a prior is trained without
     folder = folder_of(options, "the run folder to make", "runs/first")
     check_folder(folder, options.resume, options.overwrite)
     config = options.configuration
@@ -118,11 +133,13 @@ def train(
                 on_epoch=lambda figures, state: answer(_epoch_line(figures, config, objective.unit, images.spec.noun)),
                 should_stop=lambda: stop_requested(stop),
                 trust_code=options.trust_code,
+                log=log,
             )
         except Stopped as stopped:
             trained, stop_message = None, str(stopped)
     if trained is None:
         again = f"`{again or f'vae-jax train --out {shlex.quote(str(folder))}'} --resume"
+        again += f" --log {shlex.quote(options.log)}" if log else ""
         again += f" --device {options.device}`" if options.device else "`"
         if devices.processes > 1:
             again = "the same command in every process with --resume"
@@ -258,9 +275,11 @@ VERBS = {
         "  vae-jax train --config digits --out runs/digits                      no download\n"
         "  vae-jax train --config article --out runs/article --seed 1           MNIST, downloaded\n"
         "  vae-jax train --config article --out runs/z2 --model.latent 2        another latent size\n"
-        "  vae-jax train --config colour64 --data.path photos --out runs/mine   a folder of your own photographs",
+        "  vae-jax train --config colour64 --data.path photos --out runs/mine   a folder of your own photographs\n"
+        "  vae-jax train --config digits --out runs/logged --log tensorboard    figures and pictures for TensorBoard",
         usage="--out RUN [--config FILE]",
         interrupted="; `vae-jax train … --resume` goes on from the last checkpoint, if there is one",
         base=_base,
+        check=_check,
     ),
 }

@@ -35,8 +35,8 @@ def fit(
         on_start: called before the first step, after all checks.
         on_progress: called about once a second with the run's progress.
         on_chunk: called as often inside an epoch, with the state and the history so far: the place to save.
-        on_epoch: called after every epoch with its figures and the state: the place for W&B or TensorBoard. The state's
-            buffers are used again after a callback returns; copy what you keep.
+        on_epoch: called after every epoch with its figures and the state. The state's buffers are used
+            again after a callback returns; copy what you keep.
 
     Returns:
         The trained model. Its history has one dict an epoch: "epoch"; "train_loss", "train_reconstruction", "train_kl"

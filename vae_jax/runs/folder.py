@@ -1,6 +1,7 @@
 """A run's folder: checks that it is one or may become one, and reads its notes of the run."""
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -18,6 +19,8 @@ from vae_jax.runs import own_parts
 DATA = "data.json"  # in a run folder: the data that it was trained on
 PRIOR = "prior"  # in a run folder: the run that has trained a prior for it
 ORIGIN, DIVERGED = "imported.json", "diverged.txt"
+LOGS = "logs"  # in a run folder: what loggers write
+LOGGED = ("run.json", "tensorboard", "wandb", "trackio")  # in RUN/logs; other files there are the user's
 REASON_LIMIT = 1 << 16  # bytes of the reason why a run diverged
 # The contents of a run, in the order of deletion, but its configuration, which makes the folder a run's and is
 # overwritten.
@@ -109,7 +112,7 @@ def check_prior_unlocked(folder: Path) -> None:
 
 def _is_prior(folder: Path) -> bool:
     """Whether a folder is RUN/prior with nothing in it but what a run has, though it may be damaged."""
-    known = ("config.yaml", own_parts.CODE, *CONTENTS)
+    known = ("config.yaml", own_parts.CODE, LOGS, *CONTENTS)
     return (
         folder.name == PRIOR
         and (folder.parent / "config.yaml").is_file()
@@ -184,3 +187,10 @@ def delete(folder: Path) -> None:
     for path in [path for pattern in CONTENTS for path in folder.glob(pattern)]:
         remove(path)
     own_parts.delete(folder)
+    if (folder / LOGS).is_symlink():
+        (folder / LOGS).unlink()
+    if (folder / LOGS).is_dir():
+        for name in LOGGED:
+            remove(folder / LOGS / name)
+        with suppress(OSError):  # something of the user's is in it
+            (folder / LOGS).rmdir()

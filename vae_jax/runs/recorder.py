@@ -3,9 +3,9 @@
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,15 @@ from vae_jax.objectives import FIGURES
 from vae_jax.pictures.plots import load, loss_curve
 from vae_jax.pictures.sheet import pairs
 from vae_jax.runs import own_parts
-from vae_jax.runs.folder import DATA, Data
+from vae_jax.runs.folder import DATA, LOGS, Data
 from vae_jax.training.checks import labels_for
 from vae_jax.training.figures import has_stopped
 from vae_jax.training.loop import compiling
 from vae_jax.training.state import Trained, TrainState, evaluated_variables, names_of
 
 if TYPE_CHECKING:
+    from vae_jax.loggers.base import Start
+    from vae_jax.loggers.several import Loggers
     from vae_jax.runs.checkpoint import Saved
 from vae_jax.runs.final_pictures import draw_latent_plane, draw_samples
 from vae_jax.runs.folder import DIVERGED
@@ -48,6 +50,7 @@ from vae_jax.runs.identity import (
 )
 
 SUMMARY_SPLITS = ("train", "validation", "test")
+RECONSTRUCTIONS = "reconstructions_epoch_{}.png"
 
 
 class Recorder:
@@ -61,6 +64,7 @@ class Recorder:
         should_stop: Callable[[], bool] = lambda: False,
         devices: Devices | None = None,
         like: "Recorder | None" = None,
+        log: "Mapping[str, Start] | None" = None,
     ):
         """Prepares the recorder; writes nothing.
 
@@ -71,10 +75,13 @@ class Recorder:
             should_stop: called about once a second; whether to save and stop.
             devices: that it trains on.
             like: the recorder of a run of the same model on the same data; its compiled functions are shared.
+            log: loggers by name, see `vae_jax.loggers.several.chosen`.
         """
         self.config, self.data, self.folder, self.should_stop = config, data, folder, should_stop
         self.devices = devices or Devices()
         self.made_with, self.saved_step = environment(devices), 0
+        self.starts: Mapping[str, Start] = log or {}
+        self.loggers: Loggers | None = None
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
         self.drawing: list[Future] | None = None  # programs for the pictures, once they are being compiled
@@ -89,11 +96,65 @@ class Recorder:
         self.best_by = "test_loss" if data.validation is None else "validation_loss"
 
     def open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
-        """Writes the files that a run starts with, and reports the checkpoint that it goes on from.
+        """Writes the files that a run starts with, reports the checkpoint that it goes on from, and begins its logs.
 
         Raises:
             UserError: if the folder cannot be written.
         """
+        self._open(earlier, report)
+        if (self.folder / LOGS).is_dir() and not (self.folder / LOGS).is_symlink():
+            from vae_jax.loggers.several import left_out
+
+            if line := left_out(self.folder / LOGS, list(self.starts)):
+                report(line)
+        if self.starts:
+            self._begin_logs(report)
+
+    def _begin_logs(self, report: Callable[[str], None]) -> None:
+        from vae_jax.loggers.base import LoggedRun
+        from vae_jax.loggers.several import Loggers
+
+        folder = self.folder.absolute()
+        try:
+            place = make_inside(folder / LOGS)
+            run = LoggedRun(place, folder.name, "", self.options, self._unit_of, len(self.history), report)
+            self.loggers = Loggers(self.starts, run, self.history, self._pictures_of)
+        except (OSError, UserError) as error:
+            why = f"{folder / LOGS}: {in_words(error)}" if isinstance(error, OSError) else error
+            report(f"warning: {why}; the run goes on without its logs")
+
+    def _unit_of(self, name: str) -> str:
+        """The unit of a figure of an epoch, in words; empty if it has none."""
+        if name == "images_per_second":
+            return f"{self.data.spec.noun}s per second"
+        if name.endswith("_seconds"):
+            return "seconds"
+        if name.startswith("article_"):
+            return f"{self.objective.unit.removesuffix(' per image')} per batch"
+        split, _, figure = name.partition("_")
+        return self.objective.unit_of(figure) if split in SUMMARY_SPLITS else ""
+
+    def _pictures_of(self, epoch: int) -> list[tuple[str, Path]]:
+        path = self.folder / "figures" / RECONSTRUCTIONS.format(f"{epoch:04d}")
+        return [("reconstructions", path)] if path.is_file() else []
+
+    @contextmanager
+    def closing_logs(self) -> Iterator[None]:
+        """A context that closes the logs where a run stops."""
+        try:
+            yield
+        except Exception:
+            self.end_logs()
+            raise
+
+    def end_logs(self, summary: dict[str, Any] | None = None) -> None:
+        """Closes the logs, if there are any: with a summary those of a run that has ended."""
+        if self.loggers:
+            paths = sorted((self.folder / "figures").glob("*.png")) if summary else []
+            pictures = [(path.stem, path) for path in paths if not path.match(RECONSTRUCTIONS.format("*"))]
+            self.loggers.end(summary, pictures)
+
+    def _open(self, earlier: "Saved | None", report: Callable[[str], None]) -> None:
         from vae_jax.runs.checkpoint import Keeper  # orbax takes a second to import
 
         folder = self.folder
@@ -159,11 +220,13 @@ class Recorder:
             shown = self.data.test.spread(output.figure_images)
             use = self.models.make(evaluated_variables(self.config, state))
             below = np.asarray(use.reconstruct(shown.images, labels_for(self.config, shown)))
-            path = self.folder / "figures" / f"reconstructions_epoch_{number:04d}.png"
+            path = self.folder / "figures" / RECONSTRUCTIONS.format(f"{number:04d}")
             pairs(path, shown.images / 255, below)
         self.history.append(epoch)
         self.save(state, self.history, epoch[self.best_by])
         self.write_metrics(self.history)
+        if self.loggers:  # last: what they lack when the run dies here, they are given when it goes on
+            self.loggers.epoch(epoch)
 
     def stop_after(self, epoch: dict[str, Any], state: TrainState) -> None:
         if epoch["epoch"] < self.config.train.epochs and self.should_stop():
@@ -194,7 +257,9 @@ class Recorder:
             draw_samples(self.folder, config, use)
         if pictures and use.plane and not config.model.classes:
             draw_latent_plane(folder / "latent_plane.png", use, self.data)
-        write_text(self.folder / "summary.json", json.dumps(self._summary(trained, seconds), indent=2) + "\n")
+        summary = self._summary(trained, seconds)
+        write_text(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        self.end_logs(summary)
 
     def _summary(self, trained: Trained, seconds: float) -> dict[str, Any]:
         history = trained.history

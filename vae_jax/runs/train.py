@@ -1,11 +1,11 @@
 """Trains a run into its folder: starts, resumes or overwrites it."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,9 @@ from vae_jax.training.figures import has_stopped
 from vae_jax.training.loop import compiling
 from vae_jax.training.state import Progress, Trained, TrainState
 
+if TYPE_CHECKING:
+    from vae_jax.loggers.base import Start
+
 
 def train(
     config: Config,
@@ -42,6 +45,7 @@ def train(
     on_epoch: Callable[[dict[str, Any], TrainState], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     trust_code: bool = False,
+    log: str | Sequence[str] = (),
 ) -> Trained:
     """Trains the configured model into a run folder.
 
@@ -58,10 +62,13 @@ def train(
         should_stop: called about once a second; whether to save and stop.
         trust_code: with `resume`, run copies of users' files in the folder even if this user's training has not put
             them there. Files that `config` names run anyway.
+        log: loggers: "tensorboard", "wandb", "trackio" or a user's own, "FILE.py:ENTRY" (docs/loggers.md). One that
+            fails is reported and left out, and the run goes on.
 
     Raises:
         UserError: if the folder is in the way, in use or cannot be written, the images do not have the configured size
-            and channels, a checkpoint cannot be saved, or for the reasons of `fit`.
+            and channels, a checkpoint cannot be saved, a logger is unknown or not installed, or for the reasons of
+            `fit`.
         Stopped: after it has stopped by `should_stop`.
 
     Examples:
@@ -75,6 +82,7 @@ def train(
     from vae_jax.runs.finetune import start_from_run
 
     folder, devices = Path(folder), devices or Devices()
+    loggers = _loggers(log)
     config = own_parts.absolute(absolute_start(settled(config, data)))
     check_used(config)
     check_shape(config, data)
@@ -94,7 +102,11 @@ def train(
             report(f"no run in {folder} yet: beginning one")
         config = resolve_parts(config)
         make_recorder = Recorder if devices.writes else Follower
-        recorder = make_recorder(config, data, folder, lambda: bool(devices.agree(should_stop(), np.any)), devices)
+
+        def stop_of_all() -> bool:
+            return bool(devices.agree(should_stop(), np.any))
+
+        recorder = make_recorder(config, data, folder, stop_of_all, devices, log=loggers)
         check_alike(config, recorder.digest, earlier, devices)  # now all have read what the first will overwrite
 
         def on_start() -> None:  # all checks are done
@@ -116,27 +128,37 @@ def train(
         begun = (earlier.state, earlier.history) if earlier else None
         if begun is None and config.train.start is not None:
             begun = start_from_run(config, data.image_shape, len(data.train), report, trust_code), []
-        try:
-            trained = fit(
-                config,
-                data,
-                devices=devices,
-                resume=begun,
-                on_start=on_start,
-                on_progress=on_progress,
-                on_chunk=recorder.chunk,
-                on_epoch=record_epoch,
-            )
-        except Diverged as error:
-            on = f" or go on from step {recorder.saved_step} with {argument('resume', True)}, train.skip_nonfinite true"
-            how = f"{argument('overwrite', True)} or another {argument('folder')}"
-            hint = f"start again ({how}){on if recorder.saved_step else ''}"
-            recorder.diverged(error)
-            raise Diverged(f"{error}; {hint}") from error
-        if has_stopped(config, trained.history):
-            report(stopped_line(config, trained.history))
-        recorder.finish(trained, time.perf_counter() - began)
+        with recorder.closing_logs():
+            try:
+                trained = fit(
+                    config,
+                    data,
+                    devices=devices,
+                    resume=begun,
+                    on_start=on_start,
+                    on_progress=on_progress,
+                    on_chunk=recorder.chunk,
+                    on_epoch=record_epoch,
+                )
+            except Diverged as error:
+                going_on = f"{argument('resume', True)}, train.skip_nonfinite true"
+                on = f" or go on from step {recorder.saved_step} with {going_on}"
+                how = f"{argument('overwrite', True)} or another {argument('folder')}"
+                hint = f"start again ({how}){on if recorder.saved_step else ''}"
+                recorder.diverged(error)
+                raise Diverged(f"{error}; {hint}") from error
+            if has_stopped(config, trained.history):
+                report(stopped_line(config, trained.history))
+            recorder.finish(trained, time.perf_counter() - began)
         return trained
+
+
+def _loggers(names: str | Sequence[str]) -> "dict[str, Start]":
+    if names == ():
+        return {}
+    from vae_jax.loggers.several import chosen
+
+    return chosen(names)
 
 
 def stopped_line(config: Config, history: list[dict[str, Any]]) -> str:
