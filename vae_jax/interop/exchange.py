@@ -52,7 +52,7 @@ def export_run(
     weights_file.check_target(path)
     trained = load(folder, checkpoint, report, trust_code)
     variables, origin = trained.variables, origin_of(folder)
-    _check_exchangeable(trained.config, variables)
+    _check_exchangeable(trained.config, variables, "; --to onnx and --to stablehlo take every model")
     step = int(trained.state.step)
     counters = {name: count + step for name, count in origin.counters.items()} if origin else step
     try:
@@ -63,7 +63,7 @@ def export_run(
     return {name: array.shape for name, array in arrays.items()}
 
 
-def _check_exchangeable(config: Config, variables: Variables) -> None:
+def _check_exchangeable(config: Config, variables: Variables, hint: str = "") -> None:
     """Refuses weights that PyTorch's flat names cannot place.
 
     Raises:
@@ -72,10 +72,13 @@ def _check_exchangeable(config: Config, variables: Variables) -> None:
     if config.model.network != "convolutional":
         raise UserError(
             f"model.network: expected convolutional, the only one with PyTorch's names; found {config.model.network}"
+            f"{hint}"
         )
     if unnamed := set(variables.params) - {"encoder", "decoder"}:
         names = listed(f"{part}.name {getattr(config, part).name}" for part in sorted(unnamed))
-        raise UserError(f"{names}: expected parts without parameters of their own, which have no names in PyTorch")
+        raise UserError(
+            f"{names}: expected parts without parameters of their own, which have no names in PyTorch{hint}"
+        )
 
 
 def import_run(

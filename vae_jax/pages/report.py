@@ -55,6 +55,12 @@ def names_of(runs: Sequence[Overview]) -> list[str]:
     return [os.path.relpath(folder, shared) for folder in folders]
 
 
+def data_of(run: Overview) -> str:
+    """The data's name, of a folder or a file without the path."""
+    name = run.data or run.config.data.name or run.config.data.source
+    return Path(name).name if run.config.data.path else name
+
+
 def in_words(run: Overview) -> str:
     """What a run is and where it ended, in a few sentences."""
     config, summary, options = run.config, run.summary, public_options(run.config)
@@ -65,7 +71,7 @@ def in_words(run: Overview) -> str:
         parts += [f"{part} {options[f'{part}.name']}" for part in ("posterior", "prior", "likelihood")]
     if config.model.classes:
         parts.append(f"{config.model.classes} labels")
-    data = run.data or config.data.name or config.data.source
+    data = data_of(run)
     if "train_images" in summary:
         data += f" ({summary['train_images']:,} training and {summary['test_images']:,} test examples)"
     trained = (
@@ -191,11 +197,16 @@ def _options(run: Overview, changed: dict[str, Any]) -> str:
     return f"<details><summary>All options{marked}</summary>{_table(['option', 'value'], rows, raw=True)}</details>"
 
 
+def are_comparable(runs: Sequence[Overview]) -> bool:
+    """Whether the runs' losses have the same unit and are of the same data, as far as their folders say it."""
+    return len({run.unit for run in runs if run.unit}) < 2 and len({run.data for run in runs if run.data}) < 2
+
+
 def _comparison(runs: Sequence[Overview]) -> str:
     """A table of the runs, with the options in which they differ and the lowest loss marked."""
     changed, names = differing(runs), names_of(runs)
     losses = [loss for run in runs if (loss := run.last("test_loss")) is not None and math.isfinite(loss)]
-    comparable = len({run.unit for run in runs if run.unit}) < 2 and len({run.data for run in runs if run.data}) < 2
+    comparable = are_comparable(runs)
     rows = []
     for place, run in enumerate(runs):
         loss = run.last("test_loss")
@@ -206,7 +217,7 @@ def _comparison(runs: Sequence[Overview]) -> str:
             [
                 escaped(names[place]),
                 escaped(run.state),
-                escaped(run.data),
+                escaped(data_of(run)),
                 f"{len(run.history)}",
                 text,
                 escaped(run.unit),
@@ -230,7 +241,7 @@ def _curves(runs: Sequence[Overview]) -> str:
         if run.history
     }
     some = dict(list(histories.items())[:CURVES])
-    if not some or len({run.unit for run in runs if run.unit}) > 1:
+    if not some or not are_comparable(runs):
         return ""
     more = f'<p class="quiet">The curves are of the first {CURVES} runs.</p>' if len(histories) > CURVES else ""
     with tempfile.TemporaryDirectory() as folder:
