@@ -93,7 +93,7 @@ def test_a_page_fetches_nothing(runs, capsys):
 
 def test_the_command_on_the_page_trains_the_same_run(runs, capsys, monkeypatch, tmp_path):
     page = made(capsys, runs / "two")
-    command = re.search(r"vae-jax train --out runs/again.*?(?=\n\s*or, from)", page.text, re.DOTALL)[0]
+    command = re.search(r"vae-jax train --out runs/again.*?(?=\n\s*or, beside)", page.text, re.DOTALL)[0]
     arguments = shlex.split(command.replace("\\\n", " "))
     monkeypatch.chdir(tmp_path)
     assert main(arguments[1:]) == 0
