@@ -573,7 +573,8 @@ def test_train(command, made, tmp_path):
     assert f"{found['parameters']:,} parameters, 2 latent" in lines[1]
     epochs = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [epoch["epoch"] for epoch in epochs] == [1, 2]
-    for epoch, line in zip(epochs, lines[2:4], strict=True):
+    assert lines[2] == "compiling …"
+    for epoch, line in zip(epochs, lines[3:5], strict=True):
         assert line.startswith(f"epoch {epoch['epoch']}/2: train {epoch['train_loss']:.2f}")
         assert f"test {epoch['test_loss']:.2f} (reconstruction {epoch['test_reconstruction']:.2f}, KL" in line
         assert f"validation {epoch['validation_loss']:.2f}" in line

@@ -265,7 +265,7 @@ def test_an_operation(name):
     ],
 )
 def test_what_is_not_translated_is_named(function, message):
-    with pytest.raises(UserError, match=f"^--to onnx: .*{message}"):
+    with pytest.raises(UserError, match=f"^to=onnx: .*{message}"):
         to_onnx(function, {"x": jax.ShapeDtypeStruct((3, 4, 6, 2), jnp.float32)}, ["y"])
 
 
@@ -374,7 +374,7 @@ def test_a_missing_extra_is_named(run, command, tmp_path, monkeypatch, to, file,
 def test_a_network_that_needs_to_know_the_batch(tmp_path):
     trained = trained_of("mlp")
     functions = [replace_call(function, lambda z: {"pictures": z * len(z)}) for function in functions_of(trained)[1:]]
-    with pytest.raises(UserError, match=r"^--to stablehlo: expected networks for a batch of any size; found one that"):
+    with pytest.raises(UserError, match=r"^to=stablehlo: expected networks for a batch of any size; found one that"):
         write_stablehlo(functions, tmp_path / "m.zip", "")
     assert not list(tmp_path.iterdir())
 
@@ -413,7 +413,7 @@ def test_numbers_that_are_not_finite_do_not_pass_the_check():
     def nowhere(z):  # a value that jax has and the graph has not
         return {"pictures": jnp.where(jnp.isnan(jnp.log(z)), 1.0, jnp.log(z)) * jnp.inf}
 
-    with pytest.raises(UserError, match=r"^--to onnx: expected decode to give finite numbers; found others"):
+    with pytest.raises(UserError, match=r"^to=onnx: expected decode to give finite numbers; found others"):
         translated(functions(nowhere))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vae_jax.config import Config
 from vae_jax.data import resolve
-from vae_jax.errors import UserError, listed
+from vae_jax.errors import UserError, argument, listed
 from vae_jax.interop import weights_file
 from vae_jax.interop.torch_weights import COUNTER, from_state_dict, to_state_dict
 from vae_jax.keys import make_keys
@@ -52,7 +52,9 @@ def export_run(
     weights_file.check_target(path)
     trained = load(folder, checkpoint, report, trust_code)
     variables, origin = trained.variables, origin_of(folder)
-    _check_exchangeable(trained.config, variables, "; --to onnx and --to stablehlo take every model")
+    _check_exchangeable(
+        trained.config, variables, f"; {argument('to', 'onnx')} and {argument('to', 'stablehlo')} take every model"
+    )
     step = int(trained.state.step)
     counters = {name: count + step for name, count in origin.counters.items()} if origin else step
     try:

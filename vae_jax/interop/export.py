@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from vae_jax.errors import UserError, quoted
+from vae_jax.errors import UserError, argument, quoted
 from vae_jax.files.replace import write_text
 from vae_jax.interop.card import card_of
 from vae_jax.interop.exchange import export_run
@@ -116,9 +116,11 @@ def check_target(path: Path, to: str) -> None:
     Raises:
         UserError: naming what was expected.
     """
-    suffix, _ = lookup(FORMATS, to, "--to")
+    suffix, _ = lookup(FORMATS, to, argument("to"))
     if path.suffix != suffix:
-        raise UserError(f"{path}: expected a name that ends in {suffix}, for --to {to}; found {quoted(path.name)}")
+        raise UserError(
+            f"{path}: expected a name that ends in {suffix}, for {argument('to', to)}; found {quoted(path.name)}"
+        )
 
 
 def check_licence(licence: str | None) -> None:
@@ -128,7 +130,7 @@ def check_licence(licence: str | None) -> None:
         UserError: naming what was expected.
     """
     if licence is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,99}", licence):
-        raise UserError(f"--licence: expected an identifier as apache-2.0 or mit; found {quoted(licence)}")
+        raise UserError(f"{argument('licence')}: expected an identifier as apache-2.0 or mit; found {quoted(licence)}")
 
 
 def written_by(path: Path, to: str) -> list[Path]:

@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from vae_jax.config import with_options
 from vae_jax.device.platforms import Platform
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, argument
 from vae_jax.model.build import build
 from vae_jax.objectives import BoundModel
 from vae_jax.training.state import Trained
@@ -34,6 +34,11 @@ class Function(NamedTuple):
     inputs: dict[str, jax.ShapeDtypeStruct]
     outputs: tuple[str, ...]
     values: dict[str, int]
+
+
+def refused(to: str, message: str) -> UserError:
+    """The error of an export to a format that cannot be made."""
+    return UserError(f"{argument('to', to)}: {message}")
 
 
 @contextmanager
@@ -81,16 +86,16 @@ def functions_of(trained: Trained, precision: str | None = None) -> list[Functio
         codes = composition.center_codes(variables, heads)
         return {**heads, "mu": composition.center(variables, heads)[0], **({} if codes is None else {"codes": codes})}
 
-    def function(name: str, call: Callable[..., Any], argument: str, shape: tuple[int, ...], dtype: Any) -> Function:
+    def function(name: str, call: Callable[..., Any], first: str, shape: tuple[int, ...], dtype: Any) -> Function:
         (batch,) = jax.export.symbolic_shape("batch")
-        inputs, values = {argument: jax.ShapeDtypeStruct((batch, *shape), dtype)}, {}
-        if composition.posterior.codes and argument == "codes":
-            values[argument] = composition.posterior.codes.values
+        inputs, values = {first: jax.ShapeDtypeStruct((batch, *shape), dtype)}, {}
+        if composition.posterior.codes and first == "codes":
+            values[first] = composition.posterior.codes.values
         if composition.classes:
             inputs["labels"] = jax.ShapeDtypeStruct((batch,), jnp.int32)
             values["labels"] = composition.classes
         try:
-            with for_any_batch("--to"):
+            with for_any_batch(argument("to")):
                 outputs = jax.eval_shape(call, *inputs.values())
         except UserError:  # a network that takes len(x), as users' own may, sees one example at a time
             call = _one_by_one(call)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vae_jax.errors import UserError
 from vae_jax.files.replace import replacing
-from vae_jax.interop.functions import Function
+from vae_jax.interop.functions import Function, refused
 
 TOLERANCE = 1e-5  # of results, beside their size
 CHECKED = (1, 7)  # batches
@@ -52,7 +52,7 @@ def translated(functions: list[Function]) -> Translated:
 
         from vae_jax.interop.onnx_graph import to_onnx
     except ImportError as error:
-        raise UserError("--to onnx: expected the extra onnx, pip install 'vae_jax[onnx]'") from error
+        raise refused("onnx", "expected the extra onnx, pip install 'vae_jax[onnx]'") from error
     models, gaps, left_out = {}, {}, {}
     for function in functions:
         try:
@@ -75,9 +75,10 @@ def _checked(function: Function, to_onnx: Any, onnxruntime: Any) -> tuple[Any, f
     outputs = list(function.outputs)
     gap = float(np.max([_gap(function, lambda inputs: session.run(outputs, inputs), batch) for batch in CHECKED]))
     if not gap <= TOLERANCE:
-        raise UserError(
-            f"--to onnx: expected onnxruntime to compute {function.name} as jax does, to {TOLERANCE}; found a "
-            f"difference of {gap:.2g}"
+        raise refused(
+            "onnx",
+            f"expected onnxruntime to compute {function.name} as jax does, to {TOLERANCE}; found a "
+            f"difference of {gap:.2g}",
         )
     return model, gap
 
@@ -124,8 +125,8 @@ def _gap(function: Function, run: Callable[[dict[str, np.ndarray]], Any], batch:
     for name, array in zip(function.outputs, run(inputs), strict=True):
         wanted = np.asarray(expected[name], np.float64)
         if not np.isfinite(wanted).all():
-            raise UserError(f"--to onnx: expected {function.name} to give finite numbers; found others among {name}")
+            raise refused("onnx", f"expected {function.name} to give finite numbers; found others among {name}")
         if np.shape(array) != wanted.shape:
-            raise UserError(f"--to onnx: expected {name} of shape {wanted.shape}; onnxruntime gives {np.shape(array)}")
+            raise refused("onnx", f"expected {name} of shape {wanted.shape}; onnxruntime gives {np.shape(array)}")
         gaps.append(np.max(np.abs(array - wanted) / np.maximum(1, np.abs(wanted))))
     return float(np.max(gaps))  # NaN if one is

@@ -11,8 +11,8 @@ import numpy as np
 from jax.extend.core import Literal
 from onnx import ModelProto, checker, helper, shape_inference
 
-from vae_jax.errors import UserError, brief
-from vae_jax.interop.functions import for_any_batch
+from vae_jax.errors import argument, brief
+from vae_jax.interop.functions import for_any_batch, refused
 from vae_jax.interop.onnx_operations import ELEMENTWISE, OPERATIONS, elementwise, split
 from vae_jax.interop.onnx_tensors import Graph, Value, value_of
 from vae_jax.interop.onnx_views import VIEWS
@@ -36,7 +36,7 @@ def to_onnx(
     Raises:
         UserError: if the function needs an operation that is not translated, naming it.
     """
-    with for_any_batch("--to onnx"):
+    with for_any_batch(argument("to", "onnx")):
         traced = jax.make_jaxpr(function)(*inputs.values())
     graph = Graph()
     graph.batch = next(iter(inputs))
@@ -45,7 +45,7 @@ def to_onnx(
         for name, shape in inputs.items()
     ]
     values = [value_of(constant) for constant in traced.consts]
-    with for_any_batch("--to onnx"):
+    with for_any_batch(argument("to", "onnx")):
         results = _run(graph, traced.jaxpr, [*values, *arguments])
     named = {}
     for name, value in zip(outputs, results, strict=True):
@@ -68,7 +68,7 @@ def to_onnx(
     try:
         checker.check_model(model, full_check=True)
     except (checker.ValidationError, shape_inference.InferenceError) as error:
-        raise UserError(f"--to onnx: expected operations as ONNX has them; found others: {brief(error)}") from error
+        raise refused("onnx", f"expected operations as ONNX has them; found others: {brief(error)}") from error
     return model
 
 
@@ -128,4 +128,4 @@ def _translated(graph: Graph, equation: Any, name: str, given: Sequence[Value]) 
         return [elementwise(graph, ELEMENTWISE[name], given, aval, equation.params)]
     if name in OPERATIONS and len(equation.outvars) == 1:
         return [OPERATIONS[name](graph, given, aval, equation.params)]
-    raise UserError(f"--to onnx: expected a network of operations that are translated; found {name}")
+    raise refused("onnx", f"expected a network of operations that are translated; found {name}")

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from onnx import helper
 
-from vae_jax.errors import UserError
+from vae_jax.interop.functions import refused
 from vae_jax.interop.onnx_tensors import Graph, Value
 
 # --- Element by element -----------------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ def _power(graph: Graph, names: Sequence[str], dtype: np.dtype, params: Any) -> 
 
 def _select(graph: Graph, names: Sequence[str], dtype: np.dtype, params: Any) -> str:
     if len(names) != 3:
-        raise UserError(f"--to onnx: expected a choice between two; found one between {len(names) - 1}")
+        raise refused("onnx", f"expected a choice between two; found one between {len(names) - 1}")
     which, if_false, if_true = names
     return graph.node("Where", which, if_true, if_false)
 
@@ -189,7 +189,7 @@ def _convolution(graph: Graph, given: Sequence[Value], aval: Any, params: Any) -
     kernel, padding = given[1].known, params["padding"]
     dilations, strides, spread = params["rhs_dilation"], params["window_strides"], params["lhs_dilation"]
     if kernel is None or params["batch_group_count"] != 1:
-        raise UserError("--to onnx: expected convolutions with weights that are known; found one without")
+        raise refused("onnx", "expected convolutions with weights that are known; found one without")
     kernel = kernel.transpose(numbers.rhs_spec)  # (out, in, *sides)
     reach = [(side - 1) * dilation for side, dilation in zip(kernel.shape[2:], dilations, strict=True)]
     groups = params["feature_group_count"]
@@ -206,12 +206,12 @@ def _convolution(graph: Graph, given: Sequence[Value], aval: Any, params: Any) -
         more = {"strides": spread, "pads": low + [max(0, last) for last in high]}
         more["output_padding"] = [max(0, -last) for last in high]
     else:
-        raise UserError("--to onnx: expected convolutions with strides, or transposed ones; found one that is both")
+        raise refused("onnx", "expected convolutions with strides, or transposed ones; found one that is both")
     if min(more["pads"]) < 0:
-        raise UserError(f"--to onnx: expected convolutions with padding of at least 0; found {more['pads']}")
+        raise refused("onnx", f"expected convolutions with padding of at least 0; found {more['pads']}")
     limits = zip(more.get("output_padding", ()), spread, dilations, strict=False)
     if any(further >= max(step, dilation) for further, step, dilation in limits):
-        raise UserError("--to onnx: expected transposed convolutions with less further padding than their stride")
+        raise refused("onnx", "expected transposed convolutions with less further padding than their stride")
     name = graph.node(operator, x, graph.constant(kernel), group=groups, dilations=dilations, **more)
     return _result(aval, name, [numbers.out_spec.index(axis) for axis in range(len(aval.shape))])
 
@@ -269,7 +269,7 @@ def _padding(graph: Graph, given: Sequence[Value], aval: Any, params: Any) -> Va
     value, filling = given
     low, high, inner = zip(*params["padding_config"], strict=True)
     if any(inner) or min(*low, *high) < 0:
-        raise UserError("--to onnx: expected padding around arrays; found padding inside, or less than none")
+        raise refused("onnx", "expected padding around arrays; found padding inside, or less than none")
     pads = graph.constant([*low, *high], np.int64)
     return _result(aval, graph.node("Pad", graph.full(value), pads, graph.full(filling)))
 
@@ -302,7 +302,7 @@ def _lookup(graph: Graph, given: Sequence[Value], aval: Any, params: Any) -> Val
     (axis,) = of.start_index_map if len(of.start_index_map) == 1 else (-1,)
     whole = all(size == (1 if place == axis else table.shape[place]) for place, size in enumerate(sizes))
     if not whole or tuple(of.collapsed_slice_dims) != (axis,) or of.operand_batching_dims:
-        raise UserError("--to onnx: expected entries of a table along one axis; found another gather")
+        raise refused("onnx", "expected entries of a table along one axis; found another gather")
     places = graph.node("Squeeze", graph.full(numbers), graph.constant([-1], np.int64))
     count = len(numbers.shape) - 1
     # The node puts the numbers' axes where the table's axis was; the others keep their order.

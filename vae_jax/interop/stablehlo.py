@@ -14,9 +14,9 @@ from pathlib import Path
 
 import jax
 
-from vae_jax.errors import UserError, listed
+from vae_jax.errors import argument, listed
 from vae_jax.files.replace import replacing
-from vae_jax.interop.functions import Function, for_any_batch
+from vae_jax.interop.functions import Function, for_any_batch, refused
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 DATE = (1980, 1, 1, 0, 0, 0)  # of the archive's files, so that the same model gives the same file
@@ -32,10 +32,10 @@ def write_stablehlo(functions: list[Function], path: Path, card: str) -> None:
     try:
         import flatbuffers  # type: ignore[import-untyped]  # noqa: F401 (jax.export serialises with it)
     except ImportError as error:
-        raise UserError("--to stablehlo: expected the extra stablehlo, pip install 'vae_jax[stablehlo]'") from error
+        raise refused("stablehlo", "expected the extra stablehlo, pip install 'vae_jax[stablehlo]'") from error
     programs = {}
     for function in functions:
-        with for_any_batch("--to stablehlo"):
+        with for_any_batch(argument("to", "stablehlo")):
             exported = jax.export.export(jax.jit(function.call), platforms=PLATFORMS)(*function.inputs.values())
         programs[f"{function.name}.jax"] = bytes(exported.serialize())
     about = {
