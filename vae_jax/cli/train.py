@@ -117,7 +117,7 @@ def train(
     )
     if (count := len(images.train)) < config.train.batch_size:
         few = counted(count, f"training {images.spec.noun}")
-        say(f"train.batch_size {config.train.batch_size}: a batch has {few}, since there are no more")
+        answer(f"train.batch_size {config.train.batch_size}: a batch has {few}, since there are no more")
     stop_message = ""
     with _progress(config, images.spec.noun, devices.writes) as on_progress, stop_signals() as stop:
         try:

@@ -50,11 +50,20 @@ def export_run(
     """
     path = Path(path)
     weights_file.check_target(path)
-    trained = load(folder, checkpoint, report, trust_code)
+    return write_for_torch(load(folder, checkpoint, report, trust_code), folder, path)
+
+
+def write_for_torch(trained: Trained, folder: str | Path, path: Path) -> dict[str, tuple[int, ...]]:
+    """Writes the weights of a run's model, see `export_run`.
+
+    Args:
+        trained: the model.
+        folder: of the run, which says how many batches imported weights had seen.
+        path: of the file.
+    """
     variables, origin = trained.variables, origin_of(folder)
-    _check_exchangeable(
-        trained.config, variables, f"; {argument('to', 'onnx')} and {argument('to', 'stablehlo')} take every model"
-    )
+    others = f"{argument('to', 'onnx')} and {argument('to', 'stablehlo')}"
+    _check_exchangeable(trained.config, variables, f"; {others} take every model")
     step = int(trained.state.step)
     counters = {name: count + step for name, count in origin.counters.items()} if origin else step
     try:

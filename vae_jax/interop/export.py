@@ -9,7 +9,7 @@ from typing import NamedTuple
 from vae_jax.errors import UserError, argument, quoted
 from vae_jax.files.replace import write_text
 from vae_jax.interop.card import card_of
-from vae_jax.interop.exchange import export_run
+from vae_jax.interop.exchange import write_for_torch
 from vae_jax.interop.functions import functions_of
 from vae_jax.interop.onnx_file import FUNCTIONS, onnx_path, translated, write_onnx
 from vae_jax.interop.stablehlo import write_stablehlo
@@ -47,8 +47,8 @@ class Request(NamedTuple):
     card: Callable[..., str]
 
 
-def _torch(request: Request, **how: object) -> Export:
-    shapes = export_run(request.folder, request.path, **how)  # type: ignore[arg-type]
+def _torch(request: Request) -> Export:
+    shapes = write_for_torch(request.trained, request.folder, request.path)
     use = f"model.load_state_dict(safetensors.torch.load_file({str(request.path.name)!r}), strict=True)"
     card = card_path(request.path)
     write_text(card, request.card(None, f"```python\n{use}\n```"))
@@ -56,7 +56,7 @@ def _torch(request: Request, **how: object) -> Export:
     return Export([card, request.path], about)
 
 
-def _stablehlo(request: Request, **how: object) -> Export:
+def _stablehlo(request: Request) -> Export:
     functions = functions_of(request.trained)
     name = request.path.name
     lines = [
@@ -72,7 +72,7 @@ def _stablehlo(request: Request, **how: object) -> Export:
     return Export([card_path(request.path), request.path], [f"{names}, for cpu, cuda and tpu, and any batch"])
 
 
-def _onnx(request: Request, **how: object) -> Export:
+def _onnx(request: Request) -> Export:
     functions = functions_of(request.trained, "float32")
     made = translated(functions)
     lines = [
@@ -175,4 +175,4 @@ def export(
 
     _, write = FORMATS[to]
     request = Request(folder, path, trained, card)
-    return write(request, checkpoint=checkpoint, report=report, trust_code=trust_code)
+    return write(request)
