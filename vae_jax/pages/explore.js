@@ -69,8 +69,8 @@ const explorer = (() => {
   };
 
   const describe = () => {
-    const found = map.nearestTo(map.position());
-    const near = found < 0 ? "" : `nearest test image ${points.numbers[found]}${labelled(found)}`;
+    const nearest = map.nearestTo(map.position());
+    const near = nearest < 0 ? "" : `nearest test image ${points.numbers[nearest]}${labelled(nearest)}`;
     const of = state.image === null ? near : `test image ${points.numbers[state.image]}${labelled(state.image)}`;
     const given = data.classes ? `class ${nameOf(state.label)}` : "";
     return [state.place, of, given, `decoded in ${rounded(state.milliseconds, 1)} ms`].filter(Boolean).join("; ");
@@ -303,10 +303,10 @@ const explorer = (() => {
     none: `None: ${prior.why}.`,
   }[prior.kind];
   const draw = () => {
-    let found;
+    let latents;
     if (prior.kind === "normal") {
       const temperature = Number(at("temperature").value);
-      found = Array.from({ length: DRAWN }, () => Float32Array.from({ length: size }, () => temperature * normal()));
+      latents = Array.from({ length: DRAWN }, () => Float32Array.from({ length: size }, () => temperature * normal()));
     } else {
       const first = Number(at("temperatures").value || 0) * prior.count;
       const rows = Array.from({ length: prior.count }, (_, n) => n).filter(
@@ -316,11 +316,11 @@ const explorer = (() => {
         const m = Math.floor(Math.random() * (n + 1));
         [rows[n], rows[m]] = [rows[m], rows[n]];
       }
-      found = rows.slice(0, DRAWN).map((n) => drawn.slice((first + n) * size, (first + n + 1) * size));
+      latents = rows.slice(0, DRAWN).map((n) => drawn.slice((first + n) * size, (first + n + 1) * size));
     }
     const label = state.label;
     at("samples").replaceChildren(
-      ...found.map((z, n) => {
+      ...latents.map((z, n) => {
         const canvas = make("canvas"),
           button = make("button", { type: "button" }, canvas);
         paint(canvas, decode(z, label));

@@ -164,19 +164,19 @@ def principal_axes(z: Float[np.ndarray, "points latent"]) -> tuple[np.ndarray, n
     axes, variances = np.zeros((2, latent)), np.zeros(2)
     if latent <= DIRECT:
         values, vectors = np.linalg.eigh(centred.T @ centred)
-        found, squares = vectors.T[::-1][:2], values[::-1][:2]
+        directions, squares = vectors.T[::-1][:2], values[::-1][:2]
     elif total == 0:
-        found, squares = axes, variances
+        directions, squares = axes, variances
     elif len(z) < 4:
         _, singular, rows = np.linalg.svd(centred, full_matrices=False)
-        found, squares = rows[:2], np.square(singular[:2])
+        directions, squares = rows[:2], np.square(singular[:2])
     else:
         from scipy.sparse.linalg import svds
 
         # A start at random, since columns of centred numbers sum to 0: of ones nothing is left.
         _, singular, rows = svds(centred, 2, v0=np.random.default_rng(0).standard_normal(min(centred.shape)))
-        found, squares = np.asarray(rows)[::-1], np.square(singular)[::-1]
-    axes[: len(found)], variances[: len(squares)] = found, squares
+        directions, squares = np.asarray(rows)[::-1], np.square(singular)[::-1]
+    axes[: len(directions)], variances[: len(squares)] = directions, squares
     signs = np.sign(axes[np.arange(2), np.abs(axes).argmax(1)])  # so that the largest number of an axis is positive
     shares = np.maximum(variances, 0) / total if total > 0 else np.zeros(2)
     return middle.astype(np.float32), (axes * signs[:, None]).astype(np.float32), shares

@@ -188,10 +188,10 @@ const latentMap = ({ inputs, size, state, take, takeImage, keep, nameOf, labelle
 
   const act = (place, action) => {
     if (action === "decode") return moveTo(...place);
-    const found = nearestTo(place);
-    if (found < 0) return undefined;
-    takeImage(found);
-    if (action === "a" || action === "b") keep(action, state.z, state.label, found);
+    const nearest = nearestTo(place);
+    if (nearest < 0) return undefined;
+    takeImage(nearest);
+    if (action === "a" || action === "b") keep(action, state.z, state.label, nearest);
     return undefined;
   };
   const placeOf = (event) => {
@@ -203,10 +203,10 @@ const latentMap = ({ inputs, size, state, take, takeImage, keep, nameOf, labelle
     ];
   };
   const hover = (event) => {
-    const found = nearestTo(placeOf(event), NEAR),
+    const nearest = nearestTo(placeOf(event), NEAR),
       { box } = scaled();
-    at("hover").hidden = found < 0;
-    if (found < 0) return;
+    at("hover").hidden = nearest < 0;
+    if (nearest < 0) return;
     const { columns, height: tall, width: wide } = points.thumbnails,
       canvas = at("hover").firstElementChild;
     [canvas.width, canvas.height] = [wide, tall];
@@ -214,8 +214,8 @@ const latentMap = ({ inputs, size, state, take, takeImage, keep, nameOf, labelle
       .getContext("2d")
       .drawImage(
         thumbnails,
-        (found % columns) * wide,
-        Math.floor(found / columns) * tall,
+        (nearest % columns) * wide,
+        Math.floor(nearest / columns) * tall,
         wide,
         tall,
         0,
@@ -223,7 +223,7 @@ const latentMap = ({ inputs, size, state, take, takeImage, keep, nameOf, labelle
         wide,
         tall,
       );
-    at("hover").lastElementChild.textContent = `image ${points.numbers[found]}${labelled(found)}`;
+    at("hover").lastElementChild.textContent = `image ${points.numbers[nearest]}${labelled(nearest)}`;
     const x = event.clientX - box.left,
       y = event.clientY - box.top;
     at("hover").style.left = `${x > box.width / 2 ? x - 110 : x + 16}px`;

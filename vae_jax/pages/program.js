@@ -13,10 +13,10 @@ const Program = (() => {
 
   // offset + Σ index × stride, for every index of an array of this shape.
   const places = (shape, strides, offset) => {
-    const found = new Int32Array(product(shape));
+    const steps = new Int32Array(product(shape));
     const index = new Array(shape.length).fill(0);
-    for (let n = 0, place = offset; n < found.length; n++) {
-      found[n] = place;
+    for (let n = 0, place = offset; n < steps.length; n++) {
+      steps[n] = place;
       for (let axis = shape.length - 1; axis >= 0; axis--) {
         place += strides[axis];
         if (++index[axis] < shape[axis]) break;
@@ -24,7 +24,7 @@ const Program = (() => {
         index[axis] = 0;
       }
     }
-    return found;
+    return steps;
   };
 
   // Where the elements of an operand lie whose axes of length 1, or missing first axes, are repeated.
@@ -379,12 +379,12 @@ const Program = (() => {
         }
       }
     });
-    const found = results.map((number) => arrays[number]);
+    const made = results.map((number) => arrays[number]);
     return {
       inputs,
       run: () => {
         for (const run of todo) run();
-        return found;
+        return made;
       },
     };
   };
