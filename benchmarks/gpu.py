@@ -199,7 +199,7 @@ def article_jobs(mnist: str | None, small: bool, cache: str) -> list[Job]:
     else:
         data = ["--config", "article", f"--data.manual_dir={mnist}", f"--data.cache_dir={cache}/data"]
     train, sweep = {"arguments": ["train", *data], "sweep": False}, ["sweep", *data, f"--seeds={2 if small else 10}"]
-    cold, warm = f"{cache}/cold", f"{cache}/warm"
+    cold, warm, cublas = f"{cache}/cold", f"{cache}/warm", f"{cache}/cublas"
     return [
         Job("article", "cold", "command", {**train, "cache": cold}),
         Job("article", "warm", "command", {**train, "cache": cold}),
@@ -207,6 +207,16 @@ def article_jobs(mnist: str | None, small: bool, cache: str) -> list[Job]:
         Job("article", "deterministic, cold", "command", {**train, "cache": warm}, DETERMINISTIC),
         Job("article", "deterministic, warm", "command", {**train, "cache": warm}, DETERMINISTIC),
         Job("article", "deterministic, warm again", "command", {**train, "cache": warm}, DETERMINISTIC),
+        *(
+            Job(
+                "article",
+                f"deterministic, cuBLAS's products alone, {time}",
+                "command",
+                {**train, "cache": cublas},
+                f"{DETERMINISTIC} {CUBLAS}",
+            )
+            for time in ("cold", "warm")
+        ),
     ]
 
 
