@@ -1084,9 +1084,10 @@ def test_reconstruct_files(command, refused, made, tmp_path):
     out = tmp_path / "deep" / "er" / "pairs.png"
     path = written(command, "reconstruct", made, tmp_path / "a.png", tmp_path / "b.png", "--out", out)
     assert path == out
-    image, scale = pixels(path), 768 // 16
-    assert image.shape == (2 * (8 * scale + 2) + 2, 2 * (8 * scale + 2) + 2)
-    assert (image[2 : 2 + 8 * scale : scale, 2 : 2 + 8 * scale : scale] == level).all()
+    image, scale = pixels(path), 192 // 8
+    assert image.shape[1] == 2 * (8 * scale + 2) + 2
+    first = image.shape[0] - 2 * (8 * scale + 2) - 22  # below the title; a line of captions is below
+    assert (image[first : first + 8 * scale : scale, 2 : 2 + 8 * scale : scale] == level).all()
     (tmp_path / "bad.png").write_bytes((tmp_path / "b.png").read_bytes()[:60])
     before = snapshot(tmp_path)
     for bad in ("bad.png", "none.png", "deep"):
@@ -1136,6 +1137,32 @@ def test_sample_from_a_mixture(command, copied):
     assert first != written(command, "sample", copied, "-n", 9).read_bytes()
     assert written(command, "sample", copied, "-n", 9, "--from", "gmm").read_bytes() == first
     assert written(command, "sample", copied, "-n", 9, "--from", "gmm", "--seed", 1).read_bytes() != first
+
+
+def test_samples_of_several_sources_stand_side_by_side(command, refused, copied, tmp_path, capsys):
+    """Every block shows the pictures that its source gives alone."""
+    path = written(command, "sample", copied, "-n", 4, "--from", "prior,gmm")
+    assert path == copied / "figures" / "samples_prior_gmm_seed0.png"
+    both, side = pixels(path), 192 + 2
+    assert both.shape[1] == 4 * side + 2 + 16
+    for number, source in enumerate(("prior", "gmm")):
+        alone = pixels(written(command, "sample", copied, "-n", 4, "--from", source))
+        left = number * (2 * side + 16)
+        np.testing.assert_array_equal(both[-2 * side :, left + 2 : left + 2 + 2 * side], alone[2:, 2:])
+    arrays = {
+        source: np.load(written(command, "sample", copied, "-n", 4, "--from", source, "--out", tmp_path / "a.npz"))[
+            "images"
+        ]
+        for source in ("prior", "gmm", "gmm,prior")
+    }
+    np.testing.assert_array_equal(arrays["gmm,prior"], np.concatenate([arrays["gmm"], arrays["prior"]]))
+    capsys.readouterr()
+    assert main(["sample", str(copied), "-n=4", "--from=gmm,prior", f"--out={tmp_path / 'b.npz'}"]) == 0
+    assert "4 images from every one of these, in this order: gmm, prior\n" in capsys.readouterr().err
+    line = refused("sample", copied, "--from", "gmm,gmm")
+    assert "--from: expected a source once; found 'gmm,gmm'" in line
+    line = refused("sample", copied, "--from", "prior,gmm", "--temperature", "0.5")
+    assert "--temperature: expected --from prior with it; found --from prior,gmm" in line
 
 
 def test_sample_arrays(command, made, tmp_path):
@@ -1204,7 +1231,7 @@ def test_interpolate(command, made, copied, tmp_path):
 
     path = written(command, "interpolate", copied, "-n", 2, "--steps", 5)
     assert path == copied / "figures" / "interpolation.png"
-    scale = 768 // (7 * 8)
+    scale = 192 // 8
     side, picture = 8 * scale + 2, pixels(path)
     assert picture.shape == (2 * side + 2, 7 * side + 2)
     images = load_data(load_run(copied).config.data).test.images[..., 0]
@@ -1242,7 +1269,7 @@ def test_traverse(copied, tmp_path, monkeypatch, capsys):
         assert main(["traverse", str(copied), "--image=3", "--steps=5", "--extent=2", f"--out={out}"]) == 0
         said = f"z {order[1]}\n" if len(kept) == 1 else "so none is left out\n"
         assert capsys.readouterr().err.endswith(said)
-        scale = 768 // 40
+        scale = 192 // 8
         side, picture = 8 * scale + 2, pixels(out)
         margin = picture.shape[1] - 5 * side - 2
         assert 80 < margin < 200

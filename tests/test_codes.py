@@ -197,7 +197,8 @@ def test_samples_come_from_the_trained_prior_at_temperatures(with_prior, tmp_pat
     out = tmp_path / "samples.npz"
     arguments = ["sample", str(with_prior), "-n", "6", "--out", str(out)]
     assert cli.main([*arguments, "--temperature", "0.5,1", "--top-p", "0.9"]) == 0
-    assert "rows: temperature 0.5, 1, from the top" in capsys.readouterr().err
+    order = "6 images from every one of these, in this order: temperature 0.5, temperature 1\n"
+    assert order in capsys.readouterr().err
     assert np.load(out)["images"].shape == (12, 8, 8, 1)
     assert cli.main(arguments) == 0
     np.testing.assert_array_equal(np.load(out)["images"], model.sample(jax.random.key(0), 6))

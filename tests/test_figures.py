@@ -8,18 +8,18 @@ from itertools import product
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from vae_jax.data import Dataset, Split
 from vae_jax.model.model import Model
 from vae_jax.pictures import plots
 from vae_jax.pictures.plots import comparison, latent_plane, loss_curve, new_figure
-from vae_jax.pictures.sheet import grid, pairs, png, save_picture
+from vae_jax.pictures.sheet import Sheet, Words, enlargement, grid, pairs, png, save_picture
 from vae_jax.pictures.sweeps import sweep_curves, sweep_grid
 from vae_jax.runs.final_pictures import draw_latent_plane
 
 PANELS = ("test −ELBO", "test reconstruction", "test KL")
-LINE, GAP = 2, 8  # pixels between pictures, and the wider gap below a row of reconstructions
+LINE, GAP = 2, 8  # pixels between pictures, and the gap beside a text
 
 
 def read(path):
@@ -33,10 +33,10 @@ def levels(count, side=4, channels=1):
     return np.broadcast_to(level, (count, side, side, channels))
 
 
-def cell(image, row, column, side, scale, gaps=0):
-    """The pixels of one picture in a grid."""
+def cell(image, row, column, side, scale, above=0):
+    """The pixels of one picture in a grid, of which some pixels above are texts."""
     pitch = side * scale + LINE
-    top, left = LINE + row * pitch + gaps * GAP, LINE + column * pitch
+    top, left = LINE + row * pitch + above, LINE + column * pitch
     return image[top : top + side * scale, left : left + side * scale]
 
 
@@ -45,7 +45,7 @@ def test_grid_holds_each_picture_in_its_cell(tmp_path, channels):
     pictures = levels(5, channels=channels)
     path = grid(tmp_path / "new" / "grid.png", pictures, columns=3)
     image = read(path)
-    scale = 768 // (3 * 4)
+    scale = 192 // 4
     size = (2 * (4 * scale + LINE) + LINE, 3 * (4 * scale + LINE) + LINE)
     assert image.shape == (size if channels == 1 else (*size, 3))
     for i, picture in enumerate(pictures):
@@ -59,14 +59,14 @@ def test_grid_holds_each_picture_in_its_cell(tmp_path, channels):
 def test_grid_keeps_a_picture_as_it_is(tmp_path):
     picture = np.arange(16).reshape(1, 4, 4, 1) / 255
     image = read(grid(tmp_path / "one.png", picture, columns=1))
-    assert (cell(image, 0, 0, 4, 192)[::192, ::192] == np.arange(16).reshape(4, 4)).all()
+    assert (cell(image, 0, 0, 4, 48)[::48, ::48] == np.arange(16).reshape(4, 4)).all()
 
 
 def test_grid_clips_what_is_outside(tmp_path):
     pictures = np.stack([np.full((4, 4, 1), -0.5), np.full((4, 4, 1), 1.5)])
     image = read(grid(tmp_path / "grid.png", pictures, columns=2))
-    assert (cell(image, 0, 0, 4, 96) == 0).all()
-    assert (cell(image, 0, 1, 4, 96) == 255).all()
+    assert (cell(image, 0, 0, 4, 48) == 0).all()
+    assert (cell(image, 0, 1, 4, 48) == 255).all()
 
 
 def test_grid_of_large_pictures_is_not_enlarged(tmp_path):
@@ -84,24 +84,100 @@ def test_a_failure_leaves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture
+def texts(monkeypatch):
+    """The texts that are written on pictures, with their places, left and top."""
+    written, write = {}, ImageDraw.ImageDraw.text
+
+    def text(self, place, words, **options):
+        written[words] = place
+        write(self, place, words, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    return written
+
+
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pairs_are_above_each_other(tmp_path, channels):
+def test_pairs_are_above_each_other(tmp_path, channels, texts):
+    """A row of originals stands above that of their reconstructions, and below these their names and errors."""
     pictures = levels(10, channels=channels)
     above, below = pictures[:5], pictures[5:]
-    image = read(pairs(tmp_path / "pairs.png", above, below, columns=3))
-    scale = 64
+    image = read(pairs(tmp_path / "pairs.png", above, below, columns=3, names=["a", "b", "c", "d", "e"]))
+    scale, line = 48, 14 + GAP
+    pitch = 4 * scale + LINE
+    title = image.shape[0] - LINE - 4 * pitch - 2 * line  # two rows have captions
+    assert title == 2 * line + GAP
     for i in range(5):
         row, column = 2 * (i // 3), i % 3
-        for pictures, line in ((above, row), (below, row + 1)):
+        for pictures, place in ((above, row), (below, row + 1)):
             expected = np.rint(pictures[i, 0, 0] * 255).astype(np.uint8)
-            assert (cell(image, line, column, 4, scale, gaps=i // 3) == expected).all()
-    assert (cell(image, 2, 2, 4, scale, gaps=1) == 255).all()
-    assert (cell(image, 3, 2, 4, scale, gaps=1) == 255).all()
+            assert (cell(image, place, column, 4, scale, title + i // 3 * line) == expected).all()
+        error = np.sqrt(np.mean((above[i] - below[i]) ** 2))
+        left, top = texts[f"{'abcde'[i]} {error:.2g}"]
+        assert left == LINE + column * pitch + 2 * scale
+        assert top == title + (row + 2) * pitch + i // 3 * line + GAP / 2
+        below_pair = image[int(top) : int(top) + 14, column * pitch : column * pitch + pitch]
+        assert (below_pair.min(), below_pair.max()) == (0, 255)
+    assert (cell(image, 2, 2, 4, scale, title + line) == 255).all()
+    assert (cell(image, 3, 2, 4, scale, title + line) == 255).all()
+    title_lines = " ".join(list(texts)[:2])
+    assert title_lines.endswith("with class and root-mean-square error of pixels from 0 to 1")
 
 
-def test_fewer_pairs_than_columns(tmp_path):
+def test_fewer_pairs_than_columns(tmp_path, texts):
     image = read(pairs(tmp_path / "pairs.png", np.zeros((2, 4, 4, 1)), np.ones((2, 4, 4, 1))))
-    assert image.shape == (2 * (4 * 96 + LINE) + LINE, 2 * (4 * 96 + LINE) + LINE)
+    assert image.shape[1] == 2 * (4 * 48 + LINE) + LINE
+    assert "1" in texts
+    assert not any("class" in text for text in texts)
+
+
+def test_a_caption_is_no_wider_than_its_picture(tmp_path, texts):
+    """A long name is cut, and its error is not."""
+    pairs(tmp_path / "pairs.png", np.zeros((1, 4, 4, 1)), np.ones((1, 4, 4, 1)), names=["a name " * 20])
+    (caption,) = [text for text in texts if text.startswith("a name a name")]
+    assert caption.endswith("… 1")
+    assert len(caption) < 40
+
+
+def test_blocks_stand_side_by_side(tmp_path, texts):
+    """Pictures of one block after the other, below their titles, with labels of the rows."""
+    pictures = levels(8)
+    sheet = Sheet(8, (4, 4, 1), 2, words=Words(blocks=["prior", "gmm"], rows=["low", "high"]))
+    sheet.put(range(8), pictures)
+    image, pitch = read(sheet.save(tmp_path / "blocks.png")), 4 * 48 + LINE
+    top = 14 + GAP + GAP
+    margin = image.shape[1] - LINE - 4 * pitch - 2 * GAP
+    assert 2 * GAP < margin < 80
+    for block, row, column in product(range(2), repeat=3):
+        left = margin + column * pitch + block * (2 * pitch + 2 * GAP)
+        shown = cell(image[:, left:], row, 0, 4, 48, top)
+        assert (shown == np.rint(pictures[4 * block + 2 * row + column, 0, 0, 0] * 255)).all()
+    assert texts["prior"][0] + 2 * pitch + 2 * GAP == texts["gmm"][0]
+    assert texts["low"][1] + pitch == texts["high"][1]
+
+
+def test_pictures_have_a_sensible_size_whatever_their_number():
+    """From 24 to 192 pixels a side, if a row has room for them, and wide sheets 1,536 pixels."""
+    assert [enlargement(columns, 32) * 32 for columns in (1, 4, 8, 16, 48, 100)] == [192, 192, 192, 96, 32, 32]
+    assert [enlargement(columns, 8) * 8 for columns in (1, 16, 64, 100, 400, 1000)] == [192, 96, 24, 24, 8, 8]
+    assert enlargement(1, 500) == 1
+
+
+def test_texts_have_six_points_in_print(tmp_path, monkeypatch):
+    """On a sheet that is printed as wide as a page's text; a narrow one is printed smaller."""
+    sizes, write = [], ImageDraw.ImageDraw.text
+
+    def text(self, place, words, font, **options):
+        sizes.append(font.size)
+        write(self, place, words, font=font, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    for columns in (16, 48):
+        path = pairs(tmp_path / "pairs.png", np.zeros((96, 32, 32, 1)), np.ones((96, 32, 32, 1)), columns)
+        with Image.open(path) as image:
+            inches = image.width / image.info["dpi"][0]
+        assert 6.4 < inches < 7.2
+        assert min(sizes) / image.width * 6.5 * 72 > 6
 
 
 def history(epochs, splits, kl):

@@ -136,13 +136,11 @@ def free(path: Path, options: Any) -> Path:
     return numbered
 
 
-def sheet_of(
-    path: Path, shape: tuple[int, ...], count: int, columns: int, what: str, labels: Sequence[str] = ()
-) -> "Sheet | None":
-    """The sheet of `count` pictures, with labels of its rows; None if an array is written."""
-    from vae_jax.pictures.sheet import Sheet
+def sheet_of(path: Path, shape: tuple[int, ...], count: int, columns: int, what: str, **words: Any) -> "Sheet | None":
+    """The sheet of `count` pictures, with words on it, see `Words`; None if an array is written."""
+    from vae_jax.pictures.sheet import Sheet, Words
 
-    return None if path.suffix == ".npz" else Sheet(count, shape, columns=columns, what=what, labels=labels)
+    return None if path.suffix == ".npz" else Sheet(count, shape, columns, what=what, words=Words(**words))
 
 
 def write_pictures(

@@ -1,5 +1,6 @@
 """`vae-jax reconstruct` and `vae-jax encode`: images to reconstructions and latents."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli import evaluate, sample, walks
@@ -45,7 +46,7 @@ def _reconstruct(options: Any) -> None:
     from vae_jax.pictures.sheet import Pairs
     from vae_jax.training.checks import labels_for
 
-    labels = None
+    labels, names, what_names = None, [], ""
     if options.images:
         if trained.config.model.classes and label is None:
             raise UserError(
@@ -53,24 +54,28 @@ def _reconstruct(options: Any) -> None:
             )
         images = read_images(options.images, trained.config.data)
         labels = None if label is None else np.full(len(images), label)
+        names, what_names = [Path(image).stem for image in options.images], "name"
     elif label is not None:
         raise UserError(f"--label: expected image files with it, since test images have labels; found {options.label}")
     else:
-        test = load_data(options, trained).test.spread(count)
+        data = load_data(options, trained)
+        test = data.test.spread(count)
         images, labels = test.images, labels_for(trained.config, test)
+        names, what_names = data.names_of(test.labels), "" if test.labels is None else "class"
     if path.suffix == ".npz":
         originals = images if trained.config.data.kind in NOT_IMAGE else np.float32(images / 255)
         save_arrays(path, originals=originals, reconstructions=np.asarray(model.reconstruct(images, labels)))
         answer(str(path))
         return
-    drawn = Pairs(len(images), images.shape[1:], what="IMAGES" if options.images else f"-n {count}")
+    drawn = Pairs(len(images), images.shape[1:], what="IMAGES" if options.images else f"-n {count}", names=what_names)
     mu = np.asarray(model.encode(images, labels)["mu"])
 
     def inputs_of(numbers: range) -> tuple[Any, Any]:
         return mu[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
 
     for numbers, pictures in decoded(model, images.shape[1:], len(images), inputs_of):
-        drawn.put(numbers.start, images[numbers.start : numbers.stop] / 255, pictures)
+        some = slice(numbers.start, numbers.stop)
+        drawn.put(numbers.start, images[some] / 255, pictures, names[some])
     answer(str(drawn.save(path)))
 
 

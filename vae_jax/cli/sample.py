@@ -1,5 +1,6 @@
 """`vae-jax sample`: draws new images, from the prior or from a density fitted to the latents."""
 
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli.arguments import number, whole
@@ -16,7 +17,7 @@ from vae_jax.cli.common import (
     trains_prior,
 )
 from vae_jax.cli.progress import progress
-from vae_jax.errors import UserError, quoted
+from vae_jax.errors import UserError, listed, quoted
 
 if TYPE_CHECKING:
     from vae_jax.training.state import Trained
@@ -45,8 +46,10 @@ def _sample_options(parser: Any) -> None:
     parser.add_argument(
         "--from",
         default="prior",
+        metavar="SOURCE,…",
         help="the source of z: prior, or a density fitted now to the training images' latents, which makes even an "
-        "autoencoder generative: gmm (a mixture of 10 Gaussians) or second_stage (a VAE of z)",
+        "autoencoder generative: gmm (a mixture of 10 Gaussians) or second_stage (a VAE of z); several stand side by "
+        "side",
     )
     label_option(parser, "of all pictures; by default all classes in turn")
     out_option(
@@ -59,12 +62,10 @@ def _sample_options(parser: Any) -> None:
 def _sample(options: Any) -> None:
     import numpy as np
 
-    source = getattr(options, "from")
-    if source not in SOURCES:
-        raise UserError(f"--from: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}; found {quoted(source)}")
+    sources = _sources_of(getattr(options, "from"))
     label = label_of(options)
-    temperatures, arguments = _draw_arguments(options, source)
-    named = ("" if source == "prior" else f"{source}_") + ("" if label is None else f"label{label}_")
+    temperatures, arguments = _draw_arguments(options, sources)
+    named = ("" if sources == ["prior"] else f"{'_'.join(sources)}_") + ("" if label is None else f"label{label}_")
     named += f"temperature{options.temperature}_".replace(",", "_") if options.temperature else ""
     named += "" if options.top_p is None else f"top{options.top_p:g}_"
     path = picture_target(options, f"figures/samples_{named}seed{options.seed}")
@@ -75,44 +76,64 @@ def _sample(options: Any) -> None:
     from vae_jax.keys import sampling_key
 
     _check_ways(options, trained)
-    classes, labels, shape = trained.config.model.classes, None, trained.image_shape
-    total, columns = count * len(temperatures), max(1, int(count**0.5)) if len(temperatures) == 1 else count
-    sheet = sheet_of(path, shape, total, columns, f"-n {count}")
-    if classes:
-        labels = np.arange(count) % classes if label is None else np.full(count, label)
-    key = jax.random.key(seed)
-    if source != "prior":
-        z = _fitted(options, trained, source)(sampling_key(key), count)
-    elif model.draw is None:
+    if "prior" in sources and model.draw is None:
         raise UserError(
             f"--from: expected gmm or second_stage for objective {trained.config.objective.name}, which has no prior "
             f"to sample from; found prior"
         )
-    else:
-        ways = [
-            arguments if temperature is None else {**arguments, "temperature": temperature}
-            for temperature in temperatures
-        ]
-        z = np.concatenate([np.asarray(model.draw(key, count, labels, **way)) for way in ways])
-        labels = None if labels is None else np.tile(labels, len(ways))
+    classes, labels, shape = trained.config.model.classes, None, trained.image_shape
+    ways = len(temperatures) * len(sources)
+    total, columns = count * ways, max(1, int(count**0.5)) if len(temperatures) == 1 else count
+    rows = [f"temperature {temperature:g}" for temperature in temperatures if temperature is not None]
+    words = {"rows": rows * (len(rows) > 1), "blocks": sources * (len(sources) > 1)}
+    sheet = sheet_of(path, shape, total, columns, f"-n {count}", **words)
+    if classes:
+        labels = np.arange(count) % classes if label is None else np.full(count, label)
+    key = jax.random.key(seed)
+
+    def drawn(source: str, temperature: float | None) -> Any:
+        if source != "prior":
+            return _fitted(options, trained, source)(sampling_key(key), count)
+        assert model.draw is not None
+        way = arguments if temperature is None else {**arguments, "temperature": temperature}
+        return model.draw(key, count, labels, **way)
+
+    z = np.concatenate([np.asarray(drawn(*way)) for way in product(sources, temperatures)])
+    labels = None if labels is None else np.tile(labels, ways)
 
     def inputs_of(numbers: range) -> tuple[Any, Any]:
         return z[numbers.start : numbers.stop], None if labels is None else labels[numbers.start : numbers.stop]
 
-    if len(temperatures) > 1:
-        say(f"rows: temperature {', '.join(f'{temperature:g}' for temperature in temperatures)}, from the top")
+    if ways > 1 and sheet is None:
+        order = listed(rows or sources)
+        say(f"{count:,} {trained.config.data.noun}s from every one of these, in this order: {order}")
     write_pictures(path, sheet, trained, total, decoded(model, shape, total, inputs_of))
 
 
-def _draw_arguments(options: Any, source: str) -> tuple[list[Any], dict[str, float]]:
+def _sources_of(text: str) -> list[str]:
+    """The sources of z.
+
+    Raises:
+        UserError: if there is no such source, or one is named twice.
+    """
+    sources = text.split(",")
+    for source in sources:
+        if source not in SOURCES:
+            raise UserError(f"--from: expected {', '.join(SOURCES[:-1])} or {SOURCES[-1]}; found {quoted(source)}")
+    if len(set(sources)) < len(sources):
+        raise UserError(f"--from: expected a source once; found {quoted(text)}")
+    return sources
+
+
+def _draw_arguments(options: Any, sources: list[str]) -> tuple[list[Any], dict[str, float]]:
     """The temperatures to draw at, None for the prior's own, and the prior's other arguments.
 
     Raises:
         UserError: if a number is out of its range, or z does not come from the prior.
     """
     for name, given in (("--temperature", options.temperature), ("--top-p", options.top_p)):
-        if given is not None and source != "prior":
-            raise UserError(f"{name}: expected --from prior with it; found --from {source}")
+        if given is not None and sources != ["prior"]:
+            raise UserError(f"{name}: expected --from prior with it; found --from {','.join(sources)}")
     if options.top_p is not None and not 0 < options.top_p <= 1:
         raise UserError(f"--top-p: expected a number in (0, 1]; found {options.top_p}")
     arguments = {} if options.top_p is None else {"top_p": options.top_p}
@@ -174,6 +195,7 @@ VERBS = {
         "examples:\n"
         "  vae-jax sample runs/digits -n 64 --seed 0          from the prior\n"
         "  vae-jax sample runs/digits --from gmm              from a mixture fitted to the latents\n"
+        "  vae-jax sample runs/digits --from prior,gmm,second_stage   side by side\n"
         "  vae-jax sample runs/conditional --label 3          of a model that gets labels; or a class's name",
     ),
 }

@@ -99,6 +99,11 @@ class Dataset:
             raise UserError(f"class_names: expected a name for each label up to {highest}; found {len(names):,} names")
         return names
 
+    def names_of(self, labels: Sequence[int] | np.ndarray | None) -> list[str]:
+        """The classes of labels, by name, or by number if they have no names; empty for None."""
+        numbers = [] if labels is None else [int(label) for label in labels]
+        return [self.class_names[number] if self.class_names else str(number) for number in numbers]
+
     @property
     def splits(self) -> tuple[Split, ...]:
         """The training, test and, if there are any, validation images."""

@@ -221,7 +221,7 @@ class Recorder:
             use = self.models.make(evaluated_variables(self.config, state))
             below = np.asarray(use.reconstruct(shown.images, labels_for(self.config, shown)))
             path = self.folder / "figures" / RECONSTRUCTIONS.format(f"{number:04d}")
-            pairs(path, shown.images / 255, below)
+            pairs(path, shown.images / 255, below, names=self.data.names_of(shown.labels))
         self.history.append(epoch)
         self.save(state, self.history, epoch[self.best_by])
         self.write_metrics(self.history)
