@@ -283,6 +283,7 @@ def test_what_is_missing_is_said(refused, verb):
     ("arguments", "named"),
     [
         (["--train.epoch", "2"], "did you mean --train.epochs"),  # no abbreviations
+        (["--trian.epochs", "2"], "did you mean --train.epochs"),
         (["--resume", "--overwrite"], "expected one of them"),
         (["--train.epochs", "ten"], "train.epochs"),
         (["--train.epochs", "0"], "train.epochs"),

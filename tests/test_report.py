@@ -161,12 +161,14 @@ def test_names_are_text(runs, tmp_path):
     [
         (["--out", "page.txt"], "--out: expected a name that ends in .html; found page.txt"),
         (["--out", "folder.html"], "--out folder.html: expected a file, found a folder"),
+        (["--out", "mine.html"], "mine.html: expected no file, or an earlier page of vae_jax; found another file"),
         (["nothing"], "nothing: expected a run folder, found no such folder"),
     ],
 )
 def test_refused(runs, tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.html").mkdir()
+    (tmp_path / "mine.html").write_text("<p>a page of the user's</p>")
     before = snapshot(tmp_path)
     assert main(["report", str(runs / "one"), *arguments]) == 2
     assert capsys.readouterr().err == f"vae-jax: error: {message}\n"

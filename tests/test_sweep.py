@@ -507,7 +507,7 @@ def test_a_group_of_another_unit_says_so_while_it_trains(capsys):
         tell(groups)
     assert capsys.readouterr().out.splitlines() == [
         "group 1/2, 2 members: epoch 1/2, best validation −ELBO so far 9.00 nats per image (name=vae); 5 images/s",
-        "group 2/2, 1 members: epoch 1/2, best validation reconstruction so far 3.00 squared (name=ae); 5 images/s",
+        "group 2/2, 1 member: epoch 1/2, best validation reconstruction so far 3.00 squared (name=ae); 5 images/s",
     ]
 
 

@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from vae_jax.config import Config, find, read_file, with_options
-from vae_jax.config.change import options_of_section
+from vae_jax.config.change import options_of, options_of_section
 from vae_jax.config.parts import PARTS
 from vae_jax.config.section import SECTIONS, options_class
 from vae_jax.errors import UserError, brief, cut
@@ -129,6 +129,8 @@ def read(
         raise UserError(brief(f"{error.argument_name}: {error.message}")) from error
     if unknown:
         options = [option for action in parser._actions for option in action.option_strings]
+        if parser.configured:
+            options += [f"--{option}" for option in options_of(Config())]
         hint = nearest(unknown[0], options) if unknown[0].startswith("-") else ""
         raise UserError(brief(f"unrecognized arguments: {' '.join(unknown)}") + hint)
     if parser.configured:

@@ -7,7 +7,6 @@ from typing import Any
 from vae_jax.cli.arguments import whole
 from vae_jax.cli.common import Verb, answer, load_data, open_run, out_option, positive, run_options, say, target
 from vae_jax.config import expand
-from vae_jax.errors import UserError
 
 
 def _options(parser: Any) -> None:
@@ -19,8 +18,9 @@ def _options(parser: Any) -> None:
 
 def _run(options: Any) -> None:
     path, points = target(options, "explore.html"), positive(options.n, "-n")
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out: expected a name ending in .html; found {path}")
+    from vae_jax.pages.page import check_target
+
+    check_target(path)
     trained, model = open_run(options)
     from vae_jax.files.replace import write_text
     from vae_jax.pages.explore import check, explore

@@ -21,6 +21,7 @@ def _options(parser: Any) -> None:
 
 def _run(options: Any) -> None:
     from vae_jax.files.replace import write_text
+    from vae_jax.pages.page import check_target
     from vae_jax.pages.report import report
     from vae_jax.runs.overview import overview, runs_in
 
@@ -29,10 +30,7 @@ def _run(options: Any) -> None:
     if len(folders) > MOST:
         raise UserError(f"RUN: expected at most {MOST} runs; found {len(folders)}")
     path = expand(options.out) if options.out else (given[0] if len(given) == 1 else Path()) / "report.html"
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out: expected a name that ends in .html; found {path}")
-    if path.is_dir():
-        raise UserError(f"--out {path}: expected a file, found a folder")
+    check_target(path)
     check_no_link(given[0], path.parent)
     check_writable(path.parent)
     write_text(path, report([overview(folder) for folder in folders]))

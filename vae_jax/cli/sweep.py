@@ -111,8 +111,9 @@ def _progress(noun: str) -> Iterator[Callable[..., None]]:
                 if group.best and ended and shown.get(number) != group.done:
                     shown[number] = group.done
                     answer(
-                        f"group {number + 1}/{len(groups)}, {group.members} members: epoch {group.epoch}/{group.epochs}"
-                        f", best {group.ranked_by} so far {group.figure:.2f} {group.unit} ({group.best})"
+                        f"group {number + 1}/{len(groups)}, {counted(group.members, 'member')}: "
+                        f"epoch {group.epoch}/{group.epochs}, "
+                        f"best {group.ranked_by} so far {group.figure:.2f} {group.unit} ({group.best})"
                         + (f"; {group.images_per_second:,.0f} {noun}s/s" if group.images_per_second else "")
                         + (f"; {group.diverged} diverged" if group.diverged else "")
                     )

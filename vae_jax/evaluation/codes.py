@@ -1,6 +1,7 @@
 """How a model uses its codes: counts over a whole split, and the images that are nearest to a code."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,7 +85,7 @@ def use_of_codes(
         raise UserError(f"RUN: expected a model whose z are made of codes; found z of shape {composition.latent_shape}")
     rows = math.prod(codes.shape)
 
-    def look(number: Any, images: Array, labels: Array | None) -> tuple[Array, Array]:
+    def look(variables: Variables, number: Any, images: Array, labels: Array | None) -> tuple[Array, Array]:
         draw_key, treatment_key = batch_keys(key, number)
         treated = composition.treat(treatment_key, images)
 
@@ -98,10 +99,10 @@ def use_of_codes(
         return composition.apply(variables, of, labels=labels)[0]
 
     @jax.jit
-    def looked(images: Array, labels: Array | None) -> tuple[Array, Array]:
-        return in_batches(look, len(images), images, labels)
+    def looked(variables: Variables, images: Array, labels: Array | None) -> tuple[Array, Array]:
+        return in_batches(partial(look, variables), len(images), images, labels)
 
-    arrays = looked(jnp.asarray(images), None if labels is None else jnp.asarray(labels))
+    arrays = looked(variables, jnp.asarray(images), None if labels is None else jnp.asarray(labels))
     numbers, distances = map(np.asarray, arrays)
     return Use(numbers, distances, codes.values * (codes.shape[-1] if codes.apart else 1), codes.shape, in_place)
 

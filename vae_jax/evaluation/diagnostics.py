@@ -6,6 +6,7 @@ figures of a trained model.
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -187,14 +188,14 @@ def make_squared_error(composition: Composition, variables: Variables) -> Callab
     plain = treatment_of(composition.spec)
 
     @jax.jit
-    def squared_error(images: Any, z: Any, labels: Any = None) -> Array:
+    def squared_error(variables: Variables, images: Any, z: Any, labels: Any = None) -> Array:
         def batch(_, images, z, labels):
             pictures = composition.apply(variables, lambda model: model.mean(model.decode(z)), labels=labels)[0]
             return jnp.square(plain(None, images) - pictures).sum(range(1, pictures.ndim))
 
         return in_batches(batch, len(images), jnp.asarray(images), z, labels)
 
-    return squared_error
+    return partial(squared_error, variables)
 
 
 def linear_probe(

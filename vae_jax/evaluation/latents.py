@@ -1,6 +1,7 @@
 """The posteriors of a split, image by image."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -40,8 +41,9 @@ class Posteriors(NamedTuple):
 def make_posteriors(composition: Composition, variables: Variables) -> Callable[..., Posteriors]:
     """(key, images of a split, labels=None) -> Posteriors; with labels if the model gets them."""
 
+    # The variables are an argument: as constants the compiler would compute with them, for seconds.
     @jax.jit
-    def posteriors(key: Key[Array, ""], images: Any, labels: Any = None) -> Posteriors:
+    def posteriors(variables: Variables, key: Key[Array, ""], images: Any, labels: Any = None) -> Posteriors:
         def batch(number, images, labels):
             z_key, treatment_key = batch_keys(key, number)
             treated = composition.treat(treatment_key, images)
@@ -56,7 +58,7 @@ def make_posteriors(composition: Composition, variables: Variables) -> Callable[
 
         return in_batches(batch, len(images), jnp.asarray(images), labels)
 
-    return posteriors
+    return partial(posteriors, variables)
 
 
 class Use(NamedTuple):

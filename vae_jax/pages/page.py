@@ -4,10 +4,35 @@ import html
 import json
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
+
+from vae_jax.errors import UserError, argument
+from vae_jax.files.checked import open_file
 
 # A page may run what is in it and show pictures that are in it; a browser refuses it everything else.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+MARK = '<meta name="generator" content="vae_jax">'  # by which a page of ours is known
+HEAD = 1024  # bytes of a file, in which a page of ours has its mark
+
+
+def check_target(path: Path) -> None:
+    """Refuses to write a page where it would take the place of something else.
+
+    Raises:
+        UserError: if the name does not end in .html, or there is a folder, or a file that is no page of ours.
+    """
+    out = argument("out")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{out}: expected a name that ends in .html; found {path}")
+    if path.is_dir():
+        raise UserError(f"{argument('out', str(path))}: expected a file, found a folder")
+    if path.exists():
+        with open(path, "rb", opener=open_file) as file:
+            ours = MARK.encode() in file.read(HEAD)
+        if not ours:
+            raise UserError(f"{path}: expected no file, or an earlier page of vae_jax; found another file")
 
 
 def resource(name: str) -> str:
@@ -42,6 +67,7 @@ def page(title: str, body: str, scripts: Sequence[str] = (), data: Any = None) -
         '<html lang="en">',
         "<head>",
         '<meta charset="utf-8">',
+        MARK,
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         '<meta name="color-scheme" content="light dark">',
