@@ -27,6 +27,8 @@ from vae_jax.loggers import LOGGERS, several, trackio, wandb
 from vae_jax.loggers.base import LoggedRun, Logger, table
 from vae_jax.runs.recorder import Follower
 from vae_jax.runs.train import train
+from vae_jax.sweeps.plan import make_sweep
+from vae_jax.sweeps.sweep import run as sweep
 
 PAGE = Path(__file__).parent.parent / "docs" / "loggers.md"
 CONFIG = Config(
@@ -423,6 +425,63 @@ def test_all_three_after_a_run_was_killed_cut_back_and_stopped(own, tmp_path):
     assert configuration["model.latent"] == 2
     assert configuration["unit of test_loss"] == "nats per image"
     assert ids == {name}
+
+
+@needs_tensorboard
+@needs_wandb
+@needs_trackio
+def test_every_member_of_a_sweep_that_was_killed_is_logged(own, tmp_path):
+    """As a run of its own: W&B's have the sweep as their group, and trackio's share its one folder."""
+    folder, names = tmp_path / "sweep", f"tensorboard,wandb,trackio,{own}:kill"
+    environment = os.environ | {"WANDB_MODE": "offline", "KILL": "2", "SIGNAL": "9", "HF_HUB_OFFLINE": "1"}
+    begin = [sys.executable, "-m", "vae_jax", "sweep", "--out", str(folder), "--log", names]
+    options = ["--seeds=2", "--output.figure_every=2", "--train.epochs=3", "--train.chunk_steps=10"]
+    killed = subprocess.run([*begin, *TINY, *options], capture_output=True, text=True, timeout=250, env=environment)
+    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    ended = run_python(*begin[1:], "--resume", WANDB_MODE="offline")
+    assert "warning" not in ended.stdout + ended.stderr
+    assert "since this process has begun" not in ended.stdout
+    for seed in (0, 1):
+        member = folder / f"seed={seed}"
+        history = metrics(member)
+        assert len(history) == 3
+        check_tensorboard(member)
+        rows, configuration, _, names_of_wandb = of_wandb(member / "logs" / "wandb")
+        assert [step for step, _ in rows] == [2, 4, 6, 7]
+        assert [row["train_loss"] for _, row in rows[:-1]] == [epoch["train_loss"] for epoch in history]
+        assert configuration["seed"] == seed
+        assert {group for path in member.glob("logs/wandb/*/*.wandb") for group in groups_of_wandb(path)} == {"sweep"}
+        (name,) = names_of_wandb
+        assert not (member / "logs" / "trackio").exists()
+        rows, _, _ = of_trackio(folder / "logs" / "trackio", name)
+        assert [row["test_loss"] for row in rows if "epoch" in row] == [epoch["test_loss"] for epoch in history]
+    (folder / "logs" / "mine.txt").write_text("of the user's")
+    run_python("-m", "vae_jax", "sweep", "--out", folder, *TINY, "--train.epochs=1", "--overwrite")
+    assert [path.name for path in (folder / "logs").iterdir()] == ["mine.txt"]
+
+
+def groups_of_wandb(path):
+    """The groups that W&B's own classes read in a file."""
+    kind = import_module("wandb.proto.wandb_internal_pb2").Record
+    records = (kind.FromString(record) for record in wandb._records(path))
+    return {record.run.run_group for record in records if record.HasField("run")}
+
+
+def test_a_sweep_with_a_failing_or_unknown_logger(data, own, tmp_path, monkeypatch, capsys):
+    """One that fails is left out of its member alone; one that there is not is refused before anything begins."""
+    monkeypatch.setenv("FAIL", "end")
+    reported = []
+    sweep(make_sweep(CONFIG, 2, []), data, tmp_path / "sweep", log=[f"{own}:lines"], report=reported.append)
+    (line,) = [line for line in reported if line.startswith("warning")]
+    assert "no room" in line
+    assert line.endswith("; the run goes on without it")
+    for seed in (0, 1):
+        given = lines_of(tmp_path / "sweep" / f"seed={seed}")
+        assert [what[1]["epoch"] for what in given if what[0] == "epoch"] == [1, 2, 3, 4]
+    capsys.readouterr()
+    assert cli.main(["sweep", "--out", str(tmp_path / "new"), *TINY, "--log", "wandbb"]) == 2
+    assert "--log" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 @needs_wandb

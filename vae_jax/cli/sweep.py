@@ -17,7 +17,7 @@ from vae_jax.cli.common import (
     say,
     set_device,
 )
-from vae_jax.cli.train import say_too_late, stop_requested, stop_signals
+from vae_jax.cli.train import check_log, log_option, say_too_late, stop_requested, stop_signals
 from vae_jax.config import Config
 from vae_jax.errors import PATH, Stopped, UserError, counted, cut, on_terminal, printable
 from vae_jax.runs import own_parts
@@ -29,6 +29,7 @@ def _sweep_options(parser: Any) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE,…", help="values to try; may be given several times"
     )
+    log_option(parser)
     device_option(parser)
     add_options(parser)
 
@@ -78,11 +79,13 @@ def _sweep(options: Any) -> int:
                 on_progress=on_progress,
                 should_stop=lambda: stop_requested(stop),
                 trust_code=options.trust_code,
+                log=options.log or (),
             )
         except Stopped as stopped:
             stop_message = str(stopped)
     if ended is None:
         again = f"vae-jax sweep --out {shlex.quote(str(folder))} --resume"
+        again += f" --log {shlex.quote(options.log)}" if options.log else ""
         again += f" --device {options.device}" if options.device else ""
         with suppress(OSError):
             say(f"vae-jax: {stop_message}; `{again}` goes on from there")
@@ -162,8 +165,10 @@ VERBS = {
         "  vae-jax sweep --config digits --out sweeps/beta --seeds 8 --set objective.beta=0.5,1,2,4\n"
         "  vae-jax sweep --config digits --out sweeps/two --set train.learning_rate=1e-3,3e-4 --set model.latent=2,20\n"
         "  vae-jax sweep --config digits --out sweeps/shapes --set model.channels=[8,16],[16,32]\n"
+        "  vae-jax sweep --config digits --out sweeps/logged --seeds 4 --log wandb    a run of W&B's for every member\n"
         "  vae-jax sweep --out sweeps/beta --resume   a sweep that was killed",
         usage="--out SWEEP [--config FILE] [--seeds N] [--set OPTION=VALUE,VALUE …]",
         interrupted="; `vae-jax sweep … --resume` goes on from the last checkpoints, if there are any",
+        check=check_log,
     ),
 }

@@ -33,19 +33,23 @@ if TYPE_CHECKING:
     from vae_jax.data import Dataset
 
 
-def _train_options(parser: Any) -> None:
-    folder_options(parser, "RUN", "run")
+def log_option(parser: Any) -> None:
     parser.add_argument(
         "--log",
         default=None,
         metavar="NAME,…",
         help="log to tensorboard, wandb or trackio, or to a logger of your own, FILE.py:ENTRY",
     )
+
+
+def _train_options(parser: Any) -> None:
+    folder_options(parser, "RUN", "run")
+    log_option(parser)
     devices_options(parser)
     add_options(parser)
 
 
-def _check(options: Any) -> None:
+def check_log(options: Any) -> None:
     """Refuses loggers that are unknown or not installed."""
     if options.log is not None:
         from vae_jax.loggers.several import chosen
@@ -280,6 +284,6 @@ VERBS = {
         usage="--out RUN [--config FILE]",
         interrupted="; `vae-jax train … --resume` goes on from the last checkpoint, if there is one",
         base=_base,
-        check=_check,
+        check=check_log,
     ),
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vae_jax.errors import UserError
-from vae_jax.files.held import check_held, check_no_link
+from vae_jax.files.held import check_held, check_no_link, make_inside
 
 
 class LoggedRun(NamedTuple):
@@ -20,6 +20,9 @@ class LoggedRun(NamedTuple):
         epochs: that are trained already. Of later ones that the log may hold, of a run that was cut back to its last
             checkpoint, nothing counts: they are trained again.
         report: says a line to the user.
+        group: the name of the sweep that the run is a member of; empty for other runs.
+        shared: where a logger may write that has one place for all runs of a process: SWEEP/logs of a sweep, which may
+            not exist yet; for other runs `folder`.
     """
 
     folder: Path
@@ -29,6 +32,8 @@ class LoggedRun(NamedTuple):
     unit_of: Callable[[str], str]
     epochs: int
     report: Callable[[str], None]
+    group: str = ""
+    shared: Path = Path()
 
 
 class Logger(NamedTuple):
@@ -56,16 +61,16 @@ Start = Callable[[LoggedRun], Logger]
 Pictures = Sequence[tuple[str, Path]]
 
 
-def make_own_folder(run: LoggedRun, name: str) -> Path:
-    """Makes a logger's folder in RUN/logs, where a package writes, which follows links.
+def make_own_folder(place: Path, name: str) -> Path:
+    """Makes a logger's folder in RUN/logs or SWEEP/logs, where a package writes, which follows links.
 
     Raises:
         UserError: if it is a link.
         OSError: if it cannot be made.
     """
-    folder = run.folder / name
+    folder = make_inside(place) / name
     check_held(folder)
-    check_no_link(run.folder.parent, folder)
+    check_no_link(place.parent, folder)
     folder.mkdir(exist_ok=True)
     return folder
 

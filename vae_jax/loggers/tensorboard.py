@@ -49,7 +49,7 @@ def start(run: LoggedRun) -> Logger:
     """
     parts = _parts()
     record_writer = import_module("tensorboard.summary.writer.record_writer")
-    folder = make_own_folder(run, "tensorboard")
+    folder = make_own_folder(run.folder, "tensorboard")
     check_no_links(folder)
     files = sorted(folder.glob("*.tfevents.*"))
     tags, later = _held(files, run.epochs)

@@ -1,4 +1,6 @@
-"""trackio, whose database is in RUN/logs/trackio unless TRACKIO_DIR is set, or a space or server is.
+"""trackio, whose database is in RUN/logs/trackio, of a sweep in SWEEP/logs/trackio.
+
+Unless TRACKIO_DIR is set, or a space or a server is.
 
 A process has one folder for all that trackio writes. trackio raises next to nothing: what it warns of counts as a
 failure here, and at the end its database is looked at.
@@ -85,7 +87,7 @@ def _imported(run: LoggedRun) -> Any:
     Raises:
         UserError: if there is a link in its folder in the run.
     """
-    own = None if os.environ.get("TRACKIO_DIR") else make_own_folder(run, "trackio")
+    own = None if os.environ.get("TRACKIO_DIR") else make_own_folder(run.shared, "trackio")
     if own:
         check_no_links(own)
     began = "trackio" in sys.modules

@@ -35,7 +35,7 @@ def start(run: LoggedRun) -> Logger:
     own = None if os.environ.get("WANDB_DIR") else run.folder
     name = os.environ.get("WANDB_RUN_ID") or run.id
     if own:
-        _check(make_own_folder(run, "wandb"))
+        _check(make_own_folder(run.folder, "wandb"))
         _remove_empty(own / "wandb", name)
     given = wandb.setup(wandb.Settings(silent=True)).settings.mode
     mode = "offline" if given in ("offline", "dryrun") else given
@@ -50,6 +50,7 @@ def start(run: LoggedRun) -> Logger:
         project=os.environ.get("WANDB_PROJECT") or PROJECT,
         name=os.environ.get("WANDB_NAME") or run.name,
         id=name,
+        group=os.environ.get("WANDB_RUN_GROUP") or run.group or None,
         resume="allow" if mode != "offline" else None,
         dir=own,
         mode=mode,

@@ -177,6 +177,17 @@ def read_reason(folder: Path) -> str:
     return reason
 
 
+def delete_logs(folder: Path) -> None:
+    """Deletes what loggers of ours have written in a run's or a sweep's folder, and no other file."""
+    if (folder / LOGS).is_symlink():
+        (folder / LOGS).unlink()
+    if (folder / LOGS).is_dir():
+        for name in LOGGED:
+            remove(folder / LOGS / name)
+        with suppress(OSError):  # something of the user's is in it
+            (folder / LOGS).rmdir()
+
+
 def delete(folder: Path) -> None:
     """Deletes a run, and nothing else that lies in its folder.
 
@@ -187,10 +198,4 @@ def delete(folder: Path) -> None:
     for path in [path for pattern in CONTENTS for path in folder.glob(pattern)]:
         remove(path)
     own_parts.delete(folder)
-    if (folder / LOGS).is_symlink():
-        (folder / LOGS).unlink()
-    if (folder / LOGS).is_dir():
-        for name in LOGGED:
-            remove(folder / LOGS / name)
-        with suppress(OSError):  # something of the user's is in it
-            (folder / LOGS).rmdir()
+    delete_logs(folder)

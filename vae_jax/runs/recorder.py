@@ -65,6 +65,7 @@ class Recorder:
         devices: Devices | None = None,
         like: "Recorder | None" = None,
         log: "Mapping[str, Start] | None" = None,
+        sweep: Path | None = None,
     ):
         """Prepares the recorder; writes nothing.
 
@@ -76,11 +77,13 @@ class Recorder:
             devices: that it trains on.
             like: the recorder of a run of the same model on the same data; its compiled functions are shared.
             log: loggers by name, see `vae_jax.loggers.several.chosen`.
+            sweep: the folder of the sweep that the run is a member of, if it is.
         """
         self.config, self.data, self.folder, self.should_stop = config, data, folder, should_stop
         self.devices = devices or Devices()
         self.made_with, self.saved_step = environment(devices), 0
         self.starts: Mapping[str, Start] = log or {}
+        self.sweep = sweep.absolute() if sweep else None
         self.loggers: Loggers | None = None
         self.history: list[dict[str, Any]] = []
         self.saved_at = time.monotonic()
@@ -117,7 +120,10 @@ class Recorder:
         folder = self.folder.absolute()
         try:
             place = make_inside(folder / LOGS)
-            run = LoggedRun(place, folder.name, "", self.options, self._unit_of, len(self.history), report)
+            group, shared = (self.sweep.name, self.sweep / LOGS) if self.sweep else ("", place)
+            run = LoggedRun(
+                place, folder.name, "", self.options, self._unit_of, len(self.history), report, group, shared
+            )
             self.loggers = Loggers(self.starts, run, self.history, self._pictures_of)
         except (OSError, UserError) as error:
             why = f"{folder / LOGS}: {in_words(error)}" if isinstance(error, OSError) else error

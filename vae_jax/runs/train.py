@@ -82,7 +82,7 @@ def train(
     from vae_jax.runs.finetune import start_from_run
 
     folder, devices = Path(folder), devices or Devices()
-    loggers = _loggers(log)
+    loggers = loggers_named(log)
     config = own_parts.absolute(absolute_start(settled(config, data)))
     check_used(config)
     check_shape(config, data)
@@ -153,7 +153,8 @@ def train(
         return trained
 
 
-def _loggers(names: str | Sequence[str]) -> "dict[str, Start]":
+def loggers_named(names: str | Sequence[str]) -> "dict[str, Start]":
+    """The loggers of these names, see `vae_jax.loggers.several.chosen`; for none of them it imports nothing."""
     if names == ():
         return {}
     from vae_jax.loggers.several import chosen

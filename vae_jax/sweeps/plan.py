@@ -24,8 +24,11 @@ from vae_jax.config import (
 from vae_jax.errors import PATH, UserError, argument, cut, listed
 from vae_jax.files.checked import read_json
 from vae_jax.files.folders import check_writable, contents
+from vae_jax.files.held import LOCK
+from vae_jax.files.lock import check_unlocked, writing
+from vae_jax.files.replace import remove
 from vae_jax.runs import own_parts
-from vae_jax.runs.folder import absolute_start, check_start
+from vae_jax.runs.folder import absolute_start, check_prior_unlocked, check_start, delete, delete_logs
 
 SPECIFICATION = "sweep.json"
 MOST = 10_000  # members
@@ -256,3 +259,29 @@ def specification(sweep: Sweep) -> str:
 def names_in(group: list[Member]) -> dict[str, None]:
     """The import paths of users' own parts in members' configurations."""
     return dict.fromkeys(name for member in group for name in own_parts.names_in(member.config))
+
+
+def delete_sweep(folder: Path) -> None:
+    """Deletes a sweep's runs and tables, and nothing else that lies in its folder.
+
+    Raises:
+        UserError: if another process writes into one of the runs; nothing is deleted then.
+    """
+    for member in members_of(read_sweep(folder)):
+        if not (folder / member.name).is_symlink():
+            check_unlocked(folder / member.name)
+            check_prior_unlocked(folder / member.name)
+    for member in members_of(read_sweep(folder)):
+        if (folder / member.name).is_symlink():
+            remove(folder / member.name)
+        elif (folder / member.name / "config.yaml").is_file():
+            with writing(folder / member.name):  # it may be running by itself
+                delete(folder / member.name)
+                remove(folder / member.name / "config.yaml")
+            if all(path.name == LOCK for path in (folder / member.name).iterdir()):  # nothing of the user's is there
+                remove(folder / member.name)
+    for name in ("members.csv", "table.csv", "table.md"):
+        remove(folder / name)
+    remove(folder / "figures")
+    own_parts.delete(folder)
+    delete_logs(folder)

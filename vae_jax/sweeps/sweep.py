@@ -2,10 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 
@@ -16,25 +16,25 @@ from vae_jax.config import (
 )
 from vae_jax.data import Dataset, settled
 from vae_jax.errors import Diverged, Stopped, UserError, counted
-from vae_jax.files.held import LOCK, check_no_link
-from vae_jax.files.lock import check_unlocked, writing
-from vae_jax.files.replace import remove, write_text
+from vae_jax.files.held import check_no_link
+from vae_jax.files.lock import writing
+from vae_jax.files.replace import write_text
 from vae_jax.runs import own_parts
 from vae_jax.runs.finetune import start_from_run
-from vae_jax.runs.folder import DIVERGED, check_prior_unlocked, delete, read_config, read_reason
+from vae_jax.runs.folder import DIVERGED, read_config, read_reason
 from vae_jax.runs.identity import check_shape, digest_of
 from vae_jax.runs.reading import checkpoint_to_resume
 from vae_jax.runs.recorder import Recorder
-from vae_jax.runs.train import stopped_line
+from vae_jax.runs.train import loggers_named, stopped_line
 from vae_jax.sweeps.plan import (
     SPECIFICATION,
     Member,
     Sweep,
     absolute,
     check_sweep_folder,
+    delete_sweep,
     members_of,
     names_in,
-    read_sweep,
     specification,
 )
 from vae_jax.sweeps.ranking import Outcome, ranking
@@ -42,6 +42,31 @@ from vae_jax.sweeps.results import write_results
 from vae_jax.training import several
 from vae_jax.training.figures import History, has_stopped
 from vae_jax.training.state import Progress, Trained, TrainState
+
+if TYPE_CHECKING:
+    from vae_jax.loggers.base import Start
+
+
+class Training(NamedTuple):
+    """What all members of a sweep are trained with; for the arguments see `run`.
+
+    Attributes:
+        folder: of the sweep.
+        data: the images.
+        report: called with a line of text, and with the same line once.
+        should_stop: whether to save and stop.
+        trust_code: whether copies of users' files in the folders are run.
+        log: loggers by name.
+        outcomes: by the member's name; filled in as members train.
+    """
+
+    folder: Path
+    data: Dataset
+    report: Callable[[str], None]
+    should_stop: Callable[[], bool]
+    trust_code: bool
+    log: "Mapping[str, Start]"
+    outcomes: dict[str, Outcome]
 
 
 class Group(NamedTuple):
@@ -83,6 +108,7 @@ def run(
     on_progress: Callable[[list[Group]], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     trust_code: bool = False,
+    log: str | Sequence[str] = (),
 ) -> list[Outcome]:
     """Trains every member of a sweep into a run folder; members that differ in numbers only are one program.
 
@@ -97,15 +123,18 @@ def run(
         should_stop: called about once a second; whether to save and stop.
         trust_code: with `resume`, run copies of users' files in the folders even if this user's training has not put
             them there. Files that `sweep` names run anyway.
+        log: loggers, which every member has, see `vae_jax.train_run`.
 
     Returns:
         The members' outcomes, setting by setting.
 
     Raises:
-        UserError: if a folder is in the way, in use or cannot be written, or a configuration does not fit the data.
+        UserError: if a folder is in the way, in use or cannot be written, or a configuration does not fit the data,
+            or a logger is unknown or not installed.
         Stopped: after it has stopped by `should_stop`.
     """
     folder, sweep = Path(folder), absolute(sweep)
+    loggers = loggers_named(log)
     config = settled(sweep.config, data)
     members = members_of(sweep._replace(config=config))
     check_sweep_folder(folder, sweep, resume, overwrite)
@@ -137,7 +166,7 @@ def run(
     data.warn_of_darkness()
     with writing(folder):
         if overwrite and (folder / SPECIFICATION).exists():
-            _delete_sweep(folder)
+            delete_sweep(folder)
         write_text(folder / SPECIFICATION, specification(sweep))
         if unsigned := own_parts.keep(sources, names_in(members), folder):
             report_once(unsigned)
@@ -146,8 +175,8 @@ def run(
             Group(len(group), 0, group[0].config.train.epochs, 0.0, 0, "", math.nan, rank.name, rank.unit, 0.0)
             for group, rank in zip(groups.values(), ranks, strict=True)
         ]
-        outcomes: dict[str, Outcome] = {}
-        images = several.Images(data)
+        training = Training(folder, data, report_once, should_stop, trust_code, loggers, {})
+        outcomes, images = training.outcomes, several.Images(data)
 
         for number, group in enumerate(groups.values()):
 
@@ -175,19 +204,7 @@ def run(
             while most:
                 check_files()  # a user may have changed a file while other groups trained
                 kept = _as_kept(group, folder, trust_code)
-                most = _train_group(
-                    kept,
-                    most,
-                    images,
-                    folder,
-                    goes_on,
-                    trust_code,
-                    report_once,
-                    report_group,
-                    show,
-                    should_stop,
-                    outcomes,
-                )
+                most = _train_group(training, kept, most, images, goes_on, report_group, show)
                 goes_on = True
         ended = [outcomes[member.name]._replace(member=member) for member in _as_kept(members, folder, trust_code)]
         write_results(folder, sweep, ended, data)
@@ -202,24 +219,20 @@ def _as_kept(group: list[Member], folder: Path, trust_code: bool) -> list[Member
 
 
 def _train_group(
+    training: Training,
     group: list[Member],
     most: int,
     images: several.Images,
-    folder: Path,
     resume: bool,
-    trust_code: bool,
-    report: Callable[[str], None],
     report_group: Callable[[str], None],
     show: Callable[[int, float, float], None],
-    should_stop: Callable[[], bool],
-    outcomes: dict[str, Outcome],
 ) -> int:
-    """Trains the unfinished members of a group, at most `most` at once; fills in `outcomes`.
+    """Trains the unfinished members of a group, at most `most` at once; fills in their outcomes.
 
     Returns:
         0, or how many at once to try next, since these did not fit into memory while they trained.
     """
-    data = images.data
+    folder, data, outcomes = training.folder, training.data, training.outcomes
     epochs, steps = group[0].config.train.epochs, -(-len(data.train) // group[0].config.train.batch_size)
     digest = digest_of(group[0].config, data) if resume else ""
     waiting: dict[int, list[tuple[Member, Any]]] = {}  # by their steps, which differ after a killed sweep
@@ -229,7 +242,12 @@ def _train_group(
             # A member may have been trained further by itself.
             further = max(epochs, read_config(path).train.epochs)
             earlier = checkpoint_to_resume(
-                with_values(member.config, {"train.epochs": further}), data, path, report, digest, trust_code
+                with_values(member.config, {"train.epochs": further}),
+                data,
+                path,
+                training.report,
+                digest,
+                training.trust_code,
             )
         if earlier:
             step = int(earlier.state.step)
@@ -265,7 +283,7 @@ def _train_group(
                 show(progress_of_members.epoch, (turn + done) / turns, progress_of_members.images_per_second)
 
             try:
-                _train_together(program, part, data, folder, report, progress, should_stop, outcomes, like, trust_code)
+                _train_together(training, program, part, progress, like)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error) or program.size == 1:
                     raise
@@ -277,25 +295,22 @@ def _train_group(
 
 
 def _train_together(
+    training: Training,
     program: several.Several,
     part: list[tuple[Member, Any]],
-    data: Dataset,
-    folder: Path,
-    report: Callable[[str], None],
     progress: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
-    outcomes: dict[str, Outcome],
     like: Recorder | None,
-    trust_code: bool,
 ) -> None:
     """Trains members that are at the same step, each into its folder."""
+    folder, data, report, should_stop, trust_code, log, outcomes = training
     with ExitStack() as stack:
         recorders: list[Recorder] = []
         for member, earlier in part:
             path = folder / member.name
             check_no_link(folder, path)
             stack.enter_context(writing(path))
-            recorders.append(Recorder(member.config, data, path, like=like))
+            recorders.append(Recorder(member.config, data, path, like=like, log=log, sweep=folder))
+            stack.callback(recorders[-1].end_logs)
             recorders[-1].open(earlier, report)
         saved_at = time.monotonic()
 
@@ -363,28 +378,3 @@ def _resume_of(
     if config.train.start is None:
         return None
     return jax.device_get(start_from_run(config, data.image_shape, len(data.train), report, trust_code)), []
-
-
-def _delete_sweep(folder: Path) -> None:
-    """Deletes a sweep's runs and tables, and nothing else that lies in its folder.
-
-    Raises:
-        UserError: if another process writes into one of the runs; nothing is deleted then.
-    """
-    for member in members_of(read_sweep(folder)):
-        if not (folder / member.name).is_symlink():
-            check_unlocked(folder / member.name)
-            check_prior_unlocked(folder / member.name)
-    for member in members_of(read_sweep(folder)):
-        if (folder / member.name).is_symlink():
-            remove(folder / member.name)
-        elif (folder / member.name / "config.yaml").is_file():
-            with writing(folder / member.name):  # it may be running by itself
-                delete(folder / member.name)
-                remove(folder / member.name / "config.yaml")
-            if all(path.name == LOCK for path in (folder / member.name).iterdir()):  # nothing of the user's is there
-                remove(folder / member.name)
-    for name in ("members.csv", "table.csv", "table.md"):
-        remove(folder / name)
-    remove(folder / "figures")
-    own_parts.delete(folder)
