@@ -1166,6 +1166,18 @@ def test_samples_of_several_sources_stand_side_by_side(command, refused, copied,
     assert "--temperature: expected --from prior with it; found --from prior,gmm" in line
 
 
+def test_places_of_data_that_are_not_used_are_named(made, tmp_path, capsys):
+    """Samples from the prior and files' reconstructions load no data."""
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    out = f"--out={tmp_path / 'out.png'}"
+    for arguments in (["sample", str(made)], ["reconstruct", str(made), str(tmp_path / "a.png")]):
+        assert main([*arguments, out, "--data.path=nowhere", "--data.cache_dir=none"]) == 0
+        line = "not used, since no data are loaded here: --data.cache_dir, --data.path\n"
+        assert capsys.readouterr().err.endswith(line)
+        assert main([*arguments, out]) == 0
+        assert "not used" not in capsys.readouterr().err
+
+
 def test_sample_arrays(command, made, tmp_path):
     arrays = []
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):

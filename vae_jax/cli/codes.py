@@ -45,7 +45,7 @@ def _codes(options: Any) -> None:
 
 
 def _decode_options(parser: Any) -> None:
-    run_options(parser)
+    run_options(parser, data=False)
     parser.add_argument("file", metavar="FILE", help="an .npz file as `vae-jax encode` writes it, or an .npy array")
     parser.add_argument(
         "--array", default=None, help="of an .npz file; by default codes, if there are some, or mu, or z"

@@ -93,10 +93,11 @@ def warnings_in_lines() -> Iterator[None]:
         warnings.showwarning = before
 
 
-def run_options(parser: Any) -> None:
+def run_options(parser: Any, data: bool = True) -> None:
+    """Adds the options of a command that uses a run; `data` says whether it may load the run's data."""
     parser.add_argument("run", metavar="RUN", help="a run folder, made by `vae-jax train`")
     parser.add_argument("--checkpoint", default="latest", help="whose weights: latest or best")
-    for name in DATA_PATHS:
+    for name in DATA_PATHS if data else ():
         parser.add_argument(f"--data.{name}", default=None, help=f"instead of the run's own data.{name}")
     parser.add_argument(
         "--no-prior", action="store_true", help="leave out the prior that `vae-jax train-prior` has trained, if any"
@@ -288,6 +289,17 @@ def absolute_paths(config: "Config") -> "Config":
     return own_parts.absolute(absolute_start(replace(config, data=replace(config.data, **paths))))
 
 
+def given_paths(options: Any) -> dict[str, str]:
+    """The places of data that a command was given, by the names of DATA_PATHS."""
+    return {name: path for name in DATA_PATHS if (path := getattr(options, f"data.{name}")) is not None}
+
+
+def say_unused(options: Any) -> None:
+    """Says that places of data are not looked at, since the command needs no data here."""
+    if given := given_paths(options):
+        say(f"not used, since no data are loaded here: {listed(f'--data.{name}' for name in given)}")
+
+
 def load_data(options: Any, trained: "Trained") -> "Dataset":
     """Loads a run's data, from the options' paths if given; their labels are numbered as the run's.
 
@@ -300,7 +312,7 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
     from vae_jax.runs.identity import digest_of_all
     from vae_jax.training.checks import check_labels, check_numbers
 
-    given = {name: path for name in DATA_PATHS if (path := getattr(options, f"data.{name}")) is not None}
+    given = given_paths(options)
     config = replace(trained.config.data, **given)
     if "cache_dir" not in given and config.cache_dir and not is_cache(expand(config.cache_dir)):
         say(f"{config.cache_dir}, the run's data.cache_dir, is no cache here: --data.cache_dir names one")

@@ -13,6 +13,7 @@ from vae_jax.cli.common import (
     out_option,
     positive,
     run_options,
+    say_unused,
     split_of,
     target,
 )
@@ -52,6 +53,7 @@ def _reconstruct(options: Any) -> None:
             raise UserError(
                 "--label: expected the image files' label, since this model gets labels (model.classes); found none"
             )
+        say_unused(options)
         images = read_images(options.images, trained.config.data)
         labels = None if label is None else np.full(len(images), label)
         names, what_names = [Path(image).stem for image in options.images], "name"

@@ -13,6 +13,7 @@ from vae_jax.cli.common import (
     positive,
     run_options,
     say,
+    say_unused,
     seed_of,
     trains_prior,
 )
@@ -89,6 +90,8 @@ def _sample(options: Any) -> None:
     sheet = sheet_of(path, shape, total, columns, f"-n {count}", **words)
     if classes:
         labels = np.arange(count) % classes if label is None else np.full(count, label)
+    if sources == ["prior"]:
+        say_unused(options)
     key = jax.random.key(seed)
 
     def drawn(source: str, temperature: float | None) -> Any:
