@@ -14,8 +14,11 @@ from safetensors.numpy import load_file
 from vae_jax import load_config
 from vae_jax.cli import main
 from vae_jax.errors import UserError
+from vae_jax.interop import torch_source
 from vae_jax.interop.export import FORMATS, Request, export
 from vae_jax.interop.torch_source import MARK, python_path
+from vae_jax.likelihoods import LIKELIHOODS
+from vae_jax.networks import NETWORKS
 from vae_jax.runs.reading import load, use
 
 torch = pytest.importorskip("torch", reason="needs the extra torch")
@@ -165,6 +168,11 @@ def test_names_are_whole_paths_where_those_of_the_layers_occur_twice(alone):
     layers = ("encoder.conv1", "encoder.conv2", "encoder.fc_mu", "encoder.fc_log_var", "decoder.fc", "decoder.dec1")
     arrays = {f"{layer}.{array}" for layer in (*layers, "decoder.dec2") for array in ("weight", "bias")}
     assert names["plain residual"] == arrays
+
+
+def test_every_network_and_likelihood_of_the_package_is_there():
+    assert set(torch_source.NETWORKS) == set(NETWORKS)
+    assert set(torch_source.MEANS) == set(LIKELIHOODS)
 
 
 def test_wrong_inputs_are_refused_there_too(alone):

@@ -192,8 +192,8 @@ def source_of(settings: Settings) -> str:
     """The text of the Python file."""
     name, shape = settings.network.name, settings.description["image_shape"]
     text = files("vae_jax.interop").joinpath("torch_networks.py").read_text(encoding="utf-8")
-    labels = settings.description["classes"]
-    also = f" Labels are whole numbers from 0 to {labels - 1}, (batch,)." if labels else ""
+    classes = settings.description["classes"]
+    labels = [f"    Labels are whole numbers from 0 to {classes - 1}, (batch,)."] if classes else []
     end = [
         "",
         "",
@@ -204,7 +204,8 @@ def source_of(settings: Settings) -> str:
         '    """The model with the weights of its file, to encode and decode.',
         "",
         f"    Its {settings.spec.noun}s are {INPUTS[settings.spec.support]}, {_batch(shape)}; its z are floats, "
-        f"{_batch((settings.description['latent'],))}.{also}",
+        f"{_batch((settings.description['latent'],))}.",
+        *labels,
         '    """',
         "    description = Description(",
         *(f"        {option}={value!r}," for option, value in settings.description.items()),
