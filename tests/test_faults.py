@@ -196,7 +196,7 @@ def test_files_written_together_take_their_places_together(tmp_path):
     before = snapshot(tmp_path)
     assert {str(path): content for path, (content, _) in before.items()} == {"first": b"1", "last": b"2"}
     for order in ([first, nowhere], [nowhere, last]):
-        with pytest.raises(OSError, match="under a file"):
+        with pytest.raises(FileExistsError, match="first"):
             write_together(dict.fromkeys(order, b"new"))
         assert snapshot(tmp_path) == before
 
