@@ -1107,7 +1107,8 @@ def test_home_folder(command, copied, tmp_path, monkeypatch):
     command("encode", run, "--out=~/new/latents.npz")
     command("export", run, "~/new/model.safetensors")
     command("import", "~/new/model.safetensors", "~/new/run", f"--config={run}/config.yaml")
-    names = {"samples.png", "pairs.png", "latents.npz", "model.safetensors", "model.safetensors.md", "run"}
+    exported = {"model.safetensors", "model.safetensors.md", "model.py"}
+    names = {"samples.png", "pairs.png", "latents.npz", "run", *exported}
     assert {path.name for path in (tmp_path / "new").iterdir()} == names
     assert command("evaluate", "~/new/run") == command("evaluate", run)
 

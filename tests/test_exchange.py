@@ -24,6 +24,8 @@ from vae_jax.data import resolve
 from vae_jax.errors import UserError
 from vae_jax.files.held import LOCK
 from vae_jax.interop import exchange, torch_pickle, weights_file
+from vae_jax.interop.export import export
+from vae_jax.interop.torch_source import network_of
 from vae_jax.interop.torch_weights import from_state_dict, to_state_dict
 from vae_jax.model.build import build
 from vae_jax.runs.reading import load, use
@@ -44,6 +46,8 @@ NETWORKS = {
         data=replace(CONFIG.data, image_size=13, channels=3),
     ),
     "biased": replace(CONFIG, model=replace(CONFIG.model, unbiased_running_variance=False)),
+    "mlp": load_config(**{"data.image_size": 8, "model.network": "mlp", "model.layers": [6, 5], "model.gated": True}),
+    "residual": load_config(**{"data.image_size": 8, "model.network": "residual", "model.channels": [4, 8]}),
 }
 
 
@@ -69,7 +73,7 @@ def made(tmp_path_factory, data):
 @pytest.fixture(scope="module")
 def exported(made, tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "model.safetensors"
-    exchange.export_run(made, path)
+    export(made, path)
     return path
 
 
@@ -114,10 +118,10 @@ def variables_of(config, seed=0):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_names_and_layouts_go_both_ways(name):
-    variables = variables_of(NETWORKS[name])
-    state = to_state_dict(variables, 7)
+    variables, flat = variables_of(NETWORKS[name]), network_of(NETWORKS[name].model).flat
+    state = to_state_dict(variables, 7, flat)
     assert all(array.flags.c_contiguous for array in state.values())
-    back = from_state_dict(state, variables_of(NETWORKS[name], seed=1))
+    back = from_state_dict(state, variables_of(NETWORKS[name], seed=1), flat)
     assert jax.tree.structure(back) == jax.tree.structure(variables)
     for found, expected in zip(jax.tree.leaves(back), jax.tree.leaves(variables), strict=True):
         assert found.dtype == expected.dtype
@@ -128,9 +132,9 @@ def test_names_and_layouts_go_both_ways(name):
 def test_a_file_imports_and_exports_bit_for_bit(name, tmp_path):
     config = NETWORKS[name]
     path, again = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    weights_file.write(path, to_state_dict(variables_of(config), 41))
+    weights_file.write(path, to_state_dict(variables_of(config), 41, network_of(config.model).flat))
     exchange.import_run(path, config, tmp_path / "run")
-    exchange.export_run(tmp_path / "run", again)
+    export(tmp_path / "run", again)
     assert path.read_bytes() == again.read_bytes()
 
 
@@ -181,7 +185,8 @@ def test_export_the_best_and_not_over_a_file(made, command, tmp_path):
     assert (code, path.read_bytes()) == (2, written)
     assert "--overwrite" in err
     assert command("export", made, path, "--overwrite")[0] == 0
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "model.safetensors.md"]
+    names = ["model.py", "model.safetensors", "model.safetensors.md"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
 
 
 @pytest.mark.parametrize(

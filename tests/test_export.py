@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from export_fixtures import MODELS, expected_of, inputs_of, trained_of
 from jax import lax
 from run_fixtures import TINY, compiled_once, flags, snapshot
 
-from vae_jax import load_config
 from vae_jax.cli import main
 from vae_jax.errors import UserError
 from vae_jax.interop.card import NO_LICENCE, card_of
@@ -23,38 +23,12 @@ from vae_jax.interop.onnx_file import translated, write_onnx
 from vae_jax.interop.onnx_graph import to_onnx
 from vae_jax.interop.stablehlo import write_stablehlo
 from vae_jax.model.build import build
-from vae_jax.model.model import make_model
 from vae_jax.runs.reading import load, use
-from vae_jax.training.start import start_from
-from vae_jax.training.state import Trained
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra onnx: onnx and onnxruntime")
 
 OWN = Path(__file__).parent / "own"
 LADDER = f"{OWN}/ladder.py:ladder"
-SMALL = {"data.image_size": 8, "data.channels": 1, "model.latent": 3}
-CONVOLUTIONS = {**SMALL, "model.channels": [4, 8]}
-CODES = {**CONVOLUTIONS, "prior.name": "uniform"}
-MODELS = {
-    "convolutional": {**CONVOLUTIONS, "model.hidden": 16},
-    "mlp": {**SMALL, "model.network": "mlp", "model.gated": True},
-    "residual": {**CONVOLUTIONS, "model.network": "residual", "data.channels": 3},
-    "conditional": {**CONVOLUTIONS, "model.classes": 5},
-    "odd": {
-        **CONVOLUTIONS,
-        "data.image_size": 13,
-        "model.kernel": 5,
-        "model.strides": [2, 3],
-        "model.paddings": [2, 1],
-    },
-    "gaussian": {**CONVOLUTIONS, "likelihood.name": "gaussian", "model.activation": "gelu"},
-    "continuous_bernoulli": {**SMALL, "model.network": "mlp", "likelihood.name": "continuous_bernoulli"},
-    "logistic": {**CONVOLUTIONS, "likelihood.name": "discretized_logistic_mixture", "data.channels": 3},
-    "flow": {**SMALL, "model.network": "mlp", "posterior.name": "iaf"},
-    "codebook": {**CODES, "posterior.name": "codebook", "posterior.codes": 16},
-    "fsq": {**CODES, "posterior.name": "fsq", "posterior.levels": [5, 4, 3]},
-    "autoencoder": {**CONVOLUTIONS, "objective.name": "autoencoder"},
-}
 NO_ONNX_ENCODER = {"flow", "codebook"}  # of loops and searches
 
 
@@ -62,45 +36,6 @@ NO_ONNX_ENCODER = {"flow", "codebook"}  # of loops and searches
 def compiled(tmp_path_factory):
     with compiled_once(tmp_path_factory.getbasetemp() / "compiled"):
         yield
-
-
-def trained_of(name, **changes):
-    """An untrained model whose numbers are none of those that it begins with."""
-    config = load_config(**{**MODELS.get(name, SMALL), **changes})
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
-    composition, objective = build(config, shape)
-    random = np.random.RandomState(0)
-
-    def moved(leaf):
-        return leaf + (0.2 * random.rand(*leaf.shape) - 0.1).astype(leaf.dtype) if leaf.dtype.kind == "f" else leaf
-
-    variables = jax.tree.map(moved, composition.init(jax.random.key(1)))
-    return Trained(config, shape, start_from(config, objective, variables, 0), [], None)
-
-
-def inputs_of(trained, batch):
-    """Random images, z and labels, by name."""
-    random, composition = np.random.default_rng(batch), build(trained.config, trained.image_shape).composition
-    inputs = {
-        "images": random.random((batch, *trained.image_shape)).astype(np.float32),
-        "z": random.normal(size=(batch, *composition.latent_shape)).astype(np.float32),
-    }
-    if codes := composition.posterior.codes:
-        inputs["codes"] = random.integers(0, codes.values, (batch, *codes.shape)).astype(np.int32)
-    labels = random.integers(0, 5, batch).astype(np.int32) if composition.classes else None
-    return inputs, labels
-
-
-def expected_of(trained, inputs, labels):
-    """What the model itself computes, by function."""
-    model = make_model(*build(trained.config, trained.image_shape), trained.variables)
-    results = {
-        "encode": model.encode(inputs["images"], labels),
-        "decode": {"pictures": model.decode(inputs["z"], labels)},
-    }
-    if "codes" in inputs:
-        results["decode_codes"] = {"pictures": model.decode(inputs["codes"], labels)}
-    return results
 
 
 def arguments_of(function, inputs, labels):

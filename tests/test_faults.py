@@ -22,7 +22,7 @@ from run_fixtures import snapshot
 from vae_jax.errors import UserError
 from vae_jax.files.held import LOCK, check_no_link
 from vae_jax.files.lock import writing
-from vae_jax.files.replace import replacing, replacing_folder, write_text
+from vae_jax.files.replace import replacing, replacing_folder, write_text, write_together
 
 FAULTS = Path(__file__).parent / "faults.py"
 
@@ -188,6 +188,17 @@ def test_a_file_is_written_under_a_name_of_its_own(tmp_path, monkeypatch):
         raise ZeroDivisionError
     assert long.read_text() == "long"
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "theirs", long.name}
+
+
+def test_files_written_together_take_their_places_together(tmp_path):
+    first, last, nowhere = tmp_path / "first", tmp_path / "last", tmp_path / "first" / "under a file"
+    write_together({first: b"1", last: b"2"})
+    before = snapshot(tmp_path)
+    assert {str(path): content for path, (content, _) in before.items()} == {"first": b"1", "last": b"2"}
+    for order in ([first, nowhere], [nowhere, last]):
+        with pytest.raises(FileExistsError, match="first"):
+            write_together(dict.fromkeys(order, b"new"))
+        assert snapshot(tmp_path) == before
 
 
 def test_links_in_a_run(tmp_path):

@@ -23,7 +23,8 @@ from vae_jax.compare.level import AGREES, DIFFERS, Request, judge  # noqa: E402
 from vae_jax.compare.pair import Pair, dead_biases, precisely  # noqa: E402
 from vae_jax.compare.trajectory import TOLERANCE, _curves  # noqa: E402
 from vae_jax.interop import torch_twin  # noqa: E402
-from vae_jax.interop.torch_twin import ACTIVATIONS, TorchTwin  # noqa: E402
+from vae_jax.interop.torch_networks import ACTIVATIONS  # noqa: E402
+from vae_jax.interop.torch_twin import TorchTwin  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -134,7 +135,7 @@ def test_a_trajectory_with_schedule_and_clipping():
 
 
 def test_another_function_is_found(monkeypatch):
-    monkeypatch.setitem(torch_twin.ACTIVATIONS, "leaky_relu", lambda x: torch.nn.functional.leaky_relu(x, 0.0101))
+    monkeypatch.setitem(ACTIVATIONS, "leaky_relu", lambda x: torch.nn.functional.leaky_relu(x, 0.0101))
     level = function(request(*CASES["larger"]))
     assert level.verdict == DIFFERS
     rows = {row["layer"]: row["within"] for row in level.details["float64"]["layers"]}

@@ -15,7 +15,7 @@ from vae_jax import cli, registry
 from vae_jax.cli.arguments import Parser
 from vae_jax.config import Config, load_config, to_yaml
 from vae_jax.errors import UserError
-from vae_jax.interop.exchange import export_run
+from vae_jax.interop.export import export
 from vae_jax.runs import own_parts, signature
 from vae_jax.runs.folder import read_config
 from vae_jax.runs.reading import load
@@ -173,7 +173,7 @@ def test_code_that_no_training_of_ones_own_has_put_there_is_run_by_no_command(
         assert said.startswith("vae-jax: error: run: expected code that your own training has put there; found ")
         assert names[0] in said or str(tmp_path / names[0]) in said
         assert f"{place}, and if you trust it use {FLAG}" in said
-    for function, arguments in ((load, ()), (export_run, (tmp_path / "x.safetensors",))):
+    for function, arguments in ((load, ()), (export, (tmp_path / "x.safetensors",))):
         assert refused(function, mine, *arguments).startswith(f"{mine}: expected code that your own training has put")
     assert not ran.exists()
     assert snapshot(tmp_path) == before

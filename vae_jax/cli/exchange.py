@@ -19,12 +19,12 @@ def _export_options(parser: Any) -> None:
     parser.add_argument(
         "--to",
         default="torch",
-        help="torch (weights for load_state_dict, .safetensors), stablehlo (encoder and decoder for jax.export, .zip) "
-        "or onnx (for onnxruntime, .onnx)",
+        help="torch (weights, .safetensors, and the classes that load them, .py), stablehlo (encoder and decoder for "
+        "jax.export, .zip) or onnx (for onnxruntime, .onnx)",
     )
     parser.add_argument("--checkpoint", default="latest", help="whose weights: latest or best")
     parser.add_argument("--licence", default=None, metavar="NAME", help="of the weights, for the card: apache-2.0, …")
-    parser.add_argument("--overwrite", action="store_true", help="write over FILE if it exists")
+    parser.add_argument("--overwrite", action="store_true", help="write over FILE, and what goes with it, if it exists")
     trust_option(parser)
 
 

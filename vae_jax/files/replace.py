@@ -3,8 +3,8 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -149,3 +149,15 @@ def write_text(path: Path, text: str) -> None:
     """Writes a text file as a whole, see `replacing`."""
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Writes files of which none takes its place before all are written, see `replacing`.
+
+    They do so in the order given, so that the last one is not there without the others.
+    """
+    with ExitStack() as written:
+        for path, content in reversed([*contents.items()]):
+            file = written.enter_context(replacing(path))
+            file.write(content)
+            file.flush()  # what cannot be written is known now

@@ -1,4 +1,4 @@
-"""Exports runs for other tools: PyTorch's weights, StableHLO or ONNX, with a model card beside the file."""
+"""Exports runs for other tools: PyTorch, StableHLO or ONNX, with a model card beside the file."""
 
 import re
 import warnings
@@ -6,13 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from vae_jax.errors import UserError, argument, quoted
-from vae_jax.files.replace import write_text
+from vae_jax.errors import UserError, argument, listed, quoted
+from vae_jax.files.replace import write_text, write_together
 from vae_jax.interop.card import card_of
-from vae_jax.interop.exchange import write_for_torch
+from vae_jax.interop.exchange import other_parts, state_dict_of
 from vae_jax.interop.functions import functions_of
 from vae_jax.interop.onnx_file import FUNCTIONS, onnx_path, translated, write_onnx
 from vae_jax.interop.stablehlo import write_stablehlo
+from vae_jax.interop.torch_source import check_free, check_name, python_path, settings_of_trained, source_of, use_of
+from vae_jax.interop.weights_file import packed
 from vae_jax.model.build import build
 from vae_jax.registry import lookup
 from vae_jax.runs.reading import load
@@ -48,12 +50,24 @@ class Request(NamedTuple):
 
 
 def _torch(request: Request) -> Export:
-    shapes = write_for_torch(request.trained, request.folder, request.path)
-    use = f"model.load_state_dict(safetensors.torch.load_file({str(request.path.name)!r}), strict=True)"
-    card = card_path(request.path)
-    write_text(card, request.card(None, f"```python\n{use}\n```"))
-    about = [f"{len(shapes)} tensors with PyTorch's names and layouts", f"in PyTorch: {use}"]
-    return Export([card, request.path], about)
+    trained, path = request.trained, request.path
+    settings = settings_of_trained(trained)
+    arrays = state_dict_of(trained, request.folder)
+    python, card = python_path(path), card_path(path)
+    check_free(python)
+    use = use_of(settings, path)
+    contents = {
+        card: request.card(None, "\n".join(["```python", *use, "```"])).encode(),
+        python: source_of(settings).encode(),
+        path: packed(arrays),
+    }
+    write_together(contents)
+    about = [f"{len(arrays)} tensors with PyTorch's names and layouts", f"in PyTorch: {use[0]}; {use[2]}"]
+    if others := other_parts(trained.config, trained.variables):
+        about.append(f"left out, since encoder and decoder do without: the parameters of {listed(others)}")
+    if not getattr(trained.config.model.options, "unbiased_running_variance", True):
+        about.append("PyTorch's BatchNorm, if trained on, keeps the unbiased variance, where the run keeps the biased")
+    return Export([*contents], [*about, *_in_float32(trained)])
 
 
 def _stablehlo(request: Request) -> Export:
@@ -87,9 +101,13 @@ def _onnx(request: Request) -> Export:
     written = write_onnx(made.models, request.path, card)
     about = [f"{name}: as jax computes it to {gap:.1g}" for name, gap in made.gaps.items()]
     about += [f"{name} is left out: {why}" for name, why in made.left_out.items()]
-    if (precision := request.trained.config.model.precision) != "float32":
-        about.append(f"computed in float32, where the run has {precision}")
-    return Export([card_path(request.path), *written], about)
+    return Export([card_path(request.path), *written], [*about, *_in_float32(request.trained)])
+
+
+def _in_float32(trained: Trained) -> list[str]:
+    """What there is to say on a file that is computed in float32."""
+    precision = trained.config.model.precision
+    return [] if precision == "float32" else [f"computed in float32, where the run has {precision}"]
 
 
 def _arguments(trained: Trained, named: bool = False) -> str:
@@ -111,7 +129,7 @@ def card_path(path: Path) -> Path:
 
 
 def check_target(path: Path, to: str) -> None:
-    """Refuses a format that there is not, and a file's name that does not end as the format's do.
+    """Refuses a format that there is not, and a file's name that is none for it.
 
     Raises:
         UserError: naming what was expected.
@@ -121,6 +139,8 @@ def check_target(path: Path, to: str) -> None:
         raise UserError(
             f"{path}: expected a name that ends in {suffix}, for {argument('to', to)}; found {quoted(path.name)}"
         )
+    if to == "torch":
+        check_name(path)
 
 
 def check_licence(licence: str | None) -> None:
@@ -135,8 +155,8 @@ def check_licence(licence: str | None) -> None:
 
 def written_by(path: Path, to: str) -> list[Path]:
     """The files that an export may write."""
-    files = [onnx_path(name, path) for name in FUNCTIONS] if to == "onnx" else [path]
-    return [*files, card_path(path)]
+    files = {"onnx": [onnx_path(name, path) for name in FUNCTIONS], "torch": [path, python_path(path)]}
+    return [*files.get(to, [path]), card_path(path)]
 
 
 def export(
@@ -153,15 +173,17 @@ def export(
     Args:
         folder: of the run.
         path: of the file: .safetensors for torch, .zip for stablehlo, .onnx for onnx.
-        to: torch, the weights for `load_state_dict`; stablehlo, encoder and decoder for `jax.export.deserialize`; or
-            onnx, the decoder, and the encoder beside model.onnx as model.encode.onnx.
+        to: torch, the weights, and beside model.safetensors the classes that take them, model.py; stablehlo, encoder
+            and decoder for `jax.export.deserialize`; or onnx, the decoder, and the encoder beside model.onnx as
+            model.encode.onnx.
         checkpoint: latest or best.
         licence: of the weights, for the card.
         report: see `vae_jax.runs.reading.load`.
         trust_code: see there.
 
     Raises:
-        UserError: if there is no such run, its model cannot be exported so, or the file's name has another ending.
+        UserError: if there is no such run, its model cannot be exported so, the file's name is none for it, or a file
+            of yours has the name of model.py.
         OSError: if a file cannot be written.
     """
     path, folder = Path(path), Path(folder)

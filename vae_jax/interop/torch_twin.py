@@ -8,23 +8,15 @@ It needs the extra `torch`. Its state_dict has the article's names; `torch_weigh
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from vae_jax.config import Config, ModelConfig, ObjectiveConfig
 from vae_jax.errors import UserError
-from vae_jax.networks.convolutional import plan
+from vae_jax.interop.torch_networks import Convolutional, ConvolutionalOptions, Description
+from vae_jax.interop.torch_source import settings_of
 from vae_jax.options import as_text
-
-ACTIVATIONS = {
-    "leaky_relu": functional.leaky_relu,  # its default slope is 0.01
-    "relu": functional.relu,
-    "elu": functional.elu,
-    "gelu": functional.gelu,
-    "silu": functional.silu,
-    "tanh": torch.tanh,
-}
-
+from vae_jax.spec import Spec
 
 # The objectives that the twin knows, and the only values of further options that it knows.
 OBJECTIVES = ("vae", "autoencoder")
@@ -79,8 +71,8 @@ def heads_of(config: Config) -> tuple[str, ...]:
     return ("mu",) if config.objective.name == "autoencoder" else ("mu", "log_var")
 
 
-class TorchTwin(nn.Module):
-    """The convolutional encoder and decoder in PyTorch, with PyTorch's initialisation."""
+class TorchTwin(Convolutional):
+    """The convolutional encoder and decoder in PyTorch; `decode` gives logits, and `forward` the loss."""
 
     def __init__(self, config: ModelConfig, image_shape: tuple[int, ...], heads: tuple[str, ...]):
         """Builds the network for images of (height, width, channels) and these heads of the posterior.
@@ -88,92 +80,10 @@ class TorchTwin(nn.Module):
         Raises:
             UserError: if PyTorch has no layer for the configuration, or its sizes do not fit.
         """
-        super().__init__()
-        options = config.options
-        if options.batch_norm and not options.unbiased_running_variance:
+        if config.options.batch_norm and not config.options.unbiased_running_variance:
             raise UserError("model.unbiased_running_variance: PyTorch's BatchNorm knows only true; found false")
-        sizes = plan(options, image_shape)
-        self.options, self.plan, self.heads = options, sizes, heads
-        self.activation = ACTIVATIONS[options.activation]
-        channels = (image_shape[2], *options.channels)
-        layers = len(options.channels)
-        for i in range(layers):
-            conv = nn.Conv2d(channels[i], channels[i + 1], options.kernel, sizes.strides[i], sizes.paddings[i])
-            self.add_module(f"conv{i + 1}", conv)
-            self._add_norm(f"BN{i + 1}", channels[i + 1])
-        side = sizes.sizes[-1]
-        self.fc1 = nn.Linear(channels[-1] * side * side, options.hidden)
-        for head in heads:
-            self.add_module(f"fc_{head}", nn.Linear(options.hidden, config.latent))
-        self.fc2 = nn.Linear(config.latent, sizes.widths[0] * side * side)
-        for i in range(layers):
-            mirrored = layers - 1 - i
-            stride, padding = sizes.strides[mirrored], sizes.paddings[mirrored]
-            reached = (sizes.sizes[mirrored + 1] - 1) * stride - 2 * padding + options.kernel
-            dec = nn.ConvTranspose2d(
-                sizes.widths[i],
-                sizes.widths[i + 1],
-                options.kernel,
-                stride,
-                padding,
-                output_padding=sizes.sizes[mirrored] - reached,
-            )
-            self.add_module(f"dec{i + 1}", dec)
-            if i < layers - 1:
-                self._add_norm(f"deb{i + 1}", sizes.widths[i + 1])
-
-    def _add_norm(self, name: str, channels: int) -> None:
-        if self.options.batch_norm:
-            self.add_module(name, nn.BatchNorm2d(channels, momentum=self.options.batch_norm_momentum))
-
-    def _layer(self, name: str, x: Tensor) -> Tensor:
-        return self.get_submodule(name)(x)
-
-    def _drop(self, name: str, x: Tensor, rate: float, masks: Mapping[str, Tensor] | None) -> Tensor:
-        if not self.training or rate == 0:
-            return x
-        if masks is None:
-            return functional.dropout(x, rate)
-        return x * masks[name] / (1 - rate)
-
-    def encode(self, x: Tensor, masks: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The heads, (batch, latent), of images (batch, channels, height, width).
-
-        Args:
-            x: images in [0, 1].
-            masks: dropout's, (batch, latent), by "dropout_<head>"; by default PyTorch draws them.
-        """
-        options = self.options
-        for i in range(len(options.channels)):
-            x = self._layer(f"conv{i + 1}", x)
-            if options.batch_norm:
-                x = self._layer(f"BN{i + 1}", x)
-            x = self.activation(x)
-        x = self.fc1(x.flatten(1))
-        if options.hidden_activation:
-            x = self.activation(x)
-        heads = {}
-        for head in self.heads:
-            h = self._layer(f"fc_{head}", x)
-            if options.head_activation:
-                h = self.activation(h)
-            heads[head] = self._drop(f"dropout_{head}", h, options.head_dropout, masks)
-        return heads
-
-    def decode(self, z: Tensor, masks: Mapping[str, Tensor] | None = None) -> Tensor:
-        """The logits (batch, channels, height, width) of z (batch, latent); `masks` may hold "dropout_fc2"."""
-        x = self.activation(self.fc2(z))
-        x = self._drop("dropout_fc2", x, self.options.decoder_dropout, masks)
-        side = self.plan.sizes[-1]
-        x = x.view(-1, self.plan.widths[0], side, side)
-        layers = len(self.options.channels)
-        for i in range(layers):
-            x = self._layer(f"dec{i + 1}", x)
-            if i < layers - 1:
-                if self.options.batch_norm:
-                    x = self._layer(f"deb{i + 1}", x)
-                x = self.activation(x)
-        return x
+        settings = settings_of(config, Spec(image_shape), dict.fromkeys(heads, config.latent))
+        super().__init__(Description(**settings.description), ConvolutionalOptions(**settings.options))
 
     def forward(
         self,
@@ -191,14 +101,14 @@ class TorchTwin(nn.Module):
             masks: dropout's; by default PyTorch draws them.
         """
         check_objective(config)
-        heads = self.encode(images, masks)
+        heads = self.heads_of(images, masks)
         mu = heads["mu"]
         if config.name == "autoencoder":
-            error = (images - torch.sigmoid(self.decode(mu, masks))).square().sum((1, 2, 3))
+            error = (images - torch.sigmoid(self.outputs_of(mu, masks))).square().sum((1, 2, 3))
             return error, error, torch.zeros_like(error)
         log_var = heads["log_var"]
         noise = torch.randn_like(mu) if noise is None else noise
-        logits = self.decode(mu + noise * torch.exp(log_var / 2), masks)
+        logits = self.outputs_of(mu + noise * torch.exp(log_var / 2), masks)
         reconstruction = functional.binary_cross_entropy_with_logits(logits, images, reduction="none").sum((1, 2, 3))
         kl = -0.5 * (1 + log_var - mu.square() - log_var.exp()).sum(1)
         return reconstruction + config.options.beta * kl, reconstruction, kl

@@ -24,23 +24,24 @@ def _transposed(array: Any, axes: Mapping[int, tuple[int, ...]]) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(axes[array.ndim]) if array.ndim in axes else array)
 
 
-def _name(path: tuple[Any, ...]) -> str:
-    """PyTorch's flat name of an array with the path (encoder or decoder, layer, array)."""
-    *_, layer, name = (entry.key for entry in path)
-    return f"{layer}.{_NAMES[name]}"
+def _name(path: tuple[Any, ...], flat: bool) -> str:
+    """PyTorch's name of an array with the path (encoder or decoder, …, layer, array)."""
+    *parts, layer, name = (entry.key for entry in path)
+    return ".".join([*([] if flat else parts), layer, _NAMES[name]])
 
 
-def to_state_dict(variables: Variables, steps: int | Mapping[str, int] = 0) -> dict[str, np.ndarray]:
+def to_state_dict(variables: Variables, steps: int | Mapping[str, int] = 0, flat: bool = True) -> dict[str, np.ndarray]:
     """A network's variables under the names and in the layouts of PyTorch's state_dict.
 
     Args:
         variables: of a network whose layers have kernels, biases and running statistics.
         steps: training steps taken, which PyTorch keeps as every BatchNorm's num_batches_tracked; or their numbers by
             name.
+        flat: names are those of the layers alone, as the article has them, and not the whole path.
     """
     arrays = {}
     for path, array in jax.tree_util.tree_leaves_with_path((variables.params, variables.state.get("batch_stats", {}))):
-        name = _name(path[1:])
+        name = _name(path[1:], flat)
         arrays[name] = _transposed(array, _TO_TORCH)
         if name.endswith(".running_mean"):
             counter = name.replace("running_mean", COUNTER)
@@ -48,16 +49,17 @@ def to_state_dict(variables: Variables, steps: int | Mapping[str, int] = 0) -> d
     return arrays
 
 
-def from_state_dict(state: Mapping[str, np.ndarray], like: Variables) -> Variables:
+def from_state_dict(state: Mapping[str, np.ndarray], like: Variables, flat: bool = True) -> Variables:
     """The inverse of `to_state_dict`: variables with the structure and the types of `like`.
 
     Args:
         state: arrays by PyTorch's names; has all of `like`, with their shapes.
         like: a network's variables.
+        flat: see `to_state_dict`.
     """
 
     def take(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
-        return _transposed(state[_name(path)], _FROM_TORCH).astype(leaf.dtype)
+        return _transposed(state[_name(path, flat)], _FROM_TORCH).astype(leaf.dtype)
 
     def take_state(path: tuple[Any, ...], leaf: Any) -> np.ndarray:
         return take(path[1:], leaf)  # PyTorch keeps running statistics beside the parameters

@@ -49,11 +49,16 @@ class Weights(NamedTuple):
     sha256: str
 
 
-def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file as a whole; by default its format is PyTorch's."""
+def packed(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The content of a safetensors file; by default its format is PyTorch's."""
     from safetensors.numpy import save
 
-    data = save(dict(arrays), metadata=dict(metadata or {"format": "pt"}))
+    return save(dict(arrays), metadata=dict(metadata or {"format": "pt"}))
+
+
+def write(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file as a whole, see `packed`."""
+    data = packed(arrays, metadata)
     with replacing(path) as file:
         file.write(data)
 
