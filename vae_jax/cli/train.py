@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +33,19 @@ if TYPE_CHECKING:
     from vae_jax.data import Dataset
 
 
+def _loggers() -> Iterable[str]:
+    from vae_jax.loggers import LOGGERS
+
+    return LOGGERS
+
+
 def _train_options(parser: Any) -> None:
     folder_options(parser, "RUN", "run")
     parser.add_argument(
         "--log",
         default=None,
         metavar="NAME,…",
+        offered=_loggers,
         help="log to tensorboard, wandb or trackio, or to a logger of your own, FILE.py:ENTRY",
     )
     devices_options(parser)
