@@ -229,10 +229,17 @@ for axes, (name, model) in zip(panels, models.items(), strict=True):
 # %% [markdown]
 # ## Reading the outcome
 #
-# The InfoVAE pays half of an image's KL, so its codes say more about their images: the KL is higher and the
-# reconstruction lower. −ELBO charges the whole KL and cannot favour a model that was trained to pay half of it. The
-# likelihood is the fairer judge, and the MMD says whether the codes of all images lie where samples are drawn. One run
-# each is one draw: before you believe a difference, train several seeds, as `vae-jax sweep --seeds 8` does.
+# The InfoVAE pays half of an image's KL, so its codes say more about their images: the KL is higher, and the
+# reconstruction lower by about as much. On MNIST, seed 0, five epochs, it is six nats each way: KL 22.4 in place
+# of 16.7, reconstruction 134.2 in place of 140.1. What is gained on one side is paid on the other: −ELBO (156.6
+# and 156.8) and −log p(x) of 500 images (147.5 and 147.2) differ by a fraction of a nat. The MMD hardly differs
+# either (5.7 and 5.2 thousandths), and all lengths of z lie where the prior's lie: the weaker pull on single images
+# has not moved the codes away from where samples are drawn. That is what the objective promises, more in the code at
+# the same likelihood; that samples become better it does not promise.
+#
+# With α = 1 the pull on single images is gone, q(z|x) becomes narrow, and the estimate of −log p(x) rises by tens of
+# nats: try it.
+# One run each is one draw: before you believe a difference, train several seeds, as `vae-jax sweep --seeds 8` does.
 #
 # ## As a file
 #
