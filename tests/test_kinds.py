@@ -492,6 +492,8 @@ def test_every_command_works_or_says_why_not(tmp_path, monkeypatch, capsys, kind
             assert Path("new.py").exists()
         elif verb == "configs":
             code, out, err = command(["configs"], capsys)
+        elif verb == "completion":
+            code, out, err = command(["completion", "bash"], capsys)
         elif verb == "show":
             code, out, err = command(["show", "run"], capsys)
             assert "nats per example" in out

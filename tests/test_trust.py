@@ -192,6 +192,7 @@ def test_every_command_that_opens_a_run_can_be_said_to_trust_it():
     assert set(cli.VERBS) - known == {
         "import",
         "compare",
+        "completion",
         "configs",
         "show",
         "report",

@@ -12,7 +12,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from vae_jax import interruption
-from vae_jax.cli import codes, compare, configs, exchange, explore, prior, reconstruct, report, show, sweep, train
+from vae_jax.cli import (
+    codes,
+    compare,
+    completion,
+    configs,
+    exchange,
+    explore,
+    prior,
+    reconstruct,
+    report,
+    show,
+    sweep,
+    train,
+)
 from vae_jax.cli.arguments import Parser, read
 from vae_jax.cli.common import Verb, flag, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
@@ -45,6 +58,7 @@ VERBS = {
     **report.VERBS,
     **compare.VERBS,
 }
+VERBS |= completion.verbs(VERBS)
 
 
 @arguments_spelled(flag)

@@ -2,11 +2,11 @@
 
 import argparse
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from typing import Any
 
-from vae_jax.config import Config, find, read_file, with_options
+from vae_jax.config import Config, find, read_file, shipped, with_options
 from vae_jax.config.change import options_of, options_of_section
 from vae_jax.config.parts import PARTS
 from vae_jax.config.section import SECTIONS, options_class
@@ -26,6 +26,19 @@ class Parser(argparse.ArgumentParser):
     no_file = ""  # why --config is refused, if it is
     first: tuple[str, ...] = ()  # sections all of whose options help shows
     usual: Config | None = None  # the configuration that help shows where the arguments name none
+
+    def __init__(self, *args: Any, **settings: Any):
+        self.offered: dict[argparse.Action, Callable[[], Iterable[str]]] = {}  # values that a shell completes
+        super().__init__(*args, **settings)
+
+    def add_argument(
+        self, *flags: str, offered: Callable[[], Iterable[str]] | None = None, **settings: Any
+    ) -> argparse.Action:
+        """As argparse's; `offered` gives the values that a shell completes, which whoever uses the option checks."""
+        action = super().add_argument(*flags, **settings)
+        if offered:
+            self.offered[action] = offered
+        return action
 
     @staticmethod
     def changeable(option: str) -> bool:
@@ -66,6 +79,7 @@ def add_options(parser: Parser, no_file: str = "") -> None:
         parser.add_argument(
             "--config",
             metavar="FILE",
+            offered=shipped,
             help="a YAML file, or the name of a shipped one; files of code that it names are run",
         )
         for flag, option in SHORT.items():

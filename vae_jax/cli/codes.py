@@ -3,7 +3,18 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_jax.cli.common import Verb, answer, load_data, open_run, out_option, run_options, say, split_of, target
+from vae_jax.cli.common import (
+    Verb,
+    answer,
+    load_data,
+    open_run,
+    out_option,
+    run_options,
+    say,
+    split_of,
+    split_option,
+    target,
+)
 from vae_jax.cli.pictures import ARRAYS, decoded, label_of, label_option, picture_target, sheet_of, write_pictures
 from vae_jax.config import expand
 from vae_jax.errors import UserError, listed
@@ -14,7 +25,7 @@ if TYPE_CHECKING:
 
 def _codes_options(parser: Any) -> None:
     run_options(parser)
-    parser.add_argument("--split", default="test", help="the images: test, validation or train")
+    split_option(parser)
     out_option(parser, "RUN/figures/codes_<SPLIT>.png")
 
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from vae_jax.training.state import Trained
 
 DATA_PATHS = ("manual_dir", "cache_dir", "path")
+CHECKPOINTS = ("latest", "best")
+SPLITS = ("test", "validation", "train")
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}  # jax's names of devices
 
 
 # The flags whose names differ from those of the functions' arguments.
@@ -96,7 +99,7 @@ def warnings_in_lines() -> Iterator[None]:
 def run_options(parser: Any, data: bool = True) -> None:
     """Adds the options of a command that uses a run; `data` says whether it may load the run's data."""
     parser.add_argument("run", metavar="RUN", help="a run folder, made by `vae-jax train`")
-    parser.add_argument("--checkpoint", default="latest", help="whose weights: latest or best")
+    checkpoint_option(parser)
     for name in DATA_PATHS if data else ():
         parser.add_argument(f"--data.{name}", default=None, help=f"instead of the run's own data.{name}")
     parser.add_argument(
@@ -104,6 +107,26 @@ def run_options(parser: Any, data: bool = True) -> None:
     )
     trust_option(parser)
     device_option(parser)
+
+
+def checkpoint_option(parser: Any) -> None:
+    parser.add_argument(
+        "--checkpoint", default="latest", offered=lambda: CHECKPOINTS, help="whose weights: latest or best"
+    )
+
+
+def check_checkpoint(options: Any) -> None:
+    """Refuses an unknown checkpoint.
+
+    Raises:
+        UserError: with what was expected.
+    """
+    if options.checkpoint not in CHECKPOINTS:
+        raise UserError(f"--checkpoint: expected latest or best; found {quoted(options.checkpoint)}")
+
+
+def split_option(parser: Any) -> None:
+    parser.add_argument("--split", default="test", offered=lambda: SPLITS, help="the images: test, validation or train")
 
 
 def trust_option(parser: Any, what: str = "run") -> None:
@@ -145,7 +168,9 @@ def folder_of(options: Any, expected: str, example: str) -> Path:
 
 
 def device_option(parser: Any) -> None:
-    parser.add_argument("--device", default=None, help="cpu, gpu or tpu; by default the best that jax has")
+    parser.add_argument(
+        "--device", default=None, offered=lambda: PLATFORMS, help="cpu, gpu or tpu; by default the best that jax has"
+    )
 
 
 def out_option(parser: Any, default: str) -> None:
@@ -213,14 +238,13 @@ def set_device(name: str | None, join: Callable[[], None] = lambda: None) -> str
     Raises:
         UserError: if there is no such device.
     """
-    platforms = {None: None, "cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
-    if name not in platforms:
+    if name is not None and name not in PLATFORMS:
         raise UserError(f"--device: expected cpu, gpu or tpu; found {quoted(name)}")
     import jax
 
     try:
         if name is not None:
-            jax.config.update("jax_platforms", platforms[name])
+            jax.config.update("jax_platforms", PLATFORMS[name])
         join()
         device = jax.local_devices()[0]
     except UserError:
@@ -245,8 +269,7 @@ def open_run(options: Any) -> "tuple[Trained, Model]":
     """The model of the run named by a command's options."""
     from vae_jax.runs.reading import load, use
 
-    if options.checkpoint not in ("latest", "best"):
-        raise UserError(f"--checkpoint: expected latest or best; found {quoted(options.checkpoint)}")
+    check_checkpoint(options)
     check_code(options, expand(options.run))
     set_device(options.device)
     trained = _with_prior(options, load(expand(options.run), options.checkpoint, say, options.trust_code))
@@ -351,7 +374,7 @@ def split_of(data: "Dataset", name: str) -> "Split":
     Raises:
         UserError: if it has none of this name.
     """
-    splits = {"test": data.test, "validation": data.validation, "train": data.train}
+    splits = {split: getattr(data, split) for split in SPLITS}
     if (split := splits.get(name)) is None:
         known = [split for split, images in splits.items() if images is not None]
         raise UserError(f"--split: expected one of {', '.join(known)}, which this run has; found {quoted(name)}")

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,19 @@ DIFFERENT = 1  # the exit code if a level finds a difference
 SAID_EVERY = 10.0  # seconds between lines of progress without a terminal
 
 
+def _levels() -> Iterable[str]:
+    from vae_jax.compare import LEVELS
+
+    return LEVELS
+
+
 def _options(parser: Any) -> None:
     parser.add_argument("--out", default="comparison", metavar="DIR", help="the folder to write into")
     parser.add_argument("--overwrite", action="store_true", help="write over the comparison in it, if there is one")
     parser.add_argument(
         "--levels",
         default="function,gradient,trajectory,result",
+        offered=_levels,
         help="which levels, with commas: function (every layer's output), gradient (of every parameter), trajectory "
         "(losses step by step, from the same weights with the same noise), result (independent runs and their cost)",
     )

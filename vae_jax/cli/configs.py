@@ -26,7 +26,9 @@ def head(path: Path) -> tuple[str, list[str], str]:
 
 
 def _options(parser: Any) -> None:
-    parser.add_argument("name", nargs="?", metavar="NAME", help="show this configuration in full, as --config takes it")
+    parser.add_argument(
+        "name", nargs="?", metavar="NAME", offered=shipped, help="show this configuration in full, as --config takes it"
+    )
 
 
 def _run(options: Any) -> None:

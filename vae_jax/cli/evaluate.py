@@ -5,7 +5,17 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli.arguments import whole
-from vae_jax.cli.common import Verb, answer, load_data, open_run, positive, run_options, say, split_of
+from vae_jax.cli.common import (
+    Verb,
+    answer,
+    load_data,
+    open_run,
+    positive,
+    run_options,
+    say,
+    split_of,
+    split_option,
+)
 from vae_jax.cli.progress import progress
 from vae_jax.errors import UserError, quoted
 
@@ -15,12 +25,15 @@ if TYPE_CHECKING:
     from vae_jax.training.state import Trained
 
 CHAINS = 16  # of annealed importance sampling, per image
+LATENTS = ("sample", "mean")
 
 
 def _evaluate_options(parser: Any) -> None:
     run_options(parser)
-    parser.add_argument("--latent", default="sample", help="z from the posterior: sample, or its mean")
-    parser.add_argument("--split", default="test", help="the images: test, validation or train")
+    parser.add_argument(
+        "--latent", default="sample", offered=lambda: LATENTS, help="z from the posterior: sample, or its mean"
+    )
+    split_option(parser)
     parser.add_argument("--images", type=whole, default=None, metavar="N", help="only N images, spread over the split")
     parser.add_argument(
         "--nll-samples",
@@ -53,7 +66,7 @@ def _evaluate_options(parser: Any) -> None:
 
 
 def _evaluate(options: Any) -> None:
-    if options.latent not in ("sample", "mean"):
+    if options.latent not in LATENTS:
         raise UserError(f"--latent: expected sample or mean; found {quoted(options.latent)}")
     for option in ("--images", "--nll-samples", "--ais", "--ais-chains"):
         if (value := getattr(options, option[2:].replace("-", "_"))) is not None:

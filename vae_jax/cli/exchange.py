@@ -1,16 +1,33 @@
 """`vae-jax export` and `vae-jax import`: models for other tools, and weights from PyTorch."""
 
 import shlex
+from collections.abc import Iterable
 from typing import Any
 
 from vae_jax.cli.arguments import add_options
-from vae_jax.cli.common import Verb, absolute_paths, answer, check_code, say, set_device, trust_option
+from vae_jax.cli.common import (
+    Verb,
+    absolute_paths,
+    answer,
+    check_checkpoint,
+    check_code,
+    checkpoint_option,
+    say,
+    set_device,
+    trust_option,
+)
 from vae_jax.cli.train import pictures
 from vae_jax.config import DataConfig, expand
-from vae_jax.errors import UserError, quoted
+from vae_jax.errors import UserError
 from vae_jax.files.folders import check_writable
 from vae_jax.files.held import check_no_link
 from vae_jax.runs.folder import check_folder
+
+
+def _formats() -> Iterable[str]:
+    from vae_jax.interop.export import FORMATS
+
+    return FORMATS
 
 
 def _export_options(parser: Any) -> None:
@@ -19,18 +36,18 @@ def _export_options(parser: Any) -> None:
     parser.add_argument(
         "--to",
         default="torch",
+        offered=_formats,
         help="torch (weights, .safetensors, and the classes that load them, .py), stablehlo (encoder and decoder for "
         "jax.export, .zip) or onnx (for onnxruntime, .onnx)",
     )
-    parser.add_argument("--checkpoint", default="latest", help="whose weights: latest or best")
+    checkpoint_option(parser)
     parser.add_argument("--licence", default=None, metavar="NAME", help="of the weights, for the card: apache-2.0, …")
     parser.add_argument("--overwrite", action="store_true", help="write over FILE, and what goes with it, if it exists")
     trust_option(parser)
 
 
 def _export(options: Any) -> None:
-    if options.checkpoint not in ("latest", "best"):
-        raise UserError(f"--checkpoint: expected latest or best; found {quoted(options.checkpoint)}")
+    check_checkpoint(options)
     path, folder = expand(options.file), expand(options.run)
     check_code(options, folder)
     set_device("cpu")

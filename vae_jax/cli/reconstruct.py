@@ -15,6 +15,7 @@ from vae_jax.cli.common import (
     run_options,
     say_unused,
     split_of,
+    split_option,
     target,
 )
 from vae_jax.errors import UserError, listed
@@ -83,7 +84,7 @@ def _reconstruct(options: Any) -> None:
 
 def _encode_options(parser: Any) -> None:
     run_options(parser)
-    parser.add_argument("--split", default="test", help="the images: test, validation or train")
+    split_option(parser)
     out_option(parser, "RUN/latents_<SPLIT>.npz")
 
 

@@ -48,6 +48,7 @@ def _sample_options(parser: Any) -> None:
         "--from",
         default="prior",
         metavar="SOURCE,…",
+        offered=lambda: SOURCES,
         help="the source of z: prior, or a density fitted now to the training images' latents, which makes even an "
         "autoencoder generative: gmm (a mixture of 10 Gaussians) or second_stage (a VAE of z); several stand side by "
         "side",

@@ -5,7 +5,7 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +33,18 @@ if TYPE_CHECKING:
     from vae_jax.data import Dataset
 
 
+def _loggers() -> Iterable[str]:
+    from vae_jax.loggers import LOGGERS
+
+    return LOGGERS
+
+
 def log_option(parser: Any) -> None:
     parser.add_argument(
         "--log",
         default=None,
         metavar="NAME,…",
+        offered=_loggers,
         help="log to tensorboard, wandb or trackio, or to a logger of your own, FILE.py:ENTRY",
     )
 
