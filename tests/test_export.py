@@ -17,11 +17,13 @@ from run_fixtures import TINY, compiled_once, flags, snapshot
 
 from vae_jax.cli import main
 from vae_jax.errors import UserError
+from vae_jax.files import replace as files_replace
 from vae_jax.interop.card import NO_LICENCE, card_of
+from vae_jax.interop.export import export
 from vae_jax.interop.functions import functions_of
-from vae_jax.interop.onnx_file import translated, write_onnx
+from vae_jax.interop.onnx_file import files_of, translated
 from vae_jax.interop.onnx_graph import to_onnx
-from vae_jax.interop.stablehlo import write_stablehlo
+from vae_jax.interop.stablehlo import archive_of
 from vae_jax.model.build import build
 from vae_jax.runs.reading import load, use
 
@@ -46,7 +48,7 @@ def arguments_of(function, inputs, labels):
 def test_stablehlo_computes_what_the_model_does(name, tmp_path):
     trained = trained_of(name)
     functions = functions_of(trained)
-    write_stablehlo(functions, tmp_path / "model.zip", "a card")
+    (tmp_path / "model.zip").write_bytes(archive_of(functions, "a card"))
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
         programs = {
             function.name: jax.export.deserialize(archive.read(f"{function.name}.jax")) for function in functions
@@ -69,7 +71,8 @@ def test_onnx_computes_what_the_model_does(name, tmp_path):
     trained = trained_of(name)
     functions = functions_of(trained)
     written = translated(functions)
-    write_onnx(written.models, tmp_path / "model.onnx", "a card")
+    for path, content in files_of(written.models, tmp_path / "model.onnx", "a card").items():
+        path.write_bytes(content)
     assert set(written.left_out) == ({"encode"} if name in NO_ONNX_ENCODER else set())
     for batch in (1, 7):
         inputs, labels = inputs_of(trained, batch)
@@ -310,7 +313,7 @@ def test_a_network_that_needs_to_know_the_batch(tmp_path):
     trained = trained_of("mlp")
     functions = [replace_call(function, lambda z: {"pictures": z * len(z)}) for function in functions_of(trained)[1:]]
     with pytest.raises(UserError, match=r"^to=stablehlo: expected networks for a batch of any size; found one that"):
-        write_stablehlo(functions, tmp_path / "m.zip", "")
+        (tmp_path / "m.zip").write_bytes(archive_of(functions, ""))
     assert not list(tmp_path.iterdir())
 
 
@@ -322,7 +325,7 @@ def replace_call(function, call):
 def test_users_own_networks_are_exported_also_if_they_take_the_size_of_a_batch(own, tmp_path):
     trained = trained_of("own", **{"model.network": own})
     functions = functions_of(trained)
-    write_stablehlo(functions, tmp_path / "m.zip", "")
+    (tmp_path / "m.zip").write_bytes(archive_of(functions, ""))
     for batch in (1, 7):
         inputs, labels = inputs_of(trained, batch)
         wanted = expected_of(trained, inputs, labels)
@@ -352,11 +355,31 @@ def test_numbers_that_are_not_finite_do_not_pass_the_check():
         translated(functions(nowhere))
 
 
-def test_a_later_export_leaves_no_encoder_of_an_earlier_model(tmp_path):
-    write_onnx(translated(functions_of(trained_of("mlp"))).models, tmp_path / "m.onnx", "")
-    assert (tmp_path / "m.encode.onnx").exists()
-    write_onnx(translated(functions_of(trained_of("flow"))).models, tmp_path / "m.onnx", "")
-    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
+def test_a_later_export_leaves_no_encoder_of_an_earlier_model(tmp_path, monkeypatch):
+    for name, files in (("mlp", ["m.encode.onnx", "m.onnx", "m.onnx.md"]), ("flow", ["m.onnx", "m.onnx.md"])):
+        monkeypatch.setattr("vae_jax.interop.export.load", lambda *_, name=name: trained_of(name))
+        export(tmp_path, tmp_path / "m.onnx", "onnx")
+        assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+@pytest.mark.parametrize(("to", "name"), [("onnx", "m.onnx"), ("stablehlo", "m.zip")])
+def test_an_export_that_cannot_be_written_leaves_the_earlier_one_whole(to, name, tmp_path, monkeypatch):
+    """None of its files, the card included, has taken its place."""
+    monkeypatch.setattr("vae_jax.interop.export.load", lambda *_: trained_of("mlp"))
+    export(tmp_path, tmp_path / name, to)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr("vae_jax.interop.export.load", lambda *_: trained_of("flow"))
+    replacing = files_replace.replacing
+
+    def failing(path):
+        if path.suffix == ".md":
+            raise OSError("disk full")
+        return replacing(path)
+
+    monkeypatch.setattr(files_replace, "replacing", failing)
+    with pytest.raises(OSError, match="disk full"):
+        export(tmp_path, tmp_path / name, to)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_card_has_no_places_and_only_the_functions_that_the_file_holds(tmp_path):

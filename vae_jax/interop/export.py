@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vae_jax.errors import UserError, argument, listed, quoted
-from vae_jax.files.replace import write_text, write_together
+from vae_jax.files.replace import write_together
 from vae_jax.interop.card import card_of
 from vae_jax.interop.exchange import other_parts, state_dict_of
 from vae_jax.interop.functions import functions_of
-from vae_jax.interop.onnx_file import FUNCTIONS, onnx_path, translated, write_onnx
-from vae_jax.interop.stablehlo import write_stablehlo
+from vae_jax.interop.onnx_file import FUNCTIONS, files_of, onnx_path, translated
+from vae_jax.interop.stablehlo import archive_of
 from vae_jax.interop.torch_source import check_free, check_name, python_path, settings_of_trained, source_of, use_of
 from vae_jax.interop.weights_file import packed
 from vae_jax.model.build import build
@@ -80,10 +80,10 @@ def _stablehlo(request: Request) -> Export:
         f'pictures = decode({_arguments(request.trained)})["pictures"]',
     ]
     card = request.card(functions, "\n".join(["```python", *lines, "```"]))
-    write_stablehlo(functions, request.path, card)
-    write_text(card_path(request.path), card)
+    contents = {card_path(request.path): card.encode(), request.path: archive_of(functions, card)}
+    write_together(contents)
     names = ", ".join(function.name for function in functions)
-    return Export([card_path(request.path), request.path], [f"{names}, for cpu, cuda and tpu, and any batch"])
+    return Export([*contents], [f"{names}, for cpu, cuda and tpu, and any batch"])
 
 
 def _onnx(request: Request) -> Export:
@@ -97,11 +97,14 @@ def _onnx(request: Request) -> Export:
     held = [function for function in functions if function.name in made.models]
     files = "\n".join(f"- `{function.name}` is in `{onnx_path(function.name, request.path).name}`" for function in held)
     card = request.card(held, "\n".join(["```python", *lines, "```", "", files]))
-    write_text(card_path(request.path), card)
-    written = write_onnx(made.models, request.path, card)
+    contents = {card_path(request.path): card.encode(), **files_of(made.models, request.path, card)}
+    write_together(contents)
+    for name in FUNCTIONS:
+        if name not in made.models:
+            onnx_path(name, request.path).unlink(missing_ok=True)  # of an earlier model, to whose decoder it belonged
     about = [f"{name}: as jax computes it to {gap:.1g}" for name, gap in made.gaps.items()]
     about += [f"{name} is left out: {why}" for name, why in made.left_out.items()]
-    return Export([card_path(request.path), *written], [*about, *_in_float32(request.trained)])
+    return Export([*contents], [*about, *_in_float32(request.trained)])
 
 
 def _in_float32(trained: Trained) -> list[str]:

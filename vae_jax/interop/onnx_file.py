@@ -11,7 +11,6 @@ import jax
 import numpy as np
 
 from vae_jax.errors import UserError
-from vae_jax.files.replace import replacing
 from vae_jax.interop.functions import Function, refused
 
 TOLERANCE = 1e-5  # of results, beside their size
@@ -83,26 +82,14 @@ def _checked(function: Function, to_onnx: Any, onnxruntime: Any) -> tuple[Any, f
     return model, gap
 
 
-def write_onnx(models: dict[str, Any], path: Path, about: str) -> list[Path]:
-    """Writes models by function, with a text on them; deletes the files of functions that there are no longer.
-
-    Returns:
-        The files, the decoder's last.
-
-    Raises:
-        OSError: if a file cannot be written.
-    """
-    written = []
+def files_of(models: dict[str, Any], path: Path, about: str) -> dict[Path, bytes]:
+    """The contents of the models' files, the decoder's last, with a text on them."""
+    contents = {}
     for name in FUNCTIONS:
-        target = onnx_path(name, path)
-        if name not in models:
-            target.unlink(missing_ok=True)  # of an earlier model, to whose decoder it belonged
-            continue
-        models[name].doc_string = models[name].graph.doc_string = about
-        with replacing(target) as file:
-            file.write(models[name].SerializeToString())
-        written.append(target)
-    return written
+        if name in models:
+            models[name].doc_string = models[name].graph.doc_string = about
+            contents[onnx_path(name, path)] = models[name].SerializeToString()
+    return contents
 
 
 def _gap(function: Function, run: Callable[[dict[str, np.ndarray]], Any], batch: int) -> float:

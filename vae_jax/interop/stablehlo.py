@@ -8,26 +8,24 @@ package and without Flax:
     pictures = decode(z)["pictures"]
 """
 
+import io
 import json
 import zipfile
-from pathlib import Path
 
 import jax
 
 from vae_jax.errors import argument, listed
-from vae_jax.files.replace import replacing
 from vae_jax.interop.functions import Function, for_any_batch, refused
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 DATE = (1980, 1, 1, 0, 0, 0)  # of the archive's files, so that the same model gives the same file
 
 
-def write_stablehlo(functions: list[Function], path: Path, card: str) -> None:
-    """Writes the functions, for every platform and any batch, with a card on the model.
+def archive_of(functions: list[Function], card: str) -> bytes:
+    """The file of the functions, for every platform and any batch, with a card on the model.
 
     Raises:
         UserError: if a function needs a batch of known size, or flatbuffers is missing.
-        OSError: if the file cannot be written.
     """
     try:
         import flatbuffers  # type: ignore[import-untyped]  # noqa: F401 (jax.export serialises with it)
@@ -46,9 +44,11 @@ def write_stablehlo(functions: list[Function], path: Path, card: str) -> None:
         for function in functions
     }
     texts = {"functions.json": json.dumps(about, indent=2), "README.md": card}
-    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in {**programs, **texts}.items():
             archive.writestr(zipfile.ZipInfo(name, DATE), content, zipfile.ZIP_DEFLATED)
+    return file.getvalue()
 
 
 def _described(shape: jax.ShapeDtypeStruct) -> str:
