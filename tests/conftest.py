@@ -27,6 +27,7 @@ LONGEST = (
     "test_run",
     "test_models",
     "test_explore",
+    "test_docs_notebooks",
 )
 
 

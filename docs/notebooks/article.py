@@ -17,7 +17,7 @@
 # This notebook trains the same model with `vae_jax`, with the same layers, initialisation, objective and optimiser,
 # and looks at everything that the article looks at: the loss, reconstructions, samples and the latent space.
 #
-# In full it takes a minute and a half on two free cores. The next cell has all of its settings:
+# In full it takes about two minutes on two free cores. The next cell has all of its settings:
 #
 # - `configuration` is one that comes with the package, or a YAML file. `"digits"` is the same model on scikit-learn's
 #   8×8 digits, which need no download.

@@ -17,7 +17,7 @@
 # with less held equal than the one before. It does with functions what `vae-jax compare` does on the command line.
 #
 # It needs PyTorch (`pip install 'vae_jax[torch]'`), and without it says so and compares nothing. In full, on
-# MNIST, it takes about two minutes on two free cores. `changes` are options by their dotted names;
+# MNIST, it takes about three minutes on two free cores. `changes` are options by their dotted names;
 # `data.manual_dir` is a folder with MNIST's four files, and where it is None tensorflow-datasets downloads them.
 # `configuration = "digits"` needs no download.
 

@@ -17,9 +17,9 @@
 # notebook writes one that the package does not have, the InfoVAE (Zhao, Song & Ermon 2017, arXiv:1706.02262,
 # section 3), checks it, trains it beside the usual `vae`, and asks what it has changed.
 #
-# In full it trains two models on MNIST, three minutes on two free cores. `changes` are options by their dotted names;
-# `data.manual_dir` is a folder with MNIST's four files, and where it is None tensorflow-datasets downloads them.
-# `configuration = "digits"` needs no download.
+# In full it trains two models on MNIST, about five minutes on two free cores. `changes` are options by their
+# dotted names; `data.manual_dir` is a folder with MNIST's four files, and where it is None tensorflow-datasets
+# downloads them. `configuration = "digits"` needs no download.
 
 # %% tags=["parameters"]
 import os
