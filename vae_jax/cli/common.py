@@ -18,6 +18,7 @@ from vae_jax.files.folders import check_writable
 from vae_jax.files.held import check_no_link
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import PRIOR, absolute_start, read_config, read_data
+from vae_jax.runs.hub import downloaded
 
 if TYPE_CHECKING:
     from vae_jax.config import Config
@@ -93,8 +94,33 @@ def warnings_in_lines() -> Iterator[None]:
         warnings.showwarning = before
 
 
+def run_argument(parser: Any) -> None:
+    """Adds the run that a command reads."""
+    parser.add_argument("run", metavar="RUN", help="a run folder, made by `vae-jax train`, or hub:OWNER/NAME")
+    parser.reads = "run"
+
+
+def runs_argument(parser: Any) -> None:
+    """Adds the runs that a command reads, at least one."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders, hub:OWNER/NAME, or sweeps, whose members are shown"
+    )
+    parser.reads = "runs"
+
+
+def download_runs(options: Any, name: str) -> None:
+    """Puts the folders of copies in the place of addresses on the hub; `name` is that of the argument.
+
+    Raises:
+        UserError: see `vae_jax.runs.hub.downloaded`.
+    """
+    given = getattr(options, name)
+    local = [str(downloaded(run)) for run in ([given] if isinstance(given, str) else given)]
+    setattr(options, name, local[0] if isinstance(given, str) else local)
+
+
 def run_options(parser: Any) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder, made by `vae-jax train`")
+    run_argument(parser)
     parser.add_argument("--checkpoint", default="latest", help="whose weights: latest or best")
     for name in DATA_PATHS:
         parser.add_argument(f"--data.{name}", default=None, help=f"instead of the run's own data.{name}")

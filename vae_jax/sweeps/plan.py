@@ -15,7 +15,6 @@ from vae_jax.config import (
     as_listed,
     changed_options,
     check_used,
-    expand,
     options_of,
     values_in,
     with_options,
@@ -25,7 +24,7 @@ from vae_jax.errors import PATH, UserError, argument, cut, listed
 from vae_jax.files.checked import read_json
 from vae_jax.files.folders import check_writable, contents
 from vae_jax.runs import own_parts
-from vae_jax.runs.folder import absolute_start, check_start
+from vae_jax.runs.folder import absolute_start, check_start, start_of
 
 SPECIFICATION = "sweep.json"
 MOST = 10_000  # members
@@ -98,7 +97,7 @@ def absolute(sweep: Sweep) -> Sweep:
     """The sweep with absolute paths of the runs with which its members begin."""
     settings = dict(sweep.settings)
     if "train.start" in settings:
-        settings["train.start"] = [str(expand(value).absolute()) for value in settings["train.start"]]
+        settings["train.start"] = [start_of(value) for value in settings["train.start"]]
     return sweep._replace(config=absolute_start(sweep.config), settings=settings)
 
 

@@ -1,0 +1,134 @@
+"""Runs on the Hugging Face Hub: their addresses, `hub:OWNER/NAME` or `hub:OWNER/NAME@REVISION`, and their copies here.
+
+huggingface_hub does the rest: it knows the user's token and the server (HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, …), and
+keeps the copies in its own cache.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vae_jax.errors import UserError, brief, on_terminal, quoted
+from vae_jax.files import folders
+
+PREFIX = "hub:"
+CARD = "README.md"
+# What of a repository is a run; in the hub's patterns * stands for / too.
+OF_A_RUN = (
+    *("config.yaml", "data.json", "imported.json", "metrics.jsonl", "summary.json", "diverged.txt"),
+    *("checkpoints/*", "code/*", "figures/*.png", "prior/*"),
+)
+NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+LOG_IN = "`hf auth login` or HF_TOKEN gives one"
+
+
+class Address(NamedTuple):
+    """The place of a run on the hub.
+
+    Attributes:
+        repository: OWNER/NAME.
+        revision: a branch, a tag or a commit of it; None for the newest commit.
+    """
+
+    repository: str
+    revision: str | None
+
+
+def is_address(run: str | Path) -> bool:
+    """Whether this is the address of a run on the hub, and no folder."""
+    return str(run).startswith(PREFIX)
+
+
+def address_of(run: str | Path) -> Address:
+    """The parts of an address.
+
+    Raises:
+        UserError: if it is none.
+    """
+    repository, at, revision = str(run).removeprefix(PREFIX).partition("@")
+    if not NAME.fullmatch(repository) or (at and not revision):
+        raise UserError(f"expected {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION; found {quoted(run)}")
+    return Address(repository, revision or None)
+
+
+def downloaded(run: str | Path) -> Path:
+    """The folder of a run: the given one, or the copy here of a run on the hub, into which nothing is written.
+
+    Args:
+        run: a folder, or an address; only its files that are a run's are downloaded, and those that are here already
+            are not.
+
+    Raises:
+        UserError: if it is an address at which there is no run to read, the hub cannot be reached and there is no copy
+            here, or huggingface_hub is not installed.
+    """
+    if not is_address(run):
+        return Path(run)
+    repository, revision = address_of(run)
+    with in_one_line(f"{run}", "read") as hub:
+        folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(OF_A_RUN)))
+    folders.copies[folder.absolute()] = f"{PREFIX}{repository}@{folder.name}"
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{run}: expected a run, with a config.yaml, in this repository; found none")
+    return folder
+
+
+def pinned(run: str) -> str:
+    """An address with the commit that it stands for now; anything else as it is.
+
+    Raises:
+        UserError: see `downloaded`.
+    """
+    if not is_address(run) or COMMIT.fullmatch(address_of(run).revision or ""):
+        return run
+    return folders.copies[downloaded(run).absolute()]
+
+
+@contextmanager
+def in_one_line(what: str, right: str) -> Iterator[Any]:
+    """A context with the library huggingface_hub, of which any error becomes one line.
+
+    Args:
+        what: is dealt with, for the line.
+        right: that the user's token must give: "read" or "write".
+
+    Raises:
+        UserError: with the line; or if the library is not installed.
+    """
+    if (spec := find_spec("huggingface_hub")) is None or spec.origin is None:  # a folder of this name is no package
+        raise UserError(
+            f"{what}: expected huggingface_hub to be installed; found no such package; pip install 'vae_jax[hub]'"
+        )
+    hub = import_module("huggingface_hub")
+    if not on_terminal(sys.stderr) and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
+        import_module("huggingface_hub.utils").disable_progress_bars()  # in a file they are many lines
+    try:
+        yield hub
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # of the library's own kinds, of those of its client for HTTP, OSError, ValueError
+        raise UserError(f"{what}: {_reason(error, right)}") from error
+
+
+def _reason(error: Exception, right: str) -> str:
+    """What a library's error says, in one line, with what to do."""
+    errors = import_module("huggingface_hub.errors")
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    found = brief(getattr(error, "server_message", None) or error, 300) or type(error).__name__
+    expected = "an answer of the hub"
+    if isinstance(error, errors.HFValidationError):
+        expected = "a name that the hub takes"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        expected = "a branch, a tag or a commit of this repository"
+    elif isinstance(error, errors.LocalTokenNotFoundError):
+        expected = f"a token that may {right} it ({LOG_IN})"
+    elif isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403, 404):
+        expected = f"a repository that is there, and a token that may {right} it ({LOG_IN})"
+    return f"expected {expected}; found {found}"
