@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,16 +18,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 OWNER, TOKEN = "me", "hf_good"
 LFS = 10_000  # bytes of a file
 
 
 class Refusal(Exception):
-    """A status other than 200, and the code of the error as the hub names it."""
+    """A status other than 200, the code of the error as the hub names it, and more of the answer."""
 
-    def __init__(self, status: int, message: str, code: str = ""):
+    def __init__(self, status: int, message: str, code: str = "", **more: str):
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.more = status, code, more
 
 
 class Server(ThreadingHTTPServer):
@@ -86,7 +89,7 @@ class Answer(BaseHTTPRequestHandler):
         try:
             status, answer = 200, self._answer(path, body, headers)
         except Refusal as refusal:
-            status, answer = refusal.status, {"error": str(refusal)}
+            status, answer = refusal.status, {"error": str(refusal), **refusal.more}
             headers = {"x-error-message": str(refusal), "x-error-code": refusal.code}
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
@@ -119,9 +122,9 @@ class Answer(BaseHTTPRequestHandler):
         asked = json.loads(body)
         name = f"{asked['organization']}/{asked['name']}"
         if self._user() != asked["organization"]:
-            raise Refusal(403, f'You don\'t have the rights to create a model under the namespace "{name.split("/")[0]}"')
+            raise Refusal(403, f"You don't have the rights to create a model under {asked['organization']}")
         if name in self.server.heads:
-            raise Refusal(409, "You already created this model repo")
+            raise Refusal(409, "You already created this model repo", url=f"{self.server.url}/{name}")
         self.server.heads[name] = "0" * 40
         (self.server.root / name / self.server.heads[name]).mkdir(parents=True)
         (self.server.folder(name) / ".gitattributes").write_text("*.bin filter=lfs\n")
@@ -206,8 +209,17 @@ def files_in(folder: Path) -> list[Path]:
 
 @contextmanager
 def serving(root: Path) -> Iterator[Server]:
-    """A context with the server."""
-    with Server(root) as server:
+    """A context with the server, which the library of this process asks, as its owner, with a cache beside the root."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    root.mkdir()
+    with Server(root) as server, pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Use 'content=", DeprecationWarning)  # of its client for HTTP, to the library
+        patch.setattr(constants, "ENDPOINT", server.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(constants, "HF_HUB_CACHE", str(root.parent / "cache"))
+        patch.setattr(constants, "HF_TOKEN_PATH", str(root.parent / "token"))
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # another protocol, with a server of its own
+        patch.setenv("HF_TOKEN", TOKEN)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             yield server

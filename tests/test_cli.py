@@ -270,7 +270,7 @@ def test_unknown_command(refused):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_unknown_option(refused, verb, tmp_path):
-    needed = re.findall(r"\b(?:RUN|FILE)\b", re.sub(r"\[.*?\]|--out RUN", "", VERBS[verb].usage))
+    needed = re.findall(r"\b(?:RUN|FILE|OWNER)\b", re.sub(r"\[.*?\]|--out RUN", "", VERBS[verb].usage))
     assert "--nonsense" in refused(verb, *[tmp_path / "some"] * len(needed), "--nonsense", "3")
 
 

@@ -115,7 +115,7 @@ def download_runs(options: Any, name: str) -> None:
         UserError: see `vae_jax.runs.hub.downloaded`.
     """
     given = getattr(options, name)
-    local = [str(downloaded(run)) for run in ([given] if isinstance(given, str) else given)]
+    local = [str(downloaded(run, say)) for run in ([given] if isinstance(given, str) else given)]
     setattr(options, name, local[0] if isinstance(given, str) else local)
 
 

@@ -39,13 +39,12 @@ def _run(options: Any) -> None:
 
 VERBS = {
     "push": Verb(
-        "bring a run to the Hugging Face Hub, from where `hub:OWNER/NAME` takes it",
+        "bring a run to the Hugging Face Hub; where a command reads a run, hub:OWNER/NAME takes it from there",
         _options,
         _run,
         "examples:\n"
         "  vae-jax push runs/digits me/digits-vae --licence apache-2.0\n"
-        "  vae-jax push runs/digits me/digits-vae --private --checkpoint best\n"
-        "  vae-jax sample hub:me/digits-vae --out digits.png             what others do with it",
+        "  vae-jax push runs/digits me/digits-vae --private --checkpoint best",
         usage="RUN OWNER/NAME",
     ),
 }

@@ -268,7 +268,7 @@ VERBS = {
         "  vae-jax train --config article --out runs/article --seed 1           MNIST, downloaded\n"
         "  vae-jax train --config article --out runs/z2 --model.latent 2        another latent size\n"
         "  vae-jax train --config colour64 --data.path photos --out runs/mine   a folder of your own photographs\n"
-        "  vae-jax train --config digits --out runs/on --from hub:me/digits-vae  with the weights of a run on the hub\n"
+        "  vae-jax train --config digits --out runs/on --from hub:me/digits     with the weights of a run on the hub\n"
         "  vae-jax train --config digits --out runs/logged --log tensorboard    figures and pictures for TensorBoard",
         usage="--out RUN [--config FILE]",
         interrupted="; `vae-jax train … --resume` goes on from the last checkpoint, if there is one",

@@ -42,8 +42,8 @@ def check_writable(folder: Path) -> None:
     for place in (folder.absolute(), *folder.absolute().parents):
         if place in copies:
             raise UserError(
-                f"{folder}: expected a folder to write into; found the copy of {copies[place]}, which stays as it is; "
-                f"{argument('folder')} names another"
+                f"{copies[place]}: expected a folder to write into; found an address, whose copy here stays as it is; "
+                f"{argument('folder')} names another place"
             )
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vae_jax.config import Config, to_yaml
-from vae_jax.errors import UserError, argument, counted
+from vae_jax.errors import UserError, argument, counted, quoted
 from vae_jax.files.checked import read_json
 from vae_jax.files.folders import contents
 from vae_jax.interop.card import card_of
@@ -18,7 +18,7 @@ from vae_jax.model.build import build
 from vae_jax.runs import own_parts
 from vae_jax.runs.description import DESCRIPTION, files_of, resealed
 from vae_jax.runs.folder import DATA, DIVERGED, ORIGIN, PRIOR, pictures, read_config
-from vae_jax.runs.hub import CARD, LOG_IN, OF_A_RUN, PREFIX, address_of, downloaded, in_one_line, is_address
+from vae_jax.runs.hub import CARD, LOG_IN, NAME, OF_A_RUN, PREFIX, downloaded, in_one_line, is_address
 from vae_jax.runs.overview import PLACES
 from vae_jax.runs.prior import read_prior
 from vae_jax.runs.reading import load
@@ -61,9 +61,9 @@ def push(
         UserError: if there is no such run, huggingface_hub is not installed, the hub refuses it, or it cannot be
             reached.
     """
-    what, folder = f"{PREFIX}{repository}", downloaded(folder)
-    if address_of(what).revision is not None:
-        raise UserError(f"expected OWNER/NAME, whose newest commit this becomes; found {repository}")
+    if not NAME.fullmatch(repository):
+        raise UserError(f"expected OWNER/NAME, a repository on the hub; found {quoted(repository)}")
+    what, folder = f"{PREFIX}{repository}", downloaded(folder, report)
     check_licence(licence)
     with in_one_line(what, "write") as hub:
         if hub.get_token() is None:
@@ -84,11 +84,12 @@ def push(
     for line in listing(files):
         on_file(line)
     with in_one_line(what, "write") as hub:
-        return str(_upload(hub.HfApi(), hub, what, repository, files, private))
+        return str(_upload(hub, repository, files, private, report))
 
 
-def _upload(api: Any, hub: Any, what: str, repository: str, files: Files, private: bool) -> str:
+def _upload(hub: Any, repository: str, files: Files, private: bool, report: Callable[[str], None]) -> str:
     """Makes the repository if there is none, and commits the files; returns its URL."""
+    api, what = hub.HfApi(), f"{PREFIX}{repository}"
     url = api.create_repo(repository, private=private or None, exist_ok=True)
     there = api.model_info(repository)
     if private and not there.private:
@@ -102,9 +103,10 @@ def _upload(api: Any, hub: Any, what: str, repository: str, files: Files, privat
             if name not in files and any(fnmatch(name, pattern) for pattern in OF_A_RUN)
         ),
     ]
-    api.create_commit(
-        repository, operations, commit_message="A run of vae_jax", parent_commit=there.sha
-    )  # refused if another commit has come between
+    # Refused if another commit has come between.
+    made = api.create_commit(repository, operations, commit_message="A run of vae_jax", parent_commit=there.sha)
+    if made.oid == there.sha:
+        report(f"{what} has all of this already: there is no new commit")
     return url
 
 

@@ -4,10 +4,12 @@ huggingface_hub does the rest: it knows the user's token and the server (HF_TOKE
 keeps the copies in its own cache.
 """
 
+import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,7 +28,7 @@ OF_A_RUN = (
 )
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
-LOG_IN = "`hf auth login` or HF_TOKEN gives one"
+LOG_IN = "`hf auth login` or HF_TOKEN gives a token"
 
 
 class Address(NamedTuple):
@@ -58,12 +60,13 @@ def address_of(run: str | Path) -> Address:
     return Address(repository, revision or None)
 
 
-def downloaded(run: str | Path) -> Path:
+def downloaded(run: str | Path, report: Callable[[str], None] = warnings.warn) -> Path:
     """The folder of a run: the given one, or the copy here of a run on the hub, into which nothing is written.
 
     Args:
         run: a folder, or an address; only its files that are a run's are downloaded, and those that are here already
             are not.
+        report: called with a line if the hub gives no answer, so that an earlier copy is used.
 
     Raises:
         UserError: if it is an address at which there is no run to read, the hub cannot be reached and there is no copy
@@ -73,11 +76,37 @@ def downloaded(run: str | Path) -> Path:
         return Path(run)
     repository, revision = address_of(run)
     with in_one_line(f"{run}", "read") as hub:
-        folder = Path(hub.snapshot_download(repository, revision=revision, allow_patterns=list(OF_A_RUN)))
+        silence = None if COMMIT.fullmatch(revision or "") else _silence(hub, repository, revision)
+        try:
+            wanted = {"revision": revision, "allow_patterns": list(OF_A_RUN), "local_files_only": silence is not None}
+            folder = Path(hub.snapshot_download(repository, **wanted))
+        except FileNotFoundError:  # no copy here
+            if silence:
+                raise silence from None
+            raise
+    if silence:
+        why, when = brief(silence, 200), f"the copy of commit {folder.name} is used, as it was downloaded earlier"
+        report(f"{run}: no answer of the hub ({why}); {when}")
     folders.copies[folder.absolute()] = f"{PREFIX}{repository}@{folder.name}"
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{run}: expected a run, with a config.yaml, in this repository; found none")
     return folder
+
+
+def _silence(hub: Any, repository: str, revision: str | None) -> Exception | None:
+    """The error if the hub does not answer; None if it does. The library itself would use an earlier copy unsaid."""
+    try:
+        hub.HfApi().model_info(repository, revision=revision)
+    except Exception as error:  # also of the client for HTTP, whose kinds differ between versions
+        if _status(error) in range(500):
+            raise
+        return error
+    return None
+
+
+def _status(error: Exception) -> int | None:
+    """The status of the hub's answer; None if there was none."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def pinned(run: str) -> str:
@@ -109,26 +138,33 @@ def in_one_line(what: str, right: str) -> Iterator[Any]:
     hub = import_module("huggingface_hub")
     if not on_terminal(sys.stderr) and "HF_HUB_DISABLE_PROGRESS_BARS" not in os.environ:
         import_module("huggingface_hub.utils").disable_progress_bars()  # in a file they are many lines
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # what its warnings say of a run is said here, once
     try:
         yield hub
     except (UserError, MemoryError):
         raise
     except Exception as error:  # of the library's own kinds, of those of its client for HTTP, OSError, ValueError
         raise UserError(f"{what}: {_reason(error, right)}") from error
+    finally:
+        logger.setLevel(level)
 
 
 def _reason(error: Exception, right: str) -> str:
     """What a library's error says, in one line, with what to do."""
     errors = import_module("huggingface_hub.errors")
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    found = brief(getattr(error, "server_message", None) or error, 300) or type(error).__name__
+    said = getattr(error, "server_message", None) or error
+    if isinstance(error, RuntimeError) and error.__cause__:  # which says only of what an upload failed
+        said = f"{error} {error.__cause__}"
+    found = brief(said, 300) or type(error).__name__
     expected = "an answer of the hub"
     if isinstance(error, errors.HFValidationError):
         expected = "a name that the hub takes"
     elif isinstance(error, errors.RevisionNotFoundError):
         expected = "a branch, a tag or a commit of this repository"
     elif isinstance(error, errors.LocalTokenNotFoundError):
-        expected = f"a token that may {right} it ({LOG_IN})"
-    elif isinstance(error, errors.RepositoryNotFoundError) or status in (401, 403, 404):
-        expected = f"a repository that is there, and a token that may {right} it ({LOG_IN})"
+        expected = f"a token that may {right} this repository ({LOG_IN})"
+    elif isinstance(error, errors.RepositoryNotFoundError) or _status(error) in (401, 403, 404):
+        expected = f"a repository that is there and that your token may {right} ({LOG_IN})"
     return f"expected {expected}; found {found}"

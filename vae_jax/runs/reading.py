@@ -63,7 +63,7 @@ def load(
         >>> trained.config.model.network, len(trained.history)
         ('mlp', 1)
     """
-    folder = downloaded(folder)
+    folder = downloaded(folder, report)
     config = read_config(folder)
     used = own_parts.as_kept(config, folder, trust_code)
     config = replace(config, data=resolve(config.data))
