@@ -15,6 +15,7 @@ from vae_jax.files.folders import contents
 from vae_jax.interop.card import card_of
 from vae_jax.interop.export import check_licence
 from vae_jax.model.build import build
+from vae_jax.pages.use import use_of
 from vae_jax.runs import own_parts
 from vae_jax.runs.description import DESCRIPTION, files_of, resealed
 from vae_jax.runs.folder import DATA, DIVERGED, ORIGIN, PRIOR, pictures, read_config
@@ -22,7 +23,6 @@ from vae_jax.runs.hub import CARD, LOG_IN, NAME, OF_A_RUN, PREFIX, downloaded, i
 from vae_jax.runs.overview import PLACES
 from vae_jax.runs.prior import read_prior
 from vae_jax.runs.reading import load
-from vae_jax.spec import NOT_IMAGE
 from vae_jax.training.state import Trained
 
 Files = dict[str, bytes | Path]  # by their paths in the repository
@@ -202,21 +202,6 @@ def _without(root: str | None, key: str, value: Any) -> Any:
     if key == "skipped_images" and root:
         return [line.replace(root, "") for line in value]
     return value
-
-
-def use_of(address: str, config: Config, own_code: bool, generative: bool) -> str:
-    """How a run on the hub is used, in Markdown."""
-    ending = "npz" if config.data.kind in NOT_IMAGE else "png"
-    trust = " --trust-code" if own_code else ""
-    lines = [
-        *([f"vae-jax sample {address} --out samples.{ending}{trust}"] if generative else []),
-        f"vae-jax evaluate {address}{trust}",
-        f"vae-jax train --from {address} --config config.yaml --out runs/mine{trust}",
-    ]
-    said = "`config.yaml` is the one of this repository, or another of the same networks."
-    if own_code:
-        said += " The model has code of its own, in `code/`: read it before you use `--trust-code`."
-    return "\n".join(["```bash", "pip install 'vae_jax[hub]'", *lines, "```", "", said])
 
 
 def listing(files: Files) -> list[str]:
