@@ -375,6 +375,15 @@ def test_an_upload_that_fails_says_why(run, server, capsys, monkeypatch):
     assert "the disk is full" in line
 
 
+def test_a_cache_that_cannot_be_written_is_what_is_said(run, server, capsys, monkeypatch, tmp_path):
+    said(capsys, "push", run, "me/digits")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_CACHE", str(tmp_path / "file"))
+    line = said(capsys, "show", "hub:me/digits", code=2)
+    assert line.startswith(f"vae-jax: error: {tmp_path}/file")
+    assert "Not a directory" in line or "File exists" in line
+
+
 def test_without_the_package_a_line_says_how_to_install_it(run, capsys, monkeypatch):
     monkeypatch.setattr(hub, "find_spec", lambda name: None)
     line = "expected huggingface_hub to be installed; found no such package; pip install 'vae_jax[hub]'\n"

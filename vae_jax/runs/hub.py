@@ -122,7 +122,7 @@ def pinned(run: str) -> str:
 
 @contextmanager
 def in_one_line(what: str, right: str) -> Iterator[Any]:
-    """A context with the library huggingface_hub, of which any error becomes one line.
+    """A context with the library huggingface_hub; its errors, but those of files here, become one line.
 
     Args:
         what: is dealt with, for the line.
@@ -130,6 +130,7 @@ def in_one_line(what: str, right: str) -> Iterator[Any]:
 
     Raises:
         UserError: with the line; or if the library is not installed.
+        OSError: if a file cannot be read or written here.
     """
     if (spec := find_spec("huggingface_hub")) is None or spec.origin is None:  # a folder of this name is no package
         raise UserError(
@@ -143,9 +144,9 @@ def in_one_line(what: str, right: str) -> Iterator[Any]:
     logger.setLevel(logging.ERROR)  # what its warnings say of a run is said here, once
     try:
         yield hub
-    except (UserError, MemoryError):
-        raise
     except Exception as error:  # of the library's own kinds, of those of its client for HTTP, OSError, ValueError
+        if isinstance(error, UserError | MemoryError) or (isinstance(error, OSError) and error.errno):
+            raise
         raise UserError(f"{what}: {_reason(error, right)}") from error
     finally:
         logger.setLevel(level)
@@ -154,9 +155,9 @@ def in_one_line(what: str, right: str) -> Iterator[Any]:
 def _reason(error: Exception, right: str) -> str:
     """What a library's error says, in one line, with what to do."""
     errors = import_module("huggingface_hub.errors")
-    said = getattr(error, "server_message", None) or error
-    if isinstance(error, RuntimeError) and error.__cause__:  # which says only of what an upload failed
-        said = f"{error} {error.__cause__}"
+    said = str(getattr(error, "server_message", None) or error)
+    if isinstance(error, RuntimeError) and (why := error.__cause__):  # which says only what was being uploaded
+        said = f"{said} {getattr(why, 'server_message', None) or why}"
     found = brief(said, 300) or type(error).__name__
     expected = "an answer of the hub"
     if isinstance(error, errors.HFValidationError):
