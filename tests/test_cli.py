@@ -26,9 +26,9 @@ from user_fixtures import SECOND, public_folder, user
 
 import vae_jax
 from vae_jax.cli import VERBS, compare, evaluate, main, reconstruct, sweep, train
-from vae_jax.cli.common import load_data
 from vae_jax.cli.pictures import label_of
 from vae_jax.cli.progress import progress
+from vae_jax.cli.run_data import load_data
 from vae_jax.config import Config, DataConfig, LikelihoodConfig, ModelConfig, load_config, shipped
 from vae_jax.errors import UserError, printable
 from vae_jax.files.held import LOCK
@@ -270,7 +270,7 @@ def test_unknown_command(refused):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_unknown_option(refused, verb, tmp_path):
-    needed = re.findall(r"\b(?:RUN|FILE)\b", re.sub(r"\[.*?\]|--out RUN", "", VERBS[verb].usage))
+    needed = re.findall(r"\b(?:RUN|FILE|OWNER)\b", re.sub(r"\[.*?\]|--out RUN", "", VERBS[verb].usage))
     assert "--nonsense" in refused(verb, *[tmp_path / "some"] * len(needed), "--nonsense", "3")
 
 

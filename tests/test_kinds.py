@@ -5,6 +5,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import hub_server
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -500,6 +501,12 @@ def test_every_command_works_or_says_why_not(tmp_path, monkeypatch, capsys, kind
         elif verb == "report":
             code, out, err = command(["report", "run"], capsys)
             assert "nats per example" in Path("run/report.html").read_text()
+        elif verb == "push":
+            with hub_server.serving(tmp_path / "hub") as server:
+                code, out, err = command(["push", "run", "me/run"], capsys)
+                card = (server.folder("me/run") / "README.md").read_text()
+                assert "nats per example" in card
+                assert "sample hub:me/run --out samples.npz" in card
         elif verb in arrays:
             name, array, more, count = arrays[verb]
             code, out, err = command([verb, "run", *more], capsys)

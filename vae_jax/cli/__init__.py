@@ -20,6 +20,7 @@ from vae_jax.cli import (
     exchange,
     explore,
     prior,
+    push,
     reconstruct,
     report,
     show,
@@ -27,7 +28,7 @@ from vae_jax.cli import (
     train,
 )
 from vae_jax.cli.arguments import Parser, read
-from vae_jax.cli.common import Verb, flag, say, warnings_in_lines
+from vae_jax.cli.common import Verb, download_runs, flag, say, warnings_in_lines
 from vae_jax.cli.compiled import keep_compiled
 from vae_jax.config import check_used, to_yaml
 from vae_jax.errors import (
@@ -54,6 +55,7 @@ VERBS = {
     **explore.VERBS,
     **codes.VERBS,
     **exchange.VERBS,
+    **push.VERBS,
     **show.VERBS,
     **report.VERBS,
     **compare.VERBS,
@@ -282,4 +284,6 @@ def _parse(name: str, verb: Verb, arguments: Sequence[str]) -> Any:
     verb.check(options)
     if hasattr(options, "configuration"):
         check_used(options.configuration)
+    if parser.reads:
+        download_runs(options, parser.reads)
     return options

@@ -25,6 +25,7 @@ class Parser(argparse.ArgumentParser):
     configured = False  # whether it takes a configuration's options too
     no_file = ""  # why --config is refused, if it is
     first: tuple[str, ...] = ()  # sections all of whose options help shows
+    reads = ""  # the name of the argument with the run, or the runs, that the command reads, if there is one
     usual: Config | None = None  # the configuration that help shows where the arguments name none
 
     def __init__(self, *args: Any, **settings: Any):

@@ -3,19 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vae_jax.cli.common import (
-    Verb,
-    answer,
-    load_data,
-    open_run,
-    out_option,
-    run_options,
-    say,
-    split_of,
-    split_option,
-    target,
-)
+from vae_jax.cli.common import Verb, answer, open_run, out_option, run_options, say, target
 from vae_jax.cli.pictures import ARRAYS, decoded, label_of, label_option, picture_target, sheet_of, write_pictures
+from vae_jax.cli.run_data import load_data, split_of, split_option
 from vae_jax.config import expand
 from vae_jax.errors import UserError, listed
 

@@ -11,23 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vae_jax.cli.arguments import whole
-from vae_jax.config import DataConfig, check_section, expand
+from vae_jax.config import expand
 from vae_jax.device import coordinator
-from vae_jax.errors import UserError, brief, listed, memory_is_full, printable, quoted
+from vae_jax.errors import UserError, brief, memory_is_full, printable, quoted
 from vae_jax.files.folders import check_writable
 from vae_jax.files.held import check_no_link
 from vae_jax.runs import own_parts
-from vae_jax.runs.folder import PRIOR, absolute_start, read_config, read_data
+from vae_jax.runs.folder import PRIOR, absolute_start, read_config
+from vae_jax.runs.hub import downloaded
 
 if TYPE_CHECKING:
     from vae_jax.config import Config
-    from vae_jax.data import Dataset, Split
     from vae_jax.model.model import Model
     from vae_jax.training.state import Trained
 
 DATA_PATHS = ("manual_dir", "cache_dir", "path")
 CHECKPOINTS = ("latest", "best")
-SPLITS = ("test", "validation", "train")
 PLATFORMS = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}  # jax's names of devices
 
 
@@ -96,9 +95,34 @@ def warnings_in_lines() -> Iterator[None]:
         warnings.showwarning = before
 
 
+def run_argument(parser: Any) -> None:
+    """Adds the run that a command reads."""
+    parser.add_argument("run", metavar="RUN", help="a run folder, made by `vae-jax train`, or hub:OWNER/NAME")
+    parser.reads = "run"
+
+
+def runs_argument(parser: Any) -> None:
+    """Adds the runs that a command reads, at least one."""
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="run folders, hub:OWNER/NAME, or sweeps, whose members are shown"
+    )
+    parser.reads = "runs"
+
+
+def download_runs(options: Any, name: str) -> None:
+    """Puts the folders of copies in the place of addresses on the hub; `name` is that of the argument.
+
+    Raises:
+        UserError: see `vae_jax.runs.hub.downloaded`.
+    """
+    given = getattr(options, name)
+    local = [str(downloaded(run, say)) for run in ([given] if isinstance(given, str) else given)]
+    setattr(options, name, local[0] if isinstance(given, str) else local)
+
+
 def run_options(parser: Any, data: bool = True) -> None:
     """Adds the options of a command that uses a run; `data` says whether it may load the run's data."""
-    parser.add_argument("run", metavar="RUN", help="a run folder, made by `vae-jax train`")
+    run_argument(parser)
     checkpoint_option(parser)
     for name in DATA_PATHS if data else ():
         parser.add_argument(f"--data.{name}", default=None, help=f"instead of the run's own data.{name}")
@@ -123,10 +147,6 @@ def check_checkpoint(options: Any) -> None:
     """
     if options.checkpoint not in CHECKPOINTS:
         raise UserError(f"--checkpoint: expected latest or best; found {quoted(options.checkpoint)}")
-
-
-def split_option(parser: Any) -> None:
-    parser.add_argument("--split", default="test", offered=lambda: SPLITS, help="the images: test, validation or train")
 
 
 def trust_option(parser: Any, what: str = "run") -> None:
@@ -310,75 +330,6 @@ def absolute_paths(config: "Config") -> "Config":
     """The configuration with absolute paths, so that a run finds its data and users' files from anywhere."""
     paths = {name: str(expand(path).absolute()) for name in DATA_PATHS if (path := getattr(config.data, name))}
     return own_parts.absolute(absolute_start(replace(config, data=replace(config.data, **paths))))
-
-
-def given_paths(options: Any) -> dict[str, str]:
-    """The places of data that a command was given, by the names of DATA_PATHS."""
-    return {name: path for name in DATA_PATHS if (path := getattr(options, f"data.{name}")) is not None}
-
-
-def say_unused(options: Any) -> None:
-    """Says that places of data are not looked at, since the command needs no data here."""
-    if given := given_paths(options):
-        say(f"not used, since no data are loaded here: {listed(f'--data.{name}' for name in given)}")
-
-
-def load_data(options: Any, trained: "Trained") -> "Dataset":
-    """Loads a run's data, from the options' paths if given; their labels are numbered as the run's.
-
-    Raises:
-        UserError: if the configuration loads other data than the run was trained on, or data with classes that a model
-            that gets labels does not know.
-    """
-    from vae_jax.data import load
-    from vae_jax.data.cache import is_cache
-    from vae_jax.runs.identity import digest_of_all
-    from vae_jax.training.checks import check_labels, check_numbers
-
-    given = given_paths(options)
-    config = replace(trained.config.data, **given)
-    if "cache_dir" not in given and config.cache_dir and not is_cache(expand(config.cache_dir)):
-        say(f"{config.cache_dir}, the run's data.cache_dir, is no cache here: --data.cache_dir names one")
-        config = replace(config, cache_dir=None)
-    check_section(DataConfig(config.source, **given))
-    data = load(config, report=say)
-    noted = read_data(expand(options.run))
-    if noted and "path" not in given and noted.digest != digest_of_all(trained.config, data):
-        hint = f"; --data.path {config.path} takes them as they are now" if config.path else ""
-        raise UserError(
-            f"{options.run}: expected the data it was trained on, {noted.name}; its configuration loads others "
-            f"(data.source {config.source}): they were made in Python, or have changed since{hint}"
-        )
-    data = renumbered(trained.config, data, trained.class_names)
-    check_labels(trained.config, data)
-    check_numbers(trained.config, data)
-    return data
-
-
-def renumbered(config: "Config", data: "Dataset", names: "tuple[str, ...] | None") -> "Dataset":
-    """Data whose classes have a run's numbers, by their names.
-
-    Raises:
-        UserError: if they have classes that a model that gets labels does not know.
-    """
-    if names is not None and not config.model.classes:
-        if more := tuple(name for name in data.class_names or () if name not in names):
-            say(f"{data.name}: classes that the run does not know get further numbers: {listed(more)}")
-        names += more
-    return data.renumbered(names)
-
-
-def split_of(data: "Dataset", name: str) -> "Split":
-    """A run's test, validation or training images.
-
-    Raises:
-        UserError: if it has none of this name.
-    """
-    splits = {split: getattr(data, split) for split in SPLITS}
-    if (split := splits.get(name)) is None:
-        known = [split for split, images in splits.items() if images is not None]
-        raise UserError(f"--split: expected one of {', '.join(known)}, which this run has; found {quoted(name)}")
-    return split
 
 
 def target(options: Any, default: str) -> Path:

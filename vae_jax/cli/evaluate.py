@@ -5,18 +5,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli.arguments import whole
-from vae_jax.cli.common import (
-    Verb,
-    answer,
-    load_data,
-    open_run,
-    positive,
-    run_options,
-    say,
-    split_of,
-    split_option,
-)
+from vae_jax.cli.common import Verb, answer, open_run, positive, run_options, say
 from vae_jax.cli.progress import progress
+from vae_jax.cli.run_data import load_data, split_of, split_option
 from vae_jax.errors import UserError, quoted
 
 if TYPE_CHECKING:

@@ -12,16 +12,16 @@ from vae_jax.cli.common import (
     check_checkpoint,
     check_code,
     checkpoint_option,
+    run_argument,
     say,
     set_device,
     trust_option,
 )
-from vae_jax.cli.train import pictures
 from vae_jax.config import DataConfig, expand
 from vae_jax.errors import UserError
 from vae_jax.files.folders import check_writable
 from vae_jax.files.held import check_no_link
-from vae_jax.runs.folder import check_folder
+from vae_jax.runs.folder import check_folder, pictures
 
 
 def _formats() -> Iterable[str]:
@@ -31,7 +31,7 @@ def _formats() -> Iterable[str]:
 
 
 def _export_options(parser: Any) -> None:
-    parser.add_argument("run", metavar="RUN", help="a run folder, made by `vae-jax train`")
+    run_argument(parser)
     parser.add_argument("file", metavar="FILE", help="the file to write: .safetensors, .zip or .onnx; a card, .md, too")
     parser.add_argument(
         "--to",

@@ -5,8 +5,10 @@ import sys
 from typing import Any
 
 from vae_jax.cli.arguments import whole
-from vae_jax.cli.common import Verb, answer, load_data, open_run, out_option, positive, run_options, say, target
+from vae_jax.cli.common import Verb, answer, open_run, out_option, positive, run_options, say, target
+from vae_jax.cli.run_data import load_data
 from vae_jax.config import expand
+from vae_jax.files.folders import shown_as
 
 
 def _options(parser: Any) -> None:
@@ -27,7 +29,7 @@ def _run(options: Any) -> None:
 
     check(trained)
     data = load_data(options, trained)
-    write_text(path, explore(expand(options.run).absolute().name, trained, model, data, points, say))
+    write_text(path, explore(shown_as(expand(options.run)).absolute().name, trained, model, data, points, say))
     if not options.no_open:
         _open(path.absolute().as_uri())
     answer(str(path))

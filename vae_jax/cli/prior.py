@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli import train
 from vae_jax.cli.arguments import add_options
-from vae_jax.cli.common import DATA_PATHS, Verb, devices_options, renumbered, say, trains_prior, trust_option
+from vae_jax.cli.common import DATA_PATHS, Verb, devices_options, say, trains_prior, trust_option
+from vae_jax.cli.run_data import renumbered
 from vae_jax.config import Config, ObjectiveConfig, PriorConfig, expand
 from vae_jax.config.change import options_of
 from vae_jax.config.parts import registry_of

@@ -5,19 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli import evaluate, sample, walks
 from vae_jax.cli.arguments import whole
-from vae_jax.cli.common import (
-    Verb,
-    answer,
-    load_data,
-    open_run,
-    out_option,
-    positive,
-    run_options,
-    say_unused,
-    split_of,
-    split_option,
-    target,
-)
+from vae_jax.cli.common import Verb, answer, open_run, out_option, positive, run_options, target
+from vae_jax.cli.run_data import load_data, say_unused, split_of, split_option
 from vae_jax.errors import UserError, listed
 from vae_jax.spec import NOT_IMAGE
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vae_jax.cli.common import Verb, answer
+from vae_jax.cli.common import Verb, answer, runs_argument
 from vae_jax.config import expand
 from vae_jax.errors import UserError
 from vae_jax.files.folders import check_writable
@@ -13,7 +13,7 @@ MOST = 200  # runs in a page
 
 
 def _options(parser: Any) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or sweeps, whose members are shown")
+    runs_argument(parser)
     parser.add_argument(
         "--out", default=None, metavar="FILE", help="the page; default RUN/report.html, of several runs report.html"
     )

@@ -4,20 +4,9 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli.arguments import number, whole
-from vae_jax.cli.common import (
-    Verb,
-    flag,
-    load_data,
-    open_run,
-    out_option,
-    positive,
-    run_options,
-    say,
-    say_unused,
-    seed_of,
-    trains_prior,
-)
+from vae_jax.cli.common import Verb, flag, open_run, out_option, positive, run_options, say, seed_of, trains_prior
 from vae_jax.cli.progress import progress
+from vae_jax.cli.run_data import load_data, say_unused
 from vae_jax.errors import UserError, listed, quoted
 
 if TYPE_CHECKING:

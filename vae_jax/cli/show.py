@@ -4,15 +4,16 @@ import json
 import shutil
 from typing import Any
 
-from vae_jax.cli.common import Verb, answer
+from vae_jax.cli.common import Verb, answer, runs_argument
 from vae_jax.config import expand
 from vae_jax.errors import printable
+from vae_jax.files.folders import shown_as
 
 FIGURES = ("test_loss", "test_reconstruction", "test_kl")
 
 
 def _options(parser: Any) -> None:
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders, or sweeps, whose members are shown")
+    runs_argument(parser)
     parser.add_argument("--sort", action="store_true", help="the lowest test loss first")
     parser.add_argument("--json", action="store_true", help="print one JSON object per run, a line each")
     parser.add_argument("--all", action="store_true", help="show all options, not only those in which runs differ")
@@ -30,7 +31,7 @@ def _run(options: Any) -> None:
         best = run.best()
         rows.append(
             {
-                "run": str(run.folder),
+                "run": str(shown_as(run.folder)),
                 "state": run.state,
                 "data": run.data,
                 "epochs": len(run.history),
@@ -50,7 +51,7 @@ def _run(options: Any) -> None:
         answer(line)
     for run in runs:
         if run.reason:
-            answer(f"{run.folder}: {run.reason}")
+            answer(f"{shown_as(run.folder)}: {run.reason}")
 
 
 def table(rows: list[dict[str, Any]], width: int = 120) -> list[str]:

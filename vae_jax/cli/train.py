@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli.arguments import add_options
@@ -27,7 +26,7 @@ from vae_jax.config import Config, expand
 from vae_jax.errors import PATH, Stopped, UserError, counted, cut, on_terminal
 from vae_jax.interruption import SAME
 from vae_jax.runs import own_parts
-from vae_jax.runs.folder import check_folder, read_config
+from vae_jax.runs.folder import check_folder, pictures, read_config
 
 if TYPE_CHECKING:
     from vae_jax.data import Dataset
@@ -166,13 +165,6 @@ def train(
     return 0
 
 
-def pictures(folder: Path) -> list[Path]:
-    """A run's pictures, with only the last epoch's reconstructions."""
-    paths = sorted((folder / "figures").glob("*.png"))
-    epochs = [path for path in paths if path.name.startswith("reconstructions_epoch_")]
-    return [path for path in paths if path not in epochs[:-1]]
-
-
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
     """A context with the list of Ctrl-C and SIGTERM received; a second Ctrl-C still ends the program at once."""
@@ -287,6 +279,7 @@ VERBS = {
         "  vae-jax train --config article --out runs/article --seed 1           MNIST, downloaded\n"
         "  vae-jax train --config article --out runs/z2 --model.latent 2        another latent size\n"
         "  vae-jax train --config colour64 --data.path photos --out runs/mine   a folder of your own photographs\n"
+        "  vae-jax train --config digits --out runs/on --from hub:me/digits     with the weights of a run on the hub\n"
         "  vae-jax train --config digits --out runs/logged --log tensorboard    figures and pictures for TensorBoard",
         usage="--out RUN [--config FILE]",
         interrupted="; `vae-jax train … --resume` goes on from the last checkpoint, if there is one",

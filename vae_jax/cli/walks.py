@@ -4,16 +4,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from vae_jax.cli.arguments import number, whole
-from vae_jax.cli.common import (
-    Verb,
-    load_data,
-    open_run,
-    out_option,
-    positive,
-    run_options,
-    say,
-    seed_of,
-)
+from vae_jax.cli.common import Verb, open_run, out_option, positive, run_options, say, seed_of
+from vae_jax.cli.run_data import load_data
 from vae_jax.errors import UserError, listed
 
 if TYPE_CHECKING:

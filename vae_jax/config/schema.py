@@ -226,8 +226,8 @@ class TrainConfig(Section):
             of the trained weights; at update t at most (1 + t)/(10 + t). Null for none.
         patience: epochs without a lower validation loss after which training stops; null for none.
         min_delta: with train.patience, by how much the loss must be lower to count.
-        start: a run folder to start from, with the weights that its latest checkpoint is evaluated with and a fresh
-            optimiser; null to start fresh.
+        start: a run folder to start from, or hub:OWNER/NAME, with the weights that its latest checkpoint is evaluated
+            with and a fresh optimiser; null to start fresh.
         chunk_steps: steps in one compiled call, after which progress is shown; 0 chooses about a second's. The results
             do not depend on it.
         shard_images: images on the device at a time, loaded while the ones before are in use, for data sets that do not

@@ -5,9 +5,10 @@ import re
 import stat
 from pathlib import Path
 
-from vae_jax.errors import UserError
+from vae_jax.errors import UserError, argument
 
 LEFT_OVER = re.compile(r"\.lock|\..+\.([0-9a-f]{16}|\d+)\.tmp|\.import\.\d+")  # what a process that died may leave
+copies: dict[Path, str] = {}  # folder, absolute -> the address whose copy it is: nothing is written into it
 
 
 def is_folder(path: Path) -> bool:
@@ -27,12 +28,23 @@ def contents(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not LEFT_OVER.fullmatch(path.name)) if folder.is_dir() else []
 
 
+def shown_as(folder: Path) -> Path:
+    """The name of a folder for the reader: of a copy the address whose copy it is."""
+    return Path(copies.get(folder.absolute(), folder))
+
+
 def check_writable(folder: Path) -> None:
-    """Refuses a folder that cannot be written or made; does not make it.
+    """Refuses a folder that cannot be written or made, or that is a copy; does not make it.
 
     Raises:
         UserError: naming what is in the way.
     """
+    for place in (folder.absolute(), *folder.absolute().parents):
+        if place in copies:
+            raise UserError(
+                f"{copies[place]}: expected a folder to write into; found an address, whose copy here stays as it is; "
+                f"{argument('folder')} names another place"
+            )
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"{folder}: expected a folder that can be written; {existing} is a file")

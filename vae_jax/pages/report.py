@@ -14,8 +14,10 @@ import numpy as np
 
 from vae_jax.config import Config, options_of
 from vae_jax.errors import counted
+from vae_jax.files.folders import shown_as
 from vae_jax.options import as_text
 from vae_jax.pages.page import escaped, page
+from vae_jax.runs.folder import pictures
 from vae_jax.runs.overview import Overview, differing, public_options
 
 MOST_PICTURES = 24 << 20  # bytes of pictures in a page
@@ -40,7 +42,7 @@ def report(runs: Sequence[Overview]) -> str:
         title = f"{counted(len(runs), 'run')} side by side"
         body += [f"<h1>{title}</h1>", _comparison(runs), _curves(runs)]
     else:
-        title = runs[0].folder.absolute().name
+        title = shown_as(runs[0].folder).absolute().name
     changed = differing(runs)
     for name, run in zip(names_of(runs), runs, strict=True):
         section, left = _section(run, name, "h2" if len(runs) > 1 else "h1", changed, left)
@@ -50,7 +52,7 @@ def report(runs: Sequence[Overview]) -> str:
 
 def names_of(runs: Sequence[Overview]) -> list[str]:
     """The runs' folders without the path that all share."""
-    folders = [run.folder.absolute() for run in runs]
+    folders = [shown_as(run.folder).absolute() for run in runs]
     shared = os.path.commonpath([folder.parent for folder in folders])
     return [os.path.relpath(folder, shared) for folder in folders]
 
@@ -127,14 +129,15 @@ def _section(run: Overview, name: str, heading: str, changed: dict[str, Any], le
         *([] if said else ['<p class="quiet">Nothing was skipped, and the run is finished.</p>']),
         _figures(run),
     ]
-    pictures, left_out = [], []
+    shown, left_out = [], []
     for path in _pictures(run.folder):
         if (size := path.stat().st_size) > left:
             left_out.append(path.name)
             continue
         left -= size
-        pictures.append(_picture(path))
-    lines += pictures
+        shown.append(_picture(path))
+    lines += shown
+    own_config = shlex.quote(f"{shown_as(run.folder).absolute().name}/config.yaml")
     if left_out:
         most = MOST_PICTURES >> 20
         text = f"Left out, since a page has at most {most} MB of pictures: {', '.join(left_out)}."
@@ -142,8 +145,8 @@ def _section(run: Overview, name: str, heading: str, changed: dict[str, Any], le
     lines += [
         "<details><summary>How to repeat it</summary>",
         f"<pre>{escaped(repeat(run.config))}</pre>",
-        "<p>or, beside its folder: <code>vae-jax train --config "
-        f"{escaped(shlex.quote(run.folder.absolute().name))}/config.yaml --out runs/again</code></p></details>",
+        f"<p>or, beside its folder: <code>vae-jax train --config {escaped(own_config)} --out runs/again</code></p>",
+        "</details>",
         _environment(run),
         _options(run, changed),
         "</section>",
@@ -252,10 +255,8 @@ def _curves(runs: Sequence[Overview]) -> str:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    """A run's pictures, with only the last epoch's reconstructions; the curves come first."""
-    paths = sorted((folder / "figures").glob("*.png"), key=lambda path: (path.stem != "loss", path.name))
-    epochs = [path for path in paths if path.name.startswith(EPOCH)]
-    return [path for path in paths if path not in epochs[:-1]]
+    """A run's pictures, see `vae_jax.runs.folder.pictures`; the curves come first."""
+    return sorted(pictures(folder), key=lambda path: (path.stem != "loss", path.name))
 
 
 def _picture(path: Path, caption: str = "") -> str:

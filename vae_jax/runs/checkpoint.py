@@ -6,7 +6,6 @@ when it is whole. Orbax's CheckpointManager is not used: it renames a checkpoint
 checkpoint that it was deleting when the process died looks like a damaged one.
 """
 
-import json
 import math
 import os
 import re
@@ -31,11 +30,11 @@ from vae_jax.runs.description import (
     FORMAT,
     DamageError,
     Description,
-    canonical,
     check_step,
     check_types,
     files_of,
     read_description,
+    sealed_text,
     sha256_of,
     type_of,
 )
@@ -112,8 +111,7 @@ def save(folder: Path, saved: Saved, loss: float | None = None, *, read_back: bo
                 },
                 "files": files_of(making),
             }
-            content = {"sha256": sha256_of(canonical(description)), "checkpoint": description}
-            write_text(making / DESCRIPTION, json.dumps(content))
+            write_text(making / DESCRIPTION, sealed_text(description))
             if read_back:
                 try:
                     _arrays(making, typed(description, Description), state)

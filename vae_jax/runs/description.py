@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -160,6 +161,11 @@ def canonical(description: dict[str, Any]) -> bytes:
     return json.dumps(description, sort_keys=True).encode()
 
 
+def sealed_text(description: dict[str, Any]) -> str:
+    """The text of a description's file, with its hash."""
+    return json.dumps({"sha256": sha256_of(canonical(description)), "checkpoint": description})
+
+
 def files_of(folder: Path) -> dict[str, str]:
     """The SHA-256 of every file below a checkpoint's folder but its description."""
     return {name: _file_sha256(path) for name, path in _paths(folder).items()}
@@ -184,3 +190,14 @@ def _paths(folder: Path) -> dict[str, Path]:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def resealed(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bytes:
+    """The content of a checkpoint's description after a change, with its new hash.
+
+    Args:
+        folder: of the checkpoint, which `read_description` has verified.
+        change: the description, as it is in the file -> the changed one.
+    """
+    sealed = parse(read_bytes(folder / DESCRIPTION, HISTORY_LIMIT), _Sealed, HISTORY_LIMIT)
+    return sealed_text(change(sealed.checkpoint)).encode()

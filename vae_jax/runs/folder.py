@@ -15,6 +15,7 @@ from vae_jax.files.folders import check_writable, contents
 from vae_jax.files.lock import check_unlocked
 from vae_jax.files.replace import remove
 from vae_jax.runs import own_parts
+from vae_jax.runs.hub import is_address, pinned
 
 DATA = "data.json"  # in a run folder: the data that it was trained on
 PRIOR = "prior"  # in a run folder: the run that has trained a prior for it
@@ -36,6 +37,8 @@ def read_config(folder: Path) -> Config:
     Raises:
         UserError: if the folder is not one of a run.
     """
+    if is_address(folder):
+        raise UserError(f"{folder}: expected a run folder of this machine, which is written into; found an address")
     if not folder.is_dir():
         raise UserError(f"{folder}: expected a run folder, found {'a file' if folder.exists() else 'no such folder'}")
     if not (folder / "config.yaml").is_file():
@@ -72,6 +75,13 @@ def read_data(folder: Path) -> Data | None:
         return None
 
 
+def pictures(folder: Path) -> list[Path]:
+    """A run's pictures, with only the last epoch's reconstructions."""
+    paths = sorted((folder / "figures").glob("*.png"))
+    epochs = [path for path in paths if path.name.startswith("reconstructions_epoch_")]
+    return [path for path in paths if path not in epochs[:-1]]
+
+
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     """Refuses a folder that is in the way or cannot be written, before any long work.
 
@@ -79,6 +89,8 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
         UserError: if the folder has a run and not exactly one option is set, it is not a run's, it cannot be
             written, or another process writes into what is to be deleted.
     """
+    if is_address(folder):
+        raise UserError(f"{folder}: expected a folder for the run; found an address: `vae-jax push` brings a run there")
     try:
         os.fspath(folder).encode()
     except UnicodeEncodeError as error:
@@ -121,10 +133,19 @@ def _is_prior(folder: Path) -> bool:
 
 
 def absolute_start(config: Config) -> Config:
-    """The configuration with an absolute `train.start`, which works from any folder."""
+    """The configuration with an absolute `train.start`, see `start_of`."""
     if config.train.start is None:
         return config
-    return replace(config, train=replace(config.train, start=str(expand(config.train.start).absolute())))
+    return replace(config, train=replace(config.train, start=start_of(config.train.start)))
+
+
+def start_of(start: str) -> str:
+    """A `train.start` that means the same from any folder and at any time: an absolute path, or a commit's address.
+
+    Raises:
+        UserError: see `vae_jax.runs.hub.downloaded`.
+    """
+    return pinned(start) if is_address(start) else str(expand(start).absolute())
 
 
 def check_start(start: str | None, folder: Path) -> None:
@@ -133,7 +154,7 @@ def check_start(start: str | None, folder: Path) -> None:
     Raises:
         UserError: naming both.
     """
-    if start is not None and expand(start).resolve().is_relative_to(folder.resolve()):
+    if start is not None and not is_address(start) and expand(start).resolve().is_relative_to(folder.resolve()):
         raise UserError(
             f"train.start: expected a run outside {folder}, which {argument('overwrite', True)} deletes; found {start}"
         )

@@ -11,6 +11,7 @@ from vae_jax.errors import UserError
 from vae_jax.files import checked
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import DIVERGED, read_config, read_data, read_reason
+from vae_jax.runs.hub import is_address
 
 # In which runs may differ though they are the same models: where files lie and what is kept of them.
 PLACES = ("data.manual_dir", "data.cache_dir", "data.path", "train.start")  # options that are paths
@@ -123,7 +124,7 @@ def public_options(config: Config) -> dict[str, Any]:
         if isinstance(value, str) and value in names:
             file, _, entry = value.rpartition(":")
             options[name] = f"{Path(file).name}:{entry}"
-        elif name in PLACES and value is not None:
+        elif name in PLACES and value is not None and not is_address(value):
             options[name] = "PATH"
     return options
 

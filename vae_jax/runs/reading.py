@@ -18,6 +18,7 @@ from vae_jax.model.build import build
 from vae_jax.model.model import Model, make_model
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import read_config, read_data
+from vae_jax.runs.hub import downloaded
 from vae_jax.training.start import start, start_from
 from vae_jax.training.state import Trained
 
@@ -43,7 +44,7 @@ def load(
     """The model in a run folder.
 
     Args:
-        folder: of the run; nothing is written there.
+        folder: of the run, or its address on the hub, see `vae_jax.runs.hub`; nothing is written there.
         checkpoint: "latest" or "best".
         report: called with a line for every damaged checkpoint, which is passed over, and if the configuration or a
             user's file has changed since.
@@ -51,7 +52,7 @@ def load(
             it there.
 
     Raises:
-        UserError: if it is no run folder or has no undamaged checkpoint, or it names code that is not trusted.
+        UserError: if it is no run or has no undamaged checkpoint, or it names code that is not trusted.
 
     Examples:
         >>> import vae_jax
@@ -62,7 +63,7 @@ def load(
         >>> trained.config.model.network, len(trained.history)
         ('mlp', 1)
     """
-    folder = Path(folder)
+    folder = downloaded(folder, report)
     config = read_config(folder)
     used = own_parts.as_kept(config, folder, trust_code)
     config = replace(config, data=resolve(config.data))

@@ -15,7 +15,6 @@ from vae_jax.config import (
     as_listed,
     changed_options,
     check_used,
-    expand,
     options_of,
     values_in,
     with_options,
@@ -28,7 +27,7 @@ from vae_jax.files.held import LOCK
 from vae_jax.files.lock import check_unlocked, writing
 from vae_jax.files.replace import remove
 from vae_jax.runs import own_parts
-from vae_jax.runs.folder import absolute_start, check_prior_unlocked, check_start, delete, delete_logs
+from vae_jax.runs.folder import absolute_start, check_prior_unlocked, check_start, delete, delete_logs, start_of
 
 SPECIFICATION = "sweep.json"
 MOST = 10_000  # members
@@ -101,7 +100,7 @@ def absolute(sweep: Sweep) -> Sweep:
     """The sweep with absolute paths of the runs with which its members begin."""
     settings = dict(sweep.settings)
     if "train.start" in settings:
-        settings["train.start"] = [str(expand(value).absolute()) for value in settings["train.start"]]
+        settings["train.start"] = [start_of(value) for value in settings["train.start"]]
     return sweep._replace(config=absolute_start(sweep.config), settings=settings)
 
 
