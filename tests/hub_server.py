@@ -1,7 +1,7 @@
 """A server in the place of the Hugging Face Hub's, as far as a run needs one: its repositories lie in a folder.
 
 ROOT/OWNER/NAME/COMMIT/… has the files of each commit, and `Server.heads` the newest. Its answers are those that the
-version of huggingface_hub in constants.txt asks for; files above `LFS` bytes go through git's large file storage.
+version of huggingface_hub in constraints.txt asks for; files above `LFS` bytes go through git's large file storage.
 """
 
 import base64

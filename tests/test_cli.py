@@ -1167,6 +1167,12 @@ def test_samples_of_several_sources_stand_side_by_side(command, refused, copied,
     assert "--temperature: expected --from prior with it; found --from prior,gmm" in line
 
 
+def test_more_reconstructions_than_test_images_are_named(made, tmp_path, capsys):
+    capsys.readouterr()
+    assert main(["reconstruct", str(made), "-n=99999", f"--out={tmp_path / 'all.png'}"]) == 0
+    assert re.search(r"-n 99999: there are \d+ test images, of which all are taken\n", capsys.readouterr().err)
+
+
 def test_places_of_data_that_are_not_used_are_named(made, tmp_path, capsys):
     """Samples from the prior and files' reconstructions load no data."""
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")

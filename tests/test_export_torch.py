@@ -297,14 +297,18 @@ def test_python_can_import_the_file_by_its_name(tmp_path, name, python):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("flow", {}, "posterior.name: expected one of vectors z with the head mu as their centre, as Gaussians are; "),
-        ("mlp", {"posterior.name": "planar"}, "posterior.name: expected one of vectors z with the head mu"),
-        ("codebook", {}, "posterior.name: expected one of vectors z"),
-        ("fsq", {}, "posterior.name: expected one of vectors z"),
+        (
+            "flow",
+            {},
+            "posterior.name: expected one whose z are vectors with the head mu as their centre, as Gaussians have; ",
+        ),
+        ("mlp", {"posterior.name": "planar"}, "posterior.name: expected one whose z are vectors with the head mu"),
+        ("codebook", {}, "posterior.name: expected one whose z are vectors"),
+        ("fsq", {}, "posterior.name: expected one whose z are vectors"),
         (
             "mlp",
             {"posterior.name": "bernoulli", "prior.name": "uniform", "objective.name": "vimco"},
-            "posterior.name: expected one of vectors z",
+            "posterior.name: expected one whose z are vectors",
         ),
         (
             "convolutional",
@@ -330,7 +334,7 @@ def test_what_is_not_translated_is_refused(tmp_path, name, changes, message):
     with pytest.raises(UserError) as refused:
         write(trained, folder)
     assert str(refused.value).startswith(message)
-    assert str(refused.value).endswith("; to=onnx and to=stablehlo take every model")
+    assert str(refused.value).endswith("; to=onnx and to=stablehlo take more models")
     assert not list(folder.iterdir())
 
 

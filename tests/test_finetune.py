@@ -231,6 +231,9 @@ def test_a_sweep_over_what_is_begun_with(first, tmp_path, monkeypatch):
     second = first.with_name("second")
     assert plan.settings == {"train.start": [str(first), str(second)]}
     assert [member.name for member in members_of(plan)] == ["start=first,seed=0", "start=second,seed=0"]
+    begun = make_sweep(config, 1, ["train.start=null,first"])
+    assert begun.settings == {"train.start": ["null", str(first)]}
+    assert [member.config.train.start for member in members_of(begun)] == [None, str(first)]
     relative = Sweep(with_options(config, **{"train.start": "first"}), 1, {"train.start": ["first"]})
     ended = run(relative, load(config.data), tmp_path / "sweep")
     assert [outcome.member.config.train.start for outcome in ended] == [str(first)]

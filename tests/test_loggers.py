@@ -283,7 +283,7 @@ def test_one_that_holds_epochs_gets_the_others(tmp_path):
     def start(run):
         return Logger(lambda figures: given.append(figures["epoch"]), lambda *_: None, given.append, {1, 4}, 5)
 
-    run = LoggedRun(tmp_path, "run", "", {}, lambda name: "", 3, print)
+    run = LoggedRun(tmp_path, "run", "", {}, lambda name: "", 3, print, "", tmp_path)
     logs = several.Loggers({"a": start}, run, [{"epoch": number} for number in (1, 2, 3)], lambda epoch: [])
     for number in (4, 5):
         logs.epoch({"epoch": number})
@@ -351,7 +351,7 @@ def test_tensorboard_goes_on_however_often_and_wherever_a_run_stops(data, plain,
 def test_what_is_cut_off_in_tensorboards_file_is_written_again_and_nothing_twice(plain, tmp_path):
     """Wherever the process died that wrote it."""
     history, picture = metrics(plain), plain / "figures" / "reconstructions_epoch_0004.png"
-    run = LoggedRun(tmp_path / "logs", "run", "", {"seed": 1}, lambda name: "nats", len(history), print)
+    run = LoggedRun(tmp_path / "logs", "run", "", {"seed": 1}, lambda name: "nats", len(history), print, "", tmp_path)
     run.folder.mkdir()
     start = {"tensorboard": LOGGERS["tensorboard"]}
 
@@ -621,7 +621,7 @@ def test_a_run_that_goes_on_without_a_log_says_so(data, own, tmp_path):
 def test_a_note_that_is_damaged_or_a_strangers_is_not_taken(data, own, tmp_path, note):
     folder, said = tmp_path / "run", []
     (folder / "logs").mkdir(parents=True)
-    run = LoggedRun(folder / "logs", "a b/c", "", {}, lambda name: "", 0, said.append)
+    run = LoggedRun(folder / "logs", "a b/c", "", {}, lambda name: "", 0, said.append, "", folder / "logs")
     (folder / "logs" / "run.json").write_text(note)
     several.Loggers({}, run, [], lambda epoch: [])
     assert "the logs begin again as another run" in said[0]
@@ -661,7 +661,7 @@ def test_settings_of_wandbs_in_a_run_are_not_taken(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "logs" / "wandb").mkdir(parents=True)
     (tmp_path / "logs" / "wandb" / "settings").write_text("[default]\nbase_url = http://localhost:1\n")
-    run = LoggedRun(tmp_path / "logs", "run", "run", {}, lambda name: "", 0, print)
+    run = LoggedRun(tmp_path / "logs", "run", "run", {}, lambda name: "", 0, print, "", tmp_path / "logs")
     assert "expected no settings of W&B's in a run" in refused(wandb.start, run)
 
 

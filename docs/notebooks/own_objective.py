@@ -177,15 +177,13 @@ def codes(model, images, key):
     return heads["mu"] + jnp.exp(heads["log_var"] / 2) * jax.random.normal(key, heads["mu"].shape)
 
 
-models = {name: vae_jax.use(each) for name, each in trained.items()}
+models = {name: vae_jax.use(run) for name, run in trained.items()}
 some = data.test.images[:images_of_estimate]
 rows = {}
-for name, each in trained.items():
-    built = vae_jax.build(each.config, each.image_shape)
-    nll = importance_nll(
-        each.config, built.composition, each.state.variables, some, jax.random.key(0), samples_of_estimate
-    )
-    last = each.history[-1]
+for name, run in trained.items():
+    built = vae_jax.build(run.config, run.image_shape)
+    nll = importance_nll(run.config, built.composition, run.variables, some, jax.random.key(0), samples_of_estimate)
+    last = run.history[-1]
     rows[name] = {
         "reconstruction": last["test_reconstruction"],
         "KL": last["test_kl"],
@@ -201,8 +199,8 @@ for figure in rows["vae"]:
 _, panels = plt.subplots(1, 3, figsize=(11, 3), layout="constrained")
 for axes, figure in zip(panels, ("reconstruction", "kl"), strict=False):
     axes.set(title=f"{figure}, test images", xlabel="epoch", ylabel="nats per image")
-    for name, each in trained.items():
-        axes.plot([row["epoch"] for row in each.history], [row[f"test_{figure}"] for row in each.history], label=name)
+    for name, run in trained.items():
+        axes.plot([row["epoch"] for row in run.history], [row[f"test_{figure}"] for row in run.history], label=name)
 prior = jax.random.normal(jax.random.key(2), (20000, configs["vae"].model.latent))
 lengths = {"prior": prior} | {
     name: codes(model, data.test.images[:2000], jax.random.key(1)) for name, model in models.items()
@@ -239,7 +237,7 @@ for axes, (name, model) in zip(panels, models.items(), strict=True):
 #
 # With α = 1 the pull on single images is gone, q(z|x) becomes narrow, and the estimate of −log p(x) rises by tens of
 # nats: try it.
-# One run each is one draw: before you believe a difference, train several seeds, as `vae-jax sweep --seeds 8` does.
+# One run is one draw: before you believe a difference, train several seeds, as `vae-jax sweep --seeds 8` does.
 #
 # ## As a file
 #

@@ -7,7 +7,7 @@ from itertools import takewhile
 from typing import Any
 
 from vae_jax.config import Config, find, read_file, shipped, with_options
-from vae_jax.config.change import options_of, options_of_section
+from vae_jax.config.change import options_of, or_none
 from vae_jax.config.parts import PARTS
 from vae_jax.config.section import SECTIONS, options_class
 from vae_jax.errors import UserError, brief, cut
@@ -84,7 +84,7 @@ def add_options(parser: Parser, no_file: str = "") -> None:
             help="a YAML file, or the name of a shipped one; files of code that it names are run",
         )
         for flag, option in SHORT.items():
-            parser.add_argument(flag, metavar="VALUE", help=f"the same as --{option}")
+            parser.add_argument(flag, metavar="RUN", help=f"the same as --{option}")
     sections = ", ".join(SECTIONS)
     parser.add_argument(
         "--help-all", action="help", help=f"show all options; `--help SECTION` those of one, of {sections}"
@@ -127,7 +127,7 @@ def read(
             file = find(value)
         else:
             changes.pop(option, None)  # the later one of a section and its option wins
-            changes[option] = None if value == "null" and _may_be_null(option) else value
+            changes[option] = or_none(option, value)
     asked = next((place for place, argument in enumerate(rest) if argument in HELP), None)
     if parser.configured and asked is not None:
         named = SECTIONS if rest[asked] == "--help-all" else {argument.partition(".")[0] for argument in changes}
@@ -168,12 +168,6 @@ def _shown(parser: Parser, arguments: list[str], base: Callable[[argparse.Namesp
 def _is_option(name: str) -> bool:
     section, dot, _ = name.partition(".")
     return section in SECTIONS or (section == "seed" and not dot)
-
-
-def _may_be_null(option: str) -> bool:
-    section, _, name = option.partition(".")
-    known = options_of_section(section).get(name) if section in SECTIONS else None
-    return known is not None and type(None) in known.kinds
 
 
 def _check_length(argument: str, flag: str, most: int) -> None:

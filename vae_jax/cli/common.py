@@ -18,7 +18,7 @@ from vae_jax.files.folders import check_writable
 from vae_jax.files.held import check_no_link
 from vae_jax.runs import own_parts
 from vae_jax.runs.folder import PRIOR, absolute_start, read_config
-from vae_jax.runs.hub import downloaded
+from vae_jax.runs.hub import downloaded, is_address
 
 if TYPE_CHECKING:
     from vae_jax.config import Config
@@ -125,7 +125,10 @@ def run_options(parser: Any, data: bool = True) -> None:
     run_argument(parser)
     checkpoint_option(parser)
     for name in DATA_PATHS if data else ():
-        parser.add_argument(f"--data.{name}", default=None, help=f"instead of the run's own data.{name}")
+        metavar = "FILE" if name == "path" else "DIR"
+        parser.add_argument(
+            f"--data.{name}", metavar=metavar, default=None, help=f"instead of the run's own data.{name}"
+        )
     parser.add_argument(
         "--no-prior", action="store_true", help="leave out the prior that `vae-jax train-prior` has trained, if any"
     )
@@ -332,16 +335,26 @@ def absolute_paths(config: "Config") -> "Config":
     return own_parts.absolute(absolute_start(replace(config, data=replace(config.data, **paths))))
 
 
-def target(options: Any, default: str) -> Path:
+def target(options: Any, default: str, *endings: str) -> Path:
     """The file that a command writes.
 
+    Args:
+        options: of the command.
+        default: the file in the run's folder.
+        endings: of a name that is given; by default that of the default's. A new file needs none.
+
     Raises:
-        UserError: if there is no such run, or the file's folder cannot be written.
+        UserError: if there is no such run, the name has another ending, or the file's folder cannot be written.
     """
     read_config(expand(options.run))  # refuses a folder that is no run's, and leaves it alone
     path = expand(options.out) if options.out else expand(options.run) / default
     if path.is_dir():
         raise UserError(f"--out {path}: expected a file, found a folder")
+    if options.out and is_address(options.out):
+        raise UserError(f"--out: expected a file; found an address, {options.out}")
+    endings = endings or (Path(default).suffix,)
+    if path.suffix not in endings and (path.suffix or path.exists()):  # it may be any file, as one of the run's own
+        raise UserError(f"--out: expected a name that ends in {' or '.join(endings)}; found {path}")
     check_no_link(expand(options.run), path.parent)
     check_writable(path.parent)
     return path

@@ -13,11 +13,12 @@ from vae_jax.cli.arguments import Parser
 from vae_jax.cli.common import Verb
 from vae_jax.config.parts import PARTS, registry_of
 from vae_jax.config.section import SECTIONS, options_class
+from vae_jax.errors import cut
 from vae_jax.options import Option, options_in
 from vae_jax.registry import lookup
 
 SHELLS = ("bash", "zsh", "fish")
-FOLDERS, FILES = ("RUN", "DIR"), ("FILE", "IMAGES")  # what help calls arguments that are paths
+FOLDERS, FILES = ("RUN", "SWEEP", "DIR"), ("FILE", "IMAGES")  # what help calls arguments that are paths
 COMPLETED = "complete"  # the attribute of an action that shtab reads
 
 
@@ -34,10 +35,16 @@ def all_commands(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=verb.summary, description=verb.summary)
         verb.options(command)
         for action in command._actions:
+            action.help = _brief(action.help)
             _complete(action, command.offered.get(action, tuple)(), _path_of(action.metavar))
         if command.configured:
             _add_configuration(command)
     return parser
+
+
+def _brief(text: str | None) -> str:
+    """The first words of an option's help, which shells show beside every value."""
+    return cut((text or "").partition(";")[0].partition(". ")[0], 60).replace("%", "%%")
 
 
 def _path_of(metavar: Any) -> str | None:
@@ -52,8 +59,8 @@ def _add_configuration(command: Parser) -> None:
         parts = registry_of(section) if section in PARTS else {}
         kinds = [kind, *(options_class(section, part) for part in parts)]
         options: dict[str, list[Option]] = {}
-        for each in kinds:
-            for name, option in options_in(each).items():
+        for kind_of_options in kinds:
+            for name, option in options_in(kind_of_options).items():
                 options.setdefault(name, []).append(option)
         for name, same in options.items():
             if not command.changeable(f"{section}.{name}"):
@@ -62,7 +69,7 @@ def _add_configuration(command: Parser) -> None:
             if parts and name == PARTS[section].option:
                 choices += parts
             text = any(str in option.kinds and (option.choices is None or option.choices.own) for option in same)
-            action = command.add_argument(f"--{section}.{name}", metavar="VALUE", help=same[0].help.replace("%", "%%"))
+            action = command.add_argument(f"--{section}.{name}", metavar="VALUE", help=_brief(same[0].help))
             _complete(action, dict.fromkeys(choices), "file" if text else None)
 
 

@@ -22,6 +22,7 @@ from vae_jax.errors import UserError
 from vae_jax.files.folders import check_writable
 from vae_jax.files.held import check_no_link
 from vae_jax.runs.folder import check_folder, pictures
+from vae_jax.runs.hub import is_address
 
 
 def _formats() -> Iterable[str]:
@@ -53,6 +54,8 @@ def _export(options: Any) -> None:
     set_device("cpu")
     from vae_jax.interop.export import check_licence, check_target, export, written_by
 
+    if is_address(options.file):
+        raise UserError(f"FILE: expected a file; found an address, {options.file}: `vae-jax push` brings a run there")
     check_target(path, options.to)
     check_licence(options.licence)
     if folders := [target for target in written_by(path, options.to) if target.is_dir()]:

@@ -8,7 +8,7 @@ from vae_jax.cli.arguments import whole
 from vae_jax.cli.common import Verb, answer, open_run, out_option, positive, run_options, say, target
 from vae_jax.cli.run_data import load_data
 from vae_jax.config import expand
-from vae_jax.files.folders import shown_as
+from vae_jax.files.folders import name_of
 
 
 def _options(parser: Any) -> None:
@@ -19,7 +19,7 @@ def _options(parser: Any) -> None:
 
 
 def _run(options: Any) -> None:
-    path, points = target(options, "explore.html"), positive(options.n, "-n")
+    path, points = target(options, "explore.html", ".html", ".htm"), positive(options.n, "-n")
     from vae_jax.pages.page import check_target
 
     check_target(path)
@@ -29,7 +29,7 @@ def _run(options: Any) -> None:
 
     check(trained)
     data = load_data(options, trained)
-    write_text(path, explore(shown_as(expand(options.run)).absolute().name, trained, model, data, points, say))
+    write_text(path, explore(name_of(expand(options.run)), trained, model, data, points, say))
     if not options.no_open:
         _open(path.absolute().as_uri())
     answer(str(path))

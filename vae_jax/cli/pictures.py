@@ -119,7 +119,7 @@ def picture_target(options: Any, stem: str) -> Path:
         UserError: as `target`; or if its ending is a picture's and the examples are no pictures.
     """
     config = read_config(expand(options.run)).data
-    path = target(options, f"{stem}.npz" if config.kind in NOT_IMAGE else f"{stem}.png")
+    path = target(options, f"{stem}.npz" if config.kind in NOT_IMAGE else f"{stem}.png", ".png", ".npz")
     if config.kind in NOT_IMAGE and path.suffix != ".npz":
         raise UserError(
             f"--out: expected a name ending in .npz, since data of kind {config.kind} are no pictures; found {path}"

@@ -1,24 +1,22 @@
 """`vae-jax reconstruct` and `vae-jax encode`: images to reconstructions and latents."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vae_jax.cli import evaluate, sample, walks
 from vae_jax.cli.arguments import whole
-from vae_jax.cli.common import Verb, answer, open_run, out_option, positive, run_options, target
+from vae_jax.cli.common import Verb, answer, open_run, out_option, positive, run_options, say, target
+from vae_jax.cli.pictures import decoded, free, label_of, label_option, picture_target, save_arrays
 from vae_jax.cli.run_data import load_data, say_unused, split_of, split_option
+from vae_jax.config import expand
 from vae_jax.errors import UserError, listed
 from vae_jax.spec import NOT_IMAGE
-
-if TYPE_CHECKING:
-    pass
-from vae_jax.cli.pictures import decoded, free, label_of, label_option, picture_target, save_arrays
 
 
 def _reconstruct_options(parser: Any) -> None:
     run_options(parser)
     parser.add_argument("images", metavar="IMAGES", nargs="*", help="image files; without any, test images")
-    parser.add_argument("-n", type=whole, default=64, help="number of test images, spread over all of them")
+    parser.add_argument("-n", type=whole, help="number of test images, spread over all of them (default 64)")
     label_option(parser, "of the image files")
     out_option(
         parser,
@@ -31,7 +29,11 @@ def _reconstruct(options: Any) -> None:
     import numpy as np
 
     path = free(picture_target(options, "figures/reconstructions"), options)
-    count, label = positive(options.n, "-n"), label_of(options)
+    count, label = positive(64 if options.n is None else options.n, "-n"), label_of(options)
+    if options.images and options.n is not None:
+        raise UserError("-n: expected no image files with it, of which all are taken; found some")
+    if path.exists() and any(path.samefile(image) for image in map(expand, options.images) if image.exists()):
+        raise UserError(f"--out: expected another file than the images; found {path}")
     trained, model = open_run(options)
     from vae_jax.data import read_images
     from vae_jax.pictures.sheet import Pairs
@@ -46,11 +48,13 @@ def _reconstruct(options: Any) -> None:
         say_unused(options)
         images = read_images(options.images, trained.config.data)
         labels = None if label is None else np.full(len(images), label)
-        names, what_names = [Path(image).stem for image in options.images], "name"
+        names, what_names = [" ".join(Path(image).stem.split()) for image in options.images], "name"
     elif label is not None:
         raise UserError(f"--label: expected image files with it, since test images have labels; found {options.label}")
     else:
         data = load_data(options, trained)
+        if count > len(data.test):
+            say(f"-n {count}: there are {len(data.test):,} test images, of which all are taken")
         test = data.test.spread(count)
         images, labels = test.images, labels_for(trained.config, test)
         names, what_names = data.names_of(test.labels), "" if test.labels is None else "class"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vae_jax.cli.common import DATA_PATHS, say
 from vae_jax.config import DataConfig, check_section, expand
 from vae_jax.errors import UserError, listed, quoted
+from vae_jax.files.folders import is_copy, shown_as
 from vae_jax.runs.folder import read_data
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ def load_data(options: Any, trained: "Trained") -> "Dataset":
     from vae_jax.training.checks import check_labels, check_numbers
 
     given = given_paths(options)
+    if trained.config.data.path and "path" not in given and is_copy(expand(options.run)):
+        name = shown_as(expand(options.run))
+        raise UserError(
+            f"{name}: expected its data, {trained.config.data.path}, which are not on the hub; "
+            f"--data.path names a place of them here"
+        )
     config = replace(trained.config.data, **given)
     if "cache_dir" not in given and config.cache_dir and not is_cache(expand(config.cache_dir)):
         say(f"{config.cache_dir}, the run's data.cache_dir, is no cache here: --data.cache_dir names one")

@@ -10,6 +10,7 @@ from vae_jax.cli.run_data import load_data, say_unused
 from vae_jax.errors import UserError, listed, quoted
 
 if TYPE_CHECKING:
+    from vae_jax.data.split import Split
     from vae_jax.training.state import Trained
 from vae_jax.cli.pictures import ARRAYS, decoded, label_of, label_option, picture_target, sheet_of, write_pictures
 
@@ -82,11 +83,12 @@ def _sample(options: Any) -> None:
         labels = np.arange(count) % classes if label is None else np.full(count, label)
     if sources == ["prior"]:
         say_unused(options)
+    images = None if sources == ["prior"] else load_data(options, trained).train
     key = jax.random.key(seed)
 
     def drawn(source: str, temperature: float | None) -> Any:
         if source != "prior":
-            return _fitted(options, trained, source)(sampling_key(key), count)
+            return _fitted(trained, images, source)(sampling_key(key), count)
         assert model.draw is not None
         way = arguments if temperature is None else {**arguments, "temperature": temperature}
         return model.draw(key, count, labels, **way)
@@ -164,7 +166,7 @@ def _check_ways(options: Any, trained: "Trained") -> None:
         raise UserError(f"{flag(name, None)}: expected a trained prior over codes; found {found}{hint}")
 
 
-def _fitted(options: Any, trained: "Trained", source: str) -> Any:
+def _fitted(trained: "Trained", images: "Split | None", source: str) -> Any:
     """The sampler of z, fitted with the run's seed: --seed chooses the draws, not the fit."""
     from vae_jax.evaluation import samplers
     from vae_jax.keys import make_keys
@@ -172,7 +174,7 @@ def _fitted(options: Any, trained: "Trained", source: str) -> Any:
     from vae_jax.training.checks import labels_for
 
     composition, _ = build(trained.config, trained.image_shape)
-    images = load_data(options, trained).train
+    assert images is not None
     key, labels = make_keys(trained.config.seed).samplers, labels_for(trained.config, images)
     with progress(f"fitting {source}") as on_progress:
         return samplers.fit_sampler(

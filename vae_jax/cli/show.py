@@ -31,7 +31,7 @@ def _run(options: Any) -> None:
         best = run.best()
         rows.append(
             {
-                "run": str(shown_as(run.folder)),
+                "run": shown_as(run.folder),
                 "state": run.state,
                 "data": run.data,
                 "epochs": len(run.history),

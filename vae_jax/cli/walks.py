@@ -105,7 +105,8 @@ def _traverse(options: Any) -> None:
     rows, names = list(range(model.latent)), []
     if path.suffix != ".npz":
         rows, names = _used(trained, composition, test)
-    sheet = sheet_of(path, trained.image_shape, len(rows) * steps, steps, f"--steps {steps}", rows=names)
+    title = f"one dimension of z in a row, from {-options.extent:g} to {options.extent:g}"
+    sheet = sheet_of(path, trained.image_shape, len(rows) * steps, steps, f"--steps {steps}", title=title, rows=names)
     labels = labels_for(trained.config, test)
     labels = None if labels is None else labels[options.image : options.image + 1]
     start = np.asarray(model.encode(test.images[options.image : options.image + 1], labels)["mu"])

@@ -122,6 +122,13 @@ def values_in(option: str, text: str) -> list[str]:
     return [as_text(item) for item in values]
 
 
+def or_none(option: str, text: str) -> str | None:
+    """A value of an option as text; None for "null", if the option may be that."""
+    section, _, name = option.partition(".")
+    known = options_of_section(section).get(name) if section in SECTIONS else None
+    return None if text == "null" and known is not None and type(None) in known.kinds else text
+
+
 def options_of(config: Config) -> dict[str, Any]:
     """Every option's value by its dotted name: the sections' and the chosen parts'.
 

@@ -28,9 +28,20 @@ def contents(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if not LEFT_OVER.fullmatch(path.name)) if folder.is_dir() else []
 
 
-def shown_as(folder: Path) -> Path:
-    """The name of a folder for the reader: of a copy the address whose copy it is."""
-    return Path(copies.get(folder.absolute(), folder))
+def is_copy(folder: Path) -> bool:
+    """Whether a folder is the copy here of what an address names."""
+    return folder.absolute() in copies
+
+
+def shown_as(folder: Path) -> str:
+    """A folder for the reader: of a copy the address whose copy it is, with the first digits of the commit."""
+    address, at, commit = copies.get(folder.absolute(), str(folder)).partition("@" if is_copy(folder) else "\0")
+    return f"{address}{at}{commit[:8]}"
+
+
+def name_of(folder: Path) -> str:
+    """The name of a folder, of a copy that of what the address names."""
+    return Path(shown_as(folder).partition("@")[0]).name if is_copy(folder) else folder.absolute().name
 
 
 def check_writable(folder: Path) -> None:

@@ -7,6 +7,7 @@ import jax
 import yaml
 
 from vae_jax.config import Config
+from vae_jax.errors import counted
 from vae_jax.interop.functions import Function
 from vae_jax.networks import count_parameters
 from vae_jax.objectives import Objective
@@ -14,6 +15,7 @@ from vae_jax.runs.overview import PLACES, public_options
 from vae_jax.training.state import Trained
 from vae_jax.version import __version__
 
+CARD_OF = "A variational autoencoder, trained with vae_jax"  # in every card
 NO_LICENCE = "The licence of these weights is not stated: ask who trained them before you use them."
 
 
@@ -39,11 +41,12 @@ def card_of(
     name = cell(name)
     front = ["---", "library_name: vae_jax", "tags: [vae, jax, image-generation]"]
     front += [f"license: {licence}"] * (licence is not None) + ["---", ""]
+    epochs = counted(len(trained.history), "epoch")
     labels = f", {config.model.classes} labels" if config.model.classes else ""
     lines = [
         f"# {name}",
         "",
-        f"A variational autoencoder, trained with vae_jax {__version__} and jax {jax.__version__}.",
+        f"{CARD_OF} {__version__} and jax {jax.__version__}.",
         "",
         *_table(
             {
@@ -54,7 +57,7 @@ def card_of(
                 "prior": options["prior.name"],
                 "likelihood": options["likelihood.name"],
                 "objective": options["objective.name"],
-                "training": f"{len(trained.history)} epochs, {int(trained.state.step):,} steps, seed {config.seed}",
+                "training": f"{epochs}, {int(trained.state.step):,} steps, seed {config.seed}",
             }
         ),
         "",

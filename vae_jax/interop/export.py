@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vae_jax.errors import UserError, argument, listed, quoted
 from vae_jax.files.replace import write_together
-from vae_jax.interop.card import card_of
+from vae_jax.interop.card import CARD_OF, card_of
 from vae_jax.interop.exchange import other_parts, state_dict_of
 from vae_jax.interop.functions import functions_of
 from vae_jax.interop.onnx_file import FUNCTIONS, files_of, onnx_path, translated
@@ -54,18 +54,19 @@ def _torch(request: Request) -> Export:
     settings = settings_of_trained(trained)
     arrays = state_dict_of(trained, request.folder)
     python, card = python_path(path), card_path(path)
-    check_free(python)
+    check_free(path)
     use = use_of(settings, path)
     contents = {
         card: request.card(None, "\n".join(["```python", *use, "```"])).encode(),
-        python: source_of(settings).encode(),
+        python: source_of(settings, path).encode(),
         path: packed(arrays),
     }
     write_together(contents)
     about = [f"{len(arrays)} tensors with PyTorch's names and layouts", f"in PyTorch: {use[0]}; {use[2]}"]
     if others := other_parts(trained.config, trained.variables):
         about.append(f"left out, since encoder and decoder do without: the parameters of {listed(others)}")
-    if not getattr(trained.config.model.options, "unbiased_running_variance", True):
+    options = trained.config.model.options
+    if getattr(options, "batch_norm", False) and not getattr(options, "unbiased_running_variance", True):
         about.append("PyTorch's BatchNorm, if trained on, keeps the unbiased variance, where the run keeps the biased")
     return Export([*contents], [*about, *_in_float32(trained)])
 
@@ -99,12 +100,18 @@ def _onnx(request: Request) -> Export:
     card = request.card(held, "\n".join(["```python", *lines, "```", "", files]))
     contents = {card_path(request.path): card.encode(), **files_of(made.models, request.path, card)}
     write_together(contents)
-    for name in FUNCTIONS:
-        if name not in made.models:
-            onnx_path(name, request.path).unlink(missing_ok=True)  # of an earlier model, to whose decoder it belonged
+    stale = [file for name in FUNCTIONS if _is_ours(file := onnx_path(name, request.path)) and name not in made.models]
+    for file in stale:
+        file.unlink()
     about = [f"{name}: as jax computes it to {gap:.1g}" for name, gap in made.gaps.items()]
     about += [f"{name} is left out: {why}" for name, why in made.left_out.items()]
+    about += [f"{file} is deleted, which belonged to an earlier decoder" for file in stale]
     return Export([*contents], [*about, *_in_float32(request.trained)])
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether there is a file with a card of ours in it."""
+    return file.is_file() and CARD_OF.encode() in file.read_bytes()
 
 
 def _in_float32(trained: Trained) -> list[str]:
@@ -144,6 +151,7 @@ def check_target(path: Path, to: str) -> None:
         )
     if to == "torch":
         check_name(path)
+        check_free(path)
 
 
 def check_licence(licence: str | None) -> None:

@@ -15,11 +15,11 @@ from vae_jax.files.folders import contents
 from vae_jax.interop.card import card_of
 from vae_jax.interop.export import check_licence
 from vae_jax.model.build import build
-from vae_jax.pages.use import use_of
+from vae_jax.pages.use import use_on_hub
 from vae_jax.runs import own_parts
 from vae_jax.runs.description import DESCRIPTION, files_of, resealed
 from vae_jax.runs.folder import DATA, DIVERGED, ORIGIN, PRIOR, pictures, read_config
-from vae_jax.runs.hub import CARD, LOG_IN, NAME, OF_A_RUN, PREFIX, downloaded, in_one_line, is_address
+from vae_jax.runs.hub import CARD, LOG_IN, OF_A_RUN, PREFIX, downloaded, in_one_line, is_address, is_name
 from vae_jax.runs.overview import PLACES
 from vae_jax.runs.prior import read_prior
 from vae_jax.runs.reading import load
@@ -50,7 +50,8 @@ def push(
         private: make the repository private.
         licence: of the weights, for the card.
         checkpoint: "latest" or "best": the one that is uploaded.
-        report: see `vae_jax.runs.reading.load`; called with a line for all that is changed or left out, too.
+        report: see `vae_jax.runs.reading.load`; called with a line for options with a place of this machine, and for a
+            prior that is left out, too.
         on_file: called with a line for what is uploaded, before it is.
         trust_code: see `vae_jax.runs.reading.load`.
 
@@ -61,7 +62,7 @@ def push(
         UserError: if there is no such run, huggingface_hub is not installed, the hub refuses it, or it cannot be
             reached.
     """
-    if not NAME.fullmatch(repository):
+    if not is_name(repository):
         raise UserError(f"expected OWNER/NAME, a repository on the hub; found {quoted(repository)}")
     what, folder = f"{PREFIX}{repository}", downloaded(folder, report)
     check_licence(licence)
@@ -79,7 +80,7 @@ def push(
             files |= {f"{PRIOR}/{name}": content for name, content in own.items()}
     _, objective = build(trained.config, trained.image_shape)
     name = repository.partition("/")[2]
-    use = use_of(what, trained.config, own_parts.names_in(read_config(folder)) != [], bool(objective.generative))
+    use = use_on_hub(what, trained.config, own_parts.names_in(read_config(folder)) != [], bool(objective.generative))
     files[CARD] = card_of(trained, objective, name, licence, use=use).encode()
     for line in listing(files):
         on_file(line)
@@ -103,6 +104,8 @@ def _upload(hub: Any, repository: str, files: Files, private: bool, report: Call
             if name not in files and any(fnmatch(name, pattern) for pattern in OF_A_RUN)
         ),
     ]
+    if "config.yaml" in earlier:
+        report(f"{what}: the run there is replaced; it stays in the repository's history")
     # Refused if another commit has come between.
     made = api.create_commit(repository, operations, commit_message="A run of vae_jax", parent_commit=there.sha)
     if made.oid == there.sha:
@@ -116,7 +119,7 @@ def public_files(folder: Path, trained: Trained, report: Callable[[str], None]) 
     Args:
         folder: of the run.
         trained: the model of the checkpoint that is chosen.
-        report: called with a line for all that is changed.
+        report: called with a line for every option with a place of this machine.
 
     Raises:
         UserError: if it names a file of code of which it has no copy, or a file in it is damaged.

@@ -132,6 +132,8 @@ class Autoencoder(nn.Module):
             raise ValueError(f"labels: expected {wanted}; found {'none' if labels is None else 'some'}")
         if labels is None:
             return x
+        if labels.is_floating_point():
+            raise ValueError(f"labels: expected whole numbers; found {labels.dtype}")
         hot = functional.one_hot(labels.long(), classes).to(x)
         return torch.cat([x, hot[(..., *[None] * (x.ndim - 2))].expand(-1, -1, *shape[1:])], 1)
 

@@ -7,8 +7,10 @@ import keyword
 import re
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +30,8 @@ from vae_jax.version import __version__
 
 MARK = "# Written by vae-jax export"  # first in every such file: no other file is written over
 # Modules that a file of their name would hide from what runs beside it; Python's own too.
-MODULES = sys.stdlib_module_names | {"torch", "safetensors", "numpy", "jax", "vae_jax"}
+MODULES = sys.stdlib_module_names | {"torch", "safetensors", "numpy", "jax", "vae_jax", "__init__", "__main__"}
+MODULES |= {"sitecustomize", "usercustomize", "conftest", "setup"}  # run by themselves, or by tools
 # Options without a part in what PyTorch computes: jax's way of computing, and what training alone keeps.
 UNUSED = ("convolution", "unbiased_running_variance")
 
@@ -135,12 +138,12 @@ def settings_of_trained(trained: Trained) -> Settings:
         UserError: naming the option whose part is not translated to PyTorch.
     """
     config, variables = trained.config, trained.variables
-    hint = f"; {argument('to', 'onnx')} and {argument('to', 'stablehlo')} take every model"
+    hint = f"; {argument('to', 'onnx')} and {argument('to', 'stablehlo')} take more models"
     network_of(config.model, hint)
     composition, objective = build(config, trained.image_shape)
     support, likelihood = composition.spec.support, config.likelihood.name
     if not _centred(composition, variables):
-        wanted = "one of vectors z with the head mu as their centre, as Gaussians are"
+        wanted = "one whose z are vectors with the head mu as their centre, as Gaussians have"
         raise UserError(f"posterior.name: expected {wanted}; found {config.posterior.name}{hint}")
     if objective.generative and likelihood not in MEANS:
         raise UserError(f"likelihood.name: expected one of {listed(MEANS)}; found {likelihood}{hint}")
@@ -174,22 +177,36 @@ def check_name(path: Path) -> None:
         UserError: naming the module.
     """
     python = python_path(path)
-    if python.stem in MODULES:
+    if python.stem in MODULES or _is_elsewhere(python):
         raise UserError(f"{path}: expected a name other than a module's, which {python.name} beside it would hide")
 
 
+def _is_elsewhere(python: Path) -> bool:
+    """Whether a module of this file's name is installed."""
+    with suppress(ImportError, ValueError):  # of a module without a description
+        spec = find_spec(python.stem)
+        return spec is not None and bool({"site-packages", "dist-packages"} & set(Path(spec.origin or "").parts))
+    return False
+
+
 def check_free(path: Path) -> None:
-    """Refuses to write over a Python file that no export has written.
+    """Refuses a file of weights beside which the Python file would take the place of one that goes with no such file.
 
     Raises:
-        UserError: naming the file.
+        UserError: naming the Python file.
     """
-    if path.exists() and not path.read_bytes().startswith(MARK.encode()):
-        raise UserError(f"{path}: expected no file, or one that an export has written; found another")
+    python = python_path(path)
+    if python.exists() and not python.read_bytes().startswith(_mark(path).encode()):
+        raise UserError(f"{python}: expected no file, or one that an export of {path.name} has written; found another")
 
 
-def source_of(settings: Settings) -> str:
-    """The text of the Python file."""
+def _mark(path: Path) -> str:
+    """The first words of the Python file of a file of weights."""
+    return f"{MARK}, of {path.name!r}, "
+
+
+def source_of(settings: Settings, path: Path) -> str:
+    """The text of the Python file; `path` is that of the weights."""
     name, shape = settings.network.name, settings.description["image_shape"]
     text = files("vae_jax.interop").joinpath("torch_networks.py").read_text(encoding="utf-8")
     classes = settings.description["classes"]
@@ -216,7 +233,7 @@ def source_of(settings: Settings) -> str:
         f"    return with_weights({name}(description, options), path)",
         "",
     ]
-    return "\n".join([f"{MARK}, vae_jax {__version__}.", text.rstrip(), *end])
+    return "\n".join([f"{_mark(path)}vae_jax {__version__}.", text.rstrip(), *end])
 
 
 def use_of(settings: Settings, path: Path) -> list[str]:

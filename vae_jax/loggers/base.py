@@ -32,8 +32,8 @@ class LoggedRun(NamedTuple):
     unit_of: Callable[[str], str]
     epochs: int
     report: Callable[[str], None]
-    group: str = ""
-    shared: Path = Path()
+    group: str
+    shared: Path
 
 
 class Logger(NamedTuple):

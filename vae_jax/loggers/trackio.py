@@ -1,7 +1,6 @@
-"""trackio, whose database is in RUN/logs/trackio, of a sweep in SWEEP/logs/trackio.
+"""trackio, whose database is in RUN/logs/trackio, or in SWEEP/logs/trackio.
 
-Unless TRACKIO_DIR is set, or a space or a server is.
-
+TRACKIO_DIR names another folder, TRACKIO_SPACE_ID a space and TRACKIO_SERVER_URL a server in its place.
 A process has one folder for all that trackio writes. trackio raises next to nothing: what it warns of counts as a
 failure here, and at the end its database is looked at.
 """

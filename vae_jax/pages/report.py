@@ -14,7 +14,7 @@ import numpy as np
 
 from vae_jax.config import Config, options_of
 from vae_jax.errors import counted
-from vae_jax.files.folders import shown_as
+from vae_jax.files.folders import is_copy, name_of, shown_as
 from vae_jax.options import as_text
 from vae_jax.pages.page import escaped, page
 from vae_jax.runs.folder import pictures
@@ -42,7 +42,7 @@ def report(runs: Sequence[Overview]) -> str:
         title = f"{counted(len(runs), 'run')} side by side"
         body += [f"<h1>{title}</h1>", _comparison(runs), _curves(runs)]
     else:
-        title = shown_as(runs[0].folder).absolute().name
+        title = name_of(runs[0].folder)
     changed = differing(runs)
     for name, run in zip(names_of(runs), runs, strict=True):
         section, left = _section(run, name, "h2" if len(runs) > 1 else "h1", changed, left)
@@ -52,7 +52,7 @@ def report(runs: Sequence[Overview]) -> str:
 
 def names_of(runs: Sequence[Overview]) -> list[str]:
     """The runs' folders without the path that all share."""
-    folders = [shown_as(run.folder).absolute() for run in runs]
+    folders = [Path(shown_as(run.folder)).absolute() for run in runs]
     shared = os.path.commonpath([folder.parent for folder in folders])
     return [os.path.relpath(folder, shared) for folder in folders]
 
@@ -77,13 +77,18 @@ def in_words(run: Overview) -> str:
     if "train_images" in summary:
         data += f" ({summary['train_images']:,} training and {summary['test_images']:,} test examples)"
     trained = (
-        f"Trained on {data} for {counted(len(run.history), 'epoch')} of {config.train.epochs}, in batches of "
+        f"Trained on {data} for {_epochs(run)}, in batches of "
         f"{config.train.batch_size}, with {options['optimizer.name']}, learning rate {config.train.learning_rate:g}"
     )
     sentences = [f"{'; '.join(parts)}.", f"{trained}."]
     if (loss := run.last("test_loss")) is not None:
         sentences.append(f"The last test loss is {loss:,.2f} {run.unit}{_split_of_loss(run)}.")
     return " ".join(sentences)
+
+
+def _epochs(run: Overview) -> str:
+    done, planned = len(run.history), run.config.train.epochs
+    return counted(done, "epoch") if done == planned else f"{counted(done, 'epoch')} of {planned}"
 
 
 def _split_of_loss(run: Overview) -> str:
@@ -137,7 +142,6 @@ def _section(run: Overview, name: str, heading: str, changed: dict[str, Any], le
         left -= size
         shown.append(_picture(path))
     lines += shown
-    own_config = shlex.quote(f"{shown_as(run.folder).absolute().name}/config.yaml")
     if left_out:
         most = MOST_PICTURES >> 20
         text = f"Left out, since a page has at most {most} MB of pictures: {', '.join(left_out)}."
@@ -145,13 +149,19 @@ def _section(run: Overview, name: str, heading: str, changed: dict[str, Any], le
     lines += [
         "<details><summary>How to repeat it</summary>",
         f"<pre>{escaped(repeat(run.config))}</pre>",
-        f"<p>or, beside its folder: <code>vae-jax train --config {escaped(own_config)} --out runs/again</code></p>",
+        *([] if is_copy(run.folder) else [_beside(run.folder)]),
         "</details>",
         _environment(run),
         _options(run, changed),
         "</section>",
     ]
     return "\n".join(lines), left
+
+
+def _beside(folder: Path) -> str:
+    """How a run is repeated where its folder is at hand."""
+    config = escaped(shlex.quote(f"{name_of(folder)}/config.yaml"))
+    return f"<p>or, beside its folder: <code>vae-jax train --config {config} --out runs/again</code></p>"
 
 
 def _figures(run: Overview) -> str:

@@ -31,7 +31,7 @@ WIDE, LARGE = 1536, 192  # pixels
 # Many small ones are enlarged to this side at least, unless a row gets wider than that.
 SMALL, WIDEST = 24, 4096  # pixels
 INCHES = 6.5  # the width in print of a sheet of WIDE pixels, as wide as a page's text
-LETTERS = 70  # of a height of which the sheet is as wide: texts have 6 points and more in print
+LETTERS = 76  # of a height of which the sheet is as wide: texts have 6 points and more in print
 
 
 class Picture(OwnPath):
@@ -263,7 +263,8 @@ class Pairs:
         above, below = (pictures.astype(dtype, copy=False) for pictures in (above, below))
         errors = np.sqrt(np.square(above - below).mean((1, 2, 3)))
         captions = [
-            f"{name} {error:.2g}".strip() for name, error in zip(names or [""] * len(above), errors, strict=True)
+            f"{name}: {error:.2g}" if name else f"{error:.2g}"
+            for name, error in zip(names or [""] * len(above), errors, strict=True)
         ]
         self._sheet.put(places.tolist(), above)
         self._sheet.put((places + self._columns).tolist(), below, captions)

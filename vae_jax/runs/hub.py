@@ -48,6 +48,11 @@ def is_address(run: str | Path) -> bool:
     return str(run).startswith(PREFIX)
 
 
+def is_name(repository: str) -> bool:
+    """Whether the hub may have a repository of this name."""
+    return bool(NAME.fullmatch(repository)) and ".." not in repository and "--" not in repository
+
+
 def address_of(run: str | Path) -> Address:
     """The parts of an address.
 
@@ -55,7 +60,7 @@ def address_of(run: str | Path) -> Address:
         UserError: if it is none.
     """
     repository, at, revision = str(run).removeprefix(PREFIX).partition("@")
-    if not NAME.fullmatch(repository) or (at and not revision):
+    if not is_name(repository) or (at and not revision):
         raise UserError(f"expected {PREFIX}OWNER/NAME or {PREFIX}OWNER/NAME@REVISION; found {quoted(run)}")
     return Address(repository, revision or None)
 
@@ -145,7 +150,8 @@ def in_one_line(what: str, right: str) -> Iterator[Any]:
     try:
         yield hub
     except Exception as error:  # of the library's own kinds, of those of its client for HTTP, OSError, ValueError
-        if isinstance(error, UserError | MemoryError) or (isinstance(error, OSError) and error.errno):
+        of_a_file = isinstance(error, OSError) and error.errno and error.filename
+        if of_a_file or isinstance(error, UserError | MemoryError):
             raise
         raise UserError(f"{what}: {_reason(error, right)}") from error
     finally:

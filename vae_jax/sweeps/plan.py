@@ -20,6 +20,7 @@ from vae_jax.config import (
     with_options,
     with_values,
 )
+from vae_jax.config.change import or_none
 from vae_jax.errors import PATH, UserError, argument, cut, listed
 from vae_jax.files.checked import read_json
 from vae_jax.files.folders import check_writable, contents
@@ -100,7 +101,9 @@ def absolute(sweep: Sweep) -> Sweep:
     """The sweep with absolute paths of the runs with which its members begin."""
     settings = dict(sweep.settings)
     if "train.start" in settings:
-        settings["train.start"] = [start_of(value) for value in settings["train.start"]]
+        settings["train.start"] = [
+            value if or_none("train.start", value) is None else start_of(value) for value in settings["train.start"]
+        ]
     return sweep._replace(config=absolute_start(sweep.config), settings=settings)
 
 
@@ -146,7 +149,7 @@ def members_of(sweep: Sweep) -> list[Member]:
     for values in product(*sweep.settings.values()):
         setting = dict(zip(sweep.settings, values, strict=True))
         try:
-            config = with_options(sweep.config, **setting)
+            config = with_options(sweep.config, **{option: or_none(option, text) for option, text in setting.items()})
             check_used(config)
         except UserError as error:
             raise UserError(f"{argument('settings')}: {error}") from error
@@ -242,7 +245,7 @@ def read_sweep(folder: Path) -> Sweep:
         sweep = _checked(Sweep(config, description.seeds, description.set))
         for option, values in sweep.settings.items():
             for value in values:
-                with_options(sweep.config, **{option: value})
+                with_options(sweep.config, **{option: or_none(option, value)})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return sweep

@@ -53,7 +53,7 @@ class Training(NamedTuple):
     Attributes:
         folder: of the sweep.
         data: the images.
-        report: called with a line of text, and with the same line once.
+        report: called with a line of text; a line that comes again is left out.
         should_stop: whether to save and stop.
         trust_code: whether copies of users' files in the folders are run.
         log: loggers by name.
