@@ -1167,6 +1167,35 @@ def test_samples_of_several_sources_stand_side_by_side(command, refused, copied,
     assert "--temperature: expected --from prior with it; found --from prior,gmm" in line
 
 
+@pytest.mark.parametrize(
+    ("verb", "out", "endings"),
+    [
+        ("sample", "summary.json", ".png or .npz"),
+        ("sample", "checkpoints", "a file, found a folder"),
+        ("traverse", "config.yaml", ".png or .npz"),
+        ("reconstruct", "metrics.jsonl", ".png or .npz"),
+        ("encode", "data.json", ".npz"),
+        ("sample", "notes", ".png or .npz"),
+        ("sample", "new.jpg", ".png or .npz"),
+    ],
+)
+def test_nothing_of_the_run_or_the_users_is_written_over(refused, copied, verb, out, endings):
+    (copied / "notes").write_text("mine")
+    before = snapshot(copied)
+    assert endings in refused(verb, copied, "--out", copied / out)
+    assert snapshot(copied) == before
+
+
+def test_an_image_is_not_written_over_by_its_reconstruction(refused, made, tmp_path):
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    before = snapshot(tmp_path)
+    line = refused("reconstruct", made, tmp_path / "a.png", "--out", tmp_path / "a.png")
+    assert "--out: expected another file than the images" in line
+    line = refused("reconstruct", made, tmp_path / "a.png", "-n", 5, "--out", tmp_path / "b.png")
+    assert "-n: expected no image files with it, of which all are taken; found some" in line
+    assert snapshot(tmp_path) == before
+
+
 def test_more_reconstructions_than_test_images_are_named(made, tmp_path, capsys):
     capsys.readouterr()
     assert main(["reconstruct", str(made), "-n=99999", f"--out={tmp_path / 'all.png'}"]) == 0
@@ -1293,14 +1322,15 @@ def test_traverse(copied, tmp_path, monkeypatch, capsys):
         side, picture = 8 * scale + 2, pixels(out)
         margin = picture.shape[1] - 5 * side - 2
         assert 80 < margin < 200
-        assert picture.shape[0] == len(kept) * side + 2
+        above = picture.shape[0] - len(kept) * side - 2
+        assert 20 < above < 60  # the title
         assert (picture[:, :margin].min(), picture[:, :margin].max()) == (0, 255)  # the label
         for row, dimension in enumerate(kept):
             for step, value in enumerate(np.linspace(-2, 2, 5)):
                 z = heads["mu"][3:4].astype(np.float32)
                 z[0, dimension] = value
                 expected = np.rint(np.asarray(model.decode(z))[0, :, :, 0] * 255)
-                top, left = 2 + row * side, margin + 2 + step * side
+                top, left = above + 2 + row * side, margin + 2 + step * side
                 found = picture[top : top + 8 * scale : scale, left : left + 8 * scale : scale].astype(float)
                 assert np.abs(found - expected).max() <= 1  # a level may fall on either side of a half
 

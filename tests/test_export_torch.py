@@ -256,10 +256,8 @@ def test_the_card_shows_the_use_which_works(run, command, tmp_path, monkeypatch)
 def test_no_file_is_written_over_unless_asked_and_none_of_ones_own(run, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model.py").write_text("mine")
-    for more, message in (
-        ([], "model.py: there is such a file already; --overwrite writes over it"),
-        (["--overwrite"], "model.py: expected no file, or one that an export has written; found another"),
-    ):
+    message = "model.py: expected no file, or one that an export of model.safetensors has written; found another"
+    for more in ([], ["--overwrite"]):
         before = snapshot(tmp_path)
         code, _, err = command("export", run, "model.safetensors", *more)
         assert (code, err) == (2, f"vae-jax: error: {message}\n")
@@ -271,6 +269,25 @@ def test_no_file_is_written_over_unless_asked_and_none_of_ones_own(run, command,
     (tmp_path / "model.py").write_text(f"{text}\n# changed")
     assert command("export", run, "model.safetensors", "--overwrite")[0] == 0
     assert (tmp_path / "model.py").read_text() == text
+    assert command("export", run, "model.safetensors")[0] == 2
+
+
+def test_a_python_file_goes_with_one_file_of_weights(run, command, tmp_path, monkeypatch):
+    """Names that differ in signs that Python does not take would share one, which has one model's likelihood."""
+    monkeypatch.chdir(tmp_path)
+    assert command("export", run, "a-b.safetensors")[0] == 0
+    before = snapshot(tmp_path)
+    code, _, err = command("export", run, "a_b.safetensors", "--overwrite")
+    message = "a_b.py: expected no file, or one that an export of a_b.safetensors has written; found another"
+    assert (code, err) == (2, f"vae-jax: error: {message}\n")
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["__init__", "sitecustomize", "matplotlib"])
+def test_a_python_file_hides_no_module(run, command, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert f"expected a name other than a module's, which {name}.py" in command("export", run, f"{name}.safetensors")[2]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failure_leaves_no_file_without_the_others(run, tmp_path, monkeypatch):
