@@ -113,7 +113,7 @@ def test_pairs_are_above_each_other(tmp_path, channels, texts):
             expected = np.rint(pictures[i, 0, 0] * 255).astype(np.uint8)
             assert (cell(image, place, column, 4, scale, title + i // 3 * line) == expected).all()
         error = np.sqrt(np.mean((above[i] - below[i]) ** 2))
-        left, top = texts[f"{'abcde'[i]}: {error:.2g}"]
+        left, top = texts[f"{'abcde'[i]}: {error:#.2g}"]
         assert left == LINE + column * pitch + 2 * scale
         assert top == title + (row + 2) * pitch + i // 3 * line + GAP / 2
         below_pair = image[int(top) : int(top) + 14, column * pitch : column * pitch + pitch]
@@ -127,7 +127,7 @@ def test_pairs_are_above_each_other(tmp_path, channels, texts):
 def test_fewer_pairs_than_columns(tmp_path, texts):
     image = read(pairs(tmp_path / "pairs.png", np.zeros((2, 4, 4, 1)), np.ones((2, 4, 4, 1))))
     assert image.shape[1] == 2 * (4 * 48 + LINE) + LINE
-    assert "1" in texts
+    assert "1.0" in texts
     assert not any("class" in text for text in texts)
 
 
@@ -135,7 +135,7 @@ def test_a_caption_is_no_wider_than_its_picture(tmp_path, texts):
     """A long name is cut, and its error is not."""
     pairs(tmp_path / "pairs.png", np.zeros((1, 4, 4, 1)), np.ones((1, 4, 4, 1)), names=["a name " * 20])
     (caption,) = [text for text in texts if text.startswith("a name a name")]
-    assert caption.endswith("… 1")
+    assert caption.endswith("… 1.0")
     assert len(caption) < 40
 
 

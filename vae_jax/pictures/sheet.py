@@ -263,7 +263,7 @@ class Pairs:
         above, below = (pictures.astype(dtype, copy=False) for pictures in (above, below))
         errors = np.sqrt(np.square(above - below).mean((1, 2, 3)))
         captions = [
-            f"{name}: {error:.2g}" if name else f"{error:.2g}"
+            f"{name}: {error:#.2g}" if name else f"{error:#.2g}"
             for name, error in zip(names or [""] * len(above), errors, strict=True)
         ]
         self._sheet.put(places.tolist(), above)
