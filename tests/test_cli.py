@@ -284,6 +284,9 @@ def test_what_is_missing_is_said(refused, verb):
     [
         (["--train.epoch", "2"], "did you mean --train.epochs"),  # no abbreviations
         (["--trian.epochs", "2"], "did you mean --train.epochs"),
+        (["--optimizer.learning_rate", "2"], "did you mean --train.learning_rate"),
+        (["--model.likelihood", "gaussian"], "did you mean --likelihood.name"),
+        (["--train.seed", "2"], "did you mean --seed?"),
         (["--resume", "--overwrite"], "expected one of them"),
         (["--train.epochs", "ten"], "train.epochs"),
         (["--train.epochs", "0"], "train.epochs"),

@@ -170,11 +170,21 @@ def _of_part(
 
 
 def unknown(option: str, *known: str) -> UserError:
-    """The error for an unknown option, with a hint at the nearest known one."""
-    hint = nearest(argument(option), map(argument, known))
+    """The error for an unknown option, with a hint at one of its last name elsewhere, or at the nearest known one."""
+    meant = _elsewhere(option.rpartition(".")[2])
+    hint = f" (did you mean {argument(meant)}?)" if meant else nearest(argument(option), map(argument, known))
     return UserError(
         f"{argument(f'{option:.60}')}: expected an option of a configuration; found none of that name{hint}"
     )
+
+
+def _elsewhere(name: str) -> str:
+    """The option of this last name, or that of the section of this name which chooses its part; empty if none is."""
+    if name == "seed":
+        return name
+    if name in PARTS:
+        return f"{name}.{PARTS[name].option}"
+    return next((f"{section}.{name}" for section, kind in SECTIONS.items() if name in options_in(kind)), "")
 
 
 def _plain(name: str, raw: Any) -> Any:
