@@ -139,4 +139,4 @@ def test_the_gpus_jobs_go_through_json_and_into_a_table(small):
     lines = gpu.table(results, "a GPU").splitlines()
     assert len(lines) == 4 + len(jobs)
     assert "out of time" in lines[5]
-    assert sum("1.50 ± 0.71 nats" in line for line in lines) == 6
+    assert sum("1.50 ± 0.71 nats" in line for line in lines) == 8

@@ -30,7 +30,7 @@ from vae_jax.runs.fit import fit
 from vae_jax.runs.folder import Data, delete, read_config
 from vae_jax.runs.identity import digest_of_all
 from vae_jax.runs.reading import load
-from vae_jax.sweeps import sweep
+from vae_jax.sweeps import plan
 
 K, PLACES = 16, (4,)
 TINY = {
@@ -241,12 +241,12 @@ def test_a_sweep_is_not_deleted_while_a_prior_of_its_runs_is_being_trained(tmp_p
     for name in ("first", "second"):
         (tmp_path / name / "prior").mkdir(parents=True)
         (tmp_path / name / "config.yaml").write_text("seed: 1\n")
-    monkeypatch.setattr(sweep, "read_sweep", lambda folder: None)
-    monkeypatch.setattr(sweep, "members_of", lambda found: [SimpleNamespace(name=name) for name in ("first", "second")])
+    monkeypatch.setattr(plan, "read_sweep", lambda folder: None)
+    monkeypatch.setattr(plan, "members_of", lambda found: [SimpleNamespace(name=name) for name in ("first", "second")])
     with writing(tmp_path / "second" / "prior"):
         before = snapshot(tmp_path)
         with pytest.raises(UserError, match=r"second/prior: process \d+ is writing into it"):
-            sweep._delete_sweep(tmp_path)
+            plan.delete_sweep(tmp_path)
         assert snapshot(tmp_path) == before
 
 

@@ -112,10 +112,11 @@ def test_zsh_completes(scripts):
     begin = "fpath+=$PWD/functions; autoload -U compinit; compinit -u -D; vae-jax() { print RAN: $* }; PS1='ready> '\n"
     typed = "vae-jax conf\thandw\t\n", "vae-jax evaluate runs/f\t --checkp\tb\t\n"
     expected = "configs handwriting", "evaluate runs/first --checkpoint best"
-    process, terminal = pty.fork()
-    if process == 0:
-        os.chdir(folder)
-        os.execvpe("zsh", ["zsh", "-f", "-i"], {**os.environ, "TERM": "dumb"})
+    terminal, inner = pty.openpty()
+    streams = {"stdin": inner, "stdout": inner, "stderr": inner}
+    environment = {**os.environ, "TERM": "dumb"}
+    process = subprocess.Popen(["zsh", "-f", "-i"], **streams, cwd=folder, env=environment, start_new_session=True)
+    os.close(inner)
     said = ""
     for line, shown in zip((begin, *typed), ("ready> ", *(f"RAN: {each}" for each in expected)), strict=True):
         os.write(terminal, line.encode())
@@ -125,7 +126,7 @@ def test_zsh_completes(scripts):
                 said += re.sub(r"\s+", " ", os.read(terminal, 1 << 16).decode(errors="replace"))
         assert shown in said, said
     os.write(terminal, b"exit\n")
-    os.waitpid(process, 0)
+    process.wait(60)
     os.close(terminal)
 
 

@@ -465,7 +465,7 @@ def test_the_file_is_named_last(run, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--out=latent.png"], "--out: expected a name that ends in .html; found latent.png"),
+        (["--out=latent.png"], "--out: expected a name that ends in .html or .htm; found latent.png"),
         (["-n", "0"], "-n: expected a number from 1 to 1,000,000; found 0"),
         (["--checkpoint", "last"], "--checkpoint: expected latest or best; found 'last'"),
     ],

@@ -115,7 +115,7 @@ def case(name):
 
 def write(trained, folder):
     """The export of a model that is in no run."""
-    return FORMATS["torch"][1](Request(folder, folder / "model.safetensors", trained, lambda functions, use: use))
+    return FORMATS["torch"].write(Request(folder, folder / "model.safetensors", trained, lambda functions, use: use))
 
 
 @pytest.fixture(scope="module")

@@ -71,7 +71,7 @@ def test_a_model_is_a_picture_of_its_samples(classes):
         drawn = np.asarray(image)
     labels = np.arange(32) % classes if classes else None
     first = np.rint(np.asarray(model.sample(jax.random.key(0), 32, labels))[0, :, :, 0] * 255)
-    scale = 768 // (8 * 8)
+    scale = 192 // 8
     np.testing.assert_array_equal(drawn[2 : 2 + 8 * scale : scale, 2 : 2 + 8 * scale : scale], first)
     assert repr(model) == f"Model(latent=3, classes={classes})"
 

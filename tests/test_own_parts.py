@@ -25,8 +25,8 @@ from vae_jax.runs.reading import checkpoint_to_resume, load
 from vae_jax.runs.recorder import Recorder
 from vae_jax.runs.train import train
 from vae_jax.sweeps import sweep
-from vae_jax.sweeps.plan import make_sweep
-from vae_jax.sweeps.sweep import _delete_sweep, run
+from vae_jax.sweeps.plan import delete_sweep, make_sweep
+from vae_jax.sweeps.sweep import run
 from vae_jax.training import several
 
 NETWORK = """\
@@ -675,7 +675,7 @@ def test_a_sweep_and_its_members_keep_theirs(write, small_data, tmp_path, monkey
         assert (kept / "code" / "mine.py").read_text() == OBJECTIVE
         assert index_of(kept).keys() == {str(path)}
         assert f"name: {path}:bound" in (moved / "seed=0" / "config.yaml").read_text()
-    _delete_sweep(moved)
+    delete_sweep(moved)
     assert {each.name for each in moved.iterdir()} <= {".lock", "sweep.json"}
 
 

@@ -249,7 +249,7 @@ def test_pictures_show_images_from_all_over_the_test_images(whole, data, tmp_pat
     shown = data.test.spread(CONFIG.output.figure_images)
     assert not np.array_equal(shown.images, data.test.images[: CONFIG.output.figure_images])
     below = np.asarray(use(trained).reconstruct(shown.images))
-    path = pairs(tmp_path / "pairs.png", shown.images / 255, below)
+    path = pairs(tmp_path / "pairs.png", shown.images / 255, below, names=data.names_of(shown.labels))
     assert path.read_bytes() == (folder / "figures" / "reconstructions_epoch_0003.png").read_bytes()
 
 

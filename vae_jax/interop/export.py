@@ -13,7 +13,7 @@ from vae_jax.interop.exchange import other_parts, state_dict_of
 from vae_jax.interop.functions import functions_of
 from vae_jax.interop.onnx_file import FUNCTIONS, files_of, onnx_path, translated
 from vae_jax.interop.stablehlo import archive_of
-from vae_jax.interop.torch_source import check_free, check_name, python_path, settings_of_trained, source_of, use_of
+from vae_jax.interop.torch_source import check_path, loading, python_path, settings_of_trained, source_of, use_of
 from vae_jax.interop.weights_file import packed
 from vae_jax.model.build import build
 from vae_jax.registry import lookup
@@ -54,7 +54,6 @@ def _torch(request: Request) -> Export:
     settings = settings_of_trained(trained)
     arrays = state_dict_of(trained, request.folder)
     python, card = python_path(path), card_path(path)
-    check_free(path)
     use = use_of(settings, path)
     contents = {
         card: request.card(None, "\n".join(["```python", *use, "```"])).encode(),
@@ -62,7 +61,7 @@ def _torch(request: Request) -> Export:
         path: packed(arrays),
     }
     write_together(contents)
-    about = [f"{len(arrays)} tensors with PyTorch's names and layouts", f"in PyTorch: {use[0]}; {use[2]}"]
+    about = [f"{len(arrays)} tensors with PyTorch's names and layouts", f"in PyTorch: {'; '.join(loading(path))}"]
     if others := other_parts(trained.config, trained.variables):
         about.append(f"left out, since encoder and decoder do without: the parameters of {listed(others)}")
     options = trained.config.model.options
@@ -126,10 +125,26 @@ def _arguments(trained: Trained, named: bool = False) -> str:
     return ", ".join(f'"{name}": {name}' for name in names) if named else ", ".join(names)
 
 
-FORMATS: dict[str, tuple[str, Callable[..., Export]]] = {
-    "torch": (".safetensors", _torch),
-    "stablehlo": (".zip", _stablehlo),
-    "onnx": (".onnx", _onnx),
+class Format(NamedTuple):
+    """A format of exports.
+
+    Attributes:
+        suffix: of the file's name.
+        write: writes an export.
+        files: the file's path -> those that an export may write, but for the card.
+        check: refuses a file's path, beside its suffix.
+    """
+
+    suffix: str
+    write: Callable[[Request], Export]
+    files: Callable[[Path], list[Path]] = lambda path: [path]
+    check: Callable[[Path], None] = lambda path: None
+
+
+FORMATS = {
+    "torch": Format(".safetensors", _torch, lambda path: [path, python_path(path)], check_path),
+    "stablehlo": Format(".zip", _stablehlo),
+    "onnx": Format(".onnx", _onnx, lambda path: [onnx_path(name, path) for name in FUNCTIONS]),
 }
 
 
@@ -144,14 +159,12 @@ def check_target(path: Path, to: str) -> None:
     Raises:
         UserError: naming what was expected.
     """
-    suffix, _ = lookup(FORMATS, to, argument("to"))
-    if path.suffix != suffix:
+    known = lookup(FORMATS, to, argument("to"))
+    if path.suffix != known.suffix:
         raise UserError(
-            f"{path}: expected a name that ends in {suffix}, for {argument('to', to)}; found {quoted(path.name)}"
+            f"{path}: expected a name that ends in {known.suffix}, for {argument('to', to)}; found {quoted(path.name)}"
         )
-    if to == "torch":
-        check_name(path)
-        check_free(path)
+    known.check(path)
 
 
 def check_licence(licence: str | None) -> None:
@@ -166,8 +179,7 @@ def check_licence(licence: str | None) -> None:
 
 def written_by(path: Path, to: str) -> list[Path]:
     """The files that an export may write."""
-    files = {"onnx": [onnx_path(name, path) for name in FUNCTIONS], "torch": [path, python_path(path)]}
-    return [*files.get(to, [path]), card_path(path)]
+    return [*FORMATS[to].files(path), card_path(path)]
 
 
 def export(
@@ -206,6 +218,4 @@ def export(
     def card(functions: object, use: str) -> str:
         return card_of(trained, objective, path.stem, licence, functions, use)  # type: ignore[arg-type]
 
-    _, write = FORMATS[to]
-    request = Request(folder, path, trained, card)
-    return write(request)
+    return FORMATS[to].write(Request(folder, path, trained, card))

@@ -170,15 +170,17 @@ def python_path(path: Path) -> Path:
     return path.with_name(f"{name if name.isidentifier() and not keyword.iskeyword(name) else f'model_{name}'}.py")
 
 
-def check_name(path: Path) -> None:
-    """Refuses a file of weights beside which the Python file would hide a module that is needed.
+def check_path(path: Path) -> None:
+    """Refuses a file of weights whose Python file would hide a module, or take the place of another file.
 
     Raises:
-        UserError: naming the module.
+        UserError: naming the Python file.
     """
     python = python_path(path)
     if python.stem in MODULES or _is_elsewhere(python):
         raise UserError(f"{path}: expected a name other than a module's, which {python.name} beside it would hide")
+    if python.exists() and not python.read_bytes().startswith(_mark(path).encode()):
+        raise UserError(f"{python}: expected no file, or one that an export of {path.name} has written; found another")
 
 
 def _is_elsewhere(python: Path) -> bool:
@@ -187,17 +189,6 @@ def _is_elsewhere(python: Path) -> bool:
         spec = find_spec(python.stem)
         return spec is not None and bool({"site-packages", "dist-packages"} & set(Path(spec.origin or "").parts))
     return False
-
-
-def check_free(path: Path) -> None:
-    """Refuses a file of weights beside which the Python file would take the place of one that goes with no such file.
-
-    Raises:
-        UserError: naming the Python file.
-    """
-    python = python_path(path)
-    if python.exists() and not python.read_bytes().startswith(_mark(path).encode()):
-        raise UserError(f"{python}: expected no file, or one that an export of {path.name} has written; found another")
 
 
 def _mark(path: Path) -> str:
@@ -236,14 +227,20 @@ def source_of(settings: Settings, path: Path) -> str:
     return "\n".join([f"{_mark(path)}vae_jax {__version__}.", text.rstrip(), *end])
 
 
+def loading(path: Path) -> tuple[str, str]:
+    """The lines of Python that load a file of weights."""
+    return f"from {python_path(path).stem} import load", f"model = load({path.name!r})"
+
+
 def use_of(settings: Settings, path: Path) -> list[str]:
     """How the Python file is used, in lines of Python; `path` is that of the weights."""
     description = settings.description
     pictures, labels = _batch(description["image_shape"]), ", labels" if description["classes"] else ""
+    first, second = loading(path)
     lines = [
-        f"from {python_path(path).stem} import load",
+        first,
         "",
-        f"model = load({path.name!r})",
+        second,
         f"heads = model.encode(images{labels})  # {INPUTS[settings.spec.support]}, {pictures} -> "
         f"{', '.join(description['heads'])}",
         f"pictures = model.decode(z{labels})  # {_batch((description['latent'],))} -> {pictures}",

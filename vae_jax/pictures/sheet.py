@@ -25,6 +25,7 @@ else:  # only from Python 3.12 on Path can be the base of a class
 Pictures = Float[np.ndarray, "n height width channels"]
 LINE, GAP = 2, 8  # pixels between the pictures of a sheet
 TEXT = 14  # pixels, the least height of a text
+LARGEST_TEXT = 256  # pixels
 PIXELS = (1 << 31) - 1  # of a picture; Pillow counts in 32 bits
 # Small pictures are enlarged until a row of them is so wide, or one of them so large.
 WIDE, LARGE = 1536, 192  # pixels
@@ -123,7 +124,7 @@ class Sheet:
         self._group, self._words, self._captions = gap_after_rows, words, dict[int, str]()
         self._canvas = None
         width = self._left(blocks - 1, columns)
-        self._text = max(TEXT, width // LETTERS)
+        self._text = min(max(TEXT, width // LETTERS), LARGEST_TEXT)
         self._font = _font(self._text)
         self._margin = 2 * GAP + int(max(map(self._font.getlength, words.rows))) if words.rows else 0
         self._title = self._broken(words.title, self._margin + width - 2 * GAP)
