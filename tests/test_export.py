@@ -358,8 +358,16 @@ def test_numbers_that_are_not_finite_do_not_pass_the_check():
 def test_a_later_export_leaves_no_encoder_of_an_earlier_model(tmp_path, monkeypatch):
     for name, files in (("mlp", ["m.encode.onnx", "m.onnx", "m.onnx.md"]), ("flow", ["m.onnx", "m.onnx.md"])):
         monkeypatch.setattr("vae_jax.interop.export.load", lambda *_, name=name: trained_of(name))
-        export(tmp_path, tmp_path / "m.onnx", "onnx")
+        made = export(tmp_path, tmp_path / "m.onnx", "onnx")
+        assert any("m.encode.onnx is deleted" in line for line in made.about) == (name == "flow")
         assert sorted(path.name for path in tmp_path.iterdir()) == files
+
+
+def test_a_file_of_the_users_is_no_encoder_of_an_earlier_model(tmp_path, monkeypatch):
+    (tmp_path / "m.encode.onnx").write_text("mine")
+    monkeypatch.setattr("vae_jax.interop.export.load", lambda *_: trained_of("flow"))
+    assert not any("deleted" in line for line in export(tmp_path, tmp_path / "m.onnx", "onnx").about)
+    assert (tmp_path / "m.encode.onnx").read_text() == "mine"
 
 
 @pytest.mark.parametrize(("to", "name"), [("onnx", "m.onnx"), ("stablehlo", "m.zip")])
