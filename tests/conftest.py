@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import run_fixtures
 
+from vae_jax import cli
 from vae_jax.data import Dataset, Split
 
 # With pytest-xdist's --no-loadscope-reorder the files that take longest begin first, and no worker waits for another.
@@ -84,6 +85,19 @@ def mnist_dir() -> Path:
     if not folder:
         pytest.skip("needs MNIST's four files: set VAE_JAX_MNIST_DIR to the folder that holds them")
     return Path(folder)
+
+
+@pytest.fixture
+def command(capsys):
+    """Runs a command; gives its exit code, its output and its errors."""
+
+    def run(*arguments):
+        capsys.readouterr()
+        code = cli.main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
 
 
 @pytest.fixture

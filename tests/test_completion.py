@@ -52,12 +52,12 @@ def in_bash(path, *words):
 def in_fish(path, *words):
     """What fish completes for the last of these words."""
     if not shutil.which("fish"):
-        pytest.skip("needs fish")
+        pytest.skip("needs fish, which is no part of a usual machine")
     line = shlex.join(words[:-1]) + f" {words[-1]}"
     program = f"source {path.name}; complete -C {shlex.quote(line)}"
     done = subprocess.run(["fish", "-N", "-c", program], cwd=path.parent, capture_output=True, text=True, check=True)
     assert done.stderr == ""
-    return [found.partition("\t")[0].rstrip("/") for found in done.stdout.splitlines()]
+    return [line.partition("\t")[0].rstrip("/") for line in done.stdout.splitlines()]
 
 
 CASES = [
@@ -105,7 +105,7 @@ def test_a_prior_is_trained_with_options_of_the_prior_alone(scripts):
 def test_zsh_completes(scripts):
     """At a terminal, where TAB completes a command, an option, its value and a folder."""
     if not shutil.which("zsh"):
-        pytest.skip("needs zsh")
+        pytest.skip("needs zsh, which is no part of a usual machine")
     folder = scripts["zsh"].parent
     (folder / "functions").mkdir(exist_ok=True)
     shutil.copy(scripts["zsh"], folder / "functions" / "_vae-jax")

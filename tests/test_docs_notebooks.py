@@ -111,14 +111,14 @@ def test_the_article(tmp_path):
         "'article': last['test_loss'] * size}"
     )
     changes = {**TINY, "train.epochs": 3}
-    found, said = run("article", tmp_path, answer, configuration="digits", changes=changes)
-    history, last = found["history"], found["history"][-1]
+    got, said = run("article", tmp_path, answer, configuration="digits", changes=changes)
+    history, last = got["history"], got["history"][-1]
     assert len(history) == 3
     assert last["train_loss"] < history[0]["train_loss"]
-    assert 0 < found["floor"] < last["test_reconstruction"]
-    assert found["kl"] == pytest.approx(last["test_kl"], rel=1e-4)  # the closed form, written a second time
-    assert found["article"] == pytest.approx(last["article_test_loss"], rel=1e-6)
-    assert found["samples"] == [48, 8, 8, 1]
+    assert 0 < got["floor"] < last["test_reconstruction"]
+    assert got["kl"] == pytest.approx(last["test_kl"], rel=1e-4)  # the closed form, written a second time
+    assert got["article"] == pytest.approx(last["article_test_loss"], rel=1e-6)
+    assert got["samples"] == [48, 8, 8, 1]
     assert f"epoch 3: train {last['train_loss']:.2f}" in said
     check_figures(tmp_path, 6)
 
@@ -129,7 +129,7 @@ def test_an_own_objective(tmp_path, monkeypatch, capsys):
         "'history': {name: each.history for name, each in trained.items()}}"
     )
     changes = {**TINY, "train.epochs": 2}
-    found, said = run(
+    got, said = run(
         "own_objective",
         tmp_path,
         answer,
@@ -140,13 +140,13 @@ def test_an_own_objective(tmp_path, monkeypatch, capsys):
         images_of_estimate=20,
         samples_of_estimate=5,
     )
-    gaps, rows = found["gaps"], found["rows"]
+    gaps, rows = got["gaps"], got["rows"]
     assert abs(gaps["standard normal"]) < 1e-3
     assert gaps["one point"] == pytest.approx(1 - 2 * (10 / 11) ** 5 + (10 / 12) ** 5, rel=1e-3)
-    assert gaps["twice as far"] == pytest.approx(found["sampled"], abs=0.01)
-    for name, history in found["history"].items():
+    assert gaps["twice as far"] == pytest.approx(got["sampled"], abs=0.01)
+    for name, history in got["history"].items():
         assert history[1]["train_loss"] < history[0]["train_loss"], name
-    last = found["history"]["infovae"][-1]
+    last = got["history"]["infovae"][-1]
     parts = last["test_reconstruction"] + 0.25 * last["test_kl"] + 200 * last["test_mmd"]
     assert last["test_loss"] == pytest.approx(parts, rel=1e-5)
     for name, row in rows.items():
@@ -196,8 +196,8 @@ def test_the_comparison_without_pytorch(tmp_path):
         "_find = _util.find_spec\n"
         "_util.find_spec = lambda name, *rest: None if name == 'torch' else _find(name, *rest)"
     )
-    found, said = run("compare", tmp_path, "answers", before, configuration="digits", changes=TINY)
-    assert found == {}
+    got, said = run("compare", tmp_path, "answers", before, configuration="digits", changes=TINY)
+    assert got == {}
     assert "PyTorch is not installed" in said
     assert not (tmp_path / "comparison").exists()
     check_figures(tmp_path, 0)

@@ -19,7 +19,6 @@ from run_fixtures import TINY, compiled_once, flags, snapshot
 from safetensors.numpy import load_file, save_file
 
 from vae_jax import load_config, load_data
-from vae_jax.cli import main
 from vae_jax.data import resolve
 from vae_jax.errors import UserError
 from vae_jax.files.held import LOCK
@@ -75,19 +74,6 @@ def exported(made, tmp_path_factory):
     path = tmp_path_factory.mktemp("exported") / "model.safetensors"
     export(made, path)
     return path
-
-
-@pytest.fixture
-def command(capsys):
-    """Runs a command; gives its exit code, its output and its errors."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture

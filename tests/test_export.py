@@ -217,19 +217,6 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def command(capsys):
-    """Runs a command; gives its exit code, its output and its errors."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
 ALONE = """
 import sys, zipfile
 import numpy as np

@@ -222,19 +222,6 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def command(capsys):
-    """Runs a command; gives its exit code, its output and its errors."""
-
-    def run(*arguments):
-        capsys.readouterr()
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return run
-
-
 def test_the_card_shows_the_use_which_works(run, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = command("export", run, "my-model.safetensors", "--licence", "mit")

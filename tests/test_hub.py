@@ -66,9 +66,9 @@ def server(tmp_path):
 def said(capsys, *arguments, code=0):
     """A command's output; of a refused one its line."""
     capsys.readouterr()
-    found = cli.main([str(each) for each in arguments])
+    ended = cli.main([str(each) for each in arguments])
     out, err = capsys.readouterr()
-    assert found == code, err
+    assert ended == code, err
     if code:
         assert err.splitlines()[-1:] == [line for line in err.splitlines() if line.startswith("vae-jax: error")], err
         return err.splitlines()[-1] + "\n"

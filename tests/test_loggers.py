@@ -211,6 +211,16 @@ def run_python(*arguments, **environment):
     return found
 
 
+OFFLINE = os.environ | {"WANDB_MODE": "offline", "HF_HUB_OFFLINE": "1"}
+
+
+def kill(*arguments):
+    """Runs a command whose logger `kill` ends it by SIGKILL in its second epoch."""
+    environment = OFFLINE | {"KILL": "2", "SIGNAL": "9"}
+    ended = subprocess.run(arguments, capture_output=True, text=True, timeout=250, env=environment)
+    assert ended.returncode == -signal.SIGKILL, ended.stdout + ended.stderr
+
+
 def check_tensorboard(folder):
     """TensorBoard shows a run as its metrics.jsonl has it."""
     events, history = of_tensorboard(folder / "logs" / "tensorboard"), metrics(folder)
@@ -379,14 +389,12 @@ def test_what_is_cut_off_in_tensorboards_file_is_written_again_and_nothing_twice
 def test_all_three_after_a_run_was_killed_cut_back_and_stopped(own, tmp_path):
     """Each holds every epoch once, as it is in metrics.jsonl, which is that of an undisturbed run."""
     folder, names = tmp_path / "run", f"tensorboard,wandb,trackio,{own}:kill"
-    environment = os.environ | {"WANDB_MODE": "offline", "KILL": "2", "SIGNAL": "9", "HF_HUB_OFFLINE": "1"}
     begin = [sys.executable, "-m", "vae_jax", "train", "--out", str(folder), "--log", names]
     options = ["--output.figure_every=2", "--output.keep_checkpoints=5", "--train.epochs=5", "--train.chunk_steps=10"]
-    killed = subprocess.run([*begin, *TINY, *options], capture_output=True, text=True, timeout=250, env=environment)
-    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    kill(*begin, *TINY, *options)
     shutil.rmtree(folder / "checkpoints" / "20")  # the logs are ahead of what is left
     begin.append("--resume")
-    environment |= {"KILL": "3", "SIGNAL": "15"}
+    environment = OFFLINE | {"KILL": "3", "SIGNAL": "15"}
     stopped = subprocess.run(begin, capture_output=True, text=True, timeout=250, env=environment)
     assert stopped.returncode == 143, stopped.stdout + stopped.stderr
     assert f"--resume --log {names}` goes on from there" in stopped.stderr
@@ -433,11 +441,8 @@ def test_all_three_after_a_run_was_killed_cut_back_and_stopped(own, tmp_path):
 def test_every_member_of_a_sweep_that_was_killed_is_logged(own, tmp_path):
     """As a run of its own: W&B's have the sweep as their group, and trackio's share its one folder."""
     folder, names = tmp_path / "sweep", f"tensorboard,wandb,trackio,{own}:kill"
-    environment = os.environ | {"WANDB_MODE": "offline", "KILL": "2", "SIGNAL": "9", "HF_HUB_OFFLINE": "1"}
     begin = [sys.executable, "-m", "vae_jax", "sweep", "--out", str(folder), "--log", names]
-    options = ["--seeds=2", "--output.figure_every=2", "--train.epochs=3", "--train.chunk_steps=10"]
-    killed = subprocess.run([*begin, *TINY, *options], capture_output=True, text=True, timeout=250, env=environment)
-    assert killed.returncode == -signal.SIGKILL, killed.stdout + killed.stderr
+    kill(*begin, *TINY, "--seeds=2", "--output.figure_every=2", "--train.epochs=3", "--train.chunk_steps=10")
     ended = run_python(*begin[1:], "--resume", WANDB_MODE="offline")
     assert "warning" not in ended.stdout + ended.stderr
     assert "since this process has begun" not in ended.stdout

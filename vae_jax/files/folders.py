@@ -35,8 +35,10 @@ def is_copy(folder: Path) -> bool:
 
 def shown_as(folder: Path) -> str:
     """A folder for the reader: of a copy the address whose copy it is, with the first digits of the commit."""
-    address, at, commit = copies.get(folder.absolute(), str(folder)).partition("@" if is_copy(folder) else "\0")
-    return f"{address}{at}{commit[:8]}"
+    if not is_copy(folder):
+        return str(folder)
+    address, _, commit = copies[folder.absolute()].rpartition("@")
+    return f"{address}@{commit[:8]}"
 
 
 def name_of(folder: Path) -> str:

@@ -65,10 +65,10 @@ def enlargement(columns: int, width: int) -> int:
 
 def _font(height: int) -> Any:
     """The font that matplotlib brings, which has more signs than Pillow's own; for texts of so many pixels."""
-    found = importlib.util.find_spec("matplotlib")  # does not import it, which takes a second
-    if found and found.origin:
+    spec = importlib.util.find_spec("matplotlib")  # does not import it, which takes a second
+    if spec and spec.origin:
         with suppress(OSError):
-            return ImageFont.truetype(str(Path(found.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"), height)
+            return ImageFont.truetype(str(Path(spec.origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"), height)
     return ImageFont.load_default(height)
 
 
